@@ -1,0 +1,1 @@
+"""Port LoRA adapters from one base language model to another."""

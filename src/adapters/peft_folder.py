@@ -1,0 +1,204 @@
+"""Reading and writing PEFT adapter folders, exactly."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ..exceptions import AdapterError
+from .adapter import LoraAdapter
+from .low_rank import LowRank
+from .peft_config import PeftConfig
+from .sites import Site
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+_PREFIX = "base_model.model."
+_PICKLE_FILE = "adapter_model.bin"
+_CONVERSION = (
+    'python -c "import torch, safetensors.torch as s; s.save_file({k: v.contiguous() for k, v in '
+    "torch.load('adapter_model.bin', weights_only=True).items()}, 'adapter_model.safetensors')\""
+)
+
+
+def read_adapter(folder: str | Path) -> LoraAdapter:
+    """Read a PEFT LoRA folder; every option that is exact is resolved, any other refused.
+
+    Raises:
+        AdapterError: a file is missing, truncated or a pickle; an option or a tensor cannot be
+            held exactly; a tensor is missing its partner, is one that PEFT would not load, has
+            another rank than the config says, or is not finite.
+    """
+    folder = Path(folder)
+    config = PeftConfig(_read_config(folder), str(folder))
+    pairs: dict[Site, dict[str, Tensor]] = {}
+    for key, tensor in _read_weights(folder).items():
+        site, factor = _parse_key(key, folder)
+        pairs.setdefault(site, {})[factor] = tensor
+    sites = {site: _low_rank(site, factors, config) for site, factors in pairs.items()}
+    return LoraAdapter(sites, config.base_model, config.raw)
+
+
+def _read_config(folder: Path) -> Mapping[str, object]:
+    path = folder / CONFIG_FILE
+    if not path.is_file():
+        raise AdapterError(
+            f"{folder} is not a PEFT adapter: it has no {CONFIG_FILE}; give the folder that "
+            f"save_pretrained wrote, with {CONFIG_FILE} and {WEIGHTS_FILE}"
+        )
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise AdapterError(f"{path} is not valid JSON ({error}); save the adapter again") from None
+    if not isinstance(raw, dict):
+        raise AdapterError(f"{path} holds a {type(raw).__name__}, it takes a JSON object")
+    return raw
+
+
+def _read_weights(folder: Path) -> dict[str, Tensor]:
+    path = folder / WEIGHTS_FILE
+    if not path.is_file():
+        if (folder / _PICKLE_FILE).is_file():
+            raise AdapterError(
+                f"{folder} holds its weights as a pickle ({_PICKLE_FILE}), which can run code "
+                f"when it is read; it takes {WEIGHTS_FILE}: in that folder run {_CONVERSION}"
+            )
+        raise AdapterError(f"{folder} has no {WEIGHTS_FILE}; copy or save the adapter again")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise AdapterError(
+            f"{path} ({path.stat().st_size} bytes) is truncated or damaged ({error}); it takes a "
+            "whole safetensors file: copy or save the adapter again"
+        ) from None
+
+
+def _parse_key(key: str, folder: Path) -> tuple[Site, str]:
+    module, _, factor = key.removeprefix(_PREFIX).rpartition(".lora_")
+    site = Site.parse(module)
+    if factor not in ("A.weight", "B.weight") or site is None or site.module_name != module:
+        raise AdapterError(
+            f"adapter {folder} holds the tensor {key!r}, which is no lora_A or lora_B of a "
+            "decoder layer's q, k, v, o, gate, up or down projection and would be lost; train "
+            "the adapter again on these modules only"
+        )
+    return site, factor[0]
+
+
+def _low_rank(site: Site, factors: dict[str, Tensor], config: PeftConfig) -> LowRank:
+    module = site.module_name
+    if set(factors) != {"A", "B"}:
+        raise AdapterError(
+            f"adapter {config.name} has only lora_{''.join(factors)} of {module}; it takes both "
+            "lora_A and lora_B: copy or save the adapter again"
+        )
+    if not config.targets(site):
+        raise AdapterError(
+            f"adapter {config.name} holds weights for {module}, but its {CONFIG_FILE} does not "
+            "target that module, so that PEFT would drop them; add it to target_modules"
+        )
+    a, b, rank = factors["A"], factors["B"], config.rank(site)
+    if a.ndim != 2 or b.ndim != 2 or a.shape[0] != rank or b.shape[1] != rank:
+        raise AdapterError(
+            f"adapter {config.name} has lora_A {tuple(a.shape)} and lora_B {tuple(b.shape)} at "
+            f"{module}, but its {CONFIG_FILE} gives rank {rank}: it takes ({rank}, in) and "
+            f"(out, {rank}); correct r or rank_pattern"
+        )
+    return LowRank(a, b, config.scale(site))
+
+
+def write_adapter(
+    adapter: LoraAdapter, folder: str | Path, *, card: str | None = None, overwrite: bool = False
+) -> None:
+    """Write a PEFT folder, whole or not at all.
+
+    Args:
+        adapter: What to write; its own config is kept where it still describes the adapter.
+        folder: The folder to make.
+        card: Text of the ``README.md`` beside the weights.
+        overwrite: Replace a folder that is there already.
+
+    Raises:
+        AdapterError: the folder exists and is not to be replaced.
+    """
+    folder = Path(folder)
+    if folder.exists() and not overwrite:
+        raise AdapterError(f"{folder} exists already; name another folder or set overwrite=true")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # A sibling folder, so that the rename stays within one file system.
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
+        whole = Path(scratch) / "adapter"
+        whole.mkdir()
+        save_file(_tensors(adapter), whole / WEIGHTS_FILE, metadata={"format": "pt"})
+        config = json.dumps(peft_config(adapter), indent=2)
+        (whole / CONFIG_FILE).write_text(config + "\n", encoding="utf-8")
+        if card is not None:
+            (whole / "README.md").write_text(card, encoding="utf-8")
+        if folder.exists():
+            shutil.move(folder, Path(scratch) / "replaced")
+        os.replace(whole, folder)
+
+
+def _tensors(adapter: LoraAdapter) -> dict[str, Tensor]:
+    tensors = {}
+    for site, update in adapter.items():
+        for name, factor in (("A", update.A), ("B", update.B)):
+            key = f"{_PREFIX}{site.module_name}.lora_{name}.weight"
+            tensors[key] = factor.detach().cpu().contiguous()
+    return tensors
+
+
+def peft_config(adapter: LoraAdapter) -> dict[str, object]:
+    """Return the ``adapter_config.json`` that makes PEFT compute exactly this adapter."""
+    if adapter.config is not None:
+        config = PeftConfig(adapter.config, adapter.base_model)
+        if all(
+            config.targets(site)
+            and (config.rank(site), config.scale(site)) == (update.rank, update.scale)
+            for site, update in adapter.items()
+        ):
+            return {**adapter.config, "base_model_name_or_path": adapter.base_model}
+    return _plain_config(adapter)
+
+
+def _plain_config(adapter: LoraAdapter) -> dict[str, object]:
+    ranks = {site: update.rank for site, update in adapter.items()}
+    # alpha / r gives the scale back within one rounding, and exactly where r is a power of two.
+    alphas = {site: update.scale * update.rank for site, update in adapter.items()}
+    rank = Counter(ranks.values()).most_common(1)[0][0]
+    alpha = Counter(alphas.values()).most_common(1)[0][0]
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": adapter.base_model,
+        "r": rank,
+        "lora_alpha": alpha,
+        "rank_pattern": {_regex(site): r for site, r in ranks.items() if r != rank},
+        "alpha_pattern": {_regex(site): a for site, a in alphas.items() if a != alpha},
+        **_targets(adapter),
+        "lora_dropout": 0.0,
+        "use_rslora": False,
+        "bias": "none",
+        "init_lora_weights": True,
+        "inference_mode": True,
+    }
+
+
+def _regex(site: Site) -> str:
+    return site.module_name.replace(".", r"\.")
+
+
+def _targets(adapter: LoraAdapter) -> dict[str, object]:
+    """Roles and layers where each of the layers has every role, else the modules' full names."""
+    layers = sorted({site.layer for site in adapter})
+    if len(adapter) == len(layers) * len(adapter.roles):
+        names = [role.module for role in adapter.roles]
+        return {"target_modules": names, "layers_to_transform": layers}
+    return {"target_modules": [site.module_name for site in adapter]}

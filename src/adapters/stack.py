@@ -1,0 +1,139 @@
+"""Several adapters of the same sites and ranks, stacked for batched algebra."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ..exceptions import AdapterError
+from .adapter import LoraAdapter
+from .low_rank import LowRank, stacked
+from .sites import Site
+
+
+@dataclass(frozen=True, eq=False)
+class StackedSite:
+    """The factors of one site in several adapters, in float32, scales folded into B."""
+
+    A: Float[Tensor, "adapters rank in"]
+    B: Float[Tensor, "adapters out rank"]
+
+    def __len__(self) -> int:
+        return self.A.shape[0]
+
+    def low_rank(self, place: int) -> LowRank:
+        """Return the update of the adapter at ``place``."""
+        return LowRank(self.A[place], self.B[place])
+
+    def delta_gram(self, other: "StackedSite") -> Float[Tensor, "adapters others"]:
+        """Return all inner products of the updates, ``<B_i A_i, B_j A_j>``, in float64.
+
+        Exact through r x r Grams, ``sum((B_i^T B_j) * (A_i A_j^T))``, and therefore free of the
+        gauge of the factors.
+        """
+        left = torch.einsum("ior,jos->ijrs", self.B.double(), other.B.double())
+        right = torch.einsum("irx,jsx->ijrs", self.A.double(), other.A.double())
+        return (left * right).sum(dim=(-2, -1))
+
+    def factor_gram(self, other: "StackedSite") -> Float[Tensor, "adapters others"]:
+        """Return all inner products of the flattened factors, ``<A_i, A_j> + <B_i, B_j>``."""
+        a = self.A.double().flatten(1) @ other.A.double().flatten(1).mT
+        return a + self.B.double().flatten(1) @ other.B.double().flatten(1).mT
+
+    def delta_sum(self, coefficients: Float[Tensor, " adapters"], rank: int) -> LowRank:
+        """Return ``sum_i c_i B_i A_i``, cut to the nearest update of ``rank``."""
+        terms = [self.low_rank(place) for place in range(len(self))]
+        return stacked(terms, coefficients.tolist()).truncated(rank).matrix
+
+    def factor_sum(self, coefficients: Float[Tensor, " adapters"]) -> LowRank:
+        """Return the update whose factors are ``sum_i c_i A_i`` and ``sum_i c_i B_i``."""
+        weights = coefficients.to(self.A.dtype)
+        return LowRank(
+            torch.einsum("i,irx->rx", weights, self.A), torch.einsum("i,ior->or", weights, self.B)
+        )
+
+
+class AdapterStack(Mapping[Site, StackedSite]):
+    """Several adapters of one base model with the same sites and ranks.
+
+    Raises:
+        AdapterError: two of the adapters differ in their sites, or in the shape of one.
+    """
+
+    def __init__(self, sites: Mapping[Site, StackedSite]) -> None:
+        self._sites = dict(sorted(sites.items(), key=lambda item: item[0].sort_key))
+
+    @classmethod
+    def of(cls, adapters: Mapping[str, LoraAdapter]) -> "AdapterStack":
+        """Stack adapters, which are called by their names in error messages."""
+        names = list(adapters)
+        first = adapters[names[0]]
+        for name in names[1:]:
+            _check_alike(names[0], first, name, adapters[name])
+        return cls({site: _stacked_site([adapters[n][site] for n in names]) for site in first})
+
+    def __getitem__(self, site: Site) -> StackedSite:
+        return self._sites[site]
+
+    def __iter__(self) -> Iterator[Site]:
+        return iter(self._sites)
+
+    def __len__(self) -> int:
+        return len(self._sites)
+
+    @property
+    def adapters(self) -> int:
+        """How many adapters are stacked."""
+        return len(next(iter(self._sites.values())))
+
+    def select(self, places: Int[Tensor, " chosen"] | Sequence[int]) -> "AdapterStack":
+        """Return the stack of the adapters at ``places``, in that order."""
+        chosen = torch.as_tensor(places, dtype=torch.long)
+        return AdapterStack(
+            {site: StackedSite(s.A[chosen], s.B[chosen]) for site, s in self._sites.items()}
+        )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return every factor under a name such as ``3.q.A``, for a checkpoint."""
+        return {
+            f"{site.label}.{name}": factor
+            for site, s in self._sites.items()
+            for name, factor in (("A", s.A), ("B", s.B))
+        }
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "AdapterStack":
+        """Return the stack that :meth:`tensors` came from."""
+        labels = dict.fromkeys(name.rpartition(".")[0] for name in tensors)
+        return cls(
+            {
+                Site.from_label(label): StackedSite(tensors[f"{label}.A"], tensors[f"{label}.B"])
+                for label in labels
+            }
+        )
+
+
+def _stacked_site(updates: list[LowRank]) -> StackedSite:
+    a = torch.stack([update.A.float() for update in updates])
+    b = torch.stack([update.scale * update.B.float() for update in updates])
+    return StackedSite(a, b)
+
+
+def _check_alike(name: str, one: LoraAdapter, other_name: str, other: LoraAdapter) -> None:
+    if set(one) != set(other):
+        odd = sorted(set(one) ^ set(other), key=lambda site: site.sort_key)[0]
+        raise AdapterError(
+            f"adapter {other_name} and adapter {name} differ in their sites ({odd.module_name} is "
+            "in one of them only), but the adapters of one model in a zoo take the same ones; "
+            "train them with one recipe or leave one out by tasks.names"
+        )
+    for site in one:
+        if (one[site].rank, one[site].shape) != (other[site].rank, other[site].shape):
+            raise AdapterError(
+                f"adapter {other_name} has rank {other[site].rank} and shape {other[site].shape} "
+                f"at {site.module_name}, but adapter {name} has rank {one[site].rank} and shape "
+                f"{one[site].shape}; the adapters of one model in a zoo take the same rank: train "
+                "them with one recipe or leave one out by tasks.names"
+            )

@@ -1,0 +1,181 @@
+"""The paired adapters of a zoo as a LightningDataModule."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Int
+from lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ..adapters import AdapterStack, LoraAdapter
+from ..exceptions import ConfigurationError
+from .zoo import ZooPairs
+
+
+class AdapterBatch(NamedTuple):
+    """Paired adapters of some tasks.
+
+    Attributes:
+        places: Which anchors they are, by their place among all of them.
+        source: Factors of the source's adapters, ``AdapterStack.tensors``.
+        target: Factors of the target's.
+    """
+
+    places: Int[Tensor, " pairs"]
+    source: dict[str, Tensor]
+    target: dict[str, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class AnchorSet:
+    """Paired adapters, stacked: what every mapper that learns from anchors is fitted on.
+
+    Attributes:
+        names: The tasks, in the order of the stacks.
+        source: The source's adapters.
+        target: The target's adapters.
+        source_base: The model that the source's adapters were trained on.
+        target_base: The model that the target's adapters were trained on.
+    """
+
+    names: tuple[str, ...]
+    source: AdapterStack
+    target: AdapterStack
+    source_base: str
+    target_base: str
+
+    @classmethod
+    def of(cls, pairs: ZooPairs, names: Sequence[str]) -> "AnchorSet":
+        """Stack the pairs of the named tasks.
+
+        Raises:
+            AdapterError: the adapters of one side differ in their sites, ranks or shapes.
+        """
+        source = {name: pairs.source[name] for name in names}
+        target = {name: pairs.target[name] for name in names}
+        return cls(
+            tuple(names),
+            AdapterStack.of(source),
+            AdapterStack.of(target),
+            source[names[0]].base_model,
+            target[names[0]].base_model,
+        )
+
+    def select(self, places: Sequence[int]) -> "AnchorSet":
+        """Return the pairs at ``places``, in that order."""
+        return AnchorSet(
+            tuple(self.names[place] for place in places),
+            self.source.select(places),
+            self.target.select(places),
+            self.source_base,
+            self.target_base,
+        )
+
+
+class _PairDataset(Dataset[int]):
+    """Anchors by their places; a batch is selected from the stacks at once."""
+
+    def __init__(self, anchors: AnchorSet, places: Sequence[int]) -> None:
+        self.anchors, self.places = anchors, list(places)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, item: int) -> int:
+        return self.places[item]
+
+    def collate(self, places: list[int]) -> AdapterBatch:
+        return AdapterBatch(
+            torch.tensor(places),
+            self.anchors.source.select(places).tensors(),
+            self.anchors.target.select(places).tensors(),
+        )
+
+
+class AnchorPairs(LightningDataModule):
+    """Paired adapters, split into anchors to train on, anchors to validate on and held-out tasks.
+
+    Args:
+        zoo: The adapters, read.
+        held_out: Tasks that no mapper may see in training; those that the zoo lacks are ignored.
+        validation: Share of the anchors that is left out of training to choose when to stop.
+        folds: With k folds the held-out tasks are not ``held_out`` but the ``fold``-th part of
+            all tasks, shuffled by the seed; None keeps them fixed.
+        fold: Which part, from 0.
+        batch_size: Pairs a step.
+        seed: Of the choice of the validation anchors, of the folds and of the order of batches.
+
+    Raises:
+        ConfigurationError: fewer than two anchors are left, or the folds do not exist.
+    """
+
+    def __init__(
+        self,
+        zoo: ZooPairs,
+        held_out: Sequence[str],
+        *,
+        validation: float = 0.0,
+        folds: int | None = None,
+        fold: int = 0,
+        batch_size: int = 8,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.batch_size, self.seed = batch_size, seed
+        names = list(zoo.source)
+        self.held_out = _held_out(names, held_out, folds, fold, seed)
+        anchors = [name for name in names if name not in self.held_out]
+        left_out = round(validation * len(anchors))
+        if len(anchors) - left_out < 2:
+            raise ConfigurationError(
+                f"of {len(names)} tasks {len(self.held_out)} are held out and {left_out} are for "
+                "validation, which leaves fewer than two anchors to train on; shorten "
+                "tasks.held_out, lower data.validation or add tasks to the zoo"
+            )
+        order = torch.randperm(len(anchors), generator=torch.Generator().manual_seed(seed))
+        self._validation = sorted(order[:left_out].tolist())
+        self._training = sorted(order[left_out:].tolist())
+        self.anchors = AnchorSet.of(zoo, anchors)
+        self.queries: Mapping[str, LoraAdapter] = {n: zoo.source[n] for n in self.held_out}
+        self.oracles: Mapping[str, LoraAdapter] = {n: zoo.target[n] for n in self.held_out}
+
+    @property
+    def training_anchors(self) -> AnchorSet:
+        """The anchors that a mapper may be fitted on."""
+        return self.anchors.select(self._training)
+
+    @property
+    def validation_anchors(self) -> AnchorSet | None:
+        """The anchors that are left out to choose when to stop, if there are any."""
+        return self.anchors.select(self._validation) if self._validation else None
+
+    def train_dataloader(self) -> DataLoader[int]:
+        """Return batches of the training anchors, shuffled by the seed."""
+        generator = torch.Generator().manual_seed(self.seed)
+        return self._loader(self._training, shuffle=True, generator=generator)
+
+    def val_dataloader(self) -> DataLoader[int] | list[Any]:
+        """Return the validation anchors in order; nothing where there are none."""
+        return self._loader(self._validation) if self._validation else []
+
+    def _loader(self, places: Sequence[int], **options: Any) -> DataLoader[int]:
+        dataset = _PairDataset(self.anchors, places)
+        return DataLoader(dataset, self.batch_size, collate_fn=dataset.collate, **options)
+
+
+def _held_out(
+    names: list[str], fixed: Sequence[str], folds: int | None, fold: int, seed: int
+) -> tuple[str, ...]:
+    if folds is None:
+        return tuple(name for name in fixed if name in names)
+    if not 2 <= folds <= len(names) or not 0 <= fold < folds:
+        raise ConfigurationError(
+            f"data.folds={folds} with data.fold={fold} does not divide {len(names)} tasks; take "
+            f"2 to {len(names)} folds and a fold from 0 to one less"
+        )
+    order = torch.randperm(len(names), generator=torch.Generator().manual_seed(seed)).tolist()
+    chosen = set(order[fold::folds])
+    return tuple(name for place, name in enumerate(names) if place in chosen)

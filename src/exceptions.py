@@ -1,0 +1,28 @@
+"""The errors that a user can cause, and the exit code each of them ends a command with.
+
+Each message says what it is about, what it got, what it takes and the way out. Commands print
+the message alone, without a traceback; anything else that is raised is a fault of the program
+and keeps its traceback.
+"""
+
+
+class LoraportError(Exception):
+    """A mistake in what was asked for or given, which the message explains."""
+
+    exit_code = 2
+
+
+class ConfigurationError(LoraportError, ValueError):
+    """An option that does not exist, does not fit another one, or has a value it cannot take."""
+
+
+class AdapterError(LoraportError, ValueError):
+    """An adapter or a zoo that cannot be read exactly, or does not fit what it is used with."""
+
+
+class DataError(LoraportError, ValueError):
+    """A task or a text that is missing, malformed or empty."""
+
+
+class ModelError(LoraportError, ValueError):
+    """A base model that cannot be found, loaded, or adapted."""

@@ -1,0 +1,175 @@
+"""A residual MLP between the principal components of both sides, shared by all sites."""
+
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ..alignment import PrincipalScores
+from ..data import AdapterBatch, AnchorSet
+from .anchor_mapper import AnchorMapper, Coefficients, Grams, Inners
+from .base import Report
+from .components import SiteComponents, fit_components
+from .global_ridge import mean_squares, normalised_sum
+
+
+class _Frame(NamedTuple):
+    """A site's components, turned so that all sites' coordinates mean the same."""
+
+    pair: SiteComponents
+    source_turn: Float[Tensor, "k k"]
+    target_turn: Float[Tensor, "k k"]
+    weights: Float[Tensor, " k"]  # shares of the target's variance, summing to 1
+
+
+class PCAMLPMapper(AnchorMapper):
+    """Predicts a site's K target scores from its K source scores: ``y = g * x + f(x)``.
+
+    ``f`` is an MLP ``K -> width -> width -> K`` and ``g`` one gain a coordinate, both shared by
+    all layers and modules. For that to make sense the coordinates must mean the same at every
+    site, while signs and the order of principal components are accidents: whitened scores of
+    every site and side are turned by the orthogonal matrix that brings the anchors nearest to
+    the components of the source as a whole (Procrustes). The loss is the squared error of the
+    update within the kept components, relative to their variance.
+
+    Args:
+        space: ``delta`` or ``factors``.
+        components: K; fewer than the training anchors.
+        width: Of the hidden layers.
+        lr: Step size of AdamW.
+        weight_decay: Of AdamW.
+        dropout: Share of hidden units dropped in training.
+        seed: Of the initial weights.
+
+    Source: PCA coefficients mapped by an MLP shared over blocks, as in hypernetworks over
+    adapters; the common frame is this project's.
+    """
+
+    def __init__(
+        self,
+        space: str = "delta",
+        components: int = 8,
+        width: int = 64,
+        lr: float = 3e-3,
+        weight_decay: float = 1e-2,
+        dropout: float = 0.1,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(space)
+        self.save_hyperparameters(
+            dict(
+                space=space,
+                components=components,
+                width=width,
+                lr=lr,
+                weight_decay=weight_decay,
+                dropout=dropout,
+                seed=seed,
+            )
+        )
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            last = nn.Linear(width, components)
+            self.mlp = nn.Sequential(
+                nn.Linear(components, width),
+                nn.GELU(),
+                nn.Dropout(dropout),
+                nn.Linear(width, width),
+                nn.GELU(),
+                nn.Dropout(dropout),
+                last,
+            )
+        # Starts as the plain turn of one frame into the other.
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.gain = nn.Parameter(torch.ones(components))
+
+    def forward(self, scores: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch k"]:
+        """Return the target's coordinates for the source's."""
+        return self.gain * scores + self.mlp(scores)
+
+    def solve(self, source: Grams, target: Grams) -> None:
+        """Take the components of every site and turn them into one frame."""
+        k = self.hparams["components"]
+        pairs = fit_components(source, target, self.source_site, k)
+        reference = PrincipalScores.fit(normalised_sum(source, mean_squares(source)), k).scores
+        self._frames = {
+            site: _Frame(
+                pair,
+                _turn(pair.source.scores, reference),
+                _turn(pair.target.scores, reference),
+                pair.target.variances / pair.target.variances.sum().clamp_min(1e-300),
+            )
+            for site, pair in pairs.items()
+        }
+
+    def _coordinates(self, inner: Inners) -> Float[Tensor, "queries sites k"]:
+        rows = [
+            frame.pair.source.project(inner[self.source_site[site]]) @ frame.source_turn
+            for site, frame in self._frames.items()
+        ]
+        return torch.stack(rows, dim=1).float()
+
+    @torch.no_grad()
+    def coefficients(self, inner: Inners) -> Coefficients:
+        """Return the weights that give the predicted scores, for each site."""
+        self.eval()
+        predicted = self(self._coordinates(inner).to(self.device)).cpu().double()
+        return {
+            site: frame.pair.target.coefficients(predicted[:, place] @ frame.target_turn.mT)
+            for place, (site, frame) in enumerate(self._frames.items())
+        }
+
+    def report(self) -> Report:
+        """Add the components and the learned gains."""
+        gains = [round(gain, 4) for gain in self.gain.tolist()]
+        return super().report() | {"components": self.hparams["components"], "gains": gains}
+
+    # --- Lightning ---
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """AdamW."""
+        return torch.optim.AdamW(
+            self.parameters(), lr=self.hparams["lr"], weight_decay=self.hparams["weight_decay"]
+        )
+
+    def on_fit_start(self) -> None:
+        """Fit the frame on the training anchors, and look up every anchor's coordinates in it."""
+        module = self.trainer.datamodule  # type: ignore[attr-defined]
+        self.fit(module.training_anchors)
+        anchors: AnchorSet = module.anchors
+        inner = {
+            site: self._gram(anchors.source, self.anchors.source, site)
+            for site in set(self.source_site.values())
+        }
+        self._x = self._coordinates(inner).to(self.device)
+        rows = [
+            frame.pair.target.project(self._gram(anchors.target, self.anchors.target, site))
+            for site, frame in self._frames.items()
+        ]
+        self._y = torch.stack(rows, dim=1).float().to(self.device)
+        frames = self._frames.values()
+        self._turns = torch.stack([f.target_turn for f in frames]).float().to(self.device)
+        self._weights = torch.stack([f.weights for f in frames]).float().to(self.device)
+
+    def _step(self, batch: AdapterBatch, stage: str) -> Tensor:
+        predicted = self(self._x[batch.places])
+        scores = torch.einsum("nsk,sjk->nsj", predicted, self._turns)
+        loss = ((scores - self._y[batch.places]).square() * self._weights).sum(dim=-1).mean()
+        self.log(f"{stage}/loss", loss, batch_size=len(batch.places), prog_bar=True)
+        return loss
+
+    def training_step(self, batch: AdapterBatch, batch_idx: int) -> Tensor:
+        """Return the loss on some training anchors."""
+        return self._step(batch, "train")
+
+    def validation_step(self, batch: AdapterBatch, batch_idx: int) -> Any:
+        """Return the loss on the left-out anchors."""
+        return self._step(batch, "val")
+
+
+def _turn(scores: Float[Tensor, "n k"], reference: Float[Tensor, "n k"]) -> Float[Tensor, "k k"]:
+    """Return the orthogonal matrix that brings scores nearest to the reference."""
+    u, _, vt = torch.linalg.svd(scores.mT @ reference)
+    return u @ vt

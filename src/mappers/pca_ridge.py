@@ -1,0 +1,103 @@
+"""A linear map between the leading principal components of both sides."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..alignment import PrincipalScores, ridge_coefficients
+from .anchor_mapper import Coefficients, Grams, Inners
+from .base import Report
+from .closed_form import ClosedFormMapper
+from .components import SiteComponents, fit_components
+from .global_ridge import STRENGTHS
+
+
+class PCARidgeMapper(ClosedFormMapper):
+    """Ridge regression of a site's K target scores on its K source scores, K x K for each site.
+
+    The source scores keep their variances, so that a strength shrinks the weak components most;
+    on whitened ones it would shrink all alike.
+
+    Args:
+        space: ``delta`` or ``factors``.
+        components: K, kept components of each side; fewer than anchors.
+        strengths: Ridge strengths to choose among, one for all sites. The choice is made by
+            leaving out each anchor in turn and taking the components again without it: the
+            closed form would have seen the anchor in its components.
+    """
+
+    def __init__(
+        self,
+        space: str = "delta",
+        components: int = 8,
+        strengths: Sequence[float] = STRENGTHS,
+    ) -> None:
+        super().__init__(space)
+        self.components, self.strengths = components, tuple(strengths)
+        self.save_hyperparameters(
+            {"space": space, "components": components, "strengths": list(self.strengths)}
+        )
+
+    def solve(self, source: Grams, target: Grams) -> None:
+        """Take the components of every site, and choose the strength."""
+        self._sites = fit_components(source, target, self.source_site, self.components)
+        errors = {s: self._loo_error(source, target, s) for s in self.strengths}
+        self.strength = min(errors, key=lambda s: (errors[s], -s))
+        mean = self._loo_error(source, target, math.inf)
+        self.relative_loo = errors[self.strength] / mean
+
+    def coefficients(self, inner: Inners) -> Coefficients:
+        """Return the weights that give the predicted scores, for each site."""
+        return {
+            site: _coefficients(pair, inner[self.source_site[site]], self.strength)
+            for site, pair in self._sites.items()
+        }
+
+    def _loo_error(self, source: Grams, target: Grams, strength: float) -> float:
+        """Return the mean over sites of the leave-one-out error, in units of the mean norm."""
+        total = 0.0
+        for site, partner in self.source_site.items():
+            errors = leave_one_out(source[partner], target[site], self.components, strength)
+            total += float(errors.mean() / target[site].diagonal().mean())
+        return total / len(self.source_site)
+
+    def report(self) -> Report:
+        """Add the components, the strength and its error relative to the mean adapter's."""
+        return super().report() | {
+            "components": self.components,
+            "strength": self.strength,
+            "loo_error_relative_to_mean": self.relative_loo,
+        }
+
+
+def _coefficients(
+    pair: SiteComponents, inner: Float[Tensor, "queries n"], strength: float
+) -> Float[Tensor, "queries n"]:
+    root = pair.source.variances.sqrt()
+    known, asked = pair.source.scores * root, pair.source.project(inner) * root
+    weights = ridge_coefficients(known @ known.mT, asked @ known.mT, strength)
+    return pair.target.coefficients(weights @ pair.target.scores)
+
+
+def leave_one_out(
+    source: Float[Tensor, "n n"], target: Float[Tensor, "n n"], components: int, strength: float
+) -> Float[Tensor, " n"]:
+    """Return the squared error of each point, predicted from the others' components alone."""
+    n = len(source)
+    kept = min(components, n - 2)
+    errors = []
+    for left_out in range(n):
+        others = [place for place in range(n) if place != left_out]
+        pair = SiteComponents(
+            PrincipalScores.fit(source[others][:, others], kept),
+            PrincipalScores.fit(target[others][:, others], kept),
+        )
+        c = _coefficients(pair, source[left_out, others][None], strength)[0]
+        cross = target[left_out, others]
+        errors.append(
+            target[left_out, left_out] - 2 * c @ cross + c @ target[others][:, others] @ c
+        )
+    return torch.stack(errors)

@@ -1,0 +1,13 @@
+"""Base models: where they come from, their sites, and LoRA adapters on them."""
+
+from .attach import attached as attached
+from .base import BaseModel as BaseModel
+from .base import ModelSource as ModelSource
+from .finetune import LoraFineTuning as LoraFineTuning
+from .gguf import ChunkedGguf as ChunkedGguf
+from .gguf import PackagedGguf as PackagedGguf
+from .logits import last_logits as last_logits
+from .sites import ARCHITECTURES as ARCHITECTURES
+from .sites import SiteTable as SiteTable
+from .sources import HubModel as HubModel
+from .sources import LocalModel as LocalModel

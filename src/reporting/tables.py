@@ -1,0 +1,141 @@
+"""The table that a run ends with: every condition of every held-out task, and what it means."""
+
+from collections.abc import Sequence
+from typing import IO, NamedTuple
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from .results import Results, TaskResult
+from .verdict import interval_text, verdict
+
+_LEAST_WIDTH = 100
+_PIPED_WIDTH = 120
+_FIRST = ("base", "source_base", "source", "oracle")
+_HEADINGS = {"source_base": "source\nbase"}
+
+
+class ResultsTable(NamedTuple):
+    """The same numbers as plain data, for loggers and notebooks."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str | float | None, ...], ...]
+
+
+def score_columns(results: Results) -> tuple[str, ...]:
+    """Return the conditions in the order in which they are shown: the prediction last."""
+    controls = dict.fromkeys(["mean", *results.controls])
+    return (*_FIRST, *controls, "predicted")
+
+
+def results_data(results: Results) -> ResultsTable:
+    """Return one row a task with scores, gaps, interval ends and agreement of the weights."""
+    conditions = score_columns(results)
+    columns = (
+        *("task", *conditions, "gap_recovered", "ci95_low", "ci95_high", "gap_recovered_nll"),
+        *("retention", "relative_to_oracle", "margin", "weight_cosine", "relative_error"),
+    )
+    rows = []
+    for name, task in results.tasks.items():
+        low, high = task.ci95 if task.ci95 is not None else (None, None)
+        scores = [task.scores.get(condition) for condition in conditions]
+        gaps = [task.gap_recovered, low, high, task.gap_recovered_nll]
+        rest = [task.retention, task.relative_to_oracle, task.margin]
+        weights = [task.weight_cosine, task.relative_error]
+        rows.append((name, *scores, *gaps, *rest, *weights))
+    return ResultsTable(columns, tuple(rows))
+
+
+def results_table(results: Results) -> Table:
+    """Return the table of all held-out tasks, with the mean over the usable ones as last row."""
+    space = f", space {results.space}" if results.space else ""
+    pair = results.pair
+    table = Table(
+        title=f"{results.mapper}{space}, seed {results.seed}: {pair.source} → {pair.target}",
+        caption="accuracy on the test rows; gap recovered = (predicted - base) / (oracle - base)",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        title_style="bold",
+        caption_style="",
+        title_justify="left",
+        caption_justify="left",
+    )
+    table.add_column("task", no_wrap=True, vertical="bottom")
+    conditions = score_columns(results)
+    for condition in conditions:
+        heading = _HEADINGS.get(condition, condition)
+        style = "bold" if condition == "predicted" else None
+        table.add_column(heading, justify="right", no_wrap=True, style=style, vertical="bottom")
+    table.add_column("gap recovered\n[95 % interval]", justify="right", no_wrap=True)
+    table.add_column("NLL\ngap", justify="right", no_wrap=True)
+    table.add_column("cosine", justify="right", no_wrap=True, vertical="bottom")
+    for name, task in results.tasks.items():
+        table.add_row(name, *_cells(task, conditions), style=None if task.usable else "dim")
+    if results.tasks:
+        table.add_section()
+        table.add_row(*_summary_cells(results, conditions))
+    return table
+
+
+def results_text(results: Results, width: int = _PIPED_WIDTH) -> str:
+    """Return the table and the verdict as plain text, for files and logs."""
+    console = Console(width=width, color_system=None, force_terminal=False, record=False)
+    with console.capture() as capture:
+        _print(console, results)
+    return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
+
+
+def print_results(results: Results, file: IO[str] | None = None) -> None:
+    """Print the table and the verdict to ``file``, or to the terminal.
+
+    In colours and at the terminal's width where there is one, else without and 120 wide. It never
+    gets narrower than 100 columns, where numbers would be cut.
+    """
+    console = Console(file=file)
+    if not console.is_terminal:
+        console.width = _PIPED_WIDTH
+    console.width = max(console.width, _LEAST_WIDTH)
+    _print(console, results)
+
+
+def _print(console: Console, results: Results) -> None:
+    console.print(results_table(results))
+    console.print(verdict(results), markup=False, highlight=False)
+    left_out = [name for name, task in results.tasks.items() if not task.usable]
+    if left_out:
+        console.print(
+            f"Not usable, and left out of the mean: {', '.join(left_out)} (the oracle is less than "
+            "3 points above the base).",
+            markup=False,
+            highlight=False,
+        )
+
+
+def _cells(task: TaskResult, conditions: Sequence[str]) -> list[str]:
+    scores = [_number(task.scores.get(condition)) for condition in conditions]
+    gap = "no gap"
+    if task.gap_recovered is not None:
+        gap = f"{task.gap_recovered:.2f} {interval_text(task.ci95)}"
+    return [*scores, gap, _number(task.gap_recovered_nll), _number(task.weight_cosine)]
+
+
+def _summary_cells(results: Results, conditions: Sequence[str]) -> list[str]:
+    summary = results.summary
+    usable = [task for task in results.tasks.values() if task.usable]
+    scores = [_number(_mean([t.scores.get(condition) for t in usable])) for condition in conditions]
+    gap = "no gap"
+    if summary.gap_recovered is not None:
+        gap = f"{summary.gap_recovered:.2f} {interval_text(summary.ci95)}"
+    cosine = _number(_mean([task.weight_cosine for task in usable]))
+    name = f"mean of {summary.usable}"
+    return [name, *scores, gap, _number(summary.gap_recovered_nll), cosine]
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known and len(known) == len(values) else None
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"

@@ -1,0 +1,223 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from loraport.evaluation.statistics import (
+    Interval,
+    PairedScores,
+    gap_recovered,
+    is_usable,
+    mean_difference,
+    mean_gap,
+    relative_to_oracle,
+    retention,
+    task_gap,
+)
+
+
+def scored(rows, base, method, oracle, seed=0):
+    """Answers that are right with the given probabilities, correlated as rows are easy or hard."""
+    generator = torch.Generator().manual_seed(seed)
+    ease = torch.rand(rows, generator=generator)
+
+    def answers(probability):
+        luck = torch.rand(rows, generator=generator)
+        own = torch.rand(rows, generator=generator)
+        return torch.where(luck < 0.5, ease, own) < probability
+
+    return PairedScores(answers(base), answers(method), answers(oracle))
+
+
+def exact(right, rows=100):
+    """Answers of which the first ``right`` are right."""
+    return torch.arange(rows) < right
+
+
+def planted(base, method, oracle, rows=100):
+    return PairedScores(exact(base, rows), exact(method, rows), exact(oracle, rows))
+
+
+@pytest.mark.parametrize(
+    ("base", "method", "oracle", "expected"),
+    [
+        (0.5, 0.5, 0.9, 0.0),
+        (0.5, 0.9, 0.9, 1.0),
+        (0.4, 0.5, 0.8, 0.25),
+        (0.4, 0.3, 0.8, -0.25),
+        (-2.0, -1.5, -1.0, 0.5),
+    ],
+)
+def test_gap_recovered(base, method, oracle, expected):
+    assert gap_recovered(base, method, oracle) == pytest.approx(expected)
+
+
+def test_ratios_without_a_denominator_are_nan():
+    assert math.isnan(gap_recovered(0.5, 0.7, 0.5))
+    assert math.isnan(retention(0.5, 0.0))
+    assert math.isnan(relative_to_oracle(0.5, 0.0))
+    assert retention(0.6, 0.8) == pytest.approx(0.75)
+    assert relative_to_oracle(0.6, 0.5) == pytest.approx(1.2)
+
+
+def test_usable_begins_at_three_points():
+    assert is_usable(0.5, 0.53)
+    assert is_usable(206 / 300, 215 / 300)
+    assert not is_usable(206 / 300, 214 / 300)
+    assert not is_usable(0.9, 0.5)
+    assert not is_usable(math.nan, 0.5)
+
+
+def test_task_gap_has_the_planted_value():
+    estimate = task_gap(planted(40, 60, 80))
+    assert estimate.value == pytest.approx(0.5)
+    assert estimate.interval.low < 0.5 < estimate.interval.high
+
+
+def test_a_method_equal_to_the_oracle_or_the_base_has_no_spread():
+    assert task_gap(planted(40, 80, 80)).interval == pytest.approx((1, 1))
+    assert task_gap(planted(40, 40, 80)).interval == pytest.approx((0, 0))
+
+
+def test_task_gap_agrees_with_scipy():
+    scores = scored(300, 0.5, 0.7, 0.9)
+    columns = scores.table.numpy().T
+
+    def ratio(base, method, oracle, axis=-1):
+        base, method, oracle = base.mean(axis), method.mean(axis), oracle.mean(axis)
+        return (method - base) / (oracle - base)
+
+    reference = stats.bootstrap(
+        tuple(columns),
+        ratio,
+        paired=True,
+        method="percentile",
+        n_resamples=20_000,
+        rng=np.random.default_rng(1),
+    ).confidence_interval
+    estimate = task_gap(scores, draws=20_000)
+    assert estimate.value == pytest.approx(ratio(*columns))
+    assert estimate.interval == pytest.approx(tuple(reference), abs=0.01)
+
+
+def test_mean_difference_of_one_task_agrees_with_scipy():
+    scores = scored(200, 0.5, 0.6, 0.9)
+    difference = (scores.table[:, 1] - scores.table[:, 0]).numpy()
+    reference = stats.bootstrap(
+        (difference,), np.mean, method="percentile", n_resamples=20_000, rng=2
+    ).confidence_interval
+    estimate = mean_difference([scores.method], [scores.base], draws=20_000)
+    assert estimate.value == pytest.approx(difference.mean())
+    assert estimate.interval == pytest.approx(tuple(reference), abs=0.01)
+
+
+def test_pairing_matters():
+    # The method is right wherever the base is, and on 5 rows more: surely better.
+    sure = mean_difference([exact(55)], [exact(50)]).interval
+    # The same accuracies on unrelated rows say little.
+    unsure = mean_difference([exact(55)], [exact(50).flip(0)]).interval
+    assert sure.low > 0
+    assert unsure.low < 0 < unsure.high
+
+
+def test_coverage_of_a_task():
+    true = (0.7 - 0.5) / (0.9 - 0.5)
+    hits = [
+        task_gap(scored(300, 0.5, 0.7, 0.9, seed), seed, draws=300).interval.contains(true)
+        for seed in range(200)
+    ]
+    # 0.95, less or more 3.5 standard errors of 200 trials.
+    assert 0.895 <= sum(hits) / len(hits) <= 1.0
+    assert not all(hits)
+
+
+def test_coverage_over_tasks():
+    generator = torch.Generator().manual_seed(3)
+    hits = []
+    for seed in range(60):
+        gaps = 0.5 + 0.2 * torch.randn(8, generator=generator)
+        tasks = [
+            scored(200, 0.5, 0.5 + 0.4 * float(gap), 0.9, 8 * seed + place)
+            for place, gap in enumerate(gaps)
+        ]
+        hits.append(mean_gap(tasks, seed, draws=300).interval.contains(0.5))
+    assert sum(hits) / len(hits) >= 0.85
+
+
+def test_mean_gap_is_the_mean_over_usable_tasks():
+    tasks = [planted(40, 60, 80), planted(20, 80, 80), planted(50, 90, 52)]
+    estimate = mean_gap(tasks)
+    assert estimate.value == pytest.approx(0.75)
+    # A draw may hold one of the two tasks twice.
+    assert estimate.interval.low < 0.55
+    assert estimate.interval.high == pytest.approx(1.0)
+
+
+def test_mean_gap_of_one_task_is_that_of_the_task():
+    task = planted(40, 60, 80)
+    assert mean_gap([task, planted(50, 90, 52)], seed=4) == task_gap(task, seed=4)
+
+
+def test_tasks_of_different_sizes_count_alike():
+    tasks = [planted(4, 6, 8, rows=10), planted(400, 400, 800, rows=1000)]
+    assert mean_gap(tasks).value == pytest.approx(0.25)
+
+
+def test_too_few_rows_leave_the_interval_open():
+    # The oracle is better on 3 rows of 30 and worse on 2: some draws have no headroom.
+    base, oracle = torch.zeros(30), torch.zeros(30)
+    base[:2], oracle[2:5] = 1, 1
+    estimate = task_gap(PairedScores(base, oracle, oracle))
+    assert estimate.value == pytest.approx(1)
+    method = torch.zeros(30)
+    method[10:14] = 1
+    open_ended = task_gap(PairedScores(base, method, oracle))
+    assert open_ended.value == pytest.approx(2)
+    assert open_ended.interval.high == math.inf
+
+
+def test_likelihoods_are_scores_too():
+    generator = torch.Generator().manual_seed(0)
+    nll = 2 + 0.3 * torch.randn(400, generator=generator)
+    scores = PairedScores(-nll, -(nll - 0.6), -(nll - 1.0))
+    assert task_gap(scores).value == pytest.approx(0.6, abs=1e-6)
+    assert task_gap(scores).interval == pytest.approx((0.6, 0.6), abs=1e-5)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_seed_decides_the_interval(seed):
+    tasks = [scored(100, 0.5, 0.7, 0.9, place) for place in range(3)]
+    assert mean_gap(tasks, seed) == mean_gap(tasks, seed)
+    assert mean_gap(tasks, seed) != mean_gap(tasks, seed + 1)
+    assert task_gap(tasks[0], seed) == task_gap(tasks[0], seed)
+
+
+def test_what_is_undefined_is_nan():
+    nothing = torch.zeros(0)
+    unusable = planted(50, 60, 51)
+    lost = PairedScores(torch.zeros(9), torch.full((9,), math.nan), torch.ones(9))
+    for estimate in (
+        task_gap(unusable),
+        task_gap(PairedScores(nothing, nothing, nothing)),
+        task_gap(lost),
+        mean_gap([]),
+        mean_gap([unusable]),
+        mean_gap([lost, planted(40, 60, 80)]),
+        mean_difference([], []),
+        mean_difference([nothing], [nothing]),
+    ):
+        assert math.isnan(estimate.value)
+        assert all(math.isnan(end) for end in estimate.interval)
+        assert not estimate.interval.contains(0.0)
+
+
+def test_rows_must_be_the_same():
+    with pytest.raises(ValueError, match=r"take the same rows, but these have \[2, 3\]"):
+        mean_difference([torch.zeros(2)], [torch.zeros(3)])
+
+
+def test_interval_contains_its_ends():
+    assert Interval(0.0, 1.0).contains(0.0)
+    assert not Interval(0.1, math.inf).contains(0.0)
