@@ -115,14 +115,18 @@ def _low_rank(site: Site, factors: dict[str, Tensor], config: PeftConfig) -> Low
 
 
 def write_adapter(
-    adapter: LoraAdapter, folder: str | Path, *, card: str | None = None, overwrite: bool = False
+    adapter: LoraAdapter,
+    folder: str | Path,
+    *,
+    extra: Mapping[str, str] | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Write a PEFT folder, whole or not at all.
 
     Args:
         adapter: What to write; its own config is kept where it still describes the adapter.
         folder: The folder to make.
-        card: Text of the ``README.md`` beside the weights.
+        extra: Text files to put beside the weights, by name, such as ``README.md``.
         overwrite: Replace a folder that is there already.
 
     Raises:
@@ -139,8 +143,8 @@ def write_adapter(
         save_file(_tensors(adapter), whole / WEIGHTS_FILE, metadata={"format": "pt"})
         config = json.dumps(peft_config(adapter), indent=2)
         (whole / CONFIG_FILE).write_text(config + "\n", encoding="utf-8")
-        if card is not None:
-            (whole / "README.md").write_text(card, encoding="utf-8")
+        for name, text in (extra or {}).items():
+            (whole / name).write_text(text, encoding="utf-8")
         if folder.exists():
             shutil.move(folder, Path(scratch) / "replaced")
         os.replace(whole, folder)

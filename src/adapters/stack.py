@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Float, Int
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from ..exceptions import AdapterError
 from .adapter import LoraAdapter
-from .low_rank import LowRank, stacked
+from .low_rank import LowRank
 from .sites import Site
 
 
@@ -42,10 +43,19 @@ class StackedSite:
         a = self.A.double().flatten(1) @ other.A.double().flatten(1).mT
         return a + self.B.double().flatten(1) @ other.B.double().flatten(1).mT
 
+    @cached_property
+    def _bases(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """QR of all columns of B, and of all rows of A: they serve every sum over the stack."""
+        b = self.B.double().transpose(0, 1).flatten(1)
+        a = self.A.double().flatten(0, 1)
+        return *torch.linalg.qr(b), *torch.linalg.qr(a.mT)
+
     def delta_sum(self, coefficients: Float[Tensor, " adapters"], rank: int) -> LowRank:
         """Return ``sum_i c_i B_i A_i``, cut to the nearest update of ``rank``."""
-        terms = [self.low_rank(place) for place in range(len(self))]
-        return stacked(terms, coefficients.tolist()).truncated(rank).matrix
+        q_b, r_b, q_a, r_a = self._bases
+        weights = coefficients.double().repeat_interleave(self.A.shape[1])
+        core = LowRank(r_a.mT, r_b * weights).truncated(rank).matrix
+        return LowRank(core.A @ q_a.mT, q_b @ core.B).to(self.A.dtype)
 
     def factor_sum(self, coefficients: Float[Tensor, " adapters"]) -> LowRank:
         """Return the update whose factors are ``sum_i c_i A_i`` and ``sum_i c_i B_i``."""

@@ -1,6 +1,6 @@
 """Tasks and where they come from, zoos of adapters, and the data modules over them."""
 
-from .anchor_pairs import AdapterBatch as AdapterBatch
+from .anchor_pairs import AnchorBatch as AnchorBatch
 from .anchor_pairs import AnchorPairs as AnchorPairs
 from .anchor_pairs import AnchorSet as AnchorSet
 from .task_folders import TaskFolder as TaskFolder

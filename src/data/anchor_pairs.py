@@ -15,18 +15,14 @@ from ..exceptions import ConfigurationError
 from .zoo import ZooPairs
 
 
-class AdapterBatch(NamedTuple):
-    """Paired adapters of some tasks.
+class AnchorBatch(NamedTuple):
+    """Which anchors a step is about, by their places in :attr:`AnchorPairs.anchors`.
 
-    Attributes:
-        places: Which anchors they are, by their place among all of them.
-        source: Factors of the source's adapters, ``AdapterStack.tensors``.
-        target: Factors of the target's.
+    The adapters themselves stay in the data module: they are in memory on every device's
+    process, and copying them into every batch would cost more than the step.
     """
 
-    places: Int[Tensor, " pairs"]
-    source: dict[str, Tensor]
-    target: dict[str, Tensor]
+    places: Int[Tensor, " anchors"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,11 +71,9 @@ class AnchorSet:
         )
 
 
-class _PairDataset(Dataset[int]):
-    """Anchors by their places; a batch is selected from the stacks at once."""
-
-    def __init__(self, anchors: AnchorSet, places: Sequence[int]) -> None:
-        self.anchors, self.places = anchors, list(places)
+class _Places(Dataset[int]):
+    def __init__(self, places: Sequence[int]) -> None:
+        self.places = list(places)
 
     def __len__(self) -> int:
         return len(self.places)
@@ -87,12 +81,9 @@ class _PairDataset(Dataset[int]):
     def __getitem__(self, item: int) -> int:
         return self.places[item]
 
-    def collate(self, places: list[int]) -> AdapterBatch:
-        return AdapterBatch(
-            torch.tensor(places),
-            self.anchors.source.select(places).tensors(),
-            self.anchors.target.select(places).tensors(),
-        )
+
+def _collate(places: list[int]) -> AnchorBatch:
+    return AnchorBatch(torch.tensor(places))
 
 
 class AnchorPairs(LightningDataModule):
@@ -105,7 +96,7 @@ class AnchorPairs(LightningDataModule):
         folds: With k folds the held-out tasks are not ``held_out`` but the ``fold``-th part of
             all tasks, shuffled by the seed; None keeps them fixed.
         fold: Which part, from 0.
-        batch_size: Pairs a step.
+        batch_size: Anchors a step.
         seed: Of the choice of the validation anchors, of the folds and of the order of batches.
 
     Raises:
@@ -139,6 +130,7 @@ class AnchorPairs(LightningDataModule):
         self._validation = sorted(order[:left_out].tolist())
         self._training = sorted(order[left_out:].tolist())
         self.anchors = AnchorSet.of(zoo, anchors)
+        self.spare = [zoo.source[name] for name in anchors[:1]]
         self.queries: Mapping[str, LoraAdapter] = {n: zoo.source[n] for n in self.held_out}
         self.oracles: Mapping[str, LoraAdapter] = {n: zoo.target[n] for n in self.held_out}
 
@@ -162,8 +154,7 @@ class AnchorPairs(LightningDataModule):
         return self._loader(self._validation) if self._validation else []
 
     def _loader(self, places: Sequence[int], **options: Any) -> DataLoader[int]:
-        dataset = _PairDataset(self.anchors, places)
-        return DataLoader(dataset, self.batch_size, collate_fn=dataset.collate, **options)
+        return DataLoader(_Places(places), self.batch_size, collate_fn=_collate, **options)
 
 
 def _held_out(

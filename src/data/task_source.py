@@ -1,12 +1,13 @@
 """What every source of tasks can do: a folder, the hub, a generator."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from ..exceptions import DataError
 from .tasks import Task
 
 
+@runtime_checkable
 class TaskSource(Protocol):
     """Anything that tasks can be loaded from: a folder, the hub, a generator."""
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -172,12 +173,12 @@ class GenerateScorer:
         return TaskScore(predictions, torch.tensor([guess == row.label for guess, row in pairs]))
 
     def _batch(self, base: BaseModel, prompts: list[list[int]], new_tokens: int) -> list[str]:
-        device = base.network.device
+        network: Any = base.network  # transformers' types hide `generate`
         pad = int(base.tokenizer.pad_token_id)
         ids, mask = left_padded(prompts, pad)
-        produced = base.network.generate(
-            input_ids=ids.to(device),
-            attention_mask=mask.to(device),
+        produced = network.generate(
+            input_ids=ids.to(network.device),
+            attention_mask=mask.to(network.device),
             generation_config=GenerationConfig(
                 do_sample=False,
                 max_new_tokens=new_tokens,

@@ -92,7 +92,7 @@ def gap_recovered(base: float, method: float, oracle: float) -> float:
 
     0 is what the base does, 1 what the oracle does. For negative log-likelihoods pass minus them.
 
-    >>> gap_recovered(base=0.5, method=0.7, oracle=0.9)
+    >>> gap_recovered(base=0.25, method=0.5, oracle=0.75)
     0.5
     """
     gap = oracle - base

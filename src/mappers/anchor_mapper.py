@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..adapters import AdapterStack, LoraAdapter, Site
 from ..alignment import relative_depth
-from ..data import AnchorSet
+from ..data import AnchorPairs, AnchorSet
 from ..exceptions import AdapterError
 from .base import Mapper, Report
 from .spaces import space_named
@@ -66,6 +66,14 @@ class AnchorMapper(Mapper):
             name = type(self).__name__
             raise RuntimeError(f"{name} has no anchors yet: call fit(anchors), or train it first")
         return self._anchors
+
+    @property
+    def data(self) -> AnchorPairs:
+        """The data module of the trainer that fits this mapper."""
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if not isinstance(data, AnchorPairs):
+            raise RuntimeError(f"{type(self).__name__} trains on AnchorPairs, not on {data!r}")
+        return data
 
     def fit(self, anchors: AnchorSet) -> None:
         """Fit on a set of paired adapters.

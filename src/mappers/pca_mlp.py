@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..alignment import PrincipalScores
-from ..data import AdapterBatch, AnchorSet
+from ..data import AnchorBatch
 from .anchor_mapper import AnchorMapper, Coefficients, Grams, Inners
 from .base import Report
 from .components import SiteComponents, fit_components
@@ -136,9 +136,8 @@ class PCAMLPMapper(AnchorMapper):
 
     def on_fit_start(self) -> None:
         """Fit the frame on the training anchors, and look up every anchor's coordinates in it."""
-        module = self.trainer.datamodule  # type: ignore[attr-defined]
-        self.fit(module.training_anchors)
-        anchors: AnchorSet = module.anchors
+        self.fit(self.data.training_anchors)
+        anchors = self.data.anchors
         inner = {
             site: self._gram(anchors.source, self.anchors.source, site)
             for site in set(self.source_site.values())
@@ -153,18 +152,18 @@ class PCAMLPMapper(AnchorMapper):
         self._turns = torch.stack([f.target_turn for f in frames]).float().to(self.device)
         self._weights = torch.stack([f.weights for f in frames]).float().to(self.device)
 
-    def _step(self, batch: AdapterBatch, stage: str) -> Tensor:
+    def _step(self, batch: AnchorBatch, stage: str) -> Tensor:
         predicted = self(self._x[batch.places])
         scores = torch.einsum("nsk,sjk->nsj", predicted, self._turns)
         loss = ((scores - self._y[batch.places]).square() * self._weights).sum(dim=-1).mean()
         self.log(f"{stage}/loss", loss, batch_size=len(batch.places), prog_bar=True)
         return loss
 
-    def training_step(self, batch: AdapterBatch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: AnchorBatch, batch_idx: int) -> Tensor:
         """Return the loss on some training anchors."""
         return self._step(batch, "train")
 
-    def validation_step(self, batch: AdapterBatch, batch_idx: int) -> Any:
+    def validation_step(self, batch: AnchorBatch, batch_idx: int) -> Any:
         """Return the loss on the left-out anchors."""
         return self._step(batch, "val")
 

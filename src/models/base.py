@@ -5,6 +5,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .sites import SiteTable
@@ -37,12 +38,15 @@ class BaseModel:
         """Return a base model whose network is switched to evaluation and takes no gradient.
 
         A tokenizer without a padding token gets the end-of-text token for it: padding is always
-        masked, so that its token has no influence.
+        masked, so that its token has no influence. A dtype other than float32 becomes part of
+        the fingerprint, as it changes every score.
         """
         network.eval()
         network.requires_grad_(False)
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
+        if network.dtype != torch.float32:
+            fingerprint = f"{fingerprint}-{str(network.dtype).removeprefix('torch.')}"
         return cls(name, network, tokenizer, fingerprint)
 
     @cached_property

@@ -1,6 +1,7 @@
 """Training one LoRA adapter of a base model on one task."""
 
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -43,7 +44,7 @@ class LoraFineTuning(LightningModule):
         base: BaseModel,
         *,
         rank: int = 8,
-        alpha: float = 16,
+        alpha: int = 16,
         roles: Sequence[Role | str] = (Role.Q, Role.V),
         init_seed: int = 0,
         lr: float = 2e-3,
@@ -56,7 +57,8 @@ class LoraFineTuning(LightningModule):
         self.warmup_steps = warmup_steps
         self.losses: list[float] = []
         self.sites = base.sites.of_roles(tuple(Role(role) for role in roles))
-        self.network = _with_lora(base, rank, alpha, self.sites)
+        self._base = base.network
+        self.network = _with_lora(base, rank, alpha, self.sites).train()
         self._restart(init_seed)
 
     def _restart(self, init_seed: int) -> None:
@@ -71,14 +73,14 @@ class LoraFineTuning(LightningModule):
             b.data.zero_()
 
     def _factors(self, site: Site) -> tuple[nn.Parameter, nn.Parameter]:
-        module: Any = self.network.get_base_model().get_submodule(site.module_name)
+        module: Any = self._base.get_submodule(site.module_name)
         return module.lora_A["default"].weight, module.lora_B["default"].weight
 
     def training_step(self, batch: AnswerBatch, batch_idx: int) -> Float[Tensor, ""]:
         """Return the mean loss over the answers' tokens of the batch."""
         del batch_idx
         logits = last_logits(
-            self.network,
+            self._base,
             batch.answer_tokens,
             input_ids=batch.input_ids,
             attention_mask=batch.attention_mask,
@@ -120,9 +122,10 @@ class LoraFineTuning(LightningModule):
         if "network" in self._modules:
             self.network.unload()
             del self.network
+            self._base.eval()
 
 
-def _with_lora(base: BaseModel, rank: int, alpha: float, sites: Sequence[Site]) -> PeftModel:
+def _with_lora(base: BaseModel, rank: int, alpha: int, sites: Sequence[Site]) -> PeftModel:
     """Return the base network with PEFT's modules at the sites."""
     config = LoraConfig(
         r=rank,
@@ -131,5 +134,7 @@ def _with_lora(base: BaseModel, rank: int, alpha: float, sites: Sequence[Site]) 
         task_type="CAUSAL_LM",
     )
     # PEFT draws factors from the global generator, which belongs to nobody here.
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        # peft 0.21 reads an attribute that transformers 5 has renamed; it does no harm.
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
         return get_peft_model(base.network, config)

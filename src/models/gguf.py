@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from ..exceptions import ModelError
 from .base import BaseModel
-from .sources import LocalModel
+from .sources import pretrained
 
 _log = logging.getLogger(__name__)
 
@@ -68,11 +68,13 @@ class PackagedGguf:
         name: The hub id of the model, which adapters for it carry.
         distribution: The PyPI name of the package.
         file: The GGUF file's path inside the package.
+        dtype: The network's: ``float32`` (right on a CPU), ``bfloat16`` or ``float16``.
     """
 
     name: str
     distribution: str
     file: str
+    dtype: str = "float32"
 
     def gguf_hash(self) -> str:
         """Return the SHA-256 of the GGUF file.
@@ -99,22 +101,30 @@ class PackagedGguf:
         return path
 
     def load(self, cache: Path) -> BaseModel:
-        """Return the model out of ``cache/models``, after dequantising it where it is missing.
+        """Return the model out of :meth:`folder`.
+
+        Raises:
+            ModelError: the package is not installed.
+        """
+        network, tokenizer = pretrained(str(self.folder(cache)), self.name, self.dtype)
+        return BaseModel.frozen(self.name, network, tokenizer, self.gguf_hash())
+
+    def folder(self, cache: Path) -> Path:
+        """Return the folder of the dequantised model in the cache, which is built if missing.
 
         Several processes may ask for it at once: one of them builds, the others wait.
 
         Raises:
             ModelError: the package is not installed.
         """
-        fingerprint = self.gguf_hash()
-        folder = cache / "models" / f"{self.name.rpartition('/')[2]}-{fingerprint[:16]}"
+        name = f"{self.name.rpartition('/')[2]}-{self.gguf_hash()[:16]}"
+        folder = cache / "models" / name
         if not folder.is_dir():
             folder.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(folder.with_name(f"{folder.name}.lock")):
                 if not folder.is_dir():
                     self._build(folder)
-        loaded = LocalModel(path=str(folder), name=self.name).load(cache)
-        return BaseModel(self.name, loaded.network, loaded.tokenizer, fingerprint)
+        return folder
 
     def _build(self, folder: Path) -> None:
         _log.info("dequantising %s into %s (once, about a minute)", self.name, folder)

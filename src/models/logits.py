@@ -4,10 +4,11 @@ from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 
 def last_logits(
-    network: nn.Module, positions: int, **inputs: Any
+    network: PreTrainedModel, positions: int, **inputs: Any
 ) -> Float[Tensor, "rows positions vocabulary"]:
     """Return a causal language model's logits at the last ``positions`` of every row.
 
@@ -16,7 +17,7 @@ def last_logits(
     that its scaling and capping of logits hold.
 
     Args:
-        network: The model, with or without PEFT's modules in it.
+        network: The model; PEFT's modules in it, or an attached adapter, take part.
         positions: How many positions are asked for, at least 1.
         inputs: What the model reads: ``input_ids``, ``attention_mask``, ``position_ids``.
     """
@@ -26,7 +27,8 @@ def last_logits(
     def close_gaps(_head: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (arguments[0].contiguous(), *arguments[1:])
 
-    handle = network.get_output_embeddings().register_forward_pre_hook(close_gaps)
+    head: Any = network.get_output_embeddings()
+    handle = head.register_forward_pre_hook(close_gaps)
     try:
         return network(**inputs, use_cache=False, logits_to_keep=positions).logits
     finally:

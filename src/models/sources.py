@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ..exceptions import ModelError
@@ -33,7 +34,7 @@ def torch_dtype(name: str) -> torch.dtype:
     return _DTYPES[name]
 
 
-def _pretrained(place: str, name: str, dtype: str, **options: Any) -> tuple[Any, Any]:
+def pretrained(place: str, name: str, dtype: str, **options: Any) -> tuple[Any, Any]:
     """Return network and tokenizer of a hub id or a folder, both in the standard layout."""
     network = AutoModelForCausalLM.from_pretrained(place, dtype=torch_dtype(dtype), **options)
     tokenizer = AutoTokenizer.from_pretrained(place, **options)
@@ -52,7 +53,7 @@ class HubModel:
     Attributes:
         name: The id, such as ``Qwen/Qwen2.5-0.5B-Instruct``.
         revision: Branch, tag or commit; ``None`` takes the default branch.
-        dtype: ``float32`` (right on a CPU), ``bfloat16`` or ``float16``.
+        dtype: The network's: ``float32`` (right on a CPU), ``bfloat16`` or ``float16``.
     """
 
     name: str
@@ -67,7 +68,7 @@ class HubModel:
         """
         del cache  # The hub keeps its own.
         try:
-            network, tokenizer = _pretrained(
+            network, tokenizer = pretrained(
                 self.name, self.name, self.dtype, revision=self.revision
             )
         except OSError as error:
@@ -102,7 +103,7 @@ class LocalModel:
         path: The folder.
         name: What adapters for it carry as their base model: the hub id where it has one;
             empty takes the folder's own name.
-        dtype: ``float32`` (right on a CPU), ``bfloat16`` or ``float16``.
+        dtype: The network's: ``float32`` (right on a CPU), ``bfloat16`` or ``float16``.
     """
 
     path: str
@@ -127,10 +128,10 @@ class LocalModel:
                 "`save_pretrained` of a model and of its tokenizer write; correct the path"
             )
         try:
-            network, tokenizer = _pretrained(
+            network, tokenizer = pretrained(
                 str(folder), self.name, self.dtype, local_files_only=True
             )
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             raise ModelError(
                 f"the base model in {folder} could not be read ({str(error).splitlines()[0]}); "
                 "it takes config.json, *.safetensors and tokenizer.json"

@@ -1,0 +1,50 @@
+"""Evidence for people and machines: results.json, table, chart, adapter card, loggers."""
+
+from .assembly import summarise, task_result
+from .card import adapter_card, write_card
+from .charts import write_chart
+from .loggers import WandbRunLogger, finish_loggers, log_results
+from .provenance import git_revision, library_versions
+from .results import (
+    CONDITIONS,
+    SCHEMA,
+    Margin,
+    PairRecord,
+    Provenance,
+    Results,
+    Summary,
+    TaskResult,
+    read_results,
+    write_results,
+)
+from .tables import ResultsTable, print_results, results_data, results_table, results_text
+from .verdict import verdict
+
+__all__ = [
+    "CONDITIONS",
+    "SCHEMA",
+    "Margin",
+    "PairRecord",
+    "Provenance",
+    "Results",
+    "ResultsTable",
+    "Summary",
+    "TaskResult",
+    "WandbRunLogger",
+    "adapter_card",
+    "finish_loggers",
+    "git_revision",
+    "library_versions",
+    "log_results",
+    "print_results",
+    "read_results",
+    "results_data",
+    "results_table",
+    "results_text",
+    "summarise",
+    "task_result",
+    "verdict",
+    "write_card",
+    "write_chart",
+    "write_results",
+]

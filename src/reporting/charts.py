@@ -14,7 +14,7 @@ _BARS = {
     "base": ("base", "#BBBBBB"),
     "mean": ("mean of the anchors", "#56B4E9"),
     "predicted": ("predicted", "#D55E00"),
-    "oracle": ("oracle", "#004D40"),
+    "oracle": ("oracle", "#009E73"),
 }
 _BAR_WIDTH = 0.2
 
@@ -49,7 +49,7 @@ def write_chart(results: Results, path: str | Path) -> Path:
             yerr=(below, above),
             error_kw={"ecolor": "#333333", "elinewidth": 0.9, "capsize": 2},
         )
-    names = [name if results.tasks[name].usable else f"{name}\n(no gap)" for name in tasks]
+    names = [name if results.tasks[name].usable else f"{name}\n(not usable)" for name in tasks]
     axes.set_xticks(range(len(tasks)), names)
     if len(tasks) > 6 or any(len(name) > 16 for name in tasks):
         axes.tick_params(axis="x", labelrotation=30)
@@ -62,12 +62,14 @@ def write_chart(results: Results, path: str | Path) -> Path:
         f"{results.mapper}{space}, seed {results.seed}\n{results.pair.source} → "
         f"{results.pair.target}",
         fontsize=10,
+        pad=28,
     )
     axes.spines[["top", "right"]].set_visible(False)
     axes.yaxis.grid(visible=True, color="#E5E5E5", linewidth=0.8)
     axes.set_axisbelow(True)
+    # Above the bars: below them, the names of the tasks need any height.
     axes.legend(
-        loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=len(_BARS), frameon=False, fontsize=9
+        loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(_BARS), frameon=False, fontsize=9
     )
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     figure.savefig(unfinished, format="png", bbox_inches="tight", metadata={"Software": None})

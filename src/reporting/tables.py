@@ -1,16 +1,16 @@
 """The table that a run ends with: every condition of every held-out task, and what it means."""
 
 from collections.abc import Sequence
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from .results import Results, TaskResult
 from .verdict import interval_text, verdict
 
-_LEAST_WIDTH = 100
 _PIPED_WIDTH = 120
 _FIRST = ("base", "source_base", "source", "oracle")
 _HEADINGS = {"source_base": "source\nbase"}
@@ -52,10 +52,11 @@ def results_table(results: Results) -> Table:
     space = f", space {results.space}" if results.space else ""
     pair = results.pair
     table = Table(
-        title=f"{results.mapper}{space}, seed {results.seed}: {pair.source} → {pair.target}",
+        title=Text(f"{results.mapper}{space}, seed {results.seed}: {pair.source} -> {pair.target}"),
         caption="accuracy on the test rows; gap recovered = (predicted - base) / (oracle - base)",
         box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
+        padding=0,
+        show_edge=False,
         title_style="bold",
         caption_style="",
         title_justify="left",
@@ -69,38 +70,44 @@ def results_table(results: Results) -> Table:
         table.add_column(heading, justify="right", no_wrap=True, style=style, vertical="bottom")
     table.add_column("gap recovered\n[95 % interval]", justify="right", no_wrap=True)
     table.add_column("NLL\ngap", justify="right", no_wrap=True)
-    table.add_column("cosine", justify="right", no_wrap=True, vertical="bottom")
+    table.add_column("cos", justify="right", no_wrap=True, vertical="bottom")
     for name, task in results.tasks.items():
-        table.add_row(name, *_cells(task, conditions), style=None if task.usable else "dim")
+        cells = (name, *_cells(task, conditions))
+        # Text, because a name or an interval in brackets must not be read as markup.
+        table.add_row(*map(Text, cells), style=None if task.usable else "dim")
     if results.tasks:
         table.add_section()
-        table.add_row(*_summary_cells(results, conditions))
+        table.add_row(*map(Text, _summary_cells(results, conditions)))
     return table
 
 
 def results_text(results: Results, width: int = _PIPED_WIDTH) -> str:
     """Return the table and the verdict as plain text, for files and logs."""
-    console = Console(width=width, color_system=None, force_terminal=False, record=False)
+    console = Console(width=width, color_system=None, force_terminal=False)
     with console.capture() as capture:
         _print(console, results)
     return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
 
 
-def print_results(results: Results, file: IO[str] | None = None) -> None:
-    """Print the table and the verdict to ``file``, or to the terminal.
+def print_results(results: Results) -> None:
+    """Print the table and the verdict to the standard output.
 
-    In colours and at the terminal's width where there is one, else without and 120 wide. It never
-    gets narrower than 100 columns, where numbers would be cut.
+    In colours and at the terminal's width where there is one, else without colours and 120 wide.
     """
-    console = Console(file=file)
+    console = Console()
     if not console.is_terminal:
         console.width = _PIPED_WIDTH
-    console.width = max(console.width, _LEAST_WIDTH)
     _print(console, results)
 
 
 def _print(console: Console, results: Results) -> None:
-    console.print(results_table(results))
+    table = results_table(results)
+    # In a narrow terminal lines wrap; at that width rich would cut the numbers instead.
+    width = console.width
+    natural = console.measure(table, options=console.options.update(width=1000)).maximum
+    console.width = max(width, natural)
+    console.print(table, soft_wrap=True)
+    console.width = width
     console.print(verdict(results), markup=False, highlight=False)
     left_out = [name for name, task in results.tasks.items() if not task.usable]
     if left_out:
@@ -114,7 +121,7 @@ def _print(console: Console, results: Results) -> None:
 
 def _cells(task: TaskResult, conditions: Sequence[str]) -> list[str]:
     scores = [_number(task.scores.get(condition)) for condition in conditions]
-    gap = "no gap"
+    gap = "not usable"
     if task.gap_recovered is not None:
         gap = f"{task.gap_recovered:.2f} {interval_text(task.ci95)}"
     return [*scores, gap, _number(task.gap_recovered_nll), _number(task.weight_cosine)]
@@ -124,7 +131,7 @@ def _summary_cells(results: Results, conditions: Sequence[str]) -> list[str]:
     summary = results.summary
     usable = [task for task in results.tasks.values() if task.usable]
     scores = [_number(_mean([t.scores.get(condition) for t in usable])) for condition in conditions]
-    gap = "no gap"
+    gap = "not usable"
     if summary.gap_recovered is not None:
         gap = f"{summary.gap_recovered:.2f} {interval_text(summary.ci95)}"
     cosine = _number(_mean([task.weight_cosine for task in usable]))

@@ -12,16 +12,16 @@ def verdict(results: Results) -> str:
 
 
 def interval_text(ends: Ends, digits: int = 2) -> str:
-    """Return an interval as ``[0.12, 0.34]``; an end without bound is an infinity sign.
+    """Return an interval as ``[0.12, 0.34]``; an end without bound is ``inf``.
 
     >>> interval_text((0.123, None))
-    '[0.12, ∞]'
+    '[0.12, inf]'
     """
     if ends is None:
         return "[none]"
     low, high = ends
-    low_text = "-∞" if low is None else f"{low:.{digits}f}"
-    high_text = "∞" if high is None else f"{high:.{digits}f}"
+    low_text = "-inf" if low is None else f"{low:.{digits}f}"
+    high_text = "inf" if high is None else f"{high:.{digits}f}"
     return f"[{low_text}, {high_text}]"
 
 
@@ -48,32 +48,34 @@ def _gap_sentence(results: Results) -> str:
 
 def _margin_sentence(results: Results) -> str:
     summary = results.summary
-    over_mean = summary.margin_over_mean
+    if results.mapper == "mean":
+        return "It is itself the anchors' mean adapter, which every learned mapper has to beat."
+    over_mean, best = summary.margin_over_mean, summary.margin
     sentence = _compared(over_mean, "the anchors' mean adapter")
-    best = summary.margin
-    if best.control == over_mean.control or best.value is None:
-        return sentence
-    if results.mapper == best.control:
+    if best.control == over_mean.control:
         return sentence
     name = "the base without adapter" if best.control == "base" else f"the {best.control} control"
     return f"{sentence} The strongest control is {name}: {_points(best)} against it."
 
 
 def _compared(margin: Margin, name: str) -> str:
-    if margin.value is None:
+    if margin.value is None or margin.ci95 is None:
         return f"There is no comparison with {name}."
-    low, high = margin.ci95 if margin.ci95 is not None else (None, None)
+    low, high = margin.ci95
     if low is not None and low > 0:
-        return f"It beats {name} by {_points(margin)}."
+        return f"It beats {name}: {_points(margin)}."
     if high is not None and high < 0:
         return f"It is worse than {name}: {_points(margin)}."
     if margin.value == low == high == 0:
-        return f"It answers as many rows right as {name} does, on every task."
-    return f"It does not separate from {name}: {_points(margin)}."
+        return f"It is right and wrong on the same rows as {name}."
+    return f"It is not told apart from {name}: {_points(margin)}."
 
 
 def _points(margin: Margin) -> str:
     if margin.value is None or margin.ci95 is None:
         return "an unknown number of points"
     low, high = (None if end is None else 100 * end for end in margin.ci95)
-    return f"{100 * margin.value:+.1f} points of accuracy {interval_text((low, high), digits=1)}"
+    return (
+        f"{100 * margin.value:+.1f} points of accuracy, interval "
+        f"{interval_text((low, high), digits=1)}"
+    )

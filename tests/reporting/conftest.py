@@ -1,6 +1,7 @@
 """Results of a made-up run, with planted accuracies."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import pytest
 import torch
@@ -26,8 +27,8 @@ def conditions(base: int, predicted: int, oracle: int, **others: int) -> dict[st
     return {name: score(right) for name, right in given.items()}
 
 
-def results_of(tasks: Mapping[str, Mapping[str, TaskScore]], **fields: object) -> Results:
-    given = {
+def results_of(tasks: Mapping[str, Mapping[str, TaskScore]], **fields: Any) -> Results:
+    given: dict[str, Any] = {
         "command": "train",
         "config": {"mapper": {"_target_": "loraport.mappers.PcaMlp", "components": 8}},
         "pair": PairRecord(name="tiny", source="tiny-source", target="tiny-target"),

@@ -1,0 +1,126 @@
+"""The commands: Hydra's entry points, and what an error looks like to a user.
+
+Nothing heavy is imported before a configuration is valid, so that ``--help`` answers at once.
+"""
+
+import difflib
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import ConfigCompositionException, HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from .exceptions import ConfigurationError, LoraportError
+
+_CONFIGS = "pkg://loraport.conf"
+_STOPPED = 130
+
+
+@hydra.main(version_base="1.3", config_path=_CONFIGS, config_name="train")
+def _train(config: DictConfig) -> float | None:
+    from .workflows.train import run
+
+    return _clean_after(run, config)
+
+
+@hydra.main(version_base="1.3", config_path=_CONFIGS, config_name="anchors")
+def _anchors(config: DictConfig) -> str:
+    from .workflows.anchors import run
+
+    return str(_clean_after(run, config))
+
+
+def train() -> None:
+    """Run ``train.py``."""
+    _command(_train, "train")
+
+
+def anchors() -> None:
+    """Run ``anchors.py``."""
+    _command(_anchors, "anchors")
+
+
+def _command(main: Callable[[], Any], name: str) -> None:
+    # Without this Hydra prints its own summary of any error and always exits with 1.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        main()
+    except LoraportError as error:
+        _fail(str(error), error.exit_code)
+    except (HydraException, OmegaConfBaseException) as error:
+        _fail(_explained(error, name), ConfigurationError.exit_code)
+    except KeyboardInterrupt:
+        _fail("stopped; the same command goes on from here", _STOPPED)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    print(f"loraport: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _clean_after(run: Callable[[DictConfig], Any], config: DictConfig) -> Any:
+    """Run a workflow; where it refuses its input, leave no run folder behind.
+
+    In a sweep the error goes on to Hydra, which says which of the jobs it is about.
+    """
+    try:
+        return run(config)
+    except LoraportError as error:
+        if HydraConfig.get().mode != RunMode.RUN:
+            raise
+        _remove_run_folder(Path(HydraConfig.get().runtime.output_dir))
+        _fail(str(error), error.exit_code)
+
+
+def _remove_run_folder(folder: Path) -> None:
+    # Only what Hydra itself has put there: a folder that the user named may hold more.
+    shutil.rmtree(folder / ".hydra", ignore_errors=True)
+    for log in folder.glob("*.log"):
+        log.unlink()
+    for path in (folder, *folder.parents[:2]):
+        if not path.is_dir() or any(path.iterdir()):
+            break
+        path.rmdir()
+
+
+def _explained(error: Exception, name: str) -> str:
+    """Say what a configuration error is about, and which options there are instead."""
+    message = str(error).strip()
+    key = re.match(r"Could not override '([^']+)'", message)
+    if not isinstance(error, ConfigCompositionException) or key is None:
+        return f"{message}\nSee python {name}.py --help."
+    parent, _, option = key[1].rpartition(".")
+    options = _options(name, parent)
+    near = difflib.get_close_matches(option, options, n=1)
+    guess = f" (did you mean {near[0]}?)" if near else ""
+    where = f"{parent} takes" if parent else "the options are groups and"
+    return (
+        f"there is no option {key[1]}{guess}; {where} {', '.join(options)}.\n"
+        f"See python {name}.py --help."
+    )
+
+
+def _options(name: str, parent: str) -> list[str]:
+    """Return the keys of a node, as the groups on the command line make it."""
+    GlobalHydra.instance().clear()
+    groups = [word for word in sys.argv[1:] if re.fullmatch(r"[a-z_/]+=[\w/]+", word)]
+    with hydra.initialize_config_module("loraport.conf", version_base="1.3"):
+        for overrides in (groups, [w for w in groups if w.startswith("mapper=")], ["mapper=mean"]):
+            try:
+                node: Any = hydra.compose(name, overrides=overrides)
+                for part in parent.split(".") if parent else ():
+                    node = node[part]
+                return [str(key) for key in node]
+            except (HydraException, OmegaConfBaseException, KeyError, TypeError):
+                continue
+    return []

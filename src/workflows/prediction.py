@@ -1,0 +1,126 @@
+"""Predicting and scoring the held-out tasks' adapters."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from ..adapters import LoraAdapter, Site, cosine, relative_error
+from ..data import AnchorPairs, Task
+from ..evaluation.controls import random_adapter, swapped
+from ..evaluation.score_cache import ScoreCache
+from ..evaluation.scoring import TaskScore
+from ..exceptions import AdapterError, ConfigurationError
+from ..mappers import Mapper
+from ..mappers.mean import MeanMapper
+from ..models import BaseModel
+
+CONTROLS = ("random", "swapped")
+
+
+class Cell(NamedTuple):
+    """One score that a table needs: a task under a condition."""
+
+    task: str
+    condition: str
+    adapter: LoraAdapter | None
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """The predicted adapters of the held-out tasks, and what stands beside them.
+
+    Attributes:
+        predicted: Task name to the mapper's adapter.
+        mean: The anchors' mean adapter.
+        oracles: Task name to the adapter that was trained on the target.
+        queries: Task name to the source's adapter.
+        controls: Control to task name to adapter.
+    """
+
+    predicted: Mapping[str, LoraAdapter]
+    mean: LoraAdapter
+    oracles: Mapping[str, LoraAdapter]
+    queries: Mapping[str, LoraAdapter]
+    controls: Mapping[str, Mapping[str, LoraAdapter]]
+
+    def target_cells(self) -> Iterator[Cell]:
+        """Give what is to be scored on the target."""
+        for task in self.queries:
+            yield Cell(task, "base", None)
+            yield Cell(task, "mean", self.mean)
+            for control, adapters in self.controls.items():
+                if task in adapters:
+                    yield Cell(task, control, adapters[task])
+            yield Cell(task, "predicted", self.predicted[task])
+            yield Cell(task, "oracle", self.oracles[task])
+
+    def source_cells(self) -> Iterator[Cell]:
+        """Give what is to be scored on the source."""
+        for task, adapter in self.queries.items():
+            yield Cell(task, "source_base", None)
+            yield Cell(task, "source", adapter)
+
+    def distances(self) -> dict[str, dict[str, float]]:
+        """Return how far each prediction is from the mean adapter, relative to the mean's norm."""
+        return {
+            task: {"distance_to_mean": relative_error(adapter, self.mean)}
+            for task, adapter in self.predicted.items()
+        }
+
+    def likeness(self, task: str) -> tuple[float, float]:
+        """Return the cosine of a prediction with its oracle, and its relative error."""
+        oracle = self.oracles[task]
+        return cosine(self.predicted[task], oracle), relative_error(self.predicted[task], oracle)
+
+
+def predict(mapper: Mapper, data: AnchorPairs, controls: list[str], seed: int) -> Predictions:
+    """Predict every held-out task's adapter, and build the controls.
+
+    The mean adapter is that of all anchors, with those that a mapper was validated on.
+
+    Raises:
+        ConfigurationError: a control does not exist.
+    """
+    unknown = sorted(set(controls) - set(CONTROLS))
+    if unknown:
+        raise ConfigurationError(
+            f"evaluation.controls has {', '.join(unknown)}; it takes any of {', '.join(CONTROLS)}"
+        )
+    queries = dict(data.queries)
+    mean = MeanMapper()
+    mean.fit(data.anchors)
+    made: dict[str, Mapping[str, LoraAdapter]] = {}
+    if "random" in controls:
+        drawn = random_adapter(data.anchors.target, data.anchors.target_base, seed)
+        made["random"] = dict.fromkeys(queries, drawn)
+    if "swapped" in controls:
+        given = swapped(queries, data.spare)
+        made["swapped"] = {task: mapper.map(adapter) for task, adapter in given.items()}
+    return Predictions(
+        predicted={task: mapper.map(adapter) for task, adapter in queries.items()},
+        mean=mean.map(next(iter(queries.values()))),
+        oracles=data.oracles,
+        queries=queries,
+        controls=made,
+    )
+
+
+def check_base(base: BaseModel, adapter: LoraAdapter, side: str) -> None:
+    """Raise unless an adapter's sites and shapes are modules of a base model."""
+    shapes: Mapping[Site, tuple[int, int]] = base.sites.shapes
+    for site, update in adapter.items():
+        if shapes.get(site) != update.shape:
+            found = f"{shapes[site]} there" if site in shapes else "no such module"
+            raise AdapterError(
+                f"the {side} adapters have shape {update.shape} at {site.module_name}, but the "
+                f"pair's {side} model {base.name} has {found}; the zoo was trained on "
+                f"{adapter.base_model!r}: choose the pair it belongs to"
+            )
+
+
+def score_cells(
+    scores: ScoreCache, base: BaseModel, cells: list[Cell], tasks: Mapping[str, Task]
+) -> Iterator[tuple[Cell, TaskScore]]:
+    """Give the score of each cell, in order."""
+    for cell in cells:
+        yield cell, scores.score(base, cell.adapter, tasks[cell.task])

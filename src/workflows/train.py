@@ -1,0 +1,209 @@
+"""``train.py``: fit a mapper on anchors, predict the held-out adapters, score them, report."""
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from lightning import Trainer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ..adapters import write_adapter
+from ..data import AnchorPairs
+from ..data.task_source import refuse_unknown
+from ..data.zoo import SIDES
+from ..evaluation.scoring import TaskScore
+from ..exceptions import ConfigurationError
+from ..mappers import Mapper, load_mapper
+from ..reporting.assembly import summarise, task_result
+from ..reporting.card import adapter_card
+from ..reporting.charts import write_chart
+from ..reporting.loggers import finish_loggers, log_results
+from ..reporting.provenance import git_revision, library_versions
+from ..reporting.results import PairRecord, Provenance, Results, write_results
+from ..reporting.tables import print_results
+from .anchors import CPU_TRAINER, train_zoo
+from .building import Workbench, build, one_thread, plain_config
+from .prediction import Predictions, check_base, predict, score_cells
+from .quiet import quiet_libraries
+
+log = logging.getLogger(__name__)
+TaskScores = dict[str, dict[str, TaskScore]]
+
+
+class Stopwatch:
+    """Seconds of each named step of a run."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Add the time of the block to a step's."""
+        begin = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begin
+        log.info("%s: %.1f s", name, self.seconds[name])
+
+
+def run(config: DictConfig) -> float | None:
+    """Run the whole of ``train.py`` and return the mean gap recovered, for sweeps.
+
+    Raises:
+        LoraportError: something that was asked for or given cannot be used.
+    """
+    quiet_libraries()
+    bench, watch = Workbench(config), Stopwatch()
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    with watch.step("zoo"):
+        data = anchor_pairs(bench)
+    loggers: list[Logger] = [build(node) for node in config.logger.values()]
+    mapper: Mapper = build(config.mapper)
+    with watch.step("fit"):
+        trainer, mapper = fit(config, mapper, data, loggers, folder)
+    if not trainer.is_global_zero:  # the other devices have done their part
+        return None
+    with watch.step("predict"), one_thread():
+        predictions = predict(mapper, data, list(config.evaluation.controls), config.seed)
+    with watch.step("score"):
+        scores, hashes = score(bench, predictions)
+    results = assemble(bench, mapper, predictions, scores, hashes, watch.seconds)
+    write(results, predictions, loggers, folder)
+    return results.summary.gap_recovered
+
+
+def anchor_pairs(bench: Workbench) -> AnchorPairs:
+    """Return the zoo's adapters; for a pair that brings its own tasks, train them first."""
+    config = bench.config
+    names = list(config.tasks.names) if config.tasks.names else None
+    known = bench.task_source().names()
+    refuse_unknown([*(names or []), *config.tasks.held_out], known, f"tasks of {config.pair.name}")
+    given = config.paths.zoo or config.paths.zoo_source
+    if config.pair.get("build_zoo", False) and not given:
+        train_zoo(bench, SIDES, names or list(known), CPU_TRAINER)
+    pairs = bench.zoo().read(names)
+    refuse_unknown(list(pairs.source), known, "the task source")
+    data: AnchorPairs = build(config.data, zoo=pairs, held_out=list(config.tasks.held_out))
+    if not data.held_out:
+        raise ConfigurationError(
+            f"none of tasks.held_out={list(config.tasks.held_out)} is in the zoo, so that nothing "
+            f"is left to predict; it has {', '.join(pairs.source)}: name at least one of them"
+        )
+    return data
+
+
+def fit(
+    config: DictConfig, mapper: Mapper, data: AnchorPairs, loggers: list[Logger], folder: Path
+) -> tuple[Trainer, Mapper]:
+    """Fit the mapper, save ``mapper.ckpt``, and return the mapper with its best weights."""
+    callbacks: list[Callback] = [build(node) for node in config.callbacks.values()]
+    trainer: Trainer = build(
+        config.trainer, logger=loggers, callbacks=callbacks, default_root_dir=folder
+    )
+    with one_thread():
+        trainer.fit(mapper, datamodule=data)
+        trainer.save_checkpoint(folder / "mapper.ckpt", weights_only=True)
+    best = [c.best_model_path for c in callbacks if isinstance(c, ModelCheckpoint)]
+    if best and best[0] and trainer.is_global_zero:
+        Path(best[0]).replace(folder / "mapper.ckpt")
+        mapper = load_mapper(folder / "mapper.ckpt")
+    return trainer, mapper
+
+
+def score(bench: Workbench, predictions: Predictions) -> tuple[TaskScores, dict[str, str]]:
+    """Score every condition on both models; return also the models' and tasks' hashes."""
+    tasks = bench.tasks(list(predictions.queries))
+    cells = {
+        "source": list(predictions.source_cells()),
+        "target": list(predictions.target_cells()),
+    }
+    examples = {"source": predictions.queries, "target": predictions.oracles}
+    found: TaskScores = {name: {} for name in tasks}
+    hashes = {f"task/{name}": task.content_hash() for name, task in tasks.items()}
+    columns = (
+        TextColumn("scoring {task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        bars = {side: progress.add_task(side, total=len(cells[side])) for side in SIDES}
+        for side in SIDES:
+            base = bench.model(side)
+            check_base(base, next(iter(examples[side].values())), side)
+            hashes[f"model/{base.name}"] = base.fingerprint
+            for cell, value in score_cells(bench.scores, base, cells[side], tasks):
+                found[cell.task][cell.condition] = value
+                progress.advance(bars[side])
+    return found, hashes
+
+
+def assemble(
+    bench: Workbench,
+    mapper: Mapper,
+    predictions: Predictions,
+    scores: TaskScores,
+    hashes: dict[str, str],
+    seconds: dict[str, float],
+) -> Results:
+    """Return everything that ``results.json`` holds."""
+    config: dict[str, Any] = plain_config(bench.config)
+    controls = ("mean", *predictions.controls)
+    hashes |= {f"source/{n}": a.content_hash() for n, a in predictions.queries.items()}
+    hashes |= {f"oracle/{n}": a.content_hash() for n, a in predictions.oracles.items()}
+    tasks = {}
+    for name, conditions in scores.items():
+        alike, error = predictions.likeness(name)
+        tasks[name] = task_result(conditions, controls, alike, error, config["seed"])
+    pair = PairRecord(
+        name=config["pair"]["name"],
+        source=next(iter(predictions.queries.values())).base_model,
+        target=predictions.mean.base_model,
+    )
+    return Results(
+        command="train",
+        config=config,
+        pair=pair,
+        mapper=str(HydraConfig.get().runtime.choices["mapper"]),
+        information_class=mapper.information_class,
+        space=config["mapper"].get("space"),
+        seed=config["seed"],
+        controls=controls,
+        tasks=tasks,
+        summary=summarise(scores, controls, config["seed"]),
+        mapper_report=mapper.report() | {"predictions": predictions.distances()},
+        timing={name: round(value, 2) for name, value in seconds.items()},
+        provenance=Provenance(
+            versions=library_versions(), hashes=hashes, revisions={"checkout": git_revision()}
+        ),
+    )
+
+
+def write(results: Results, predictions: Predictions, loggers: list[Logger], folder: Path) -> None:
+    """Write results, chart and adapters, log them, print the table and where things lie."""
+    path = write_results(results, folder / "results.json")
+    chart = write_chart(results, folder / "scores.png")
+    for task, adapter in predictions.predicted.items():
+        card = adapter_card(results, task)
+        write_adapter(
+            adapter, folder / "adapters" / task, extra={"README.md": card}, overwrite=True
+        )
+    log_results(loggers, results, chart)
+    records = finish_loggers(loggers)
+    print_results(results)
+    console = Console()
+    for what, place in (
+        ("results", path),
+        ("chart", chart),
+        ("adapters", folder / "adapters"),
+        ("checkpoint", folder / "mapper.ckpt"),
+        *(("log", record) for record in records),
+    ):
+        console.print(f"{what:>10}  {place}", highlight=False, soft_wrap=True)

@@ -1,0 +1,85 @@
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from torch import Tensor
+
+from loraport.adapters import LoraAdapter, LowRank, Role, Site, write_adapter
+from loraport.exceptions import ModelError
+from loraport.models import ARCHITECTURES, BaseModel, attached
+
+IDS = torch.arange(24).reshape(2, 12) % 20 + 2
+
+
+def logits(network: torch.nn.Module) -> Tensor:
+    with torch.inference_mode():
+        return network(input_ids=IDS).logits
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_logits_equal_those_of_peft(
+    architecture: str,
+    pico: Callable[[str], BaseModel],
+    random_adapter: Callable[..., LoraAdapter],
+    tmp_path: Path,
+) -> None:
+    base = pico(architecture)
+    adapter = random_adapter(base)
+    plain = logits(base.network)
+    with attached(base.network, adapter):
+        ours = logits(base.network)
+    write_adapter(adapter, tmp_path / "adapter")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT cannot look up the vocabulary of a pico model.
+        peft = PeftModel.from_pretrained(base.network, tmp_path / "adapter")
+    torch.testing.assert_close(ours, logits(peft), rtol=1e-5, atol=1e-5)
+    assert (ours - plain).abs().max() > 0.1
+
+
+def test_base_is_bit_equal_afterwards_also_after_an_error(
+    pico_target: BaseModel, random_adapter: Callable[..., LoraAdapter]
+) -> None:
+    plain = logits(pico_target.network)
+    with (
+        pytest.raises(RuntimeError, match="planted"),
+        attached(pico_target.network, random_adapter(pico_target)),
+    ):
+        raise RuntimeError("planted")
+    assert torch.equal(logits(pico_target.network), plain)
+
+
+def test_none_leaves_the_base_as_it_is(pico_target: BaseModel) -> None:
+    plain = logits(pico_target.network)
+    with attached(pico_target.network, None):
+        assert torch.equal(logits(pico_target.network), plain)
+
+
+def test_site_that_the_model_lacks_is_named(
+    pico_source: BaseModel, random_adapter: Callable[..., LoraAdapter]
+) -> None:
+    update = random_adapter(pico_source)[Site(0, Role.Q)]
+    stranger = LoraAdapter({Site(7, Role.Q): update}, "pico/deep")
+    with (
+        pytest.raises(ModelError, match=r"model\.layers\.7\.self_attn\.q_proj.*2 layers"),
+        attached(pico_source.network, stranger),
+    ):
+        pass
+
+
+def test_shape_that_does_not_fit_is_named_and_nothing_stays_attached(
+    pico_source: BaseModel, random_adapter: Callable[..., LoraAdapter]
+) -> None:
+    adapter = random_adapter(pico_source)
+    last = Site(1, Role.DOWN)
+    wrong = LowRank(torch.ones(2, 5), torch.ones(32, 2))
+    plain = logits(pico_source.network)
+    with (
+        pytest.raises(ModelError, match=r"1\.mlp\.down_proj.*\(32, 5\).*\(32, 40\)"),
+        attached(pico_source.network, replace(adapter, sites={**adapter.sites, last: wrong})),
+    ):
+        pass
+    assert torch.equal(logits(pico_source.network), plain)

@@ -1,0 +1,89 @@
+import math
+
+import pytest
+
+from loraport.evaluation.statistics import Interval
+from loraport.reporting.assembly import ends, summarise, task_result
+
+from .conftest import CONTROLS, conditions, score
+
+
+def test_a_task_has_the_planted_numbers():
+    result = task_result(conditions(30, 50, 60, mean=45), CONTROLS, 0.5, 0.9)
+    assert result.usable
+    assert result.n == 100
+    assert result.scores == {
+        **{"base": 0.3, "source_base": 0.4, "source": 0.85, "oracle": 0.6},
+        **{"mean": 0.45, "random": 0.29, "swapped": 0.32, "predicted": 0.5},
+    }
+    assert result.nll["base"] == pytest.approx(0.3 * 0.2 + 0.7 * 2.0)
+    assert result.gap_recovered == pytest.approx(2 / 3)
+    assert result.gap_recovered_nll == pytest.approx(2 / 3)
+    low, high = result.ci95 or (None, None)
+    assert low is not None
+    assert high is not None
+    assert low < 2 / 3 < high
+    assert result.retention == pytest.approx(0.5 / 0.85)
+    assert result.relative_to_oracle == pytest.approx(5 / 6)
+    assert result.margin == pytest.approx(0.05)
+    assert (result.weight_cosine, result.relative_error) == (0.5, 0.9)
+
+
+def test_the_base_is_a_control_too():
+    result = task_result(conditions(60, 40, 90, mean=20, random=20, swapped=20), CONTROLS)
+    assert result.margin == pytest.approx(-0.2)
+
+
+def test_missing_conditions_and_likelihoods_are_null():
+    scores = {name: score(n, likelihoods=False) for name, n in [("base", 30), ("oracle", 60)]}
+    scores["predicted"] = score(45, likelihoods=False)
+    result = task_result(scores, CONTROLS)
+    assert result.scores["source"] is None
+    assert result.retention is None
+    assert result.nll["base"] is None
+    assert result.gap_recovered == pytest.approx(0.5)
+    assert result.gap_recovered_nll is None
+    assert result.ci95_nll is None
+
+
+def test_the_summary_takes_usable_tasks_only():
+    tasks = {
+        "a": conditions(30, 50, 70, mean=40),
+        "b": conditions(20, 60, 60, mean=30),
+        "c": conditions(50, 90, 51, mean=60),
+    }
+    summary = summarise(tasks, CONTROLS)
+    assert (summary.tasks, summary.usable) == (3, 2)
+    assert summary.gap_recovered == pytest.approx(0.75)
+    assert summary.control_gaps["mean"] == pytest.approx(0.25)
+    assert summary.control_gaps["random"] == pytest.approx((-1 / 40 - 1 / 40) / 2)
+    assert summary.margin.control == "mean"
+    assert summary.margin.value == pytest.approx((10 + 30 + 30) / 300)
+    assert summary.margin_over_mean == summary.margin
+
+
+def test_the_best_control_is_named():
+    tasks = {"a": conditions(30, 50, 70, swapped=60, mean=20)}
+    summary = summarise(tasks, CONTROLS)
+    assert summary.margin.control == "swapped"
+    assert summary.margin.value == pytest.approx(-0.1)
+    assert summary.margin_over_mean.value == pytest.approx(0.3)
+
+
+def test_a_control_that_a_task_lacks_is_left_out():
+    lacking = conditions(30, 50, 70)
+    del lacking["swapped"]
+    summary = summarise({"a": conditions(30, 50, 70, swapped=99), "b": lacking}, CONTROLS)
+    assert "swapped" not in summary.control_gaps
+    assert summary.margin.control == "mean"
+
+
+def test_without_tasks_nothing_is_known():
+    summary = summarise({}, CONTROLS)
+    assert (summary.tasks, summary.usable, summary.gap_recovered) == (0, 0, None)
+    assert summary.margin.value is None
+
+
+def test_ends_of_intervals():
+    assert ends(Interval(0.1, math.inf)) == (0.1, None)
+    assert ends(Interval(math.nan, math.nan)) is None

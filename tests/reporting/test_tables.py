@@ -1,0 +1,79 @@
+import io
+from typing import Any
+
+import pytest
+
+from loraport.reporting import print_results, results_data, results_text
+
+from .conftest import conditions, results_of
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_every_number_of_a_task_stands_in_its_row(results):
+    row = next(line for line in results_text(results).splitlines() if line.startswith("bbc_news"))
+    assert row.split()[1:9] == ["0.62", "0.40", "0.85", "0.94", "0.67", "0.61", "0.64", "0.80"]
+    assert row.split()[9] == "0.56"
+    assert row.split()[-1] == "0.61"
+
+
+def test_the_columns_are_in_the_order_of_the_protocol(results):
+    text = results_text(results)
+    heading = next(line for line in text.splitlines() if line.startswith("task"))
+    assert heading.split()[:9] == [
+        *("task", "base", "base", "source", "oracle", "mean", "random", "swapped", "predicted"),
+    ]
+
+
+def test_the_last_row_is_the_mean_over_usable_tasks(results):
+    row = next(line for line in results_text(results).splitlines() if line.startswith("mean of"))
+    base = (0.30 + 0.45 + 0.62 + 0.51) / 4
+    assert row.split()[:4] == ["mean", "of", "4", f"{base:.2f}"]
+    assert f"{results.summary.gap_recovered:.2f} [" in row
+
+
+def test_tasks_without_headroom_are_said(results):
+    text = results_text(results)
+    row = next(line for line in text.splitlines() if line.startswith("trec"))
+    assert "not usable" in row
+    assert "left out of the mean: trec" in text
+
+
+def test_it_fits_a_terminal_of_100_columns(results):
+    assert max(map(len, results_text(results, width=100).splitlines())) <= 100
+
+
+def test_numbers_are_never_cut_for_width(results):
+    narrow = results_text(results, width=60)
+    assert "0.62   0.40   0.85   0.94 0.67   0.61    0.64      0.80" in narrow
+    assert "…" not in narrow
+
+
+def test_a_pipe_gets_no_colours_and_a_terminal_does(results, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm-256color")
+    for name in ("NO_COLOR", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    pipe, terminal = io.StringIO(), Terminal()
+    for stdout in (pipe, terminal):
+        monkeypatch.setattr("sys.stdout", stdout)
+        print_results(results)
+    assert "\x1b" not in pipe.getvalue()
+    assert "\x1b[1m" in terminal.getvalue()
+
+
+def test_brackets_in_names_are_no_markup():
+    text = results_text(results_of({"[bold]odd[/x]": conditions(30, 50, 60)}))
+    assert "[bold]odd[/x]" in text
+
+
+def test_the_data_are_one_row_a_task(results):
+    columns, rows = results_data(results)
+    assert len(rows) == 5
+    assert {len(row) for row in rows} == {len(columns)}
+    first: dict[str, Any] = dict(zip(columns, rows[0], strict=True))
+    assert (first["task"], first["predicted"], first["weight_cosine"]) == ("emotion", 0.5, 0.61)
+    assert first["gap_recovered"] == pytest.approx(2 / 3)
+    assert first["ci95_low"] < first["gap_recovered"] < first["ci95_high"]
