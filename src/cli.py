@@ -4,6 +4,7 @@ Nothing heavy is imported before a configuration is valid, so that ``--help`` an
 """
 
 import difflib
+import logging
 import os
 import re
 import shutil
@@ -73,24 +74,27 @@ def _clean_after(run: Callable[[DictConfig], Any], config: DictConfig) -> Any:
 
     In a sweep the error goes on to Hydra, which says which of the jobs it is about.
     """
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    # A folder that the user named may hold more than what Hydra has just put there.
+    ours = not folder.exists() or {path.name for path in folder.iterdir()} <= {".hydra"}
     try:
         return run(config)
     except LoraportError as error:
         if HydraConfig.get().mode != RunMode.RUN:
             raise
-        _remove_run_folder(Path(HydraConfig.get().runtime.output_dir))
+        if ours:
+            _remove(folder)
         _fail(str(error), error.exit_code)
 
 
-def _remove_run_folder(folder: Path) -> None:
-    # Only what Hydra itself has put there: a folder that the user named may hold more.
-    shutil.rmtree(folder / ".hydra", ignore_errors=True)
-    for log in folder.glob("*.log"):
-        log.unlink()
-    for path in (folder, *folder.parents[:2]):
-        if not path.is_dir() or any(path.iterdir()):
+def _remove(folder: Path) -> None:
+    """Remove a run's folder, and the two above it where nothing else is in them."""
+    logging.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
+    for parent in folder.parents[:2]:
+        if any(parent.iterdir()):
             break
-        path.rmdir()
+        parent.rmdir()
 
 
 def _explained(error: Exception, name: str) -> str:

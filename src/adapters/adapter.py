@@ -1,6 +1,7 @@
 """A LoRA adapter as an immutable value: a mapping from sites to low-rank updates."""
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -23,7 +24,7 @@ class LoraAdapter(Mapping[Site, LowRank]):
             writing it again keeps every option; ``None`` for an adapter that was computed.
 
     Raises:
-        AdapterError: there is no site, or a factor has an entry that is not finite.
+        AdapterError: there is no site, or a factor or a scale is not finite.
     """
 
     sites: Mapping[Site, LowRank]
@@ -38,6 +39,11 @@ class LoraAdapter(Mapping[Site, LowRank]):
             )
         ordered = sorted(self.sites.items(), key=lambda item: item[0].sort_key)
         for site, update in ordered:
+            if not math.isfinite(update.scale):
+                raise AdapterError(
+                    f"the adapter of {self.base_model} has the scale {update.scale} at "
+                    f"{site.module_name}; an adapter takes a finite one: correct lora_alpha"
+                )
             for name, factor in (("lora_A", update.A), ("lora_B", update.B)):
                 if not torch.isfinite(factor).all():
                     bad = int((~torch.isfinite(factor)).sum())
@@ -72,7 +78,7 @@ class LoraAdapter(Mapping[Site, LowRank]):
 
     def inner(self, other: "LoraAdapter") -> float:
         """Return the Frobenius inner product over all sites; a site that one lacks is zero."""
-        return sum(self[site].inner(other[site]) for site in self if site in other)
+        return sum((self[site].inner(other[site]) for site in self if site in other), 0.0)
 
     def norm(self) -> float:
         """Return the Frobenius norm over all sites."""

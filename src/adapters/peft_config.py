@@ -5,8 +5,9 @@ Source: peft 0.21, ``tuners/lora/model.py`` (``_create_and_replace``) and
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from ..exceptions import AdapterError
 from .sites import Site
@@ -49,7 +50,8 @@ _WHY_REFUSED = {
     "fan_in_fan_out": "it stores transposed weights, which no supported architecture uses",
     "layer_replication": "it adds copies of layers to the base; train it on the plain base",
 }
-_EXACT_INITS = (True, False, None, "gaussian", "eva", "orthogonal")
+_DEFAULT_R_AND_ALPHA = 8
+_EXACT_INITS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
 
 
 @dataclass(frozen=True)
@@ -92,25 +94,31 @@ class PeftConfig:
 
     def rank(self, site: Site) -> int:
         """Return the rank that PEFT gives a site, by ``rank_pattern`` or ``r``."""
-        return int(self._pattern("rank_pattern", "r", site, 8))
+        rank = self._pattern("rank_pattern", "r", site)
+        if not (rank.is_integer() and rank > 0):
+            raise AdapterError(
+                f"adapter {self.name} has rank {rank} at {site.module_name} by r or rank_pattern, "
+                "it takes a positive whole number"
+            )
+        return int(rank)
 
     def scale(self, site: Site) -> float:
         """Return what PEFT multiplies ``B A x`` by: ``alpha / r``, or ``alpha / sqrt(r)``."""
-        alpha, rank = self._pattern("alpha_pattern", "lora_alpha", site, 8), self.rank(site)
+        alpha, rank = self._pattern("alpha_pattern", "lora_alpha", site), self.rank(site)
         return alpha / rank**0.5 if self.raw.get("use_rslora") else alpha / rank
 
-    def _pattern(self, patterns: str, default: str, site: Site, fallback: float) -> float:
+    def _pattern(self, patterns: str, default: str, site: Site) -> float:
         table = self.raw.get(patterns) or {}
         if not isinstance(table, Mapping):
             raise AdapterError(f"adapter {self.name}: {patterns} is {table!r}, it takes a mapping")
         for pattern, value in table.items():
             if re.match(rf"(.*\.)?({pattern})$", site.module_name):
-                return float(value)
-        value = self.raw.get(default, fallback)
-        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-            raise AdapterError(
-                f"adapter {self.name}: {default} is {value!r}, it takes a positive number"
-            )
+                return self._number(f"{patterns}[{pattern!r}]", value)
+        return self._number(default, self.raw.get(default, _DEFAULT_R_AND_ALPHA))
+
+    def _number(self, option: str, value: object) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise AdapterError(f"adapter {self.name}: {option} is {value!r}, it takes a number")
         return float(value)
 
     def targets(self, site: Site) -> bool:
@@ -123,16 +131,20 @@ class PeftConfig:
             return True
         if isinstance(targets, str) or not targets:
             return bool(targets) and _matches(targets, module)
-        return _matches(targets, module) and self._transforms(site)
+        # A full name is targeted whatever layers_to_transform says.
+        full = isinstance(targets, Collection) and module in targets
+        return full or (_matches(targets, module) and self._transforms(module))
 
-    def _transforms(self, site: Site) -> bool:
-        layers = self.raw.get("layers_to_transform")
+    def _transforms(self, module: str) -> bool:
+        layers: Any = self.raw.get("layers_to_transform")
         if layers is None or layers == []:
             return True
-        patterns = self.raw.get("layers_pattern") or "layers"
-        names = [patterns] if isinstance(patterns, str) else patterns
-        listed = [layers] if isinstance(layers, int) else layers
-        return isinstance(names, list) and "layers" in names and site.layer in listed  # type: ignore[operator]
+        patterns: Any = self.raw.get("layers_pattern") or "layers"
+        for pattern in [patterns] if isinstance(patterns, str) else patterns:
+            found = re.match(rf"(?:^|.*?\.){pattern}\.(?P<layer>\d+)\.", module)
+            if found:
+                return int(found["layer"]) in ([layers] if isinstance(layers, int) else layers)
+        return False
 
 
 def _matches(names: object, module: str) -> bool:

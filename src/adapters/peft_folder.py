@@ -2,12 +2,12 @@
 
 import json
 import os
-import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -43,7 +43,10 @@ def read_adapter(folder: str | Path) -> LoraAdapter:
         site, factor = _parse_key(key, folder)
         pairs.setdefault(site, {})[factor] = tensor
     sites = {site: _low_rank(site, factors, config) for site, factors in pairs.items()}
-    return LoraAdapter(sites, config.base_model, config.raw)
+    try:
+        return LoraAdapter(sites, config.base_model, config.raw)
+    except AdapterError as error:
+        raise AdapterError(f"{folder}: {error}") from None
 
 
 def _read_config(folder: Path) -> Mapping[str, object]:
@@ -145,9 +148,19 @@ def write_adapter(
         (whole / CONFIG_FILE).write_text(config + "\n", encoding="utf-8")
         for name, text in (extra or {}).items():
             (whole / name).write_text(text, encoding="utf-8")
-        if folder.exists():
-            shutil.move(folder, Path(scratch) / "replaced")
+        _put(whole, folder, Path(scratch) / "replaced")
+
+
+def _put(whole: Path, folder: Path, replaced: Path) -> None:
+    """Move a folder to its place; what was there comes back if that fails."""
+    if folder.exists():
+        os.replace(folder, replaced)
+    try:
         os.replace(whole, folder)
+    except BaseException:
+        if replaced.exists():
+            os.replace(replaced, folder)
+        raise
 
 
 def _tensors(adapter: LoraAdapter) -> dict[str, Tensor]:
@@ -155,7 +168,8 @@ def _tensors(adapter: LoraAdapter) -> dict[str, Tensor]:
     for site, update in adapter.items():
         for name, factor in (("A", update.A), ("B", update.B)):
             key = f"{_PREFIX}{site.module_name}.lora_{name}.weight"
-            tensors[key] = factor.detach().cpu().contiguous()
+            # Copies, since safetensors refuses a factor that two sites share.
+            tensors[key] = factor.detach().cpu().clone(memory_format=torch.contiguous_format)
     return tensors
 
 

@@ -15,7 +15,8 @@ class PrincipalScores:
 
     Attributes:
         gram: ``<x_i, x_j>``.
-        directions: Leading eigenvectors of the centred Gram matrix, as columns.
+        directions: Leading eigenvectors of the centred Gram matrix, as columns; a column of
+            zeros where there are fewer directions than were asked for.
         variances: Their eigenvalues divided by n: the variance along each component.
     """
 
@@ -36,21 +37,21 @@ class PrincipalScores:
         if components > n - 1:
             raise ValueError(f"{n} points have at most {n - 1} components, not {components}")
         values, vectors = torch.linalg.eigh(centred(gram))
-        values = values.flip(0)[:components].clamp_min(0)
-        vectors = vectors.flip(1)[:, :components]
+        values, vectors = values.flip(0)[:components], vectors.flip(1)[:, :components]
+        # Without variance an eigenvector is any vector of the null space: rounding would choose.
+        usable = values > 1e-12 * values[:1].clamp_min(0)
         peaks = vectors.gather(0, vectors.abs().argmax(dim=0, keepdim=True))
-        return cls(gram, vectors * torch.where(peaks < 0, -1.0, 1.0).to(vectors), values / n)
+        signs = torch.where(peaks < 0, -1.0, 1.0).to(vectors)
+        return cls(gram, vectors * signs * usable, values * usable / n)
 
     @property
     def scores(self) -> Float[Tensor, "n k"]:
-        """The scores of the fitted points: mean 0 and variance 1 in each component."""
+        """The scores of the fitted points: mean 0 and variance 1 where there is any."""
         return self.directions * len(self.gram) ** 0.5
 
     def project(self, inner: Float[Tensor, "queries n"]) -> Float[Tensor, "queries k"]:
         """Return the whitened scores of new points from their inner products ``<x, x_i>``."""
-        # A component without variance (fewer directions than asked for) carries no score.
-        usable = self.variances > 1e-12 * self.variances[:1]
-        inverse = torch.where(usable, 1 / self.variances.clamp_min(1e-300), 0.0)
+        inverse = torch.where(self.variances > 0, 1 / self.variances, 0.0)
         return centred_query(self.gram, inner) @ self.directions * inverse / len(self.gram) ** 0.5
 
     def coefficients(self, scores: Float[Tensor, "queries k"]) -> Float[Tensor, "queries n"]:

@@ -50,14 +50,12 @@ class AnchorSet:
         Raises:
             AdapterError: the adapters of one side differ in their sites, ranks or shapes.
         """
-        source = {name: pairs.source[name] for name in names}
-        target = {name: pairs.target[name] for name in names}
         return cls(
             tuple(names),
-            AdapterStack.of(source),
-            AdapterStack.of(target),
-            source[names[0]].base_model,
-            target[names[0]].base_model,
+            AdapterStack.of({f"source/{name}": pairs.source[name] for name in names}),
+            AdapterStack.of({f"target/{name}": pairs.target[name] for name in names}),
+            pairs.source[names[0]].base_model,
+            pairs.target[names[0]].base_model,
         )
 
     def select(self, places: Sequence[int]) -> "AnchorSet":
@@ -116,7 +114,7 @@ class AnchorPairs(LightningDataModule):
     ) -> None:
         super().__init__()
         self.batch_size, self.seed = batch_size, seed
-        names = list(zoo.source)
+        names = sorted(zoo.source)  # so that every split is the same in whatever order they come
         self.held_out = _held_out(names, held_out, folds, fold, seed)
         anchors = [name for name in names if name not in self.held_out]
         left_out = round(validation * len(anchors))

@@ -5,7 +5,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -15,6 +15,7 @@ from ..models import BaseModel, attached
 from .scoring import TaskScore
 
 
+@runtime_checkable
 class Scorer(Protocol):
     """A way to score a task; its ``repr`` says every setting that matters."""
 

@@ -78,9 +78,11 @@ class LikelihoodScorer:
 
     Attributes:
         batch_tokens: Tokens a forward pass, padding included; bounds memory and sets the speed.
+        batch_rows: Rows a forward pass at most.
     """
 
     batch_tokens: int = 4096
+    batch_rows: int = 256
 
     @torch.inference_mode()
     def log_likelihoods(
@@ -95,7 +97,7 @@ class LikelihoodScorer:
         tree = LabelTree.of(list(answer_tokens(base.tokenizer, task, template).values()))
         lengths = [len(prompt) + tree.size for prompt in prompts]
         scores = torch.empty(len(prompts), len(task.labels))
-        most = max(1, _LOGIT_POSITIONS // (1 + tree.size))
+        most = max(1, min(self.batch_rows, _LOGIT_POSITIONS // (1 + tree.size)))
         for places in length_batches(lengths, self.batch_tokens, most):
             batch = self._batch(base, tree, [prompts[place] for place in places])
             scores[places] = batch.cpu()
@@ -147,10 +149,12 @@ class GenerateScorer:
     ignored; a continuation that begins with no label is wrong.
 
     Attributes:
-        batch_tokens: Prompt tokens a batch, padding included.
+        batch_tokens: Tokens a batch, padding and answers included.
+        batch_rows: Rows a batch at most.
     """
 
     batch_tokens: int = 4096
+    batch_rows: int = 256
 
     @torch.inference_mode()
     def score(self, base: BaseModel, task: Task, template: PromptTemplate) -> TaskScore:
@@ -164,7 +168,7 @@ class GenerateScorer:
         longest = max(len(answer) for answer in answers.values())
         texts = [""] * len(prompts)
         lengths = [len(prompt) + longest for prompt in prompts]
-        for places in length_batches(lengths, self.batch_tokens, _LOGIT_POSITIONS):
+        for places in length_batches(lengths, self.batch_tokens, self.batch_rows):
             generated = self._batch(base, [prompts[place] for place in places], longest)
             for place, text in zip(places, generated, strict=True):
                 texts[place] = text

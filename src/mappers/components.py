@@ -22,9 +22,11 @@ def fit_components(
     """Return the components of every target site.
 
     Raises:
-        ConfigurationError: there are too few anchors for so many components.
+        ConfigurationError: there are too few anchors for so many components, or none are asked.
     """
     anchors = next(iter(target.values())).shape[0]
+    if components < 1:
+        raise ConfigurationError(f"mapper.components is {components}; it takes 1 or more")
     if components > anchors - 1:
         raise ConfigurationError(
             f"mapper.components is {components}, but {anchors} anchors span at most "

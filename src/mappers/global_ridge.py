@@ -10,8 +10,7 @@ from ..alignment import choose_strength, ridge_coefficients
 from .anchor_mapper import Coefficients, Grams, Inners
 from .base import Report
 from .closed_form import ClosedFormMapper
-
-STRENGTHS = (1e-3, 1e-2, 1e-1, 0.3, 1.0, 3.0, 10.0, float("inf"))
+from .strengths import STRENGTHS, checked_strengths
 
 
 class GlobalRidgeMapper(ClosedFormMapper):
@@ -30,7 +29,7 @@ class GlobalRidgeMapper(ClosedFormMapper):
 
     def __init__(self, space: str = "delta", strengths: Sequence[float] = STRENGTHS) -> None:
         super().__init__(space)
-        self.strengths = tuple(strengths)
+        self.strengths = checked_strengths(strengths)
         self.save_hyperparameters({"space": space, "strengths": list(self.strengths)})
 
     def solve(self, source: Grams, target: Grams) -> None:

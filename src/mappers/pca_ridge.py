@@ -12,7 +12,8 @@ from .anchor_mapper import Coefficients, Grams, Inners
 from .base import Report
 from .closed_form import ClosedFormMapper
 from .components import SiteComponents, fit_components
-from .global_ridge import STRENGTHS
+from .global_ridge import mean_squares
+from .strengths import STRENGTHS, checked_strengths
 
 
 class PCARidgeMapper(ClosedFormMapper):
@@ -36,7 +37,7 @@ class PCARidgeMapper(ClosedFormMapper):
         strengths: Sequence[float] = STRENGTHS,
     ) -> None:
         super().__init__(space)
-        self.components, self.strengths = components, tuple(strengths)
+        self.components, self.strengths = components, checked_strengths(strengths)
         self.save_hyperparameters(
             {"space": space, "components": components, "strengths": list(self.strengths)}
         )
@@ -47,7 +48,7 @@ class PCARidgeMapper(ClosedFormMapper):
         errors = {s: self._loo_error(source, target, s) for s in self.strengths}
         self.strength = min(errors, key=lambda s: (errors[s], -s))
         mean = self._loo_error(source, target, math.inf)
-        self.relative_loo = errors[self.strength] / mean
+        self.relative_loo = errors[self.strength] / mean if mean > 0 else 1.0
 
     def coefficients(self, inner: Inners) -> Coefficients:
         """Return the weights that give the predicted scores, for each site."""
@@ -58,11 +59,11 @@ class PCARidgeMapper(ClosedFormMapper):
 
     def _loo_error(self, source: Grams, target: Grams, strength: float) -> float:
         """Return the mean over sites of the leave-one-out error, in units of the mean norm."""
-        total = 0.0
+        total, norms = 0.0, mean_squares(target)
         for site, partner in self.source_site.items():
             errors = leave_one_out(source[partner], target[site], self.components, strength)
-            total += float(errors.mean() / target[site].diagonal().mean())
-        return total / len(self.source_site)
+            total += float(errors.mean()) / norms[site]
+        return total / len(norms)
 
     def report(self) -> Report:
         """Add the components, the strength and its error relative to the mean adapter's."""

@@ -8,7 +8,7 @@ from ..alignment import choose_strength, ridge_coefficients
 from .anchor_mapper import Coefficients, Grams, Inners
 from .base import Report
 from .closed_form import ClosedFormMapper
-from .global_ridge import STRENGTHS
+from .strengths import STRENGTHS, checked_strengths
 
 
 class PerTensorRidgeMapper(ClosedFormMapper):
@@ -22,7 +22,7 @@ class PerTensorRidgeMapper(ClosedFormMapper):
 
     def __init__(self, space: str = "delta", strengths: Sequence[float] = STRENGTHS) -> None:
         super().__init__(space)
-        self.strengths = tuple(strengths)
+        self.strengths = checked_strengths(strengths)
         self.save_hyperparameters({"space": space, "strengths": list(self.strengths)})
 
     def solve(self, source: Grams, target: Grams) -> None:

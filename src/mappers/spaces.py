@@ -1,6 +1,6 @@
 """In which space adapters are compared and combined: their updates, or their raw factors."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -9,6 +9,7 @@ from ..adapters import LowRank, StackedSite
 from ..exceptions import ConfigurationError
 
 
+@runtime_checkable
 class Space(Protocol):
     """How inner products and weighted sums of the updates of one site are taken."""
 

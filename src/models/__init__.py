@@ -11,3 +11,4 @@ from .sites import ARCHITECTURES as ARCHITECTURES
 from .sites import SiteTable as SiteTable
 from .sources import HubModel as HubModel
 from .sources import LocalModel as LocalModel
+from .tiny import TinyModel as TinyModel

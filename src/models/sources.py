@@ -76,9 +76,8 @@ class HubModel:
             raise ModelError(
                 f"the base model {self.name}{at} is neither in the hub's cache nor could it be "
                 f"fetched ({str(error).splitlines()[0]}); connect to the network, run `hf auth "
-                "login` if the model is gated, or load a copy from disk with pair.source (or "
-                "pair.target) ={_target_: loraport.models.LocalModel, path: FOLDER, name: "
-                f"{self.name}}}"
+                "login` if the model is gated, or load copies from disk with pair=local "
+                "pair.source.path=DIR pair.target.path=DIR"
             ) from error
         commit = getattr(network.config, "_commit_hash", None) or self.revision or self.name
         return BaseModel.frozen(self.name, network, tokenizer, str(commit))

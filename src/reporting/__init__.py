@@ -3,6 +3,7 @@
 from .assembly import summarise, task_result
 from .card import adapter_card, write_card
 from .charts import write_chart
+from .fit_progress import FitProgress
 from .loggers import WandbRunLogger, finish_loggers, log_results
 from .provenance import git_revision, library_versions
 from .results import (
@@ -23,6 +24,7 @@ from .verdict import verdict
 __all__ = [
     "CONDITIONS",
     "SCHEMA",
+    "FitProgress",
     "Margin",
     "PairRecord",
     "Provenance",

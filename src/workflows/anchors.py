@@ -84,7 +84,8 @@ def train_side(
     if threads:
         torch.set_num_threads(threads)
     bench = Workbench(config)
-    recipe = Recipe(**{**plain_config(config.recipe), "roles": tuple(config.recipe.roles)})
+    options = plain_config(config.recipe) | {"roles": tuple(config.recipe.roles)}
+    recipe = Recipe(**options | {name: float(options[name]) for name in ("lr", "clip_norm")})
     tasks = list(bench.task_source().load(names).values())
     base = bench.model(side)
     ZooTraining(bench.zoo_folder(), side, base, recipe, bench.template, trainer).run(tasks)

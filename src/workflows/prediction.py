@@ -1,6 +1,6 @@
 """Predicting and scoring the held-out tasks' adapters."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -73,19 +73,20 @@ class Predictions:
         return cosine(self.predicted[task], oracle), relative_error(self.predicted[task], oracle)
 
 
-def predict(mapper: Mapper, data: AnchorPairs, controls: list[str], seed: int) -> Predictions:
-    """Predict every held-out task's adapter, and build the controls.
-
-    The mean adapter is that of all anchors, with those that a mapper was validated on.
-
-    Raises:
-        ConfigurationError: a control does not exist.
-    """
+def check_controls(controls: Sequence[str]) -> None:
+    """Raise ConfigurationError unless all controls exist."""
     unknown = sorted(set(controls) - set(CONTROLS))
     if unknown:
         raise ConfigurationError(
             f"evaluation.controls has {', '.join(unknown)}; it takes any of {', '.join(CONTROLS)}"
         )
+
+
+def predict(mapper: Mapper, data: AnchorPairs, controls: list[str], seed: int) -> Predictions:
+    """Predict every held-out task's adapter, and build the controls.
+
+    The mean adapter is that of all anchors, with those that a mapper was validated on.
+    """
     queries = dict(data.queries)
     mean = MeanMapper()
     mean.fit(data.anchors)

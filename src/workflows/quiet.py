@@ -20,6 +20,7 @@ def quiet_libraries() -> None:
         ".*returned `None`, this fit will run with no optimizer.*",
         ".*isinstance.treespec.*",
         ".*exists and is not empty.*",
+        ".*You passed in a `val_dataloader` but have no `validation_step`.*",
         ".*GPU available but not used.*",
     ):
         warnings.filterwarnings("ignore", message)

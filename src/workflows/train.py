@@ -16,9 +16,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..adapters import write_adapter
-from ..data import AnchorPairs
+from ..data import AnchorPairs, Task
 from ..data.task_source import refuse_unknown
 from ..data.zoo import SIDES
+from ..evaluation.score_cache import ScoreCache
 from ..evaluation.scoring import TaskScore
 from ..exceptions import ConfigurationError
 from ..mappers import Mapper, load_mapper
@@ -31,7 +32,7 @@ from ..reporting.results import PairRecord, Provenance, Results, write_results
 from ..reporting.tables import print_results
 from .anchors import CPU_TRAINER, train_zoo
 from .building import Workbench, build, one_thread, plain_config
-from .prediction import Predictions, check_base, predict, score_cells
+from .prediction import Predictions, check_base, check_controls, predict, score_cells
 from .quiet import quiet_libraries
 
 log = logging.getLogger(__name__)
@@ -62,8 +63,11 @@ def run(config: DictConfig) -> float | None:
     quiet_libraries()
     bench, watch = Workbench(config), Stopwatch()
     folder = Path(HydraConfig.get().runtime.output_dir)
+    check_controls(config.evaluation.controls)
+    scores = bench.scores
     with watch.step("zoo"):
         data = anchor_pairs(bench)
+        tasks = bench.tasks(list(data.held_out))
     loggers: list[Logger] = [build(node) for node in config.logger.values()]
     mapper: Mapper = build(config.mapper)
     with watch.step("fit"):
@@ -73,8 +77,8 @@ def run(config: DictConfig) -> float | None:
     with watch.step("predict"), one_thread():
         predictions = predict(mapper, data, list(config.evaluation.controls), config.seed)
     with watch.step("score"):
-        scores, hashes = score(bench, predictions)
-    results = assemble(bench, mapper, predictions, scores, hashes, watch.seconds)
+        found, hashes = score(bench, scores, predictions, tasks)
+    results = assemble(bench, mapper, predictions, found, hashes, watch.seconds)
     write(results, predictions, loggers, folder)
     return results.summary.gap_recovered
 
@@ -117,9 +121,10 @@ def fit(
     return trainer, mapper
 
 
-def score(bench: Workbench, predictions: Predictions) -> tuple[TaskScores, dict[str, str]]:
+def score(
+    bench: Workbench, scores: ScoreCache, predictions: Predictions, tasks: dict[str, Task]
+) -> tuple[TaskScores, dict[str, str]]:
     """Score every condition on both models; return also the models' and tasks' hashes."""
-    tasks = bench.tasks(list(predictions.queries))
     cells = {
         "source": list(predictions.source_cells()),
         "target": list(predictions.target_cells()),
@@ -139,7 +144,7 @@ def score(bench: Workbench, predictions: Predictions) -> tuple[TaskScores, dict[
             base = bench.model(side)
             check_base(base, next(iter(examples[side].values())), side)
             hashes[f"model/{base.name}"] = base.fingerprint
-            for cell, value in score_cells(bench.scores, base, cells[side], tasks):
+            for cell, value in score_cells(scores, base, cells[side], tasks):
                 found[cell.task][cell.condition] = value
                 progress.advance(bars[side])
     return found, hashes

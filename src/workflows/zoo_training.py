@@ -12,7 +12,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from lightning import Trainer
 
-from ..adapters import LoraAdapter, read_adapter, write_adapter
+from ..adapters import LoraAdapter, Role, read_adapter, write_adapter
 from ..data import PromptTemplate, Task
 from ..data.answers import AnswerExamples
 from ..exceptions import ConfigurationError
@@ -39,6 +39,9 @@ class Recipe:
         balanced: Take them from the labels in turn.
         clip_norm: Of the gradient.
         seed: Of the order of the rows.
+
+    Raises:
+        ConfigurationError: a number is not positive, or a role does not exist.
     """
 
     rank: int
@@ -53,6 +56,18 @@ class Recipe:
     balanced: bool
     clip_norm: float
     seed: int
+
+    def __post_init__(self) -> None:
+        for name in ("rank", "alpha", "epochs", "batch_size", "examples", "lr", "clip_norm"):
+            value = getattr(self, name)
+            if not value > 0:
+                raise ConfigurationError(f"recipe.{name} is {value}, it takes a positive number")
+        known = [role.value for role in Role]
+        strangers = [role for role in self.roles if role not in known]
+        if strangers or not self.roles:
+            raise ConfigurationError(
+                f"recipe.roles is {list(self.roles)}; it takes one or more of {', '.join(known)}"
+            )
 
     def train(
         self, base: BaseModel, task: Task, template: PromptTemplate, trainer: dict[str, Any]
@@ -88,16 +103,22 @@ class Recipe:
         )
         with contextlib.closing(tuning), warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*does not have many workers.*")
-            fitting = Trainer(
-                **trainer,
-                max_epochs=self.epochs,
-                gradient_clip_val=self.clip_norm,
-                logger=False,
-                enable_progress_bar=False,
-            )
+            options = trainer | {
+                "max_epochs": self.epochs,
+                "gradient_clip_val": self.clip_norm,
+                "logger": False,
+                "enable_progress_bar": False,
+            }
+            fitting = Trainer(**options)
             fitting.fit(tuning, datamodule=examples)
-            losses = tuning.losses
-            return tuning.adapter(), {
+            losses, adapter = tuning.losses, tuning.adapter()
+            if adapter.norm() == 0:
+                raise ConfigurationError(
+                    f"{len(losses)} steps of recipe.lr={self.lr} left the adapter of {task.name} "
+                    f"at zero, with recipe.warmup_steps={self.warmup_steps}; raise recipe.epochs "
+                    "or recipe.examples, or lower recipe.batch_size"
+                )
+            return adapter, {
                 "task": task.name,
                 "examples": len(examples.rows),
                 "steps": len(losses),
@@ -135,9 +156,9 @@ class ZooTraining:
         Raises:
             ConfigurationError: an adapter is there that was trained in another way.
         """
-        busy = [task for task in tasks if not self._try(task, timeout=0)]
+        busy = [task for task in tasks if not self._try(task, timeout=0.0)]
         for task in busy:
-            self._try(task, timeout=-1)
+            self._try(task, timeout=-1.0)
 
     def _try(self, task: Task, timeout: float) -> bool:
         locks = self.folder / ".locks"

@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from loraport.adapters import read_adapter
 from loraport.data.answers import answer_tokens, prompt_tokens
-from loraport.data.tasks import Example, PromptTemplate, Task
+from loraport.data.task_folders import TaskFolder
+from loraport.data.tasks import PromptTemplate, Task
 from loraport.evaluation.scoring import LikelihoodScorer
 from loraport.exceptions import ModelError
 from loraport.models import BaseModel, ChunkedGguf, ModelSource, PackagedGguf, attached
@@ -129,16 +130,7 @@ def real_model(source: ModelSource, cache: Path) -> BaseModel:
 
 
 def real_task(shared: Path, name: str, rows: int) -> Task:
-    folder = shared / "data" / "tasks" / name
-    about = json.loads((folder / "task.json").read_text())
-    lines = (folder / "test.jsonl").read_text().splitlines()[:rows]
-    return Task(
-        name=name,
-        instruction=about["instruction"],
-        labels=tuple(about["labels"]),
-        train=(),
-        test=tuple(Example(row["text"], row["label"]) for row in map(json.loads, lines)),
-    )
+    return TaskFolder(shared / "data" / "tasks").load([name])[name].limited(rows)
 
 
 @pytest.mark.real
@@ -196,10 +188,8 @@ def test_labels_are_the_same_tokens_alone_and_behind_a_prompt(
 ) -> None:
     base = real_model(source, cache)
     template = PromptTemplate(text_chars=200)
-    for folder in sorted((shared / "data" / "tasks").iterdir()):
-        if not folder.is_dir():
-            continue
-        task = real_task(shared, folder.name, rows=3)
+    for name in TaskFolder(shared / "data" / "tasks").names():
+        task = real_task(shared, name, rows=3)
         answers = answer_tokens(base.tokenizer, task, template)
         prompts = prompt_tokens(base.tokenizer, task, template, [row.text for row in task.test])
         for prompt, row in zip(prompts, task.test, strict=True):

@@ -1,0 +1,194 @@
+"""Examples per second of adapter training, against transformers' Trainer with PEFT.
+
+Both train LoRA on q and v with rank 8 on the same rows with the same batch size, learning rate,
+schedule, gradient clipping and starting factors, in float32. The reference is the usual loop: rows
+in random order, padded on the right to the longest of the batch, labels -100 at the prompt, logits
+at every position. The adapters of both are then judged in the same way: mean loss over the answers'
+tokens of the training rows, and accuracy and loss on test rows.
+
+    python -m benchmarks.anchors --tasks-folder DIR
+"""
+
+import argparse
+import copy
+import logging
+import tempfile
+from contextlib import closing
+from typing import Any
+
+import torch
+import transformers
+from lightning import Trainer
+from peft import LoraConfig, get_peft_model
+from torch import nn
+
+from loraport.adapters import LoraAdapter, LowRank, Site
+from loraport.data.answers import NOT_ASKED, AnswerExamples, TokenizedAnswer
+from loraport.data.tasks import Task
+from loraport.evaluation.scoring import LikelihoodScorer
+from loraport.models import BaseModel, LoraFineTuning, attached, last_logits
+
+from .setting import TEMPLATE, Elapsed, arguments, base_model, stopwatch, task
+
+BATCH, LR, WARMUP = 8, 2e-3, 4
+
+
+def ours(base: BaseModel, examples: AnswerExamples) -> tuple[LoraAdapter, Elapsed]:
+    """Train with LoraFineTuning."""
+    with (
+        stopwatch() as elapsed,
+        closing(LoraFineTuning(base, lr=LR, warmup_steps=WARMUP)) as tuning,
+    ):
+        trainer = Trainer(
+            accelerator="cpu",
+            max_epochs=1,
+            gradient_clip_val=1.0,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(tuning, examples)
+        adapter = tuning.adapter()
+    return adapter, elapsed
+
+
+def collator(pad_token: int) -> Any:
+    """Pad on the right; ask at the answer alone."""
+
+    def collate(rows: list[TokenizedAnswer]) -> dict[str, torch.Tensor]:
+        whole = [row.prompt + row.answer for row in rows]
+        width = max(map(len, whole))
+        asked = [[NOT_ASKED] * len(row.prompt) + row.answer for row in rows]
+
+        def padded(sequences: list[list[int]], value: int) -> torch.Tensor:
+            return torch.tensor([row + [value] * (width - len(row)) for row in sequences])
+
+        return {
+            "input_ids": padded(whole, pad_token),
+            "attention_mask": padded([[1] * len(row) for row in whole], 0),
+            "labels": padded(asked, NOT_ASKED),
+        }
+
+    return collate
+
+
+def reference(base: BaseModel, examples: AnswerExamples) -> tuple[LoraAdapter, Elapsed]:
+    """Train with transformers' Trainer and PEFT, from the same factors."""
+    with closing(LoraFineTuning(base)) as tuning:
+        start = tuning.adapter()
+    network = copy.deepcopy(base.network)
+    with stopwatch() as elapsed, tempfile.TemporaryDirectory() as folder:
+        config = LoraConfig(
+            r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"
+        )
+        model = get_peft_model(network, config)
+        modules: dict[Site, Any] = {site: network.get_submodule(site.module_name) for site in start}
+        with torch.no_grad():
+            for site, module in modules.items():
+                module.lora_A["default"].weight.copy_(start[site].A)
+        transformers.Trainer(
+            model=model,
+            args=transformers.TrainingArguments(
+                output_dir=folder,
+                num_train_epochs=1,
+                per_device_train_batch_size=BATCH,
+                learning_rate=LR,
+                warmup_steps=WARMUP,
+                lr_scheduler_type="linear",
+                weight_decay=0.0,
+                max_grad_norm=1.0,
+                use_cpu=True,
+                save_strategy="no",
+                logging_strategy="no",
+                report_to=[],
+                remove_unused_columns=False,
+                disable_tqdm=True,
+                seed=0,
+            ),
+            train_dataset=list(examples.rows),
+            data_collator=collator(int(base.tokenizer.pad_token_id)),
+        ).train()
+    updates = {
+        site: LowRank(
+            module.lora_A["default"].weight.detach().clone(),
+            module.lora_B["default"].weight.detach().clone(),
+            2.0,
+        )
+        for site, module in modules.items()
+    }
+    return LoraAdapter(updates, base.name), elapsed
+
+
+@torch.inference_mode()
+def answer_loss(base: BaseModel, adapter: LoraAdapter, examples: AnswerExamples) -> float:
+    """Return the mean loss over the answers' tokens of the training rows."""
+    total, tokens = 0.0, 0
+    with attached(base.network, adapter):
+        for batch in examples.train_dataloader():
+            logits = last_logits(
+                base.network,
+                batch.answer_tokens,
+                input_ids=batch.input_ids,
+                attention_mask=batch.attention_mask,
+                position_ids=batch.position_ids,
+            )
+            total += float(
+                nn.functional.cross_entropy(
+                    logits.flatten(0, 1),
+                    batch.targets.flatten(),
+                    ignore_index=NOT_ASKED,
+                    reduction="sum",
+                )
+            )
+            tokens += int((batch.targets != NOT_ASKED).sum())
+    return total / tokens
+
+
+def report(
+    name: str, base: BaseModel, examples: AnswerExamples, tested: Task, result: Any
+) -> Elapsed:
+    """Print one line of the table."""
+    adapter, elapsed = result
+    loss = answer_loss(base, adapter, examples)
+    with attached(base.network, adapter):
+        score = LikelihoodScorer().score(base, tested, TEMPLATE)
+    rows = len(examples.rows)
+    print(
+        f"{name:<22}{rows / elapsed.wall:>10.2f}{rows / elapsed.cpu:>13.2f}{loss:>12.4f}"
+        f"{score.accuracy:>10.3f}{score.nll:>10.4f}",
+        flush=True,
+    )
+    return elapsed
+
+
+def extend(parser: argparse.ArgumentParser) -> None:
+    """Add this benchmark's own options."""
+    parser.add_argument("--examples", type=int, default=128)
+    parser.add_argument("--test-rows", type=int, default=100)
+
+
+def main() -> None:
+    """Train with both and print the table."""
+    options = arguments(__doc__, extend)
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    base, chosen = base_model(options), task(options)
+    examples = AnswerExamples(
+        chosen, TEMPLATE, base.tokenizer, batch_size=BATCH, examples=options.examples
+    )
+    tested = chosen.limited(options.test_rows)
+    tokens = sum(row.length for row in examples.rows) / len(examples.rows)
+    print(
+        f"{base.name}, {chosen.name}: {len(examples.rows)} examples of {tokens:.0f} tokens on "
+        f"average, batch size {BATCH}, {torch.get_num_threads()} threads, float32"
+    )
+    print(
+        f"{'':<22}{'examples/s':>10}{'per CPU s':>13}{'train loss':>12}{'accuracy':>10}{'NLL':>10}"
+    )
+    plain = report("Trainer + PEFT", base, examples, tested, reference(base, examples))
+    tuned = report("LoraFineTuning", base, examples, tested, ours(base, examples))
+    print(f"{'ratio':<22}{plain.wall / tuned.wall:>10.2f}{plain.cpu / tuned.cpu:>13.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""Planted zoos of two pico models, and mappers trained as their YAML says."""
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_module
+from hydra.utils import instantiate
+from lightning import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
+
+from loraport.adapters import LoraAdapter, LowRank, Role, Site
+from loraport.data import AnchorPairs, ZooPairs
+from loraport.mappers import Mapper, load_mapper
+
+LATENTS = 3
+RANK = 4
+
+
+def _shapes(layers: int, inputs: int, q: int, v: int) -> dict[Site, tuple[int, int]]:
+    outputs = {Role.Q: q, Role.V: v}
+    return {Site(i, role): (out, inputs) for i in range(layers) for role, out in outputs.items()}
+
+
+# Another depth, width and size of q and v on each side.
+SHAPES = {"source": _shapes(3, 12, 8, 6), "target": _shapes(2, 14, 10, 5)}
+
+
+def _side(side: str, latents: Tensor, noise: float) -> dict[str, LoraAdapter]:
+    """Updates ``(B_0 + sum_k z_k B_k) A``: linear in the latents z, as are their factors."""
+    generator = torch.Generator().manual_seed(["source", "target"].index(side))
+    updates: list[dict[Site, LowRank]] = [{} for _ in latents]
+    for site, (out, in_) in SHAPES[side].items():
+        a = torch.randn(RANK, in_, generator=generator)
+        b = torch.randn(1 + LATENTS, out, RANK, generator=generator)
+        for place, z in enumerate(latents):
+            own = noise * torch.randn(out, RANK, generator=generator)
+            mixed = b[0] + torch.einsum("k,kor->or", z, b[1:]) + own
+            updates[place][site] = LowRank(a, mixed, 0.5)
+    return {f"t{place:02d}": LoraAdapter(u, f"pico/{side}") for place, u in enumerate(updates)}
+
+
+@pytest.fixture(scope="session")
+def planted_zoo() -> Callable[..., ZooPairs]:
+    """Make a zoo whose adapters are linear in three latents of a task, on both sides.
+
+    ``noise`` is added to every B; ``unrelated`` gives the target other latents of its own.
+    """
+
+    def make(tasks: int = 14, noise: float = 0.0, unrelated: int = 0) -> ZooPairs:
+        generator = torch.Generator().manual_seed(7)
+        latents = torch.randn(tasks, LATENTS, generator=generator)
+        own = latents.clone()
+        own[:, :unrelated] = torch.randn(tasks, unrelated, generator=generator)
+        return ZooPairs(_side("source", latents, noise), _side("target", own, noise))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def regauged() -> Callable[[LoraAdapter, int], LoraAdapter]:
+    """Return the same updates with factors ``G A`` and ``B G^-1``, G drawn for each site."""
+
+    def change(adapter: LoraAdapter, seed: int) -> LoraAdapter:
+        generator = torch.Generator().manual_seed(seed)
+
+        def turned(update: LowRank) -> LowRank:
+            r = update.rank
+            left = torch.linalg.qr(torch.randn(r, r, generator=generator)).Q
+            right = torch.linalg.qr(torch.randn(r, r, generator=generator)).Q
+            gauge = (left @ torch.linspace(0.5, 2, r).diag() @ right).double()
+            a, b = gauge @ update.A.double(), update.B.double() @ torch.linalg.inv(gauge)
+            return LowRank(a, b, update.scale).to(torch.float32)
+
+        return adapter.map(turned)
+
+    return change
+
+
+@pytest.fixture(autouse=True)
+def _as_deterministic_as_before() -> Iterator[None]:
+    """A trainer that is deterministic makes torch so for the whole process."""
+    before = torch.are_deterministic_algorithms_enabled()
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
+@pytest.fixture(scope="session")
+def recipe() -> Callable[..., Any]:
+    """Compose the configuration of ``train.py`` with a mapper."""
+
+    def composed(mapper: str, *overrides: str) -> Any:
+        with initialize_config_module("loraport.conf", version_base=None):
+            return compose(
+                "train", overrides=[f"mapper={mapper}", "pair=smollm2_gemma3", *overrides]
+            )
+
+    return composed
+
+
+@pytest.fixture
+def trained(recipe: Callable[..., Any], tmp_path: Path) -> Callable[..., Mapper]:
+    """Train a mapper by its own YAML; returns what ``mapper.ckpt`` rebuilds, or the mapper."""
+
+    def train(mapper: str, zoo: ZooPairs, held_out: list[str], *overrides: str) -> Mapper:
+        config = recipe(mapper, "logger=none", *overrides)
+        data: AnchorPairs = instantiate(config.data, _partial_=True)(zoo=zoo, held_out=held_out)
+        callbacks = _callbacks(config.callbacks, tmp_path)
+        trainer = instantiate(
+            config.trainer, logger=False, default_root_dir=tmp_path, _partial_=True
+        )(callbacks=callbacks)
+        fitted: Mapper = instantiate(config.mapper)
+        trainer.fit(fitted, datamodule=data)
+        trainer.save_checkpoint(tmp_path / "mapper.ckpt", weights_only=True)
+        best = [c.best_model_path for c in callbacks if isinstance(c, ModelCheckpoint)]
+        return load_mapper(best[0]) if best else fitted
+
+    return train
+
+
+def _callbacks(nodes: Mapping[str, Any], folder: Path) -> list[Callback]:
+    """Those that a YAML adds, without the progress bar of a terminal."""
+    callbacks = []
+    for name, node in nodes.items():
+        if name != "progress":
+            place = {"dirpath": str(folder / "best")} if "dirpath" in node else {}
+            callbacks.append(instantiate(node, **place))
+    return callbacks

@@ -1,0 +1,151 @@
+"""A workspace as a user has it: two models on disk, tasks in a folder, a zoo, and the commands."""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+
+from loraport import cli
+from loraport.adapters import LoraAdapter, LowRank, write_adapter
+from loraport.models import BaseModel
+
+TASKS = ("films", "plays", "songs", "books", "games")
+HELD_OUT = ("books", "games")
+NOUNS = ("film", "plot", "scene")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Outcome]
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Folders, and the options that point a command at them."""
+
+    root: Path
+
+    @property
+    def zoo(self) -> Path:
+        return self.root / "zoo"
+
+    def options(self) -> list[str]:
+        models = self.root / "models"
+        return [
+            "pair=local",
+            *(f"pair.{side}.path={models / side}" for side in ("source", "target")),
+            *(f"pair.{side}.name=pico/{side}" for side in ("source", "target")),
+            f"paths.tasks={self.root / 'tasks'}",
+            f"paths.cache={self.root / 'cache'}",
+            f"paths.zoo={self.zoo}",
+            "recipe.examples=8",
+            "recipe.batch_size=2",
+            "recipe.rank=2",
+        ]
+
+    def training(self) -> list[str]:
+        return [*self.options(), f"tasks.held_out=[{','.join(HELD_OUT)}]", "logger=csv"]
+
+
+def write_tasks(folder: Path) -> None:
+    """Tasks of short sentences, whose last word gives the label."""
+    for place, name in enumerate(TASKS):
+        path = folder / name
+        path.mkdir(parents=True)
+        facts = {
+            "name": name,
+            "instruction": "Which feeling ?",
+            "labels": ["very good", "bad"],
+            "role": "held_out" if name in HELD_OUT else "anchor",
+        }
+        (path / "task.json").write_text(json.dumps(facts))
+        for split, rows in (("train", 16), ("test", 6)):
+            lines = [
+                {
+                    "text": "the " * (row % 3 + 1)
+                    + f"{NOUNS[(row + place) % 3]} is {('good', 'dull')[row % 2]}",
+                    "label": ("very good", "bad")[row % 2],
+                }
+                for row in range(rows)
+            ]
+            (path / f"{split}.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+
+
+def write_zoo(folder: Path, sides: dict[str, BaseModel]) -> None:
+    """Adapters with random factors: what these tests ask is whether they arrive."""
+    import torch
+
+    for side, base in sides.items():
+        for seed, name in enumerate(TASKS):
+            generator = torch.Generator().manual_seed(seed)
+            sites = {
+                site: LowRank(
+                    torch.randn(2, shape[1], generator=generator),
+                    torch.randn(shape[0], 2, generator=generator) / 8,
+                )
+                for site, shape in base.sites.shapes.items()
+                if site.role in ("q", "v")
+            }
+            write_adapter(LoraAdapter(sites, base.name), folder / side / name)
+
+
+@pytest.fixture(scope="session")
+def models_and_tasks(
+    tmp_path_factory: pytest.TempPathFactory, pico_source: BaseModel, pico_target: BaseModel
+) -> Path:
+    root = tmp_path_factory.mktemp("workspace")
+    for side, base in (("source", pico_source), ("target", pico_target)):
+        base.network.save_pretrained(root / "models" / side)
+        base.tokenizer.save_pretrained(root / "models" / side)
+    write_tasks(root / "tasks")
+    return root
+
+
+@pytest.fixture
+def workspace(
+    tmp_path: Path, models_and_tasks: Path, pico_source: BaseModel, pico_target: BaseModel
+) -> Workspace:
+    for name in ("models", "tasks"):
+        (tmp_path / name).symlink_to(models_and_tasks / name)
+    write_zoo(tmp_path / "zoo", {"source": pico_source, "target": pico_target})
+    return Workspace(tmp_path)
+
+
+@pytest.fixture
+def command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Command:
+    """Call a command as its script does, in an empty working folder, without a new process."""
+
+    def call(script: str, *options: str) -> Outcome:
+        work = tmp_path / "work"
+        work.mkdir(exist_ok=True)
+        monkeypatch.chdir(work)
+        monkeypatch.setattr(sys, "argv", [f"{script}.py", *options])
+        monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+        monkeypatch.setenv("WANDB_MODE", "offline")
+        GlobalHydra.instance().clear()
+        capfd.readouterr()
+        code = 0
+        try:
+            getattr(cli, script)()
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else 1
+        finally:
+            os.environ.pop("HYDRA_FULL_ERROR", None)
+        out, err = capfd.readouterr()
+        return Outcome(code, out, err)
+
+    return call
