@@ -89,7 +89,10 @@ def _clean_after(run: Callable[[DictConfig], Any], config: DictConfig) -> Any:
 
 def _remove(folder: Path) -> None:
     """Remove a run's folder, and the two above it where nothing else is in them."""
-    logging.shutdown()
+    root = logging.getLogger()
+    for handler in [h for h in root.handlers if isinstance(h, logging.FileHandler)]:
+        root.removeHandler(handler)
+        handler.close()
     shutil.rmtree(folder, ignore_errors=True)
     for parent in folder.parents[:2]:
         if any(parent.iterdir()):

@@ -151,7 +151,9 @@ class TinyLanguage:
             for word in text.lower().replace(".", " ").split()
             if word in self.lexicon
         ]
-        return tuple(sum(column) for column in zip((0,) * len(self.attributes), *known))
+        return tuple(
+            sum(leanings[place] for leanings in known) for place in range(len(self.attributes))
+        )
 
     def document(self, draw: random.Random) -> str:
         """Return a sentence, attribute questions with their answers, and a verdict among them.

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..alignment import PrincipalScores, ridge_coefficients
+from ..alignment import PrincipalScores
 from .anchor_mapper import Coefficients, Grams, Inners
 from .base import Report
 from .closed_form import ClosedFormMapper
@@ -45,9 +45,9 @@ class PCARidgeMapper(ClosedFormMapper):
     def solve(self, source: Grams, target: Grams) -> None:
         """Take the components of every site, and choose the strength."""
         self._sites = fit_components(source, target, self.source_site, self.components)
-        errors = {s: self._loo_error(source, target, s) for s in self.strengths}
-        self.strength = min(errors, key=lambda s: (errors[s], -s))
-        mean = self._loo_error(source, target, math.inf)
+        errors = self._loo_errors(source, target)
+        self.strength = min(self.strengths, key=lambda s: (errors[s], -s))
+        mean = errors[math.inf]
         self.relative_loo = errors[self.strength] / mean if mean > 0 else 1.0
 
     def coefficients(self, inner: Inners) -> Coefficients:
@@ -57,13 +57,17 @@ class PCARidgeMapper(ClosedFormMapper):
             for site, pair in self._sites.items()
         }
 
-    def _loo_error(self, source: Grams, target: Grams, strength: float) -> float:
-        """Return the mean over sites of the leave-one-out error, in units of the mean norm."""
-        total, norms = 0.0, mean_squares(target)
+    def _loo_errors(self, source: Grams, target: Grams) -> dict[float, float]:
+        """Return each strength's leave-one-out error, and the mean adapter's under infinity.
+
+        The mean over sites, each in units of its mean squared norm.
+        """
+        tried, norms = (*self.strengths, math.inf), mean_squares(target)
+        total = torch.zeros(len(tried), dtype=torch.float64)
         for site, partner in self.source_site.items():
-            errors = leave_one_out(source[partner], target[site], self.components, strength)
-            total += float(errors.mean()) / norms[site]
-        return total / len(norms)
+            errors = leave_one_out(source[partner], target[site], self.components, tried)
+            total += errors.mean(dim=1) / norms[site]
+        return dict(zip(tried, (total / len(norms)).tolist(), strict=True))
 
     def report(self) -> Report:
         """Add the components, the strength and its error relative to the mean adapter's."""
@@ -77,28 +81,35 @@ class PCARidgeMapper(ClosedFormMapper):
 def _coefficients(
     pair: SiteComponents, inner: Float[Tensor, "queries n"], strength: float
 ) -> Float[Tensor, "queries n"]:
-    root = pair.source.variances.sqrt()
-    known, asked = pair.source.scores * root, pair.source.project(inner) * root
-    weights = ridge_coefficients(known @ known.mT, asked @ known.mT, strength)
-    return pair.target.coefficients(weights @ pair.target.scores)
+    """Return ridge coefficients with ``lambda = strength * sum of variances``, as in alignment.
+
+    Scores of different components are orthogonal, so that the regression is one division.
+    """
+    source, n = pair.source, len(pair.source.gram)
+    penalised = source.variances * n + strength * source.variances.sum()
+    shrunk = torch.where(source.variances > 0, source.variances / penalised, 0.0)
+    cross = source.scores.mT @ pair.target.scores
+    return pair.target.coefficients(source.project(inner) * shrunk @ cross)
 
 
 def leave_one_out(
-    source: Float[Tensor, "n n"], target: Float[Tensor, "n n"], components: int, strength: float
-) -> Float[Tensor, " n"]:
+    source: Float[Tensor, "n n"],
+    target: Float[Tensor, "n n"],
+    components: int,
+    strengths: Sequence[float],
+) -> Float[Tensor, "strengths n"]:
     """Return the squared error of each point, predicted from the others' components alone."""
     n = len(source)
     kept = min(components, n - 2)
     errors = []
     for left_out in range(n):
         others = [place for place in range(n) if place != left_out]
+        known = target[others][:, others]
         pair = SiteComponents(
-            PrincipalScores.fit(source[others][:, others], kept),
-            PrincipalScores.fit(target[others][:, others], kept),
+            PrincipalScores.fit(source[others][:, others], kept), PrincipalScores.fit(known, kept)
         )
-        c = _coefficients(pair, source[left_out, others][None], strength)[0]
-        cross = target[left_out, others]
-        errors.append(
-            target[left_out, left_out] - 2 * c @ cross + c @ target[others][:, others] @ c
-        )
-    return torch.stack(errors)
+        inner = source[left_out, others][None]
+        c = torch.cat([_coefficients(pair, inner, strength) for strength in strengths])
+        own = target[left_out, left_out] - 2 * c @ target[left_out, others]
+        errors.append(own + ((c @ known) * c).sum(dim=1))
+    return torch.stack(errors, dim=1)

@@ -20,4 +20,4 @@ def checked_strengths(strengths: Sequence[float]) -> tuple[float, ...]:
             f"mapper.strengths is {list(strengths)}; it takes one or more positive numbers, inf "
             "for the mean adapter, such as [0.01,0.1,1,inf]"
         )
-    return tuple(strengths)
+    return tuple(float(strength) for strength in strengths)

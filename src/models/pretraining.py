@@ -102,7 +102,7 @@ def pretrain(
             logits.flatten(0, 1), batch[:, 1:].flatten(), ignore_index=_IGNORED
         )
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(network.parameters(), settings.clip_norm)
         optimizer.step()
         schedule.step()

@@ -26,6 +26,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
     # A closed form has no optimizer, by design.
     pytest.mark.filterwarnings("ignore:.*this fit will run with no optimizer.*"),
+    # Nor does it look at the anchors that are left out of training.
+    pytest.mark.filterwarnings("ignore:.*but have no `validation_step`.*"),
 ]
 
 
