@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from torch import nn
 
 from ..data import AnchorBatch
 from .anchor_mapper import AnchorMapper
@@ -19,6 +20,8 @@ class ClosedFormMapper(AnchorMapper):
         super().__init__(space)
         self.automatic_optimization = False
         self._seen: list[AnchorBatch] = []
+        # Nothing is learnt in it: DistributedDataParallel refuses a module without a parameter.
+        self.unused = nn.Parameter(torch.zeros(()))
 
     def configure_optimizers(self) -> None:
         """There is nothing to descend."""

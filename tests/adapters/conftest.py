@@ -50,7 +50,9 @@ def peft_folder(
     """Save a LoRA that PEFT made; by default of rank 4 on q and v in float32."""
 
     def make(dtype: torch.dtype = torch.float32, **options: object) -> Path:
-        config = LoraConfig(**{"r": 4, "lora_alpha": 6, "target_modules": ["q_proj", "v_proj"]} | options)
+        config = LoraConfig(
+            **{"r": 4, "lora_alpha": 6, "target_modules": ["q_proj", "v_proj"]} | options
+        )
         model = peft_model(config)
         for name, parameter in model.named_parameters():
             if "lora_" in name:

@@ -23,7 +23,10 @@ OPTIONS: dict[str, dict[str, object]] = {
         "rank_pattern": {r"layers.0.self_attn.q_proj": 1, "q_proj": 2, r".*\.q_proj": 3},
         "alpha_pattern": {r"^model\.layers\.1\..*v_proj": 1.5, "v_proj": 7},
     },
-    "pattern that is no suffix": {"target_modules": Q_AND_V, "rank_pattern": {"proj": 2, "_proj": 3}},
+    "pattern that is no suffix": {
+        "target_modules": Q_AND_V,
+        "rank_pattern": {"proj": 2, "_proj": 3},
+    },
     "both patterns with rslora": {
         "target_modules": Q_AND_V,
         "rank_pattern": {"v_proj": 3},
@@ -61,7 +64,10 @@ OPTIONS: dict[str, dict[str, object]] = {
         "target_modules": Q_AND_V,
         "exclude_modules": ["model.layers.0.self_attn.q_proj"],
     },
-    "excluded by expression": {"target_modules": Q_AND_V, "exclude_modules": r".*layers\.1\..*q_.*"},
+    "excluded by expression": {
+        "target_modules": Q_AND_V,
+        "exclude_modules": r".*layers\.1\..*q_.*",
+    },
 }
 
 
@@ -74,7 +80,11 @@ def test_targets_ranks_and_scales_are_those_of_peft(
     raw = json.loads(json.dumps(config.to_dict(), default=sorted)) | {"peft_type": "LORA"}
     ours = PeftConfig(raw, "options")
     modules = dict(peft_model(config).get_base_model().named_modules())
-    made = {site: module for site in ALL_SITES if isinstance(module := modules[site.module_name], LoraLayer)}
+    made = {
+        site: module
+        for site in ALL_SITES
+        if isinstance(module := modules[site.module_name], LoraLayer)
+    }
     assert {site for site in ALL_SITES if ours.targets(site)} == set(made)
     assert made
     for site, layer in made.items():

@@ -76,7 +76,9 @@ def test_read_and_written_again_peft_computes_the_same_bits(
     assert torch.equal(peft_logits(tmp_path / "again"), expected)
     assert (expected - peft_logits(None)).abs().max() > 1e-2
 
-    before, after = (load_file(f / "adapter_model.safetensors") for f in (original, tmp_path / "again"))
+    before, after = (
+        load_file(f / "adapter_model.safetensors") for f in (original, tmp_path / "again")
+    )
     assert before.keys() == after.keys()
     assert all(torch.equal(before[key], after[key]) for key in before)
     assert all(before[key].dtype == after[key].dtype for key in before)
@@ -209,12 +211,19 @@ class TestRefused:
                 {f"{Q_KEY}.lora_A.weight": torch.full((4, 32), float("nan"))},
                 r"original: .* 128 NaN or infinite entries in lora_A of .*0\.self_attn\.q_proj",
             ),
-            ({f"{Q_KEY}.lora_B.bias": torch.ones(32)}, r"q_proj\.lora_B\.bias', which is no lora_A"),
+            (
+                {f"{Q_KEY}.lora_B.bias": torch.ones(32)},
+                r"q_proj\.lora_B\.bias', which is no lora_A",
+            ),
             ({f"{Q_KEY}.lora_magnitude_vector.weight": torch.ones(32)}, r"magnitude_vector"),
             ({"base_model.model.lm_head.weight": torch.ones(2, 2)}, r"'base_model\.model\.lm_head"),
             ({"model.layers.0.mlp.up_proj.weight": torch.ones(2, 2)}, r"up_proj\.weight'"),
             (
-                {"base_model.model.vision.model.layers.0.mlp.up_proj.lora_A.weight": torch.ones(4, 2)},
+                {
+                    "base_model.model.vision.model.layers.0.mlp.up_proj.lora_A.weight": torch.ones(
+                        4, 2
+                    )
+                },
                 r"vision\.model\.layers",
             ),
         ],
@@ -239,7 +248,9 @@ class TestRefused:
             read_adapter(edited(folder, config={"use_of_the_future": 0.5}))
 
     def test_rank_that_the_config_does_not_say(self, peft_folder: MakeFolder, edited: Edit) -> None:
-        with pytest.raises(AdapterError, match=r"\(4, 32\).* at .*v_proj.* gives rank 2.*rank_patt"):
+        with pytest.raises(
+            AdapterError, match=r"\(4, 32\).* at .*v_proj.* gives rank 2.*rank_patt"
+        ):
             read_adapter(edited(peft_folder(), config={"rank_pattern": {"v_proj": 2}}))
 
     def test_empty_weights(self, peft_folder: MakeFolder, edited: Edit) -> None:

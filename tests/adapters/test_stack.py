@@ -36,7 +36,9 @@ def test_it_holds_each_update_with_its_scale() -> None:
     for site in STACK:
         for place in range(5):
             update = STACK[site].low_rank(place)
-            torch.testing.assert_close(update.dense().double(), dense(site)[place], rtol=1e-5, atol=0)
+            torch.testing.assert_close(
+                update.dense().double(), dense(site)[place], rtol=1e-5, atol=0
+            )
             assert update.A.dtype == torch.float32
 
 

@@ -1,15 +1,19 @@
 """Planted zoos of two pico models, and mappers trained as their YAML says."""
 
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
+import yaml
 from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
 from lightning import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
+from omegaconf import OmegaConf
 from torch import Tensor
 
 from loraport.adapters import LoraAdapter, LowRank, Role, Site
@@ -90,35 +94,51 @@ def _as_deterministic_as_before() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def recipe() -> Callable[..., Any]:
-    """Compose the configuration of ``train.py`` with a mapper."""
+    """Compose the configuration of ``train.py`` with a mapper; overrides are plain keys."""
 
-    def composed(mapper: str, *overrides: str) -> Any:
+    @cache
+    def composed(mapper: str) -> Any:
         with initialize_config_module("loraport.conf", version_base=None):
-            return compose(
-                "train", overrides=[f"mapper={mapper}", "pair=smollm2_gemma3", *overrides]
-            )
+            return compose("train", overrides=[f"mapper={mapper}", "pair=smollm2_gemma3"])
 
-    return composed
+    def make(mapper: str, *overrides: str) -> Any:
+        config = OmegaConf.create(OmegaConf.to_container(composed(mapper)))
+        for override in overrides:
+            key, _, value = override.partition("=")
+            assert OmegaConf.select(config, key) is not None
+            OmegaConf.update(config, key, yaml.safe_load(value))
+        return config
+
+    return make
+
+
+class Trained(NamedTuple):
+    """A mapper as training left it, what it saved, and what ``train.py`` would go on with."""
+
+    last: Mapper
+    checkpoint: Path
+    best: Mapper
 
 
 @pytest.fixture
-def trained(recipe: Callable[..., Any], tmp_path: Path) -> Callable[..., Mapper]:
-    """Train a mapper by its own YAML; returns what ``mapper.ckpt`` rebuilds, or the mapper."""
+def train(recipe: Callable[..., Any], tmp_path: Path) -> Callable[..., Trained]:
+    """Train a mapper as its YAML says."""
 
-    def train(mapper: str, zoo: ZooPairs, held_out: list[str], *overrides: str) -> Mapper:
-        config = recipe(mapper, "logger=none", *overrides)
+    def run(mapper: str, zoo: ZooPairs, held_out: list[str], *overrides: str) -> Trained:
+        config = recipe(mapper, *overrides)
+        folder = Path(tempfile.mkdtemp(dir=tmp_path))
         data: AnchorPairs = instantiate(config.data, _partial_=True)(zoo=zoo, held_out=held_out)
-        callbacks = _callbacks(config.callbacks, tmp_path)
+        callbacks = _callbacks(config.callbacks, folder)
         trainer = instantiate(
-            config.trainer, logger=False, default_root_dir=tmp_path, _partial_=True
+            config.trainer, logger=False, default_root_dir=folder, _partial_=True
         )(callbacks=callbacks)
-        fitted: Mapper = instantiate(config.mapper)
-        trainer.fit(fitted, datamodule=data)
-        trainer.save_checkpoint(tmp_path / "mapper.ckpt", weights_only=True)
+        last: Mapper = instantiate(config.mapper)
+        trainer.fit(last, datamodule=data)
+        trainer.save_checkpoint(folder / "mapper.ckpt", weights_only=True)
         best = [c.best_model_path for c in callbacks if isinstance(c, ModelCheckpoint)]
-        return load_mapper(best[0]) if best else fitted
+        return Trained(last, folder / "mapper.ckpt", load_mapper(best[0]) if best else last)
 
-    return train
+    return run
 
 
 def _callbacks(nodes: Mapping[str, Any], folder: Path) -> list[Callback]:

@@ -1,0 +1,96 @@
+"""Every command of the README is run, on pico models where it names real ones."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from .conftest import HELD_OUT, Command, Workspace
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```sh\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+COMMANDS = [
+    line.partition("#")[0].strip()
+    for block in BLOCKS
+    for line in block.splitlines()
+    if line.partition("#")[0].strip()
+]
+OURS = [line for line in COMMANDS if line.startswith("python ")]
+SETUP = [line for line in COMMANDS if not line.startswith("python ")]
+
+
+def test_the_readme_is_short_and_has_commands():
+    assert len(README.splitlines()) < 200
+    assert len(OURS) >= 6
+
+
+@pytest.mark.parametrize("line", SETUP)
+def test_setup_commands_are_known_to_make_and_pip(line: str):
+    if "make " in line:
+        target = line.rpartition("make ")[2].strip()
+        done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    else:
+        assert line == "pip install -e . -c constraints.txt"
+        pins = (ROOT / "constraints.txt").read_text(encoding="utf-8")
+        assert re.search(r"^torch==", pins, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("line", OURS)
+def test_our_commands_run(line: str, workspace: Workspace, command: Command):
+    _, script, *words = line.split()
+    pico = workspace.training() if script == "train.py" else workspace.options()
+    named = {word.partition("=")[0] for word in words}
+    paths = {
+        "pair.source.path": workspace.root / "models/source",
+        "pair.target.path": workspace.root / "models/target",
+        "pair.source.name": workspace.root / "models/source",
+        "pair.target.name": workspace.root / "models/target",
+        "paths.tasks": workspace.root / "tasks",
+        "paths.zoo": workspace.root / "new_zoo" if script == "anchors.py" else workspace.zoo,
+        "paths.zoo_source": workspace.zoo / "source",
+        "paths.zoo_target": workspace.zoo / "target",
+    }
+    given = [
+        f"{word.partition('=')[0]}={paths[word.partition('=')[0]]}"
+        if word.endswith(("=DIR", "=ID"))
+        else word
+        for word in words
+        # The real pair's own models take minutes: the tests marked real load them.
+        if not word.startswith(("pair=smollm2_gemma3", "experiment="))
+    ]
+    if "pair=hub" in words:
+        pico = [o for o in pico if not o.startswith("pair.") and o != "pair=local"]
+    if "paths.zoo_source" in named:
+        pico = [o for o in pico if not o.startswith("paths.zoo=")]
+    small = []
+    if "pca" in line:
+        small = ["++mapper.components=1", "++data.validation=0.34", "++trainer.max_epochs=2"]
+    if "mapper=mean," in line:  # of the sweep, the mappers that take no components
+        given = [word.replace(",pca_ridge,pca_mlp", "") for word in given]
+        small = []
+    kept = [o for o in pico if o.partition("=")[0] not in {w.partition("=")[0] for w in given}]
+    flags, rest = [w for w in given if w == "-m"], [w for w in given if w != "-m"]
+    end = command(script.removesuffix(".py"), *flags, *kept, *rest, *small)
+    assert end.code == 0, end.err
+    if script == "train.py":
+        assert all(name in end.out for name in HELD_OUT)
+
+
+@pytest.mark.parametrize("script", ["train", "anchors"])
+def test_help_answers_at_once_and_shows_groups(script: str):
+    code = (
+        f"import sys, time; begin = time.perf_counter(); sys.argv = ['{script}.py', '--help']\n"
+        f"from loraport.cli import {script}\n"
+        f"try:\n    {script}()\nexcept SystemExit as end:\n    print('code', end.code)\n"
+        "print('torch imported', 'torch' in sys.modules)\n"
+        "print('seconds', time.perf_counter() - begin)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert "torch imported False" in done.stdout
+    assert f"python {script}.py" in done.stdout
+    assert "pair: " in done.stdout
+    assert float(done.stdout.split("seconds")[1]) < 2
