@@ -13,6 +13,7 @@ import argparse
 import copy
 import logging
 import tempfile
+import warnings
 from contextlib import closing
 from typing import Any
 
@@ -87,7 +88,7 @@ def reference(base: BaseModel, examples: AnswerExamples) -> tuple[LoraAdapter, E
         with torch.no_grad():
             for site, module in modules.items():
                 module.lora_A["default"].weight.copy_(start[site].A)
-        transformers.Trainer(
+        trainer = transformers.Trainer(
             model=model,
             args=transformers.TrainingArguments(
                 output_dir=folder,
@@ -108,7 +109,9 @@ def reference(base: BaseModel, examples: AnswerExamples) -> tuple[LoraAdapter, E
             ),
             train_dataset=list(examples.rows),
             data_collator=collator(int(base.tokenizer.pad_token_id)),
-        ).train()
+        )
+        trainer.remove_callback(transformers.PrinterCallback)  # It would print into the table.
+        trainer.train()
     updates = {
         site: LowRank(
             module.lora_A["default"].weight.detach().clone(),
@@ -172,6 +175,7 @@ def main() -> None:
     """Train with both and print the table."""
     options = arguments(__doc__, extend)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.simplefilter("ignore", FutureWarning)  # PEFT's and Lightning's, of one another.
     base, chosen = base_model(options), task(options)
     examples = AnswerExamples(
         chosen, TEMPLATE, base.tokenizer, batch_size=BATCH, examples=options.examples

@@ -9,6 +9,7 @@ from .task_source import TaskSource as TaskSource
 from .tasks import Example as Example
 from .tasks import PromptTemplate as PromptTemplate
 from .tasks import Task as Task
+from .tiny_tasks import TinyTasks as TinyTasks
 from .zoo import Zoo as Zoo
 from .zoo import ZooPairs as ZooPairs
 from .zoo import write_manifest as write_manifest

@@ -74,7 +74,8 @@ def _read(path: Path, rows: int) -> TaskScore | None:
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None  # not there, or damaged: it is computed again
-    return score if len(score.predictions) == rows else None
+    known = (score.predictions, score.correct, score.row_nll)
+    return score if all(part is None or len(part) == rows for part in known) else None
 
 
 def _write(path: Path, score: TaskScore) -> None:

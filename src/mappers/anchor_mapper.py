@@ -83,8 +83,7 @@ class AnchorMapper(Mapper):
         """
         self._anchors = anchors
         self.source_site = paired_sites(anchors.source, anchors.target)
-        used = set(self.source_site.values())
-        source = {s: self._gram(anchors.source, anchors.source, s) for s in used}
+        source = {s: self._gram(anchors.source, anchors.source, s) for s in anchors.source}
         target = {s: self._gram(anchors.target, anchors.target, s) for s in anchors.target}
         self.solve(source, target)
 
@@ -96,8 +95,8 @@ class AnchorMapper(Mapper):
         anchors = self.anchors
         check_fits(adapter, anchors)
         query = AdapterStack.of({"the given adapter": adapter})
-        used = set(self.source_site.values())
-        weights = self.coefficients({s: self._gram(query, anchors.source, s) for s in used})
+        inner = {s: self._gram(query, anchors.source, s) for s in anchors.source}
+        weights = self.coefficients(inner)
         return LoraAdapter(
             {
                 site: self.space.combine(stack, weights[site][0], stack.A.shape[1])

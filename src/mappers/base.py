@@ -14,6 +14,11 @@ from ..adapters import LoraAdapter
 from ..exceptions import AdapterError
 
 Report = dict[str, Any]
+# What reading a file that is no checkpoint of a known mapper ends in.
+_UNREADABLE = (
+    *(OSError, EOFError, PickleError, RuntimeError),
+    *(KeyError, TypeError, ValueError, ImportError),
+)
 
 
 class Mapper(LightningModule, ABC):
@@ -85,7 +90,7 @@ def load_mapper(path: str | Path) -> Mapper:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         kind = _mapper_class(checkpoint[Mapper.checkpoint_key]["class"])
-    except (OSError, KeyError, TypeError, RuntimeError, EOFError, ValueError, PickleError) as error:
+    except _UNREADABLE as error:
         raise AdapterError(
             f"{path} is no checkpoint of a known mapper ({type(error).__name__}: {error}); it "
             "takes the mapper.ckpt that train.py wrote, and a mapper of your own must be imported "

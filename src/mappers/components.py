@@ -33,7 +33,8 @@ def fit_components(
             f"{anchors - 1} components; set mapper.components={max(anchors - 1, 1)} or lower, or "
             "add anchors"
         )
-    sources = {site: PrincipalScores.fit(gram, components) for site, gram in source.items()}
+    used = dict.fromkeys(pairing[site] for site in target)
+    sources = {site: PrincipalScores.fit(source[site], components) for site in used}
     return {
         site: SiteComponents(sources[pairing[site]], PrincipalScores.fit(gram, components))
         for site, gram in target.items()

@@ -40,7 +40,7 @@ class PCAMLPMapper(AnchorMapper):
         lr: Step size of AdamW.
         weight_decay: Of AdamW.
         dropout: Share of hidden units dropped in training.
-        seed: Of the initial weights.
+        seed: Of the initial weights and of the dropout.
 
     Source: PCA coefficients mapped by an MLP shared over blocks, as in hypernetworks over
     adapters; the common frame is this project's.
@@ -156,12 +156,16 @@ class PCAMLPMapper(AnchorMapper):
         predicted = self(self._x[batch.places])
         scores = torch.einsum("nsk,sjk->nsj", predicted, self._turns)
         loss = ((scores - self._y[batch.places]).square() * self._weights).sum(dim=-1).mean()
-        self.log(f"{stage}/loss", loss, batch_size=len(batch.places), prog_bar=True)
+        self.log(f"{stage}/loss", loss, batch_size=len(batch.places), prog_bar=True, sync_dist=True)
         return loss
 
     def training_step(self, batch: AnchorBatch, batch_idx: int) -> Tensor:
         """Return the loss on some training anchors."""
-        return self._step(batch, "train")
+        devices = [self.device] if self.device.type == "cuda" else []
+        # Dropout draws from the global generator, on which no result may depend.
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(self.hparams["seed"] + self.global_step)
+            return self._step(batch, "train")
 
     def validation_step(self, batch: AnchorBatch, batch_idx: int) -> Any:
         """Return the loss on the left-out anchors."""

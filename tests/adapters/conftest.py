@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -49,16 +50,19 @@ def peft_folder(
 ) -> Callable[..., Path]:
     """Save a LoRA that PEFT made; by default of rank 4 on q and v in float32."""
 
-    def make(dtype: torch.dtype = torch.float32, **options: object) -> Path:
-        config = LoraConfig(
-            **{"r": 4, "lora_alpha": 6, "target_modules": ["q_proj", "v_proj"]} | options
-        )
+    def make(dtype: torch.dtype = torch.float32, **options: Any) -> Path:
+        given: dict[str, Any] = {
+            "r": 4,
+            "lora_alpha": 6,
+            "target_modules": ["q_proj", "v_proj"],
+        } | options
+        config = LoraConfig(**given)
         model = peft_model(config)
         for name, parameter in model.named_parameters():
             if "lora_" in name:
                 parameter.data = parameter.data.to(dtype)
         with _without_warnings():
-            model.save_pretrained(tmp_path / "original", save_embedding_layers=False)
+            model.save_pretrained(str(tmp_path / "original"), save_embedding_layers=False)
         return tmp_path / "original"
 
     return make

@@ -63,7 +63,7 @@ def test_entries_that_are_not_finite_are_counted_and_named(value: float, factor:
     broken = {"A": good[V].A.clone(), "B": good[V].B.clone()}
     broken[factor].view(-1)[1:4] = value
     with pytest.raises(AdapterError, match=rf"3 NaN or inf.* lora_{factor} of .*1\.self_attn\.v_p"):
-        replace(good, sites={**good.sites, V: LowRank(**broken)})
+        replace(good, sites={**good.sites, V: LowRank(broken["A"], broken["B"])})
 
 
 def test_scale_that_is_not_finite_is_named() -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from peft import LoraConfig, PeftModel
@@ -13,7 +14,7 @@ from loraport.exceptions import AdapterError
 
 Q_AND_V = ["q_proj", "v_proj"]
 ALL_SITES = [Site(layer, role) for layer in (0, 1) for role in Role]
-OPTIONS: dict[str, dict[str, object]] = {
+OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {"target_modules": Q_AND_V},
     "default rank and alpha": {"target_modules": Q_AND_V, "r": 8, "lora_alpha": 8},
     "rslora": {"target_modules": Q_AND_V, "use_rslora": True},
@@ -73,7 +74,7 @@ OPTIONS: dict[str, dict[str, object]] = {
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_targets_ranks_and_scales_are_those_of_peft(
-    options: dict[str, object], peft_model: Callable[[LoraConfig], PeftModel]
+    options: dict[str, Any], peft_model: Callable[[LoraConfig], PeftModel]
 ) -> None:
     config = LoraConfig(**{"r": 4, "lora_alpha": 6} | options)
     # As it would be in the file, before PEFT resolves it against a model.
@@ -126,7 +127,7 @@ def test_no_target_modules_target_nothing() -> None:
         ({"init_lora_weights": "pissa_niter_16"}, r"init_lora_weights='pissa_niter_16'"),
     ],
 )
-def test_what_is_not_exact_is_refused_by_name(options: dict[str, object], message: str) -> None:
+def test_what_is_not_exact_is_refused_by_name(options: dict[str, Any], message: str) -> None:
     with pytest.raises(AdapterError, match=message):
         PeftConfig({"peft_type": "LORA", "r": 4, **options}, "mine")
 
@@ -143,7 +144,7 @@ def test_what_is_not_exact_is_refused_by_name(options: dict[str, object], messag
         ({"alpha_pattern": ["q_proj"]}, r"alpha_pattern is \['q_proj'\], it takes a mapping"),
     ],
 )
-def test_malformed_ranks_and_alphas_are_named(options: dict[str, object], message: str) -> None:
+def test_malformed_ranks_and_alphas_are_named(options: dict[str, Any], message: str) -> None:
     config = PeftConfig({"peft_type": "LORA", **options}, "mine")
     with pytest.raises(AdapterError, match=message):
         config.scale(Site(0, Role.Q))

@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from loraport.adapters import LoraAdapter, LowRank, Role, Site
+from loraport.adapters import AdapterStack, LoraAdapter, LowRank, Role, Site
 from loraport.data import AnchorPairs, ZooPairs
 from loraport.mappers import Mapper, load_mapper
 
@@ -62,6 +62,22 @@ def planted_zoo() -> Callable[..., ZooPairs]:
         return ZooPairs(_side("source", latents, noise), _side("target", own, noise))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def noisy_zoo(planted_zoo: Callable[..., ZooPairs]) -> ZooPairs:
+    """Noise gives variance to every component that a mapper may keep."""
+    return planted_zoo(noise=0.1)
+
+
+@pytest.fixture(scope="session")
+def dense() -> Callable[[AdapterStack, Site], Tensor]:
+    """Return the flattened updates of a site, one adapter a row, in float64."""
+
+    def rows(stack: AdapterStack, site: Site) -> Tensor:
+        return (stack[site].B.double() @ stack[site].A.double()).flatten(1)
+
+    return rows
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,6 @@
 """Fits a mapper on two processes of this machine and saves it: run by test_closed_form.py.
 
-Arguments: the mapper's import path, a zoo's folder, the checkpoint to write, the devices.
+Arguments: the mapper's import path, a zoo's folder, the checkpoint to write.
 """
 
 import sys
@@ -11,10 +11,10 @@ from lightning import Trainer
 from loraport.data import AnchorPairs, Zoo
 
 
-def main(mapper: str, zoo: str, checkpoint: str, devices: str) -> None:
+def main(mapper: str, zoo: str, checkpoint: str) -> None:
     trainer = Trainer(
         accelerator="cpu",
-        devices=int(devices),
+        devices=2,
         strategy="ddp",
         max_epochs=1,
         logger=False,

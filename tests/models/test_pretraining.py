@@ -51,7 +51,7 @@ def test_the_loss_is_the_mean_over_the_documents_tokens_alone(network):
 
 
 def test_every_document_is_read_once_before_any_is_read_again(network, monkeypatch):
-    read = []
+    read: list[tuple[int, ...]] = []
     forward = network.forward
 
     def listening(input_ids, **options):
@@ -78,9 +78,8 @@ def test_one_thread_gives_the_threads_back():
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        with pytest.raises(ZeroDivisionError), one_thread():
+        with one_thread():
             assert torch.get_num_threads() == 1
-            raise ZeroDivisionError
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)

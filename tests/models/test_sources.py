@@ -80,6 +80,8 @@ def test_unknown_dtype_is_refused_with_the_known_ones(
 def test_hub_out_of_reach_says_what_to_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(ModelError, match=r"no-one/no-model.*LocalModel.*path: FOLDER") as caught:
+    with pytest.raises(
+        ModelError, match=r"no-one/no-model.*pair=local pair\.source\.path="
+    ) as caught:
         HubModel("no-one/no-model").load(tmp_path)
     assert "hf auth login" in str(caught.value)

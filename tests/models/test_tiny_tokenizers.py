@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 
 from loraport.data.tiny_language import TinyLanguage
@@ -23,7 +25,7 @@ def test_offsets_cover_a_text_exactly(tokenizer):
             span for span, begin in zip(encoded["offset_mapping"], begins, strict=True) if not begin
         ]
         assert "".join(text[start:end] for start, end in spans) == text
-        assert all(a[1] == b[0] for a, b in zip(spans, spans[1:], strict=False))
+        assert all(a[1] == b[0] for a, b in pairwise(spans))
 
 
 def test_decoding_gives_the_text_back(tokenizer):

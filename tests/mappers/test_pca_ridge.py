@@ -1,0 +1,114 @@
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from sklearn.decomposition import PCA
+from sklearn.linear_model import Ridge
+from torch import Tensor
+
+from loraport.adapters import AdapterStack, Site
+from loraport.data import AnchorSet, ZooPairs
+from loraport.exceptions import ConfigurationError
+from loraport.mappers.pca_ridge import PCARidgeMapper, leave_one_out
+
+STRENGTHS = [1e-3, 0.3, math.inf]
+
+
+def predicted_by_sklearn(
+    x: np.ndarray, y: np.ndarray, new: np.ndarray, components: int, strength: float
+) -> np.ndarray:
+    """Ridge between the scores of two principal component analyses."""
+    if math.isinf(strength):
+        return np.broadcast_to(y.mean(axis=0), (len(new), y.shape[1]))
+    read, write = (PCA(components, svd_solver="full").fit(points) for points in (x, y))
+    known = read.transform(x)
+    penalty = strength * (known**2).sum() / len(x)
+    model = Ridge(alpha=penalty, solver="svd").fit(known, write.transform(y))
+    scores = model.predict(read.transform(new)).reshape(len(new), components)
+    return write.inverse_transform(scores)
+
+
+def points(rows: int, dim: int, seed: int) -> np.ndarray:
+    return 1 + np.random.default_rng(seed).standard_normal((rows, dim))
+
+
+@pytest.mark.parametrize("components", [1, 3, 8])
+def test_leave_one_out_is_that_of_refitting(components: int) -> None:
+    x, y = points(7, 12, 0), points(7, 9, 1)
+    kept = min(components, 5)  # six points are left, which span five
+    expected = np.empty((len(STRENGTHS), 7))
+    for place, strength in enumerate(STRENGTHS):
+        for out in range(7):
+            others = np.delete(np.arange(7), out)
+            found = predicted_by_sklearn(x[others], y[others], x[[out]], kept, strength)
+            expected[place, out] = ((found[0] - y[out]) ** 2).sum()
+    grams = torch.from_numpy(x @ x.T), torch.from_numpy(y @ y.T)
+    errors = leave_one_out(*grams, components, STRENGTHS)
+    np.testing.assert_allclose(errors.numpy(), expected, rtol=1e-8)
+
+
+@pytest.mark.parametrize("strength", STRENGTHS)
+def test_each_site_is_ridge_between_the_components(
+    strength: float, noisy_zoo: ZooPairs, dense: Callable[[AdapterStack, Site], Tensor]
+) -> None:
+    anchors = AnchorSet.of(noisy_zoo, list(noisy_zoo.source)[1:])
+    query = AdapterStack.of({"t00": noisy_zoo.source["t00"]})
+    mapper = PCARidgeMapper(components=5, strengths=[strength])
+    mapper.fit(anchors)
+    predicted = mapper.map(noisy_zoo.source["t00"])
+    for site in anchors.target:
+        partner = Site({0: 0, 1: 2}[site.layer], site.role)
+        known, goal = dense(anchors.source, partner).numpy(), dense(anchors.target, site).numpy()
+        new = dense(query, partner).numpy()
+        full = predicted_by_sklearn(known, goal, new, 5, strength).reshape(predicted[site].shape)
+        u, sigma, vt = np.linalg.svd(full, full_matrices=False)
+        best = (u[:, :4] * sigma[:4]) @ vt[:4]
+        np.testing.assert_allclose(predicted[site].dense().numpy(), best, atol=1e-5)
+
+
+def test_the_strength_is_that_of_least_error(noisy_zoo: ZooPairs) -> None:
+    anchors = AnchorSet.of(noisy_zoo, list(noisy_zoo.source))
+    mapper = PCARidgeMapper(components=3, strengths=[1e-3, 1.0, 10.0])
+    mapper.fit(anchors)
+    expected = torch.zeros(4, dtype=torch.float64)
+    for site, stack in anchors.target.items():
+        partner = anchors.source[Site({0: 0, 1: 2}[site.layer], site.role)]
+        gram = stack.delta_gram(stack)
+        errors = leave_one_out(partner.delta_gram(partner), gram, 3, [1e-3, 1.0, 10.0, math.inf])
+        expected += errors.mean(dim=1) / gram.diagonal().mean()
+    report = mapper.report()
+    assert report["strength"] == [1e-3, 1.0, 10.0][int(expected[:3].argmin())]
+    relative = float(expected[:3].min() / expected[3])
+    assert report["loo_error_relative_to_mean"] == pytest.approx(relative)
+    assert relative < 0.5
+    assert report["components"] == 3
+
+
+def test_a_site_that_no_anchor_changes_spoils_nothing(noisy_zoo: ZooPairs) -> None:
+    silent = next(iter(noisy_zoo.target["t00"]))
+    target = {
+        name: replace(adapter, sites={**adapter.sites, silent: adapter[silent].scaled(0.0)})
+        for name, adapter in noisy_zoo.target.items()
+    }
+    mapper = PCARidgeMapper(components=3)
+    mapper.fit(AnchorSet.of(ZooPairs(noisy_zoo.source, target), list(target)[1:]))
+    assert mapper.report()["loo_error_relative_to_mean"] < 0.5
+    assert mapper.map(noisy_zoo.source["t00"])[silent].norm() == 0
+
+
+def test_equal_anchors_are_predicted_by_their_mean(noisy_zoo: ZooPairs) -> None:
+    one = noisy_zoo.target["t01"]
+    target = dict.fromkeys(noisy_zoo.target, one)
+    mapper = PCARidgeMapper(components=3)
+    mapper.fit(AnchorSet.of(ZooPairs(noisy_zoo.source, target), list(target)[1:]))
+    for site, update in mapper.map(noisy_zoo.source["t00"]).items():
+        torch.testing.assert_close(update.dense(), one[site].dense(), atol=1e-5, rtol=0)
+
+
+def test_more_components_than_anchors_is_refused(noisy_zoo: ZooPairs) -> None:
+    mapper = PCARidgeMapper(components=8)
+    with pytest.raises(ConfigurationError, match=r"components is 8, but 5 anchors .* at most 4"):
+        mapper.fit(AnchorSet.of(noisy_zoo, list(noisy_zoo.source)[:5]))
