@@ -1,7 +1,6 @@
 """Pre-training a small causal language model on documents, on the CPU."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -40,20 +39,6 @@ class Pretraining:
         rising = (step + 1) / max(1, self.warmup_steps)
         falling = (self.steps - step) / max(1, self.steps - self.warmup_steps)
         return min(rising, falling, 1.0)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Let torch use one thread inside the block.
-
-    Sums then round alike on any number of cores, and matrices this small gain nothing from more.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _batches(

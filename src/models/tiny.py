@@ -31,8 +31,9 @@ from transformers import (
 from ..data.tiny_language import TinyLanguage
 from ..exceptions import ModelError
 from .base import BaseModel
-from .pretraining import Pretraining, one_thread, pretrain
+from .pretraining import Pretraining, pretrain
 from .sources import LocalModel
+from .threads import one_thread
 from .tiny_tokenizers import BOS, EOS, PAD, byte_pairs, word_level
 
 _log = logging.getLogger(__name__)
@@ -157,7 +158,8 @@ class TinyModel:
         Several processes may ask for it at once: one of them builds, the others wait. A build
         that is killed leaves nothing that a later one would take for a model.
         """
-        self.build(cache)
+        # In a process of a pool the one that started it shows the progress.
+        self.build(cache, show_progress=multiprocessing.parent_process() is None)
         return LocalModel(path=str(self.folder(cache)), name=self.name).load(cache)
 
     def build(self, cache: Path, *, show_progress: bool = True) -> None:
@@ -188,29 +190,6 @@ class TinyModel:
             pretrain(network, rows, self._pretraining, report)
         network.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-
-
-def build_all(models: Sequence[TinyModel], cache: Path) -> None:
-    """Build the models that the cache lacks, each in a process of its own, at the same time.
-
-    The last of them is built in this process, which shows its progress. A build that fails in
-    another process is not lost: :meth:`TinyModel.load` builds what is missing.
-    """
-    missing = [model for model in models if not model.folder(cache).is_dir()]
-    if not missing:
-        return
-    spawning = multiprocessing.get_context("spawn")
-    helpers = [
-        spawning.Process(
-            target=model.build, args=(cache,), kwargs={"show_progress": False}, daemon=True
-        )
-        for model in missing[:-1]
-    ]
-    for helper in helpers:
-        helper.start()
-    missing[-1].build(cache)
-    for helper in helpers:
-        helper.join()
 
 
 @contextmanager

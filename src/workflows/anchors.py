@@ -118,7 +118,9 @@ def _progress(folder: Path, sides: Sequence[str], names: Sequence[str]) -> Itera
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        bars = {side: progress.add_task(f"{side} adapters", total=len(names)) for side in sides}
+        bars = {
+            side: progress.add_task(f"{side} model, adapters", total=len(names)) for side in sides
+        }
         stopped = threading.Event()
 
         def watch() -> None:

@@ -3,13 +3,10 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -127,14 +124,3 @@ class Workbench:
         parts = {key: config[key] for key in ("recipe", "prompt")}
         parts["pair"] = {side: config["pair"][side] for side in ("source", "target")}
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Compute with one thread: on small matrices threads wait longer than they work."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

@@ -23,6 +23,7 @@ from ..evaluation.score_cache import ScoreCache
 from ..evaluation.scoring import TaskScore
 from ..exceptions import ConfigurationError
 from ..mappers import Mapper, load_mapper
+from ..models.threads import one_thread
 from ..reporting.assembly import summarise, task_result
 from ..reporting.card import adapter_card
 from ..reporting.charts import write_chart
@@ -31,7 +32,7 @@ from ..reporting.provenance import git_revision, library_versions
 from ..reporting.results import PairRecord, Provenance, Results, write_results
 from ..reporting.tables import print_results
 from .anchors import CPU_TRAINER, train_zoo
-from .building import Workbench, build, one_thread, plain_config
+from .building import Workbench, build, plain_config
 from .prediction import Predictions, check_base, check_controls, predict, score_cells
 from .quiet import quiet_libraries
 

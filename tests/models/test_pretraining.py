@@ -2,7 +2,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from loraport.models.pretraining import Pretraining, one_thread, pretrain
+from loraport.models.pretraining import Pretraining, pretrain
 
 DOCUMENTS = [[1, 5, 6, 7, 2], [1, 8, 9, 2], [1, 5, 9, 7, 8, 6, 2], [1, 6, 2]]
 
@@ -72,14 +72,3 @@ def test_the_learning_rate_rises_and_falls_to_zero():
     assert shares[4:] == sorted(shares[4:], reverse=True)
     assert shares[9] > 0
     assert shares[10] == 0
-
-
-def test_one_thread_gives_the_threads_back():
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        with one_thread():
-            assert torch.get_num_threads() == 1
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)
