@@ -119,8 +119,9 @@ class Workbench:
         return Zoo.open(folder)
 
     def recipe_hash(self) -> str:
-        """Return the SHA-256 of what determines the adapters of a zoo, beside their tasks."""
+        """Return the SHA-256 of what determines the adapters of a zoo."""
         config = plain_config(self.config)
         parts = {key: config[key] for key in ("recipe", "prompt")}
         parts["pair"] = {side: config["pair"][side] for side in ("source", "target")}
+        parts["tasks"] = config["tasks"]["source"]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -20,6 +20,8 @@ def quiet_libraries() -> None:
         ".*returned `None`, this fit will run with no optimizer.*",
         ".*isinstance.treespec.*",
         ".*exists and is not empty.*",
+        ".*nn.functional.all_gather is deprecated.*",  # likewise
+        ".*Total length of `list` across ranks is zero.*",
         ".*You passed in a `val_dataloader` but have no `validation_step`.*",
         ".*GPU available but not used.*",
     ):

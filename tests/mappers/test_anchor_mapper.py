@@ -1,11 +1,11 @@
 import pytest
 import torch
 
-from loraport.adapters import AdapterStack, LoraAdapter, LowRank, Role, Site
+from loraport.adapters import AdapterStack, LoraAdapter, LowRank, Role, Site, relative_error
 from loraport.data import AnchorSet, ZooPairs
 from loraport.exceptions import AdapterError
 from loraport.mappers.anchor_mapper import paired_sites
-from loraport.mappers.mean import MeanMapper
+from loraport.mappers.global_ridge import GlobalRidgeMapper
 
 
 def stack(layers: tuple[int, ...], roles: tuple[Role, ...] = (Role.Q, Role.V)) -> AdapterStack:
@@ -34,10 +34,12 @@ def test_role_that_the_source_lacks_in_a_layer_is_named() -> None:
         paired_sites(stack((0, 1, 2), (Role.Q,)), stack((1,)))
 
 
-def test_scale_of_the_query_is_not_lost(noisy_zoo: ZooPairs) -> None:
-    anchors = AnchorSet.of(noisy_zoo, list(noisy_zoo.source))
-    mapper = MeanMapper()
-    mapper.fit(anchors)
-    assert set(mapper.source_site) == set(anchors.target)
-    assert mapper.anchors is anchors
-    assert mapper.fitted
+def test_scale_of_the_query_counts(noisy_zoo: ZooPairs) -> None:
+    mapper = GlobalRidgeMapper(strengths=[0.01])
+    mapper.fit(AnchorSet.of(noisy_zoo, list(noisy_zoo.source)[1:]))
+    query = noisy_zoo.source["t00"]
+    folded = query.map(lambda update: LowRank(update.A, update.scale * update.B))
+    larger = query.map(lambda update: update.scaled(1.5))
+    expected = mapper.map(query)
+    assert relative_error(mapper.map(folded), expected) < 1e-5
+    assert relative_error(mapper.map(larger), expected) > 0.05
