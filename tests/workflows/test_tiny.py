@@ -26,7 +26,7 @@ LEARNED = ("global_ridge", "pertensor_ridge", "pca_ridge", "pca_mlp")
 def start(script: str, cache: Path, *options: str) -> subprocess.Popen[str]:
     """Start a command as a user does, in a process group of its own."""
     return subprocess.Popen(
-        [sys.executable, ROOT / f"{script}.py", f"paths.cache={cache}", *options],
+        [sys.executable, ROOT / f"{script}.py", *options, f"paths.cache={cache}"],
         cwd=cache,
         env=os.environ | {"WANDB_MODE": "offline"},
         stdout=subprocess.PIPE,
