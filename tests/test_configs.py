@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from hydra import compose, initialize_config_module
 from hydra.utils import get_object
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
@@ -52,3 +53,20 @@ def test_a_misspelt_option_is_noticed():
     signature = inspect.signature(get_object("loraport.data.HubTasks"))
     with pytest.raises(TypeError, match="rows_tran"):
         signature.bind_partial(rows_tran=3)
+
+
+def choices(group: str) -> list[str]:
+    """Return the options of a group."""
+    return sorted(file.stem for file in (CONF / group).glob("*.yaml"))
+
+
+@pytest.mark.parametrize("command", ["train", "anchors"])
+@pytest.mark.parametrize(
+    "choice",
+    [f"{group}={name}" for group in ("pair", "experiment", "recipe") for name in choices(group)],
+)
+def test_every_choice_composes(command, choice):
+    with initialize_config_module("loraport.conf", version_base="1.3"):
+        config = compose(command, overrides=[choice])
+    assert {"source", "target", "name"} <= set(config.pair)
+    assert config.tasks.held_out

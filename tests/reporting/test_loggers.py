@@ -68,10 +68,10 @@ def test_two_jobs_in_one_process_are_two_runs_of_one_group(results, tmp_path):
 @pytest.mark.parametrize(
     ("save_dir", "sweep_dir", "group"),
     [
-        ("/work/multirun/train/now/3", "multirun/train/now", "train-now"),
-        ("/work/multirun/train/now/3", "/work/multirun/train/now", "train-now"),
-        ("/work/outputs/train/now", "multirun/train/now", None),
-        ("/work/outputs/train/now", None, None),
+        ("/runs/multirun/train/now/3", "multirun/train/now", "train-now"),
+        ("/runs/multirun/train/now/3", "/runs/multirun/train/now", "train-now"),
+        ("/runs/outputs/train/now", "multirun/train/now", None),
+        ("/runs/outputs/train/now", None, None),
     ],
 )
 def test_only_runs_inside_the_sweep_are_grouped(save_dir, sweep_dir, group):
