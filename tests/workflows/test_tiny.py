@@ -133,7 +133,7 @@ def test_killed_at_any_moment_the_next_start_ends_with_the_same_files(cache: Pat
         process = start("anchors", broken, *options, f"paths.zoo={broken / 'zoo'}")
         time.sleep(patience)
         os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        process.communicate()  # closes its pipe, too
     finish(start("anchors", broken, *options, f"paths.zoo={broken / 'zoo'}"))
     for part in ("zoo", "tiny"):
         assert contents(whole / part) == contents(broken / part)
