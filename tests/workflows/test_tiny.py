@@ -121,7 +121,7 @@ def test_there_is_something_to_interpolate_and_it_is_found(demo: Path, cache: Pa
     assert best >= mean + 0.2
 
 
-def test_killed_at_any_moment_the_next_start_ends_with_the_same_files(cache: Path, demo: Path):
+def test_killed_at_any_moment_the_next_start_ends_with_the_same_files(cache: Path):
     names = ",".join(TinyTasks().names()[:4])
     options = (f"tasks.names=[{names}]", f"tasks.held_out=[{names[:10]}]", "pair.workers=1")
     whole = cache / "whole"
