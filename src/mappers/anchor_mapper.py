@@ -35,6 +35,8 @@ class AnchorMapper(Mapper):
     def __init__(self, space: str = "delta") -> None:
         super().__init__()
         self.space = space_named(space)
+        # Of a subclass with options of its own, these are saved beside it.
+        self.save_hyperparameters({"space": space})
         self._anchors: AnchorSet | None = None
 
     @abstractmethod

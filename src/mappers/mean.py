@@ -13,10 +13,6 @@ class MeanMapper(ClosedFormMapper):
         space: ``delta`` averages the updates, ``factors`` A and B apart.
     """
 
-    def __init__(self, space: str = "delta") -> None:
-        super().__init__(space)
-        self.save_hyperparameters({"space": space})
-
     def solve(self, source: Grams, target: Grams) -> None:
         """Remember the target's sites; there is nothing to choose."""
         self._sites = list(target)
