@@ -44,11 +44,8 @@ class ScoreCache:
         known = _read(path, len(task.test))
         if known is not None:
             return known
-        if adapter is None:
+        with attached(base.network, adapter):
             score = self.scorer.score(base, task, self.template)
-        else:
-            with attached(base.network, adapter):
-                score = self.scorer.score(base, task, self.template)
         _write(path, score)
         return score
 

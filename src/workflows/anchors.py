@@ -22,7 +22,7 @@ from ..evaluation.score_cache import ScoreCache
 from ..exceptions import ConfigurationError
 from .building import Workbench, plain_config
 from .quiet import quiet_libraries
-from .zoo_training import Recipe, ZooTraining, finished_tasks
+from .zoo_training import Recipe, ZooTraining, count_finished
 
 CPU_TRAINER: dict[str, Any] = {
     "accelerator": "cpu",
@@ -61,9 +61,7 @@ def train_zoo(
 ) -> Path:
     """Train what a zoo lacks, each side in a process of its own where the pair asks for it."""
     folder = bench.zoo_folder()
-    missing = [
-        side for side in sides if len(list(finished_tasks(folder, side, names))) < len(names)
-    ]
+    missing = [side for side in sides if count_finished(folder, side, names) < len(names)]
     folder.mkdir(parents=True, exist_ok=True)
     workers = int(bench.config.pair.get("workers", 1))
     with _progress(folder, sides, names):
@@ -126,7 +124,7 @@ def _progress(folder: Path, sides: Sequence[str], names: Sequence[str]) -> Itera
         def watch() -> None:
             while not stopped.wait(0.5):
                 for side, bar in bars.items():
-                    progress.update(bar, completed=len(list(finished_tasks(folder, side, names))))
+                    progress.update(bar, completed=count_finished(folder, side, names))
 
         watcher = threading.Thread(target=watch, daemon=True)
         watcher.start()

@@ -4,7 +4,7 @@ import contextlib
 import json
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -219,6 +219,6 @@ def _read_key(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def finished_tasks(folder: Path, side: str, names: Sequence[str]) -> Iterator[str]:
-    """Give the tasks whose adapter lies in a zoo."""
-    return (n for n in names if (folder / side / n / "adapter_config.json").exists())
+def count_finished(folder: Path, side: str, names: Sequence[str]) -> int:
+    """Return how many of the tasks have an adapter in a zoo."""
+    return sum((folder / side / name / "adapter_config.json").exists() for name in names)
