@@ -26,3 +26,13 @@ class DataError(LoraportError, ValueError):
 
 class ModelError(LoraportError, ValueError):
     """A base model that cannot be found, loaded, or adapted."""
+
+
+class OutputError(LoraportError, OSError):
+    """A file or folder that cannot be written: the disk is full, or the place forbidden."""
+
+
+class VerificationError(LoraportError):
+    """An adapter that was made, but does not do on the target what it should."""
+
+    exit_code = 1

@@ -1,8 +1,7 @@
 """Reading and writing PEFT adapter folders, exactly."""
 
 import json
-import os
-import tempfile
+import shutil
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..exceptions import AdapterError
+from ..files import staged_folder, writing
 from .adapter import LoraAdapter
 from .low_rank import LowRank
 from .peft_config import PeftConfig
@@ -133,34 +133,21 @@ def write_adapter(
         overwrite: Replace a folder that is there already.
 
     Raises:
-        AdapterError: the folder exists and is not to be replaced.
+        OutputError: the folder exists and is not to be replaced, or it cannot be written.
     """
-    folder = Path(folder)
-    if folder.exists() and not overwrite:
-        raise AdapterError(f"{folder} exists already; name another folder or set overwrite=true")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    # A sibling folder, so that the rename stays within one file system.
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
-        whole = Path(scratch) / "adapter"
-        whole.mkdir()
-        save_file(_tensors(adapter), whole / WEIGHTS_FILE, metadata={"format": "pt"})
-        config = json.dumps(peft_config(adapter), indent=2)
-        (whole / CONFIG_FILE).write_text(config + "\n", encoding="utf-8")
+    with staged_folder(Path(folder), overwrite=overwrite) as whole, writing(Path(folder)):
+        write_peft_files(adapter, whole)
         for name, text in (extra or {}).items():
             (whole / name).write_text(text, encoding="utf-8")
-        _put(whole, folder, Path(scratch) / "replaced")
 
 
-def _put(whole: Path, folder: Path, replaced: Path) -> None:
-    """Move a folder to its place; what was there comes back if that fails."""
-    if folder.exists():
-        os.replace(folder, replaced)
-    try:
-        os.replace(whole, folder)
-    except BaseException:
-        if replaced.exists():
-            os.replace(replaced, folder)
-        raise
+def write_peft_files(adapter: LoraAdapter, folder: Path) -> None:
+    """Write the two files of a PEFT adapter into a folder that exists; see also staged_folder."""
+    save_file(_tensors(adapter), folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    config = json.dumps(peft_config(adapter), indent=2)
+    (folder / CONFIG_FILE).write_text(config + "\n", encoding="utf-8")
+    # safetensors lets nobody but the owner read its files, whatever the umask.
+    shutil.copymode(folder / CONFIG_FILE, folder / WEIGHTS_FILE)
 
 
 def _tensors(adapter: LoraAdapter) -> dict[str, Tensor]:

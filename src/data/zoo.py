@@ -2,13 +2,13 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..adapters import LoraAdapter, read_adapter
 from ..exceptions import AdapterError
+from ..files import write_whole
 
 SIDES = ("source", "target")
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -121,9 +121,7 @@ def write_manifest(folder: Path, facts: Mapping[str, object]) -> None:
         for path in sorted(_adapters(folder / side).values())
     }
     text = json.dumps({**facts, "adapters": hashes}, indent=1, sort_keys=True) + "\n"
-    scratch = folder / f".manifest-{os.getpid()}.json"
-    scratch.write_text(text, encoding="utf-8")
-    os.replace(scratch, folder / "manifest.json")
+    write_whole(folder / "manifest.json", text)
 
 
 def _sha256(path: Path) -> str:

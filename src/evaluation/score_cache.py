@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -11,6 +10,7 @@ import torch
 
 from ..adapters import LoraAdapter
 from ..data import PromptTemplate, Task
+from ..files import write_whole
 from ..models import BaseModel, attached
 from .scoring import TaskScore
 
@@ -76,12 +76,9 @@ def _read(path: Path, rows: int) -> TaskScore | None:
 
 
 def _write(path: Path, score: TaskScore) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     kept = {
         "predictions": list(score.predictions),
         "correct": score.correct.tolist(),
         "row_nll": None if score.row_nll is None else score.row_nll.tolist(),
     }
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_text(json.dumps(kept), encoding="utf-8")
-    os.replace(unfinished, path)
+    write_whole(path, json.dumps(kept))

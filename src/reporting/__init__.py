@@ -1,7 +1,7 @@
 """Evidence for people and machines: results.json, table, chart, adapter card, loggers."""
 
 from .assembly import summarise, task_result
-from .card import adapter_card, write_card
+from .card import adapter_card
 from .charts import write_chart
 from .fit_progress import FitProgress
 from .loggers import WandbRunLogger, finish_loggers, log_results
@@ -46,7 +46,6 @@ __all__ = [
     "summarise",
     "task_result",
     "verdict",
-    "write_card",
     "write_chart",
     "write_results",
 ]

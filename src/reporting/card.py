@@ -1,8 +1,6 @@
 """The README card of a predicted adapter: what it is, how well it works, how to load it."""
 
 import json
-import os
-from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -53,15 +51,6 @@ def adapter_card(results: Results, task: str) -> str:
         report=json.dumps(report, indent=2),
         provenance=_provenance_rows(results, task),
     )
-
-
-def write_card(results: Results, task: str, folder: str | Path) -> Path:
-    """Write the card as ``README.md`` into the adapter's folder, whole or not at all."""
-    path = Path(folder) / "README.md"
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_text(adapter_card(results, task), encoding="utf-8")
-    unfinished.replace(path)
-    return path
 
 
 def _provenance_rows(results: Results, task: str) -> list[tuple[str, str]]:

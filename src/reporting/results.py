@@ -6,7 +6,6 @@ unbounded is ``null`` there, never NaN.
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -21,6 +20,7 @@ from pydantic import (
 )
 
 from ..exceptions import DataError
+from ..files import write_whole
 
 SCHEMA: Literal[1] = 1
 """Version of the file's format; it rises with every change that a reader would notice."""
@@ -61,11 +61,13 @@ Free = Annotated[dict[str, Any], BeforeValidator(plain)]
 """Any plain data under names."""
 
 
-class _Record(BaseModel):
+class Record(BaseModel):
+    """A part of a file that a run writes; an unknown field is an error."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, validate_by_name=True)
 
 
-class PairRecord(_Record):
+class PairRecord(Record):
     """The base pair: its name, and the names of its two models."""
 
     name: str
@@ -73,7 +75,7 @@ class PairRecord(_Record):
     target: str
 
 
-class TaskResult(_Record):
+class TaskResult(Record):
     """The evidence of one held-out task.
 
     Attributes:
@@ -115,7 +117,7 @@ class TaskResult(_Record):
         return scores
 
 
-class Margin(_Record):
+class Margin(Record):
     """How far the prediction lies above a control, in accuracy, mean over the held-out tasks."""
 
     control: str
@@ -123,7 +125,7 @@ class Margin(_Record):
     ci95: Ends
 
 
-class Summary(_Record):
+class Summary(Record):
     """The evidence over all held-out tasks.
 
     Attributes:
@@ -149,7 +151,7 @@ class Summary(_Record):
     margin_over_mean: Margin
 
 
-class Provenance(_Record):
+class Provenance(Record):
     """What the run was made from.
 
     Attributes:
@@ -163,7 +165,7 @@ class Provenance(_Record):
     revisions: dict[str, str | None] = Field(default_factory=dict)
 
 
-class Results(_Record):
+class Results(Record):
     """Everything that ``results.json`` holds.
 
     Attributes:
@@ -201,12 +203,8 @@ class Results(_Record):
 
 def write_results(results: Results, path: str | Path) -> Path:
     """Write ``results.json``, whole or not at all, and return its path."""
-    path = Path(path)
     content = json.dumps(results.model_dump(mode="json", by_alias=True), indent=2, allow_nan=False)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_text(content + "\n", encoding="utf-8")
-    unfinished.replace(path)
-    return path
+    return write_whole(Path(path), content + "\n")
 
 
 def read_results(path: str | Path) -> Results:

@@ -23,7 +23,7 @@ from loraport.adapters import (
 )
 from loraport.adapters import peft_folder as module
 from loraport.adapters.peft_config import PeftConfig
-from loraport.exceptions import AdapterError
+from loraport.exceptions import AdapterError, OutputError
 from loraport.models import BaseModel, attached
 
 MakeFolder = Callable[..., Path]
@@ -331,7 +331,7 @@ class TestWriting:
         (tmp_path / "mine").mkdir()
         (tmp_path / "mine" / "notes.txt").write_text("keep")
         before = contents(tmp_path)
-        with pytest.raises(AdapterError, match=r"mine exists already.*overwrite=true"):
+        with pytest.raises(OutputError, match=r"mine exists already.*overwrite=true"):
             write_adapter(self.adapter, tmp_path / "mine")
         assert contents(tmp_path) == before
 
@@ -360,7 +360,7 @@ class TestWriting:
             raise OSError("no space left on device")
 
         def fail_at_last(source: Path, destination: Path) -> None:
-            if Path(destination) == folder and Path(source).name == "adapter":
+            if Path(destination) == folder and Path(source).name == "whole":
                 fail()
             shutil.move(source, destination)
 

@@ -2,7 +2,7 @@ from typing import Any
 
 import yaml
 
-from loraport.reporting import PairRecord, Provenance, adapter_card, write_card
+from loraport.reporting import PairRecord, Provenance, adapter_card
 
 from .conftest import conditions, results_of
 
@@ -71,10 +71,3 @@ def test_hashes_of_other_tasks_are_left_out(results):
 def test_the_mean_is_a_control_on_its_own_card(results):
     card = adapter_card(results.model_copy(update={"mapper": "mean"}), "emotion")
     assert "is a control: the mean of adapters of other tasks" in card
-
-
-def test_it_is_written_as_the_readme_of_the_folder(results, tmp_path):
-    path = write_card(results, "emotion", tmp_path)
-    assert path == tmp_path / "README.md"
-    assert path.read_text() == adapter_card(results, "emotion")
-    assert [file.name for file in tmp_path.iterdir()] == ["README.md"]

@@ -1,0 +1,91 @@
+"""Writing whole or not at all: under a temporary name, then renamed.
+
+It lies below every layer, like the exceptions.
+"""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from .exceptions import OutputError
+
+
+@contextmanager
+def writing(place: Path) -> Iterator[None]:
+    """Turn what goes wrong while something is written into a message that names the place.
+
+    Raises:
+        OutputError: the disk is full, or the place cannot be written.
+    """
+    try:
+        yield
+    except OutputError:
+        raise
+    # safetensors wraps what the operating system says into an error of its own.
+    except (OSError, SafetensorError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        raise OutputError(
+            f"{place} cannot be written ({why}); free some space, or name a place that you may "
+            "write to"
+        ) from error
+
+
+def write_whole(path: Path, text: str) -> Path:
+    """Write a text file, whole or not at all, and return its path.
+
+    Raises:
+        OutputError: the disk is full, or the place cannot be written.
+    """
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    with writing(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            unfinished.write_text(text, encoding="utf-8")
+            unfinished.replace(path)
+        except BaseException:
+            unfinished.unlink(missing_ok=True)
+            raise
+    return path
+
+
+@contextmanager
+def staged_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Give an empty folder that takes the place of ``folder`` when the block ends well.
+
+    When the block raises nothing of it is left, and what was at ``folder`` before stays.
+
+    Args:
+        folder: What is made.
+        overwrite: Replace a folder that is there already.
+
+    Raises:
+        OutputError: the folder exists and is not to be replaced, or cannot be written.
+    """
+    if folder.exists() and not overwrite:
+        raise OutputError(f"{folder} exists already; name another folder or set overwrite=true")
+    with writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        # A sibling folder, so that the rename stays within one file system.
+        scratch = tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent)
+    with scratch as name:
+        whole = Path(name) / "whole"
+        whole.mkdir()
+        yield whole
+        with writing(folder):
+            _put(whole, folder, Path(name) / "replaced")
+
+
+def _put(whole: Path, folder: Path, replaced: Path) -> None:
+    """Move a folder to its place; what was there comes back if that fails."""
+    if folder.exists():
+        os.replace(folder, replaced)
+    try:
+        os.replace(whole, folder)
+    except BaseException:
+        if replaced.exists():
+            os.replace(replaced, folder)
+        raise
