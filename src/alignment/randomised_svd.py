@@ -1,0 +1,131 @@
+"""Truncated singular value decompositions of weights by random projection."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+# Singular values below this share of the largest are rounding errors of float32.
+_EPSILON = float(torch.finfo(torch.float32).eps)
+# Columns of float32 that depend on one another to this share leave no digits to Cholesky.
+_DEPENDENT = 1e-5
+
+
+class TruncatedSvd(NamedTuple):
+    """The leading singular triplets of a matrix: ``matrix ~ U diag(S) V^T``.
+
+    Attributes:
+        U: Left singular vectors, as orthonormal columns.
+        S: Singular values, falling.
+        V: Right singular vectors, as orthonormal columns.
+        energy: Squared Frobenius norm of the whole matrix.
+    """
+
+    U: Float[Tensor, "out k"]
+    S: Float[Tensor, " k"]
+    V: Float[Tensor, "in k"]
+    energy: float
+
+    @property
+    def kept(self) -> float:
+        """Share of the matrix's energy that the triplets hold; 1 for a matrix of zeros."""
+        held = float(self.S.double().square().sum())
+        return min(1.0, held / self.energy) if self.energy > 0 else 1.0
+
+
+def randomised_svd(
+    matrix: Float[Tensor, "out in"],
+    rank: int,
+    *,
+    oversampling: int = 32,
+    power_iterations: int = 2,
+    seed: int = 0,
+) -> TruncatedSvd:
+    """Return the leading singular triplets of a matrix.
+
+    Random vectors are multiplied with the matrix and its transpose in turn, and the matrix is
+    decomposed inside the subspace that they reach: Halko, Martinsson and Tropp, "Finding
+    structure with randomness", SIAM Review 53 (2011), algorithms 4.4 and 5.1. Where ``rank +
+    oversampling`` reaches the smaller side, nothing is drawn and the answer is exact.
+
+    Products with the matrix are taken in float32 on its own device, what is small in float64.
+    The same seed gives the same bits with the same number of threads. Signs are arbitrary, as in
+    every singular value decomposition.
+
+    Args:
+        matrix: Of any floating dtype.
+        rank: Triplets asked for; no more come than the smaller side has.
+        oversampling: Random vectors beyond the rank.
+        power_iterations: How often the vectors pass through the matrix's transpose and back.
+        seed: Draws the random vectors, on the CPU whatever the device.
+
+    Raises:
+        ValueError: the matrix has entries that are not finite.
+    """
+    wide = matrix.shape[0] < matrix.shape[1]
+    tall = (matrix.mT if wide else matrix).float()
+    energy = float(torch.linalg.vector_norm(tall, dim=1).double().square().sum())
+    if not math.isfinite(energy):
+        raise ValueError("the matrix has entries that are not finite")
+    rank = min(rank, tall.shape[1])
+    if rank + oversampling < tall.shape[1]:
+        basis = _range(tall, rank + oversampling, power_iterations, seed)
+        right, values, coordinates = _decomposed(tall.mT @ basis, rank)
+        left = basis @ coordinates.to(basis)
+    else:
+        left, values, right = _decomposed(tall, rank)
+    if wide:
+        left, right = right, left
+    left, values, right = (part.float().contiguous() for part in (left, values, right))
+    return TruncatedSvd(left, values, right, energy)
+
+
+def _range(
+    tall: Float[Tensor, "rows columns"], size: int, power_iterations: int, seed: int
+) -> Float[Tensor, "rows size"]:
+    """Return an orthonormal basis of a subspace that holds the leading left singular vectors."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randn(tall.shape[1], size, generator=generator).to(tall)
+    reached = tall @ drawn
+    for _ in range(power_iterations):
+        reached = tall @ _orthonormal(tall.mT @ _orthonormal(reached))
+    # What comes of one Cholesky step is as far from orthonormal as the vectors were from
+    # independent: enough between products, but the basis itself takes a second one.
+    return _orthonormal(_orthonormal(reached))
+
+
+def _decomposed(
+    tall: Float[Tensor, "rows columns"], rank: int
+) -> tuple[Float[Tensor, "rows k"], Float[Tensor, " k"], Float[Tensor, "columns k"]]:
+    """Return the leading singular triplets of a matrix with few columns, from its Gram matrix.
+
+    In float64 the Gram matrix loses nothing of what float32 entries can tell.
+    """
+    tall = tall.double()
+    eigenvalues, vectors = torch.linalg.eigh(tall.mT @ tall)
+    values = eigenvalues.flip(0)[:rank].clamp_min(0).sqrt()
+    right = vectors.flip(1)[:, :rank]
+    # A direction that the matrix all but maps to zero has no left vector of its own: any that is
+    # orthogonal to the others will do, which orthonormalising a column of zeros gives.
+    clear = values > _EPSILON * values[:1]
+    left = tall @ right * torch.where(clear, 1 / values, 0.0)
+    return _orthonormal(left), values, right
+
+
+def _orthonormal(columns: Float[Tensor, "rows k"]) -> Float[Tensor, "rows k"]:
+    """Return orthonormal columns that span the same subspaces, the first i for every i.
+
+    By the Cholesky factor of the Gram matrix, a few products where a Householder QR takes many
+    times longer; dependent columns do go through the latter, which completes them.
+    """
+    exact = columns.double()
+    triangle, failed = torch.linalg.cholesky_ex(exact.mT @ exact)
+    diagonal = triangle.diagonal()
+    if int(failed) or float(diagonal.amin()) < _DEPENDENT * float(diagonal.amax()):
+        basis, upper = torch.linalg.qr(columns)
+        return basis * torch.where(upper.diagonal() < 0, -1.0, 1.0).to(basis)
+    identity = torch.eye(len(triangle), dtype=triangle.dtype, device=triangle.device)
+    inverse = torch.linalg.solve_triangular(triangle, identity, upper=False)
+    return columns @ inverse.mT.to(columns)
