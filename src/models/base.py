@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .sites import SiteTable
+from .weights import StreamedWeights
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +70,14 @@ class ModelSource(Protocol):
 
     def load(self, cache: Path) -> BaseModel:
         """Return the base model; what had to be built for it is kept under ``cache``.
+
+        Raises:
+            ModelError: it cannot be found or read; the message says what to do.
+        """
+        ...
+
+    def weights(self, cache: Path) -> StreamedWeights:
+        """Open the model's weights on disk, without loading them.
 
         Raises:
             ModelError: it cannot be found or read; the message says what to do.

@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from ..exceptions import ModelError
 from .base import BaseModel
 from .sources import pretrained
+from .weights import StreamedWeights
 
 _log = logging.getLogger(__name__)
 
@@ -108,6 +109,14 @@ class PackagedGguf:
         """
         network, tokenizer = pretrained(str(self.folder(cache)), self.name, self.dtype)
         return BaseModel.frozen(self.name, network, tokenizer, self.gguf_hash())
+
+    def weights(self, cache: Path) -> StreamedWeights:
+        """Open the weights in :meth:`folder`, in float32 whatever :attr:`dtype` says.
+
+        Raises:
+            ModelError: the package is not installed.
+        """
+        return StreamedWeights.open(self.folder(cache), self.name)
 
     def folder(self, cache: Path) -> Path:
         """Return the folder of the dequantised model in the cache, which is built if missing.

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ..exceptions import ModelError
 from .base import BaseModel
+from .weights import StreamedWeights
 
 _DTYPES = {
     "float32": torch.float32,
@@ -19,6 +21,19 @@ _DTYPES = {
 }
 # Files that determine a model's weights or its tokenizer; a README or a licence does not.
 _DETERMINING = ("*.safetensors", "*.json", "*.model", "*.jinja", "merges.txt", "vocab.txt")
+# What streaming a hub model takes: not the copies of the weights that some repositories hold in
+# other formats (*.bin, consolidated.safetensors) or in folders.
+_STREAMED = (
+    "config.json",
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "chat_template.jinja",
+)
 
 
 def torch_dtype(name: str) -> torch.dtype:
@@ -72,15 +87,33 @@ class HubModel:
                 self.name, self.name, self.dtype, revision=self.revision
             )
         except OSError as error:
-            at = f" at revision {self.revision}" if self.revision else ""
-            raise ModelError(
-                f"the base model {self.name}{at} is neither in the hub's cache nor could it be "
-                f"fetched ({str(error).splitlines()[0]}); connect to the network, run `hf auth "
-                "login` if the model is gated, or load copies from disk with pair=local "
-                "pair.source.path=DIR pair.target.path=DIR"
-            ) from error
+            raise self._unreachable(error) from error
         commit = getattr(network.config, "_commit_hash", None) or self.revision or self.name
         return BaseModel.frozen(self.name, network, tokenizer, str(commit))
+
+    def weights(self, cache: Path) -> StreamedWeights:
+        """Open the weights in the hub's own cache, after a download where they are not there.
+
+        Raises:
+            ModelError: as :meth:`load`, or the model has no safetensors.
+        """
+        del cache  # The hub keeps its own.
+        try:
+            folder = snapshot_download(
+                self.name, revision=self.revision, allow_patterns=list(_STREAMED)
+            )
+        except (OSError, ValueError) as error:
+            raise self._unreachable(error) from error
+        return StreamedWeights.open(Path(folder), self.name)
+
+    def _unreachable(self, error: Exception) -> ModelError:
+        at = f" at revision {self.revision}" if self.revision else ""
+        return ModelError(
+            f"the base model {self.name}{at} is neither in the hub's cache nor could it be "
+            f"fetched ({str(error).splitlines()[0]}); connect to the network, run `hf auth "
+            "login` if the model is gated, or load copies from disk with pair=local "
+            "pair.source.path=DIR pair.target.path=DIR"
+        )
 
 
 def folder_hash(folder: Path) -> str:
@@ -136,3 +169,12 @@ class LocalModel:
                 "it takes config.json, *.safetensors and tokenizer.json"
             ) from error
         return BaseModel.frozen(self.name, network, tokenizer, folder_hash(folder))
+
+    def weights(self, cache: Path) -> StreamedWeights:
+        """Open the weights in the folder.
+
+        Raises:
+            ModelError: there is no such folder, or it holds no safetensors of a known model.
+        """
+        del cache  # Nothing is built.
+        return StreamedWeights.open(Path(self.path).expanduser(), self.name)

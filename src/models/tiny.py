@@ -35,6 +35,7 @@ from .pretraining import Pretraining, pretrain
 from .sources import LocalModel
 from .threads import one_thread
 from .tiny_tokenizers import BOS, EOS, PAD, byte_pairs, word_level
+from .weights import StreamedWeights
 
 _log = logging.getLogger(__name__)
 
@@ -158,9 +159,16 @@ class TinyModel:
         Several processes may ask for it at once: one of them builds, the others wait. A build
         that is killed leaves nothing that a later one would take for a model.
         """
+        return self._built(cache).load(cache)
+
+    def weights(self, cache: Path) -> StreamedWeights:
+        """Open the weights in the cache, after building the model where it is missing."""
+        return self._built(cache).weights(cache)
+
+    def _built(self, cache: Path) -> LocalModel:
         # In a process of a pool the one that started it shows the progress.
         self.build(cache, show_progress=multiprocessing.parent_process() is None)
-        return LocalModel(path=str(self.folder(cache)), name=self.name).load(cache)
+        return LocalModel(path=str(self.folder(cache)), name=self.name)
 
     def build(self, cache: Path, *, show_progress: bool = True) -> None:
         """Build the model in the cache unless it is there."""

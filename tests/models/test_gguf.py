@@ -74,6 +74,19 @@ def test_model_is_built_once_and_kept_under_the_hash_of_its_file(
     assert kept == {folder, f"{folder}.lock"}
 
 
+def test_weights_are_read_out_of_what_was_built(
+    fake_package: Fake, pico_source: BaseModel, tmp_path: Path
+) -> None:
+    built = fake_package(pico_source)
+    weights = FAKE.weights(tmp_path / "cache")
+    assert weights.folder == FAKE.folder(tmp_path / "cache")
+    assert weights.name == "pico/source"
+    for site in pico_source.sites.shapes:
+        expected = pico_source.network.get_parameter(f"{site.module_name}.weight")
+        assert torch.equal(weights.weight(site), expected)
+    assert len(built) == 1
+
+
 def test_those_who_ask_at_once_wait_for_one_build(
     fake_package: Fake, pico_source: BaseModel, tmp_path: Path
 ) -> None:

@@ -1,10 +1,13 @@
+from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from loraport.exceptions import ModelError
 from loraport.models import BaseModel, HubModel, LocalModel
+from loraport.models.weights import StreamedWeights
 
 
 def save(base: BaseModel, folder: Path) -> None:
@@ -85,3 +88,74 @@ def test_hub_out_of_reach_says_what_to_set(tmp_path: Path, monkeypatch: pytest.M
     ) as caught:
         HubModel("no-one/no-model").load(tmp_path)
     assert "hf auth login" in str(caught.value)
+
+
+def test_local_weights_are_those_that_load_gives(pico_target: BaseModel, tmp_path: Path) -> None:
+    folder = tmp_path / "gemma"
+    save(pico_target, folder)
+    source = LocalModel(path=str(folder), name="hub/id")
+    weights = source.weights(tmp_path)
+    assert weights.name == source.name
+    assert_same_weights(weights, source.load(tmp_path))
+
+
+def assert_same_weights(weights: StreamedWeights, base: BaseModel) -> None:
+    assert weights.sites == base.sites
+    for site in base.sites.shapes:
+        assert torch.equal(
+            weights.weight(site), base.network.get_parameter(f"{site.module_name}.weight")
+        )
+
+
+def test_weights_of_a_folder_without_a_model_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"no config\.json.*save_pretrained"):
+        LocalModel(path=str(tmp_path)).weights(tmp_path)
+
+
+def test_hub_weights_are_fetched_without_other_formats(
+    pico_source: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(pico_source, tmp_path / "repository")
+    asked: dict[str, Any] = {}
+
+    def snapshot(name: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+        asked.update(name=name, revision=revision, patterns=allow_patterns)
+        return str(tmp_path / "repository")
+
+    monkeypatch.setattr("loraport.models.sources.snapshot_download", snapshot)
+    weights = HubModel("pico/source", revision="v2").weights(tmp_path)
+    assert_same_weights(weights, pico_source)
+    assert weights.name == asked["name"] == "pico/source"
+    assert asked["revision"] == "v2"
+
+    def fetched(file: str) -> bool:
+        return any(fnmatch(file, pattern) for pattern in asked["patterns"])
+
+    assert all(map(fetched, ["config.json", "tokenizer.json", "tokenizer.model", "vocab.json"]))
+    assert all(map(fetched, ["model-00001-of-00002.safetensors", "model.safetensors.index.json"]))
+    others = ["pytorch_model.bin", "consolidated.safetensors", "original/model.safetensors"]
+    assert not any(map(fetched, [*others, "README.md", "onnx/model.onnx", "model.gguf"]))
+
+
+def test_hub_weights_come_out_of_its_cache_without_a_network(
+    pico_source: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = tmp_path / "models--pico--source"
+    save(pico_source, repository / "snapshots" / "0123abcd")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "v2").write_text("0123abcd")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    weights = HubModel("pico/source", revision="v2").weights(tmp_path)
+    assert weights.folder.name == "0123abcd"
+    assert_same_weights(weights, pico_source)
+
+
+@pytest.mark.parametrize("name", ["no-one/no-model", "not//an id"])
+def test_hub_weights_out_of_reach_say_what_to_set(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ModelError, match=rf"{name} at revision v2 is .*pair=local.*path="):
+        HubModel(name, revision="v2").weights(tmp_path)

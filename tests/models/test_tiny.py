@@ -76,6 +76,20 @@ class TestBothSides:
         assert base.sites.layers == base.network.config.num_hidden_layers
         assert base.fingerprint == model.load(cache).fingerprint
 
+    def test_its_weights_are_read_without_loading_it(self, model, cache, writes):
+        streamed = model.weights(cache)
+        base = model.load(cache)
+        assert writes == []
+        assert streamed.name == model.name
+        assert streamed.sites == base.sites
+        for site in base.sites.shapes:
+            expected = base.network.get_parameter(f"{site.module_name}.weight")
+            assert torch.equal(streamed.weight(site), expected)
+
+    def test_weights_are_built_where_they_are_missing(self, model, tmp_path, writes):
+        assert model.weights(tmp_path).folder == model.folder(tmp_path)
+        assert writes == [model.side]
+
     def test_the_loaded_tokenizer_is_the_one_that_was_made(self, model, cache):
         tokenizer = model.load(cache).tokenizer
         assert isinstance(tokenizer, PreTrainedTokenizerFast)

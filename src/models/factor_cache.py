@@ -1,0 +1,127 @@
+"""Factorisations of base weights, kept on disk under the weights' content."""
+
+import hashlib
+import os
+import threading
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from ..adapters.sites import Site
+from ..alignment.randomised_svd import TruncatedSvd, randomised_svd
+from ..exceptions import ModelError
+from ..files import writing
+from .weights import StreamedWeights
+
+# Raise it when the code changes what is kept or what comes out of a factorisation.
+_FORMAT = 1
+_PARTS = ("U", "S", "V")
+
+
+class FactorCache:
+    """Truncated SVDs of base weights, each computed once.
+
+    A factorisation lies in a file under the hash of the weight's content and of all that the
+    computation depends on, so that it serves every adapter, pair and copy of the model. Several
+    processes may use one folder: a file appears whole, by a rename.
+
+    Args:
+        folder: Where the files lie; None keeps nothing.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+
+    def svd(
+        self,
+        weights: StreamedWeights,
+        site: Site,
+        *,
+        rank: int,
+        oversampling: int,
+        power_iterations: int,
+        seed: int,
+        device: torch.device,
+    ) -> TruncatedSvd:
+        """Return the leading singular triplets of a site's weight, in float32 on ``device``.
+
+        What was kept has the very bits that were computed; a kept file that is damaged is
+        computed again. For the other arguments see
+        :func:`~loraport.alignment.randomised_svd.randomised_svd`.
+
+        Raises:
+            ModelError: the weight cannot be read, or has entries that are not finite.
+            OutputError: the factorisation cannot be kept: the disk is full, or the place
+                forbidden.
+        """
+        file: Path | None = None
+        if self._folder is not None:
+            settings = f"{_FORMAT} {rank} {oversampling} {power_iterations} {seed}"
+            made_of = f"{weights.content_hash(site)} {settings}"
+            key = hashlib.sha256(made_of.encode()).hexdigest()
+            file = self._folder / key[:2] / f"{key}.safetensors"
+            kept = _read(file, weights.sites.shapes[site])
+            if kept is not None:
+                return _moved(kept, device)
+        try:
+            svd = randomised_svd(
+                weights.weight(site).to(device),
+                rank,
+                oversampling=oversampling,
+                power_iterations=power_iterations,
+                seed=seed,
+            )
+        except ValueError as error:
+            if isinstance(error, ModelError):
+                raise
+            raise ModelError(
+                f"{site.module_name} of {weights.name} cannot be factorised ({error}); fetch the "
+                f"weights in {weights.folder} again"
+            ) from error
+        if file is not None:
+            _write(file, svd)
+        return svd
+
+
+def _moved(svd: TruncatedSvd, device: torch.device) -> TruncatedSvd:
+    return TruncatedSvd(svd.U.to(device), svd.S.to(device), svd.V.to(device), svd.energy)
+
+
+def _checksum(svd: TruncatedSvd) -> str:
+    digest = hashlib.sha256(svd.energy.hex().encode())
+    for part in svd[:3]:
+        digest.update(part.numpy().data)
+    return digest.hexdigest()
+
+
+def _read(file: Path, shape: tuple[int, int]) -> TruncatedSvd | None:
+    """Return what a file holds; None if it is not there or damaged."""
+    try:
+        with safe_open(file, framework="pt") as opened:
+            # Copied out of the memory map, where they are aligned otherwise than what was
+            # computed: products with them would not round alike.
+            u, s, v = (opened.get_tensor(part).clone() for part in _PARTS)
+            facts = opened.metadata()
+            svd = TruncatedSvd(u, s, v, float.fromhex(facts["energy"]))
+            whole = facts["sha256"] == _checksum(svd) and (len(u), len(v)) == shape
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+        return None
+    return svd if whole else None
+
+
+def _write(file: Path, svd: TruncatedSvd) -> None:
+    """Write a factorisation, whole or not at all."""
+    here = _moved(svd, torch.device("cpu"))
+    facts = {"energy": here.energy.hex(), "sha256": _checksum(here)}
+    content = save(dict(zip(_PARTS, here[:3], strict=True)), facts)
+    unfinished = file.with_name(f".{file.name}.{os.getpid()}-{threading.get_ident()}")
+    with writing(file):
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            unfinished.write_bytes(content)
+            unfinished.replace(file)
+        except BaseException:
+            unfinished.unlink(missing_ok=True)
+            raise
