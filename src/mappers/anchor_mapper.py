@@ -15,7 +15,8 @@ from ..adapters import AdapterStack, LoraAdapter, Site
 from ..alignment import relative_depth
 from ..data import AnchorPairs, AnchorSet
 from ..exceptions import AdapterError
-from .base import Mapper, Report
+from .base import Report
+from .learned import LearnedMapper
 from .spaces import space_named
 
 Grams = Mapping[Site, Float[Tensor, "anchors anchors"]]
@@ -23,7 +24,7 @@ Inners = Mapping[Site, Float[Tensor, "queries anchors"]]
 Coefficients = dict[Site, Float[Tensor, "queries anchors"]]
 
 
-class AnchorMapper(Mapper):
+class AnchorMapper(LearnedMapper):
     """A mapper that is fitted on anchor adapters: takes their Gram matrices, gives coefficients.
 
     Args:

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from loraport.adapters import AdapterStack, LoraAdapter, LowRank, Role, Site
 from loraport.data import AnchorPairs, ZooPairs
-from loraport.mappers import Mapper, load_mapper
+from loraport.mappers import BasePair, LearnedMapper, load_mapper
+from loraport.models import BaseModel, StreamedWeights
 
 LATENTS = 3
 RANK = 4
@@ -100,6 +101,61 @@ def regauged() -> Callable[[LoraAdapter, int], LoraAdapter]:
     return change
 
 
+@pytest.fixture(scope="session")
+def opened(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[BaseModel], StreamedWeights]:
+    """Save a base model to disk and open its weights there."""
+
+    def make(base: BaseModel) -> StreamedWeights:
+        folder = tmp_path_factory.mktemp("base")
+        base.network.save_pretrained(folder)
+        base.tokenizer.save_pretrained(folder)
+        return StreamedWeights.open(folder, base.name)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def pico_pair(
+    pico: Callable[[str], BaseModel],
+    pico_target: BaseModel,
+    opened: Callable[[BaseModel], StreamedWeights],
+) -> BasePair:
+    """Llama of width 32 to Gemma of width 48, other depth, heads and head width, one tokenizer."""
+    return BasePair(opened(pico("llama")), opened(pico_target))
+
+
+@pytest.fixture(scope="session")
+def adapter_of() -> Callable[..., LoraAdapter]:
+    """Draw an adapter for the modules of a model on disk."""
+
+    def make(
+        weights: StreamedWeights, roles: tuple[Role, ...] = tuple(Role), rank: int = 3
+    ) -> LoraAdapter:
+        generator = torch.Generator().manual_seed(1)
+        return LoraAdapter(
+            {
+                site: LowRank(
+                    torch.randn(rank, shape[1], generator=generator),
+                    torch.randn(shape[0], rank, generator=generator),
+                    0.5,
+                )
+                for site, shape in weights.sites.shapes.items()
+                if site.role in roles
+            },
+            weights.name,
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def pico_adapter(pico_pair: BasePair, adapter_of: Callable[..., LoraAdapter]) -> LoraAdapter:
+    """An adapter of all seven roles for the source of ``pico_pair``."""
+    return adapter_of(pico_pair.source)
+
+
 @pytest.fixture(autouse=True)
 def _as_deterministic_as_before() -> Iterator[None]:
     """A trainer that is deterministic makes torch so for the whole process."""
@@ -131,9 +187,9 @@ def recipe() -> Callable[..., Any]:
 class Trained(NamedTuple):
     """A mapper as training left it, what it saved, and what ``train.py`` would go on with."""
 
-    last: Mapper
+    last: LearnedMapper
     checkpoint: Path
-    best: Mapper
+    best: LearnedMapper
 
 
 @pytest.fixture
@@ -148,7 +204,7 @@ def train(recipe: Callable[..., Any], tmp_path: Path) -> Callable[..., Trained]:
         trainer = instantiate(
             config.trainer, logger=False, default_root_dir=folder, _partial_=True
         )(callbacks=callbacks)
-        last: Mapper = instantiate(config.mapper)
+        last: LearnedMapper = instantiate(config.mapper)
         trainer.fit(last, datamodule=data)
         trainer.save_checkpoint(folder / "mapper.ckpt", weights_only=True)
         best = [c.best_model_path for c in callbacks if isinstance(c, ModelCheckpoint)]

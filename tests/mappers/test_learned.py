@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from loraport.exceptions import AdapterError
-from loraport.mappers import Mapper, load_mapper
+from loraport.mappers import LearnedMapper, load_mapper
 
 
 def refused(content: Any, folder: Path) -> str:
@@ -19,7 +19,7 @@ def refused(content: Any, folder: Path) -> str:
 
 
 def named(kind: str) -> dict[str, Any]:
-    return {Mapper.checkpoint_key: {"class": kind, "state": None}, "hyper_parameters": {}}
+    return {LearnedMapper.checkpoint_key: {"class": kind, "state": None}, "hyper_parameters": {}}
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:
@@ -39,7 +39,9 @@ def test_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:
     refused([1, 2], tmp_path)
 
 
-@pytest.mark.parametrize("kind", ["builtins.dict", "loraport.mappers.base.load_mapper", "Mapper"])
+@pytest.mark.parametrize(
+    "kind", ["builtins.dict", "loraport.mappers.learned.load_mapper", "Mapper"]
+)
 def test_class_that_is_no_mapper_is_refused(kind: str, tmp_path: Path) -> None:
     refused(named(kind), tmp_path)
 
