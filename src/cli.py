@@ -41,6 +41,13 @@ def _anchors(config: DictConfig) -> str:
     return str(_clean_after(run, config))
 
 
+@hydra.main(version_base="1.3", config_path=_CONFIGS, config_name="transfer")
+def _transfer(config: DictConfig) -> float | None:
+    from .workflows.transfer import run
+
+    return _clean_after(run, config)
+
+
 def train() -> None:
     """Run ``train.py``."""
     _command(_train, "train")
@@ -49,6 +56,11 @@ def train() -> None:
 def anchors() -> None:
     """Run ``anchors.py``."""
     _command(_anchors, "anchors")
+
+
+def transfer() -> None:
+    """Run ``transfer.py``."""
+    _command(_transfer, "transfer")
 
 
 def _command(main: Callable[[], Any], name: str) -> None:

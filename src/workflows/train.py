@@ -1,9 +1,5 @@
 """``train.py``: fit a mapper on anchors, predict the held-out adapters, score them, report."""
 
-import logging
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +18,7 @@ from ..data.zoo import SIDES
 from ..evaluation.score_cache import ScoreCache
 from ..evaluation.scoring import TaskScore
 from ..exceptions import ConfigurationError
-from ..mappers import Mapper, load_mapper
+from ..mappers import LearnedMapper, Mapper, load_mapper
 from ..models.threads import one_thread
 from ..reporting.assembly import summarise, task_result
 from ..reporting.card import adapter_card
@@ -35,24 +31,9 @@ from .anchors import CPU_TRAINER, train_zoo
 from .building import Workbench, build, plain_config
 from .prediction import Predictions, check_base, check_controls, predict, score_cells
 from .quiet import quiet_libraries
+from .stopwatch import Stopwatch
 
-log = logging.getLogger(__name__)
 TaskScores = dict[str, dict[str, TaskScore]]
-
-
-class Stopwatch:
-    """Seconds of each named step of a run."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def step(self, name: str) -> Iterator[None]:
-        """Add the time of the block to a step's."""
-        begin = time.perf_counter()
-        yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begin
-        log.info("%s: %.1f s", name, self.seconds[name])
 
 
 def run(config: DictConfig) -> float | None:
@@ -62,6 +43,7 @@ def run(config: DictConfig) -> float | None:
         LoraportError: something that was asked for or given cannot be used.
     """
     quiet_libraries()
+    mapper = learned_mapper(config)
     bench, watch = Workbench(config), Stopwatch()
     folder = Path(HydraConfig.get().runtime.output_dir)
     check_controls(config.evaluation.controls)
@@ -70,7 +52,6 @@ def run(config: DictConfig) -> float | None:
         data = anchor_pairs(bench)
         tasks = bench.tasks(list(data.held_out))
     loggers: list[Logger] = [build(node) for node in config.logger.values()]
-    mapper: Mapper = build(config.mapper)
     with watch.step("fit"):
         trainer, mapper = fit(config, mapper, data, loggers, folder)
     if not trainer.is_global_zero:  # the other devices have done their part
@@ -82,6 +63,22 @@ def run(config: DictConfig) -> float | None:
     results = assemble(bench, mapper, predictions, found, hashes, watch.seconds)
     write(results, predictions, loggers, folder)
     return results.summary.gap_recovered
+
+
+def learned_mapper(config: DictConfig) -> LearnedMapper:
+    """Build the mapper that is to be trained.
+
+    Raises:
+        ConfigurationError: there is nothing to train in it.
+    """
+    mapper: Mapper = build(config.mapper)
+    if not isinstance(mapper, LearnedMapper):
+        name = HydraConfig.get().runtime.choices["mapper"]
+        raise ConfigurationError(
+            f"mapper={name} has nothing to train: port an adapter by `python transfer.py "
+            f"mapper={name} pair={config.pair.name} adapter=DIR output=DIR`"
+        )
+    return mapper
 
 
 def anchor_pairs(bench: Workbench) -> AnchorPairs:
@@ -105,8 +102,12 @@ def anchor_pairs(bench: Workbench) -> AnchorPairs:
 
 
 def fit(
-    config: DictConfig, mapper: Mapper, data: AnchorPairs, loggers: list[Logger], folder: Path
-) -> tuple[Trainer, Mapper]:
+    config: DictConfig,
+    mapper: LearnedMapper,
+    data: AnchorPairs,
+    loggers: list[Logger],
+    folder: Path,
+) -> tuple[Trainer, LearnedMapper]:
     """Fit the mapper, save ``mapper.ckpt``, and return the mapper with its best weights."""
     callbacks: list[Callback] = [build(node) for node in config.callbacks.values()]
     trainer: Trainer = build(

@@ -1,0 +1,44 @@
+"""The README card of a ported adapter: what it was made from, what was lost, how to load it."""
+
+import json
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from .transfer_report import TransferReport
+from .transfer_table import diagnostics, remarks
+
+_MEANING = {
+    "copy": "The factors are the source's own, as they were: where a width differs they were "
+    "cut off, or filled up with zeros. Nothing aligns the two models' coordinates.",
+    "random": "It is a control: random factors of the source's norm at every site.",
+    "noop": "It is a control: an update of zero, which leaves the target as it is.",
+}
+_SETTINGS = ("mapper", "sparsify", "merge", "scale", "output_rank", "dtype", "seed")
+
+
+def ported_card(report: TransferReport) -> str:
+    """Return the card; its front matter is what PEFT and the hub read."""
+    # Plain text, not HTML: a card that escaped "it's" would not be read as Markdown.
+    environment = Environment(
+        loader=PackageLoader("loraport.reporting"),
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
+        autoescape=False,
+    )
+    rows = diagnostics(report)
+    record = report.provenance
+    provenance = [
+        *record.versions.items(),
+        *((f"SHA-256 of {name}", value) for name, value in record.hashes.items()),
+        *((f"revision of {name}", value) for name, value in record.revisions.items() if value),
+    ]
+    settings = {name: report.config[name] for name in _SETTINGS if name in report.config}
+    return environment.get_template("ported_card.md.j2").render(
+        report=report,
+        meaning=_MEANING.get(report.mapper, ""),
+        remarks=list(remarks(report)),
+        rows=rows,
+        names=list(dict.fromkeys(name for facts in rows.values() for name in facts)),
+        settings=json.dumps(settings, indent=1),
+        provenance=provenance,
+    )

@@ -1,0 +1,92 @@
+"""Scores on anchor tasks, by which the options of a transfer may be chosen."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..adapters import LoraAdapter
+from ..data import Task
+from ..evaluation.scoring import TaskScore
+from ..exceptions import ConfigurationError
+from ..models import BaseModel
+from .building import Workbench
+from .porting import Porting
+
+
+@dataclass(frozen=True)
+class AnchorChoice:
+    """Ports the source adapters of anchor tasks in the same way, and scores them on the target.
+
+    An option such as ``sparsify.p`` is then chosen by what it does for them, and never by the
+    task that the ported adapter is of.
+
+    Attributes:
+        anchors: Tasks of the pair's zoo.
+        rows: Test rows scored of each.
+
+    Raises:
+        ConfigurationError: an anchor is held out.
+    """
+
+    anchors: tuple[str, ...]
+    rows: int
+    held_out: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        wrong = sorted(set(self.anchors) & set(self.held_out))
+        if wrong:
+            raise ConfigurationError(
+                f"choose.anchors has {', '.join(wrong)}, which tasks.held_out keeps for "
+                "evaluation; choose options on other tasks of the zoo"
+            )
+
+    @classmethod
+    def of(cls, bench: Workbench) -> "AnchorChoice":
+        """Return what ``choose`` asks for."""
+        config = bench.config
+        return cls(
+            tuple(config.choose.anchors), int(config.choose.rows), tuple(config.tasks.held_out)
+        )
+
+    def scores(self, bench: Workbench, porting: Porting) -> dict[str, Any]:
+        """Return accuracy and NLL of each anchor task: base, ported, oracle; {} without anchors.
+
+        Raises:
+            LoraportError: the zoo lacks an anchor, or the task source its rows.
+        """
+        if not self.anchors:
+            return {}
+        zoo = bench.zoo().read(list(self.anchors))
+        tasks = bench.task_source().load(list(self.anchors))
+        target = bench.model("target")
+        found = {}
+        for name in self.anchors:
+            ported = porting.port([zoo.source[name]]).adapter
+            few = tasks[name].limited(self.rows)
+            found[name] = _compared(bench, target, few, ported, zoo.target[name])
+        gains = [row["nll_gain"] for row in found.values()]
+        return {
+            "rows": self.rows,
+            "anchors": found,
+            "mean_nll_gain": None if None in gains else sum(gains) / len(gains),
+        }
+
+    def value(self, scores: dict[str, Any]) -> float | None:
+        """Return what a sweep maximises: the mean gain in log-likelihood over the base, in nats."""
+        return scores.get("mean_nll_gain")
+
+
+def _compared(
+    bench: Workbench, target: BaseModel, task: Task, ported: LoraAdapter, oracle: LoraAdapter
+) -> dict[str, Any]:
+    conditions: Sequence[tuple[str, LoraAdapter | None]]
+    conditions = (("base", None), ("ported", ported), ("oracle", oracle))
+    scores: dict[str, TaskScore] = {
+        name: bench.scores.score(target, adapter, task) for name, adapter in conditions
+    }
+    base, made = scores["base"].nll, scores["ported"].nll
+    return {
+        "accuracy": {name: score.accuracy for name, score in scores.items()},
+        "nll": {name: score.nll for name, score in scores.items()},
+        "nll_gain": None if base is None or made is None else base - made,
+    }

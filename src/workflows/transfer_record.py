@@ -1,0 +1,100 @@
+"""From what a transfer did to its report."""
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any, NamedTuple
+
+from ..adapters import LoraAdapter
+from ..adapters.combined import Combined
+from ..mappers import BasePair
+from ..models.peft_check import Verification
+from ..models.sources import folder_hash
+from ..reporting.provenance import git_revision, library_versions
+from ..reporting.results import PairRecord, Provenance
+from ..reporting.transfer_report import AdapterRecord, StepRecord, TransferReport
+from .building import Workbench, plain_config
+from .porting import Ported, Porting
+
+Given = dict[str, LoraAdapter]
+"""Adapters by the places that they were given as."""
+
+
+class Transferred(NamedTuple):
+    """What went into a transfer and what came out of it."""
+
+    given: Given
+    others: Given
+    ported: Ported
+    verification: Verification
+    anchor_scores: dict[str, Any]
+
+
+def transfer_report(
+    bench: Workbench, porting: Porting, pair: BasePair, done: Transferred, seconds: dict[str, float]
+) -> TransferReport:
+    """Return everything that ``report.json`` holds."""
+    config = plain_config(bench.config)
+    result = done.ported.adapter
+    models = {side: getattr(pair, side) for side in ("source", "target")}
+    hashes = {f"{side} model": folder_hash(model.folder) for side, model in models.items()}
+    hashes |= {place: a.content_hash() for place, a in {**done.given, **done.others}.items()}
+    options = {"sparsify": config["sparsify"], "merge": config["merge"]}
+    return TransferReport(
+        config=config,
+        pair=PairRecord(
+            name=config["pair"]["name"], source=pair.source.name, target=pair.target.name
+        ),
+        # One mapper a file, each called like its YAML.
+        mapper=type(porting.mapper).__module__.rpartition(".")[2],
+        information_class=porting.mapper.information_class,
+        adapters=tuple(_record(place, adapter) for place, adapter in done.given.items()),
+        merged_with=tuple(_record(place, adapter) for place, adapter in done.others.items()),
+        mapping=done.ported.mapping,
+        steps=tuple(_step(name, step, options) for name, step in done.ported.steps.items()),
+        output=_record(None, result),
+        dtype=str(porting.dtype).removeprefix("torch."),
+        scale=porting.scale,
+        verification=asdict(done.verification),
+        anchor_scores=done.anchor_scores,
+        warnings=tuple(_warnings(pair, done)),
+        timing={name: round(value, 2) for name, value in seconds.items()},
+        provenance=Provenance(
+            versions=library_versions(), hashes=hashes, revisions={"checkout": git_revision()}
+        ),
+    )
+
+
+def _record(place: str | None, adapter: LoraAdapter) -> AdapterRecord:
+    ranks = [update.rank for update in adapter.values()]
+    return AdapterRecord(
+        place=place,
+        base_model=adapter.base_model,
+        sites=len(adapter),
+        roles=tuple(role.value for role in adapter.roles),
+        ranks=(min(ranks), max(ranks)),
+        norm=adapter.norm(),
+        sha256=adapter.content_hash(),
+    )
+
+
+def _step(name: str, step: Combined, options: dict[str, Any]) -> StepRecord:
+    return StepRecord(
+        name=name,
+        options=options.get(name.split()[0], {}),
+        lost_energy=step.total_lost_energy,
+        sites={
+            site.label: {"lost_energy": lost, **step.notes[site]}
+            for site, lost in step.lost_energy.items()
+        },
+    )
+
+
+def _warnings(pair: BasePair, done: Transferred) -> Iterator[str]:
+    for side, adapters in (("source", done.given), ("target", done.others)):
+        model = getattr(pair, side).name
+        for place, adapter in adapters.items():
+            if adapter.base_model and adapter.base_model != model:
+                yield (
+                    f"{place} says that it was trained on {adapter.base_model}, and is taken as "
+                    f"one of {model}, whose shapes it fits"
+                )
