@@ -1,0 +1,82 @@
+"""docs/mappers.md tells of every mapper, combiner and sparsifier, and of all their options."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+TEXT = (ROOT / "docs" / "mappers.md").read_text(encoding="utf-8")
+HEADINGS = ("Idea", "Needs", "Formula", "Options", "Cost", "Limits", "Source")
+
+
+def files(group: str) -> list[Path]:
+    return sorted((ROOT / "conf" / group).glob("*.yaml"))
+
+
+def options(node: dict[str, Any]) -> set[str]:
+    return {key for key in node if not key.startswith("_")}
+
+
+def cards() -> dict[str, str]:
+    """The text below each heading of the third level, by the heading."""
+    parts = re.split(r"^#{2,3} (.+)$", TEXT, flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def section(title: str) -> str:
+    return TEXT.split(f"\n## {title}\n")[1].split("\n## ")[0]
+
+
+MAPPERS = pytest.mark.parametrize("file", files("mapper"), ids=lambda file: file.stem)
+
+
+@MAPPERS
+def test_every_mapper_has_a_card_with_the_same_headings(file: Path) -> None:
+    found = re.findall(r"^\*\*(\w+)\.\*\* \S", cards()[file.stem], flags=re.MULTILINE)
+    assert tuple(found) == HEADINGS
+
+
+@MAPPERS
+def test_every_option_of_a_mapper_is_in_its_card(file: Path) -> None:
+    mapper = yaml.safe_load(file.read_text(encoding="utf-8"))["mapper"]
+    told = re.search(r"^\*\*Options\.\*\* (.+)$", cards()[file.stem], flags=re.MULTILINE)
+    assert told is not None
+    assert options(mapper) <= set(re.findall(r"`(\w+)`", told[1]))
+
+
+@MAPPERS
+def test_every_mapper_is_in_the_table_of_needs(file: Path) -> None:
+    table = section("Choosing").split("| mapper | needs |")[1]
+    assert f"`{file.stem}`" in table
+
+
+def test_no_card_is_about_a_mapper_that_does_not_exist() -> None:
+    about = {title for title, text in cards().items() if "**Idea.**" in text}
+    assert about == {file.stem for file in files("mapper")}
+
+
+@pytest.mark.parametrize("file", files("merge"), ids=lambda file: file.stem)
+def test_every_combiner_and_its_options_are_told(file: Path) -> None:
+    method = yaml.safe_load(file.read_text(encoding="utf-8"))["method"]
+    row = re.search(rf"^\| `{file.stem}` \|.+$", section("Merging"), flags=re.MULTILINE)
+    assert row is not None
+    assert options(method) <= set(re.findall(r"`(\w+)`", row[0]))
+
+
+@pytest.mark.parametrize("file", files("sparsify"), ids=lambda file: file.stem)
+def test_every_sparsifier_and_its_options_are_told(file: Path) -> None:
+    sparsifier = yaml.safe_load(file.read_text(encoding="utf-8"))
+    row = re.search(rf"^\| `{file.stem}` \|.+$", section("Sparsifying"), flags=re.MULTILINE)
+    assert row is not None
+    assert options(sparsifier) <= set(re.findall(r"`(\w+)`", row[0]))
+
+
+@pytest.mark.parametrize("link", re.findall(r"\]\(([^)]+)\)", TEXT))
+def test_links_lead_somewhere(link: str) -> None:
+    file, _, anchor = link.partition("#")
+    assert not file or (ROOT / "docs" / file).is_file()
+    titles = {title.lower().replace(" ", "-") for title in cards()}
+    assert not anchor or anchor in titles
