@@ -74,7 +74,8 @@ class EmbeddingRidgeMapper(WeightMapper):
         """Return the transported factors, and note how well both maps do on held-out tokens."""
         source_inputs = self._source.inputs(source)
         inputs = self._inputs_of(target)
-        reading = inputs.choose(source_inputs @ update.A.mT)
+        # In balanced factors: the gauge of the given ones would weigh the code's columns.
+        reading = inputs.choose(source_inputs @ update.canonical().A.mT)
         a = transported_reader(update.A, source_inputs, inputs.design, reading.strength)
 
         target_outputs = _centred(self._target.outputs(target))
