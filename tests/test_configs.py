@@ -60,13 +60,33 @@ def choices(group: str) -> list[str]:
     return sorted(file.stem for file in (CONF / group).glob("*.yaml"))
 
 
-@pytest.mark.parametrize("command", ["train", "anchors"])
+def given(command: str) -> list[str]:
+    """Return what a command cannot do without."""
+    return ["adapter=DIR"] if command == "transfer" else []
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        f"{group}={name}"
+        for group in ("mapper", "sparsify", "merge", "sweep")
+        for name in choices(group)
+    ],
+)
+def test_every_choice_of_a_transfer_composes(choice):
+    with initialize_config_module("loraport.conf", version_base="1.3"):
+        config = compose("transfer", overrides=[choice, *given("transfer")])
+    assert config.mapper._target_.startswith("loraport.mappers.")
+    assert config.merge.method._target_.startswith("loraport.adapters.")
+
+
+@pytest.mark.parametrize("command", ["train", "anchors", "transfer"])
 @pytest.mark.parametrize(
     "choice",
     [f"{group}={name}" for group in ("pair", "experiment", "recipe") for name in choices(group)],
 )
 def test_every_choice_composes(command, choice):
     with initialize_config_module("loraport.conf", version_base="1.3"):
-        config = compose(command, overrides=[choice])
+        config = compose(command, overrides=[choice, *given(command)])
     assert {"source", "target", "name"} <= set(config.pair)
     assert config.tasks.held_out
