@@ -1,6 +1,7 @@
 """Cross-LoRA: its three readings, and what they depend on."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -139,7 +140,7 @@ class TestOptions:
             ({"power_iterations": -1}, r"mapper\.power_iterations is -1; .* at least 0"),
         ],
     )
-    def test_wrong_values_are_refused(self, options: dict[str, object], message: str) -> None:
+    def test_wrong_values_are_refused(self, options: dict[str, Any], message: str) -> None:
         with pytest.raises(ConfigurationError, match=message):
             CrossLoraMapper(**options)
 
