@@ -56,6 +56,12 @@ def run(config: DictConfig) -> Path:
     return folder
 
 
+def builds_zoo(bench: Workbench) -> bool:
+    """Return whether the pair brings its own tasks, and no other zoo was given."""
+    paths = bench.config.paths
+    return bool(bench.config.pair.get("build_zoo")) and not (paths.zoo or paths.zoo_source)
+
+
 def train_zoo(
     bench: Workbench, sides: Sequence[str], names: Sequence[str], trainer: dict[str, Any]
 ) -> Path:

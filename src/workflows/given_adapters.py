@@ -7,7 +7,9 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from ..adapters import LoraAdapter, read_adapter
+from ..data.zoo import SIDES
 from ..exceptions import AdapterError
+from .anchors import CPU_TRAINER, builds_zoo, train_zoo
 from .building import Workbench
 
 _HUB_ID = re.compile(r"[\w][\w.-]*/[\w.-]+")
@@ -17,15 +19,18 @@ _FILES = ("adapter_config.json", "adapter_model.safetensors")
 def given_adapter(bench: Workbench, given: str) -> LoraAdapter:
     """Read the source's adapter that ``adapter=`` names.
 
-    A folder goes first; a bare name is looked up among the source's adapters of the pair's zoo;
-    ``owner/name`` is an id of the hub.
+    A folder goes first; a bare name is looked up among the source's adapters of the pair's zoo,
+    which a pair that brings its own tasks trains where it is missing; ``owner/name`` is an id of
+    the hub.
 
     Raises:
         AdapterError: it is none of them, or what is there cannot be read exactly.
     """
     folder = Path(given).expanduser()
-    if folder.is_dir():
+    if given and folder.is_dir():
         return read_adapter(folder)
+    if builds_zoo(bench) and given in bench.task_source().names():
+        train_zoo(bench, SIDES, list(bench.task_source().names()), CPU_TRAINER)
     known = _zoo_tasks(bench)
     if given in known:
         return read_adapter(known[given])
@@ -50,8 +55,9 @@ def _fetched(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=list(_FILES)))
     except (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+        why = (str(error).splitlines() or [type(error).__name__])[0]
         raise AdapterError(
             f"the adapter {name} is no folder here, nor in the hub's cache, nor could it be "
-            f"fetched ({str(error).splitlines()[0]}); correct the path, connect to the network, or run "
-            "`hf auth login` if it is private"
+            f"fetched ({why}); correct the path, connect to the network, or run `hf auth login` "
+            "if it is private"
         ) from error

@@ -27,7 +27,7 @@ from ..reporting.loggers import finish_loggers, log_results
 from ..reporting.provenance import git_revision, library_versions
 from ..reporting.results import PairRecord, Provenance, Results, write_results
 from ..reporting.tables import print_results
-from .anchors import CPU_TRAINER, train_zoo
+from .anchors import CPU_TRAINER, builds_zoo, train_zoo
 from .building import Workbench, build, plain_config
 from .prediction import Predictions, check_base, check_controls, predict, score_cells
 from .quiet import quiet_libraries
@@ -87,8 +87,7 @@ def anchor_pairs(bench: Workbench) -> AnchorPairs:
     names = list(config.tasks.names) if config.tasks.names else None
     known = bench.task_source().names()
     refuse_unknown([*(names or []), *config.tasks.held_out], known, f"tasks of {config.pair.name}")
-    given = config.paths.zoo or config.paths.zoo_source
-    if config.pair.get("build_zoo", False) and not given:
+    if builds_zoo(bench):
         train_zoo(bench, SIDES, names or list(known), CPU_TRAINER)
     pairs = bench.zoo().read(names)
     refuse_unknown(list(pairs.source), known, "the task source")

@@ -3,9 +3,12 @@
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
+
+from loraport import api
 
 from .conftest import HELD_OUT, Command, Workspace
 
@@ -20,6 +23,11 @@ COMMANDS = [
 ]
 OURS = [line for line in COMMANDS if line.startswith("python ")]
 SETUP = [line for line in COMMANDS if not line.startswith("python ")]
+
+
+def test_the_python_example_is_the_one_that_is_tested():
+    block = str(api.__doc__).split(".. code-block:: python")[1].split("\n``PORTED``")[0]
+    assert textwrap.dedent(block).strip() in README
 
 
 def test_the_readme_is_short_and_has_commands():
@@ -43,6 +51,9 @@ def test_setup_commands_are_known_to_make_and_pip(line: str):
 def test_our_commands_run(line: str, workspace: Workspace, command: Command):
     _, script, *words = line.split()
     pico = workspace.training() if script == "train.py" else workspace.options()
+    if "ckpt=FILE" in words:
+        fitted = command("train", *workspace.training(), "mapper=mean", "hydra.run.dir=fitted")
+        assert fitted.code == 0, fitted.err
     named = {word.partition("=")[0] for word in words}
     paths = {
         "pair.source.path": workspace.root / "models/source",
@@ -53,10 +64,14 @@ def test_our_commands_run(line: str, workspace: Workspace, command: Command):
         "paths.zoo": workspace.root / "new_zoo" if script == "anchors.py" else workspace.zoo,
         "paths.zoo_source": workspace.zoo / "source",
         "paths.zoo_target": workspace.zoo / "target",
+        "adapter": workspace.zoo / "source/books",
+        "merge.with": workspace.zoo / "target/games",
+        "output": workspace.root / "ported",
+        "ckpt": workspace.root / "work/fitted/mapper.ckpt",
     }
     given = [
         f"{word.partition('=')[0]}={paths[word.partition('=')[0]]}"
-        if word.endswith(("=DIR", "=ID"))
+        if word.endswith(("=DIR", "=ID", "=FILE", "=speaker_33"))
         else word
         for word in words
         # The real pair's own models take minutes: the tests marked real load them.
@@ -76,11 +91,13 @@ def test_our_commands_run(line: str, workspace: Workspace, command: Command):
     flags, rest = [w for w in given if w == "-m"], [w for w in given if w != "-m"]
     end = command(script.removesuffix(".py"), *flags, *kept, *rest, *small)
     assert end.code == 0, end.err
+    if script == "transfer.py":
+        assert "verified: PEFT reads" in end.out
     if script == "train.py":
         assert all(name in end.out for name in HELD_OUT)
 
 
-@pytest.mark.parametrize("script", ["train", "anchors"])
+@pytest.mark.parametrize("script", ["train", "anchors", "transfer"])
 def test_help_answers_at_once_and_shows_groups(script: str):
     code = (
         f"import sys, time; begin = time.perf_counter(); sys.argv = ['{script}.py', '--help']\n"
