@@ -11,6 +11,8 @@ from torch import Tensor
 _EPSILON = float(torch.finfo(torch.float32).eps)
 # Columns of float32 that depend on one another to this share leave no digits to Cholesky.
 _DEPENDENT = 1e-5
+# The same for a Gram matrix that is itself taken in float32.
+_ROUGHLY_DEPENDENT = 2e-3
 
 
 class TruncatedSvd(NamedTuple):
@@ -48,9 +50,11 @@ def randomised_svd(
     Random vectors are multiplied with the matrix and its transpose in turn, and the matrix is
     decomposed inside the subspace that they reach: Halko, Martinsson and Tropp, "Finding
     structure with randomness", SIAM Review 53 (2011), algorithms 4.4 and 5.1. Where ``rank +
-    oversampling`` reaches the smaller side, nothing is drawn and the answer is exact.
+    oversampling`` reaches half the smaller side, nothing is drawn and the answer is exact.
 
     Products with the matrix are taken in float32 on its own device, what is small in float64.
+    Where the matrix is stored in bfloat16 and the device multiplies that faster (AMX, CUDA), all
+    products but the last, which gives values and vectors, are taken in bfloat16.
     The same seed gives the same bits with the same number of threads. Signs are arbitrary, as in
     every singular value decomposition.
 
@@ -65,13 +69,16 @@ def randomised_svd(
         ValueError: the matrix has entries that are not finite.
     """
     wide = matrix.shape[0] < matrix.shape[1]
-    tall = (matrix.mT if wide else matrix).float()
-    energy = float(torch.linalg.vector_norm(tall, dim=1).double().square().sum())
+    stored = matrix.mT if wide else matrix
+    tall = stored.float()
+    # Along the rows as they lie in memory: across them it takes fifty times longer.
+    rows = torch.linalg.vector_norm(tall.mT if wide else tall, dim=1)
+    energy = float(rows.double().square().sum())
     if not math.isfinite(energy):
         raise ValueError("the matrix has entries that are not finite")
     rank = min(rank, tall.shape[1])
-    if rank + oversampling < tall.shape[1]:
-        basis = _range(tall, rank + oversampling, power_iterations, seed)
+    if 2 * (rank + oversampling) < tall.shape[1]:
+        basis = _range(_quick(stored, tall), rank + oversampling, power_iterations, seed)
         right, values, coordinates = _decomposed(tall.mT @ basis, rank)
         left = basis @ coordinates.to(basis)
     else:
@@ -82,18 +89,24 @@ def randomised_svd(
     return TruncatedSvd(left, values, right, energy)
 
 
+def _quick(stored: Float[Tensor, "rows columns"], tall: Float[Tensor, "rows columns"]) -> Tensor:
+    """Return the matrix in the dtype in which it is multiplied fastest without rounding it."""
+    tiles = stored.is_cuda or torch.cpu._is_amx_tile_supported()
+    return stored if stored.dtype == torch.bfloat16 and tiles else tall
+
+
 def _range(
     tall: Float[Tensor, "rows columns"], size: int, power_iterations: int, seed: int
 ) -> Float[Tensor, "rows size"]:
     """Return an orthonormal basis of a subspace that holds the leading left singular vectors."""
     generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randn(tall.shape[1], size, generator=generator).to(tall)
-    reached = tall @ drawn
+    vectors = torch.randn(tall.shape[1], size, generator=generator).to(tall)
     for _ in range(power_iterations):
-        reached = tall @ _orthonormal(tall.mT @ _orthonormal(reached))
+        reached = _spread((tall @ vectors.to(tall)).float())
+        vectors = _spread((tall.mT @ reached.to(tall)).float())
     # What comes of one Cholesky step is as far from orthonormal as the vectors were from
     # independent: enough between products, but the basis itself takes a second one.
-    return _orthonormal(_orthonormal(reached))
+    return _spread(_spread((tall @ vectors.to(tall)).float()))
 
 
 def _decomposed(
@@ -112,6 +125,15 @@ def _decomposed(
     clear = values > _EPSILON * values[:1]
     left = tall @ right * torch.where(clear, 1 / values, 0.0)
     return _orthonormal(left), values, right
+
+
+def _spread(columns: Float[Tensor, "rows k"]) -> Float[Tensor, "rows k"]:
+    """Return columns of the same span that are orthonormal but for rounding in float32."""
+    triangle, failed = torch.linalg.cholesky_ex(columns.mT @ columns)
+    diagonal = triangle.diagonal()
+    if int(failed) or float(diagonal.amin()) < _ROUGHLY_DEPENDENT * float(diagonal.amax()):
+        return _orthonormal(columns)
+    return torch.linalg.solve_triangular(triangle.mT, columns, upper=True, left=False)
 
 
 def _orthonormal(columns: Float[Tensor, "rows k"]) -> Float[Tensor, "rows k"]:

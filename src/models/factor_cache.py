@@ -16,7 +16,7 @@ from ..files import writing
 from .weights import StreamedWeights
 
 # Raise it when the code changes what is kept or what comes out of a factorisation.
-_FORMAT = 1
+_FORMAT = 2
 _PARTS = ("U", "S", "V")
 
 

@@ -131,7 +131,12 @@ def test_any_floating_dtype_is_taken(dtype: torch.dtype) -> None:
     matrix = decaying(150, 120).to(dtype)
     svd, reference = randomised_svd(matrix, 10), randomised_svd(matrix.float(), 10)
     assert svd.U.dtype == svd.S.dtype == svd.V.dtype == torch.float32
-    assert all(torch.equal(a, b) for a, b in zip(svd[:3], reference[:3], strict=True))
+    # Products in bfloat16, where they are fast, may find the subspaces by other roundings.
+    torch.testing.assert_close(svd.S, reference.S, rtol=1e-4, atol=0)
+    assert least_cosine(svd.U, reference.U) > 0.9999
+    assert least_cosine(svd.V, reference.V) > 0.9999
+    assert_orthonormal(svd.U)
+    assert_orthonormal(svd.V)
 
 
 def test_seed_decides_the_bits_and_the_global_generator_is_left_alone() -> None:
