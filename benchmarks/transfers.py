@@ -25,8 +25,9 @@ from loraport.mappers.mean import MeanMapper
 from loraport.reporting.assembly import summarise
 from loraport.reporting.verdict import interval_text
 from loraport.workflows.building import Workbench, build
+from loraport.workflows.plan import Plan
 from loraport.workflows.quiet import quiet_libraries
-from loraport.workflows.transfer import base_pair, planned
+from loraport.workflows.transfer import base_pair
 
 METHODS = (
     *("copy", "cross_lora:mapper.variant=typed", "cross_lora", "rebasin"),
@@ -73,7 +74,7 @@ def ported(bench: Workbench, adapters: dict[str, LoraAdapter]) -> dict[str, Lora
     pair = base_pair(bench)
     if isinstance(mapper, WeightMapper):
         mapper.use(pair)
-    porting = planned(bench.config, mapper, pair)
+    porting = Plan.of(bench.config).porting(mapper, pair)
     return {name: porting.port([adapter]).adapter for name, adapter in adapters.items()}
 
 

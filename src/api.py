@@ -16,7 +16,7 @@
 raises a :class:`~loraport.exceptions.LoraportError` that says why.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,9 @@ from hydra.utils import get_object
 from omegaconf import OmegaConf
 
 from .adapters import LoraAdapter, read_adapter
-from .adapters.combined import Combined
 from .adapters.combiner import Combiner
 from .adapters.peft_folder import write_peft_files
+from .adapters.sparsify import Sparsifier
 from .exceptions import ConfigurationError, ModelError
 from .files import staged_folder, writing
 from .mappers import BasePair, Mapper, WeightMapper, load_mapper
@@ -124,7 +124,7 @@ def port(
     mapper: Mapper,
     target: StreamedWeights,
     *,
-    sparsify: Callable[[LoraAdapter], Combined] | None = None,
+    sparsify: Sparsifier | None = None,
     merge: Combiner | None = None,
     output_rank: int | None = None,
     scale: float = 1.0,
@@ -171,4 +171,4 @@ def save(
     with staged_folder(folder, overwrite=overwrite) as staged:
         with writing(folder):
             write_peft_files(adapter, staged)
-        return verify(staged, target, adapter)
+        return verify(staged, target, adapter, called=folder)

@@ -19,7 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException, HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from .exceptions import ConfigurationError, LoraportError
 
@@ -73,7 +73,7 @@ def _command(main: Callable[[], Any], name: str) -> None:
     except (HydraException, OmegaConfBaseException) as error:
         _fail(_explained(error, name), ConfigurationError.exit_code)
     except KeyboardInterrupt:
-        _fail("stopped; the same command goes on from here", _STOPPED)
+        _fail("stopped; nothing is half-written, and the same command can be given again", _STOPPED)
 
 
 def _fail(message: str, code: int) -> NoReturn:
@@ -91,12 +91,14 @@ def _clean_after(run: Callable[[DictConfig], Any], config: DictConfig) -> Any:
     ours = not folder.exists() or {path.name for path in folder.iterdir()} <= {".hydra"}
     try:
         return run(config)
-    except LoraportError as error:
+    except (LoraportError, OmegaConfBaseException) as error:
         if HydraConfig.get().mode != RunMode.RUN:
             raise
         if ours:
             _remove(folder)
-        _fail(str(error), error.exit_code)
+        if isinstance(error, LoraportError):
+            _fail(str(error), error.exit_code)
+        _fail(_explained(error, HydraConfig.get().job.name), ConfigurationError.exit_code)
 
 
 def _remove(folder: Path) -> None:
@@ -115,18 +117,22 @@ def _remove(folder: Path) -> None:
 def _explained(error: Exception, name: str) -> str:
     """Say what a configuration error is about, and which options there are instead."""
     message = str(error).strip()
+    if isinstance(error, MissingMandatoryValue):
+        missing = message.partition("\n")[0].rpartition(": ")[2]
+        return f"{missing} is not given, and there is no default; set {missing}=...\n{_help(name)}"
     key = re.match(r"Could not override '([^']+)'", message)
     if not isinstance(error, ConfigCompositionException) or key is None:
-        return f"{message}\nSee python {name}.py --help."
+        return f"{message}\n{_help(name)}"
     parent, _, option = key[1].rpartition(".")
     options = _options(name, parent)
     near = difflib.get_close_matches(option, options, n=1)
     guess = f" (did you mean {near[0]}?)" if near else ""
     where = f"{parent} takes" if parent else "the options are groups and"
-    return (
-        f"there is no option {key[1]}{guess}; {where} {', '.join(options)}.\n"
-        f"See python {name}.py --help."
-    )
+    return f"there is no option {key[1]}{guess}; {where} {', '.join(options)}.\n{_help(name)}"
+
+
+def _help(name: str) -> str:
+    return f"See python {name}.py --help."
 
 
 def _options(name: str, parent: str) -> list[str]:

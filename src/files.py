@@ -6,7 +6,7 @@ It lies below every layer, like the exceptions.
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -60,23 +60,52 @@ def staged_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
     Args:
         folder: What is made.
-        overwrite: Replace a folder that is there already.
+        overwrite: Replace a folder that is there already; not a file, nor a folder of folders,
+            which no folder that is written here ever is.
 
     Raises:
         OutputError: the folder exists and is not to be replaced, or cannot be written.
     """
-    if folder.exists() and not overwrite:
-        raise OutputError(f"{folder} exists already; name another folder or set overwrite=true")
     with writing(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        # A sibling folder, so that the rename stays within one file system.
-        scratch = tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent)
-    with scratch as name:
-        whole = Path(name) / "whole"
-        whole.mkdir()
-        yield whole
+        _check_free(folder, overwrite)
+    with _parents_of(folder):
         with writing(folder):
-            _put(whole, folder, Path(name) / "replaced")
+            # A sibling folder, so that the rename stays within one file system.
+            scratch = tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent)
+        with scratch as name:
+            whole = Path(name) / "whole"
+            with writing(folder):
+                whole.mkdir()
+            yield whole
+            with writing(folder):
+                _put(whole, folder, Path(name) / "replaced")
+
+
+def _check_free(folder: Path, overwrite: bool) -> None:
+    if not folder.exists():
+        return
+    if not overwrite:
+        raise OutputError(f"{folder} exists already; name another folder or set overwrite=true")
+    if not folder.is_dir() or any(path.is_dir() for path in folder.iterdir()):
+        what = "holds folders of its own" if folder.is_dir() else "is a file"
+        raise OutputError(
+            f"{folder} {what}, which overwrite=true does not remove; name another folder"
+        )
+
+
+@contextmanager
+def _parents_of(folder: Path) -> Iterator[None]:
+    """Make the folders above; when the block raises, those that were not there before go again."""
+    missing = [parent for parent in folder.parents if not parent.exists()]
+    try:
+        with writing(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for parent in missing:
+            with suppress(OSError):  # another process has put something there
+                parent.rmdir()
+        raise
 
 
 def _put(whole: Path, folder: Path, replaced: Path) -> None:

@@ -10,7 +10,7 @@ import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -78,6 +78,24 @@ RESCALES: dict[str, Callable[[Kept], float]] = {
 """What the entries that :class:`Magnitude` keeps are multiplied by."""
 
 
+@runtime_checkable
+class Sparsifier(Protocol):
+    """Drops a part of an adapter."""
+
+    def __call__(
+        self, adapter: LoraAdapter, rank: int | None = None, *, place: int = 0
+    ) -> Combined:
+        """Sparsify every site.
+
+        Args:
+            adapter: Whose updates are sparsified.
+            rank: To which each is cut back; None: to the rank that it had.
+            place: Of the adapter among those that are sparsified and then merged: two of them
+                must not lose the same entries by the same draw.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class Dare:
     """Drops entries of the update at random and divides the rest by ``1 - p``: unbiased.
@@ -104,13 +122,15 @@ class Dare:
     def __post_init__(self) -> None:
         check_dropped("sparsify.p", self.p)
 
-    def __call__(self, adapter: LoraAdapter, rank: int | None = None) -> Combined:
+    def __call__(
+        self, adapter: LoraAdapter, rank: int | None = None, *, place: int = 0
+    ) -> Combined:
         """Sparsify every site, cut back to ``rank``; None: to the rank that it had."""
         if self.p == 0:
             return cut(adapter, rank)
 
         def sparse(site: Site, delta: Tensor) -> tuple[Tensor, float]:
-            return dropped_at_random(delta, self.p, self.seed, site), 1 / (1 - self.p)
+            return dropped_at_random(delta, self.p, self.seed, site, place), 1 / (1 - self.p)
 
         return _each_site(adapter, rank, sparse)
 
@@ -144,7 +164,9 @@ class Magnitude:
                 f"sparsify.rescale is {self.rescale!r}, it takes one of {', '.join(RESCALES)}"
             )
 
-    def __call__(self, adapter: LoraAdapter, rank: int | None = None) -> Combined:
+    def __call__(
+        self, adapter: LoraAdapter, rank: int | None = None, *, place: int = 0
+    ) -> Combined:
         """Sparsify every site, cut back to ``rank``; None: to the rank that it had."""
         if self.p == 0:
             return cut(adapter, rank)
@@ -175,7 +197,9 @@ class DropComponents:
     def __post_init__(self) -> None:
         check_dropped("sparsify.p", self.p)
 
-    def __call__(self, adapter: LoraAdapter, rank: int | None = None) -> Combined:
+    def __call__(
+        self, adapter: LoraAdapter, rank: int | None = None, *, place: int = 0
+    ) -> Combined:
         """Keep the leading components of every site, at most ``rank`` of them.
 
         The lost energy is that of the components that are dropped.

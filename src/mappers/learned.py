@@ -68,15 +68,15 @@ def load_mapper(path: str | Path) -> LearnedMapper:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         kind = _mapper_class(checkpoint[LearnedMapper.checkpoint_key]["class"])
+        mapper = kind(**checkpoint["hyper_parameters"])
+        mapper.on_load_checkpoint(checkpoint)
+        mapper.load_state_dict(checkpoint["state_dict"])
     except _UNREADABLE as error:
         raise AdapterError(
             f"{path} is no checkpoint of a known mapper ({type(error).__name__}: {error}); it "
             "takes the mapper.ckpt that train.py wrote, and a mapper of your own must be imported "
             "before"
         ) from None
-    mapper = kind(**checkpoint["hyper_parameters"])
-    mapper.on_load_checkpoint(checkpoint)
-    mapper.load_state_dict(checkpoint["state_dict"])
     return mapper.eval()
 
 

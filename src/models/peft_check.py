@@ -7,7 +7,9 @@ from pathlib import Path
 import torch
 from jaxtyping import Float
 from peft import PeftModel
+from safetensors import SafetensorError
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from ..adapters import LoraAdapter, LowRank, Site
 from ..exceptions import VerificationError
@@ -39,7 +41,9 @@ class Verification:
     changed_top_token: float
 
 
-def verify(folder: Path, target: StreamedWeights, adapter: LoraAdapter) -> Verification:
+def verify(
+    folder: Path, target: StreamedWeights, adapter: LoraAdapter, *, called: Path | None = None
+) -> Verification:
     """Load a folder through PEFT onto its base model and compare it with what was meant.
 
     The base model's weights are streamed, so that it never is whole in memory. An adapter that
@@ -49,6 +53,7 @@ def verify(folder: Path, target: StreamedWeights, adapter: LoraAdapter) -> Verif
         folder: With the two files of a PEFT adapter.
         target: The base model.
         adapter: What the folder should hold.
+        called: What the folder is called in messages, where its own name is a passing one.
 
     Raises:
         VerificationError: PEFT lacks a site, has one too many, or another update there; an
@@ -59,15 +64,26 @@ def verify(folder: Path, target: StreamedWeights, adapter: LoraAdapter) -> Verif
     ids = torch.linspace(1, width - 1, _PROBE_TOKENS).long()[None]
     with torch.inference_mode(), streaming(network, target):
         before = network(input_ids=ids).logits
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # every one of them is checked below, and named
-        model = PeftModel.from_pretrained(network, str(folder))
-    norms = _compared(_updates(model), adapter, folder)
+    name = called or folder
+    model = _loaded(network, folder, f"{name} on {target.name}")
+    norms = _compared(_updates(model), adapter, name)
     with torch.inference_mode(), streaming(model, target):
         after = model(input_ids=ids).logits
-    change = _change(before, after, folder, expected=adapter.norm() > 0)
+    change = _change(before, after, name, expected=adapter.norm() > 0)
     changed = (before.argmax(-1) != after.argmax(-1)).double().mean()
     return Verification(len(norms), min(norms), max(norms), change, float(changed))
+
+
+def _loaded(network: PreTrainedModel, folder: Path, what: str) -> nn.Module:
+    try:
+        # PEFT draws the factors that it is about to overwrite.
+        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+            warnings.simplefilter("ignore")  # every one of them is checked below, and named
+            model: nn.Module = PeftModel.from_pretrained(network, str(folder))
+    except (OSError, SafetensorError, RuntimeError, ValueError, KeyError, TypeError) as error:
+        told = " ".join(str(error).split())[:300]
+        raise VerificationError(f"PEFT cannot put the adapter in {what}: {told}") from error
+    return model
 
 
 def _updates(model: nn.Module) -> dict[Site, LowRank]:

@@ -36,6 +36,9 @@ def hollow_network(weights: StreamedWeights) -> PreTrainedModel:
 def streaming(network: nn.Module, weights: StreamedWeights) -> Iterator[None]:
     """Let each module read its weights before it runs and drop them after, in float32.
 
+    Only an embedding is looked up in the dtype in which it is stored, and gemma's factor multiplied
+    in that. When the block ends, however it ends, the network is hollow again.
+
     Args:
         network: A hollow network, or a PEFT model around one; what PEFT added is left alone.
         weights: Where the parameters come from.
@@ -77,12 +80,13 @@ def _fed(
     finally:
         for handle in handles:
             handle.remove()
+        for name in names:  # where the module raised, nothing has dropped them
+            _place(module, name, empty[name].data)
 
 
 @contextmanager
 def _headed(module: nn.Module, weights: StreamedWeights) -> Iterator[None]:
     """Multiply by the head some rows at a time: it is the largest matrix of a small model."""
-    plain = module.forward
 
     def forward(x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch tokens"]:
         tied = bool(getattr(weights.config, "tie_word_embeddings", False))
@@ -95,7 +99,7 @@ def _headed(module: nn.Module, weights: StreamedWeights) -> Iterator[None]:
     try:
         yield
     finally:
-        object.__setattr__(module, "forward", plain)
+        object.__delattr__(module, "forward")  # that of its class is back
 
 
 def _place(module: nn.Module, name: str, tensor: Tensor) -> None:

@@ -13,7 +13,7 @@ _MEANING = {
     "random": "It is a control: random factors of the source's norm at every site.",
     "noop": "It is a control: an update of zero, which leaves the target as it is.",
 }
-_SETTINGS = ("mapper", "sparsify", "merge", "scale", "output_rank", "dtype", "seed")
+_SETTINGS = ("mapper", "ckpt", "sparsify", "merge", "scale", "output_rank", "dtype", "seed")
 
 
 def ported_card(report: TransferReport) -> str:
@@ -32,7 +32,9 @@ def ported_card(report: TransferReport) -> str:
         *((f"SHA-256 of {name}", value) for name, value in record.hashes.items()),
         *((f"revision of {name}", value) for name, value in record.revisions.items() if value),
     ]
-    settings = {name: report.config[name] for name in _SETTINGS if name in report.config}
+    # A checkpoint's mapper has the options that it was trained with, whatever mapper= is.
+    unused = "mapper" if report.config.get("ckpt") else "ckpt"
+    settings = {n: report.config[n] for n in _SETTINGS if n in report.config and n != unused}
     return environment.get_template("ported_card.md.j2").render(
         report=report,
         meaning=_MEANING.get(report.mapper, ""),

@@ -36,13 +36,7 @@ def transfer_table(report: TransferReport) -> Table:
     """Return one row a role: how many sites, and what the mapper found there on average."""
     rows = diagnostics(report)
     names = list(dict.fromkeys(name for facts in rows.values() for name in facts))
-    table = Table(
-        title=Text(f"{report.mapper}: {report.pair.source} -> {report.pair.target}"),
-        caption="means over the sites of a role; each site's own figures are in report.json",
-        box=box.SIMPLE_HEAD,
-        title_style="bold",
-        show_edge=False,
-    )
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False)
     table.add_column("role")
     for name in names:
         table.add_column(_HEADINGS.get(name, name.replace("_", " ")), justify="right")
@@ -87,7 +81,10 @@ def print_transfer(report: TransferReport, console: Console | None = None) -> No
         console = Console()
         if not console.is_terminal:
             console = Console(width=_PIPED_WIDTH)
+    # Above and below the table rather than its title and caption: those wrap to its width.
+    console.print(Text(f"{report.mapper}: {report.pair.source} -> {report.pair.target}", "bold"))
     if diagnostics(report):
         console.print(transfer_table(report))
+        console.print("means over the sites of a role; report.json has every site", style="italic")
     for remark in remarks(report):
         console.print(remark, highlight=False, markup=False, soft_wrap=True)

@@ -1,7 +1,8 @@
 """Scores on anchor tasks, by which the options of a transfer may be chosen."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from ..adapters import LoraAdapter
@@ -23,16 +24,25 @@ class AnchorChoice:
     Attributes:
         anchors: Tasks of the pair's zoo.
         rows: Test rows scored of each.
+        held_out: Tasks that are kept for evaluation.
+        ported: What is ported itself: tasks, or folders called like them.
 
     Raises:
-        ConfigurationError: an anchor is held out.
+        ConfigurationError: an anchor is held out, or ported itself.
     """
 
     anchors: tuple[str, ...]
     rows: int
     held_out: tuple[str, ...] = ()
+    ported: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        own = sorted(set(self.anchors) & {Path(place).name for place in self.ported})
+        if own:
+            raise ConfigurationError(
+                f"choose.anchors has {', '.join(own)}, which is ported itself; choose options on "
+                "other tasks of the zoo"
+            )
         wrong = sorted(set(self.anchors) & set(self.held_out))
         if wrong:
             raise ConfigurationError(
@@ -42,10 +52,22 @@ class AnchorChoice:
 
     @classmethod
     def of(cls, bench: Workbench) -> "AnchorChoice":
-        """Return what ``choose`` asks for."""
+        """Return what ``choose`` asks for.
+
+        Raises:
+            ConfigurationError: as above, or ``choose.rows`` is no number of rows.
+        """
         config = bench.config
+        rows = config.choose.rows
+        if type(rows) is not int or rows < 1:
+            raise ConfigurationError(
+                f"choose.rows is {rows!r}; it takes a whole number of at least 1"
+            )
         return cls(
-            tuple(config.choose.anchors), int(config.choose.rows), tuple(config.tasks.held_out)
+            _names(config.choose.anchors),
+            rows,
+            _names(config.tasks.held_out),
+            _names(config.adapter),
         )
 
     def scores(self, bench: Workbench, porting: Porting) -> dict[str, Any]:
@@ -59,9 +81,11 @@ class AnchorChoice:
         zoo = bench.zoo().read(list(self.anchors))
         tasks = bench.task_source().load(list(self.anchors))
         target = bench.model("target")
+        # There is one adapter of each task, and nothing of its own to merge it with.
+        alone = replace(porting, merge=None, weights=None)
         found = {}
         for name in self.anchors:
-            ported = porting.port([zoo.source[name]]).adapter
+            ported = alone.port([zoo.source[name]]).adapter
             few = tasks[name].limited(self.rows)
             found[name] = _compared(bench, target, few, ported, zoo.target[name])
         gains = [row["nll_gain"] for row in found.values()]
@@ -74,6 +98,11 @@ class AnchorChoice:
     def value(self, scores: dict[str, Any]) -> float | None:
         """Return what a sweep maximises: the mean gain in log-likelihood over the base, in nats."""
         return scores.get("mean_nll_gain")
+
+
+def _names(given: Any) -> tuple[str, ...]:
+    """Return one name, several, or none."""
+    return (given,) if isinstance(given, str) else tuple(given or ())
 
 
 def _compared(

@@ -1,20 +1,22 @@
 """The steps from source adapters to one adapter of the target, without files or configurations."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 
-from ..adapters import LoraAdapter
+from ..adapters import LoraAdapter, LowRank
 from ..adapters.combined import Combined, cut
 from ..adapters.combiner import Combiner
+from ..adapters.sparsify import Sparsifier
 from ..exceptions import AdapterError, ConfigurationError
-from ..mappers import Mapper
+from ..mappers import Mapper, WeightMapper
 from ..mappers.base import Report
 from ..models.sites import SiteTable
 
-Sparsifier = Callable[[LoraAdapter], Combined]
+# Of an update's norm, that rounding its factors may change; bfloat16 changes some 0.3 %.
+_ROUNDING = 1e-2
 
 
 class Ported(NamedTuple):
@@ -74,22 +76,27 @@ class Porting:
         """Port source adapters, and merge them with others of the target into one.
 
         Raises:
-            AdapterError: an adapter does not fit its model, or a factor does not fit the dtype.
+            AdapterError: an adapter does not fit its model, nothing of it is left, or the dtype
+                cannot hold it.
+            ConfigurationError: there is no adapter, or the weights do not fit.
         """
+        if not adapters:
+            raise ConfigurationError("there is no adapter to port; adapter= takes at least one")
+        for other in others:
+            check_target(other, self.target, "the adapter of merge.with")
         mapped, reports, steps = [], [], {}
         for place, adapter in enumerate(adapters):
             made = self.mapper.map(adapter)
             reports.append(self.mapper.report())
             check_target(made, self.target, "the mapper's result")
             if self.sparsify is not None:
-                sparse = self.sparsify(made)
+                sparse = self.sparsify(made, place=place)
                 steps[_numbered("sparsify", place, len(adapters))] = sparse
                 made = sparse.adapter
             mapped.append(made)
-        for other in others:
-            check_target(other, self.target, "the adapter of merge.with")
         result = mapped[0]
-        if self.merge is not None and len(mapped) + len(others) > 1:
+        several = len(mapped) + len(others) > 1
+        if self.merge is not None and (several or self.weights is not None):
             steps["merge"] = self.merge([*mapped, *others], self.weights, self.output_rank)
             result = LoraAdapter(steps["merge"].adapter.sites, mapped[0].base_model)
         if self.output_rank is not None and any(u.rank > self.output_rank for u in result.values()):
@@ -100,12 +107,19 @@ class Porting:
     def _finished(self, adapter: LoraAdapter) -> LoraAdapter:
         if self.scale != 1:
             adapter = adapter.map(lambda update: update.scaled(self.scale))
-        most = torch.finfo(self.dtype).max
+        acts = not isinstance(self.mapper, WeightMapper) or self.mapper.acts
+        if acts and adapter.norm() == 0:
+            raise AdapterError(
+                "the ported adapter is zero at every site, so that it would do nothing on the "
+                "target; give a source adapter that was trained, or drop less of it"
+            )
         for site, update in adapter.items():
-            if max(float(update.A.abs().max()), float(update.B.abs().max())) > most:
+            error = _rounding_error(update, self.dtype)
+            if not error <= _ROUNDING:
                 raise AdapterError(
-                    f"{site.module_name} has factors beyond {most:.3g}, which dtype="
-                    f"{str(self.dtype).removeprefix('torch.')} cannot hold; use dtype=float32"
+                    f"dtype={str(self.dtype).removeprefix('torch.')} cannot hold the factors of "
+                    f"{site.module_name}: the update would change by {error:.1%} of its norm; use "
+                    "dtype=float32"
                 )
         return adapter.map(lambda update: update.to(self.dtype))
 
@@ -121,6 +135,13 @@ def check_target(adapter: LoraAdapter, target: SiteTable, what: str) -> None:
                 f"{update.shape} at {site.module_name}, but the pair's target has {found}; choose "
                 "the pair whose target it belongs to"
             )
+
+
+def _rounding_error(update: LowRank, dtype: torch.dtype) -> float:
+    """Return by what share of its norm an update changes in ``dtype``; NaN beyond its range."""
+    rounded, norm = update.to(dtype), update.norm()
+    squared = rounded.inner(rounded) - 2 * rounded.inner(update) + norm**2
+    return max(squared, 0.0) ** 0.5 / norm if norm > 0 else 0.0
 
 
 def _numbered(name: str, place: int, count: int) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from hydra.core.hydra_config import HydraConfig
@@ -18,18 +18,39 @@ from ..exceptions import ConfigurationError
 from ..files import staged_folder, writing
 from ..mappers import BasePair, LearnedMapper, Mapper, WeightMapper, load_mapper
 from ..mappers.weight_mapper import Progress as SiteProgress
-from ..models import ModelSource, StreamedWeights, torch_dtype
+from ..models import ModelSource, StreamedWeights
 from ..models.factor_cache import FactorCache
 from ..models.peft_check import verify
 from ..reporting.ported_card import ported_card
+from ..reporting.transfer_report import TransferReport
 from ..reporting.transfer_table import print_transfer
 from .anchor_choice import AnchorChoice
 from .building import Workbench, build
 from .given_adapters import given_adapter
-from .porting import Porting
+from .options import listed, option, optional
+from .plan import Plan
 from .quiet import quiet_libraries
 from .stopwatch import Stopwatch
-from .transfer_record import Transferred, transfer_report
+from .transfer_record import Given, Transferred, transfer_report
+
+
+class Inputs(NamedTuple):
+    """What a transfer is asked for, read and checked before anything is made."""
+
+    given: Given
+    others: Given
+    mapper: Mapper
+    plan: Plan
+    choice: AnchorChoice
+
+    @classmethod
+    def of(cls, bench: Workbench) -> "Inputs":
+        """Read the options and the adapters."""
+        config = bench.config
+        mapper, choice, plan = chosen_mapper(config), AnchorChoice.of(bench), Plan.of(config)
+        given = {place: given_adapter(bench, place) for place in places(config, "adapter")}
+        others = {p: read_adapter(Path(p).expanduser()) for p in places(config, "merge.with")}
+        return cls(given, others, mapper, plan, choice)
 
 
 def run(config: DictConfig) -> float | None:
@@ -44,38 +65,58 @@ def run(config: DictConfig) -> float | None:
     """
     quiet_libraries()
     bench, watch = Workbench(config), Stopwatch()
-    output = Path(config.output or Path(HydraConfig.get().runtime.output_dir) / "adapter")
-    mapper, choice = chosen_mapper(config), AnchorChoice.of(bench)
+    output = Path(optional(config, "output", str) or _run_folder() / "adapter").expanduser()
     with watch.step("read"):
-        given = {place: given_adapter(bench, place) for place in listed(config.adapter)}
-        others = {place: read_adapter(place) for place in listed(config.merge["with"])}
-    with staged_folder(output, overwrite=bool(config.overwrite)) as folder:
-        with watch.step("open"):
-            pair = base_pair(bench)
-        porting = planned(config, mapper, pair)
-        with watch.step("port"), site_progress() as progress:
-            if isinstance(mapper, WeightMapper):
-                mapper.use(pair, progress)
-            ported = porting.port(list(given.values()), list(others.values()))
-        with watch.step("verify"):
-            with writing(output):
-                write_peft_files(ported.adapter, folder)
-            found = verify(folder, pair.target, ported.adapter)
-        with watch.step("choose"):
-            scores = choice.scores(bench, porting)
-        done = Transferred(given, others, ported, found, scores)
-        report = transfer_report(bench, porting, pair, done, watch.seconds)
+        inputs = Inputs.of(bench)
+    with staged_folder(output, overwrite=option(config, "overwrite", bool)) as folder:
+        report = ported_into(folder, output, inputs, bench, watch)
         with writing(output):
             (folder / "report.json").write_text(report.json_text(), encoding="utf-8")
             (folder / "README.md").write_text(ported_card(report), encoding="utf-8")
     print_transfer(report)
     Console().print(f"adapter  {output}", highlight=False, soft_wrap=True)
-    return choice.value(scores)
+    return inputs.choice.value(report.anchor_scores)
 
 
-def listed(given: Any) -> list[str]:
-    """Return one or several places as a list."""
-    return [str(given)] if isinstance(given, str) else [str(place) for place in given]
+def ported_into(
+    folder: Path, output: Path, inputs: Inputs, bench: Workbench, watch: Stopwatch
+) -> TransferReport:
+    """Port into a folder that will take the place of ``output``; return what is to be reported."""
+    with watch.step("open"):
+        pair = base_pair(bench)
+    porting = inputs.plan.porting(inputs.mapper, pair)
+    with watch.step("port"), site_progress() as progress:
+        if isinstance(inputs.mapper, WeightMapper):
+            inputs.mapper.use(pair, progress)
+        ported = porting.port(list(inputs.given.values()), list(inputs.others.values()))
+    with watch.step("verify"):
+        with writing(output):
+            write_peft_files(ported.adapter, folder)
+        found = verify(folder, pair.target, ported.adapter, called=output)
+    with watch.step("choose"):
+        scores = inputs.choice.scores(bench, porting)
+    done = Transferred(inputs.given, inputs.others, ported, found, scores)
+    return transfer_report(bench, porting, pair, done, watch.seconds)
+
+
+def _run_folder() -> Path:
+    return Path(HydraConfig.get().runtime.output_dir)
+
+
+def places(config: DictConfig, key: str) -> list[str]:
+    """Return the adapters that an option names.
+
+    Raises:
+        ConfigurationError: one is named twice, or is no text.
+    """
+    given = listed(config, key, str)
+    twice = sorted({place for place in given if given.count(place) > 1})
+    if twice:
+        raise ConfigurationError(
+            f"{key} names {', '.join(twice)} twice; name it once, and give it weight by "
+            "merge.weights"
+        )
+    return given
 
 
 def chosen_mapper(config: DictConfig) -> Mapper:
@@ -88,17 +129,23 @@ def chosen_mapper(config: DictConfig) -> Mapper:
     name = hydra.runtime.choices["mapper"]
     asked = any(word.startswith("mapper=") for word in hydra.overrides.task)
     built: Mapper = build(config.mapper)
-    if config.ckpt is None:
+    ckpt = optional(config, "ckpt", str)
+    if ckpt is None:
         if isinstance(built, LearnedMapper):
             raise ConfigurationError(
                 f"mapper={name} is learned, and there is no checkpoint of it: fit it by `python "
                 f"train.py mapper={name} pair={config.pair.name}` and give its mapper.ckpt as ckpt="
             )
         return built
-    loaded = load_mapper(config.ckpt)
+    loaded = load_mapper(Path(ckpt).expanduser())
+    if not loaded.fitted:
+        raise ConfigurationError(
+            f"ckpt={ckpt} holds a {type(loaded).__name__} that was never fitted; give the "
+            "mapper.ckpt of a run that came to its end"
+        )
     if asked and type(loaded) is not type(built):
         raise ConfigurationError(
-            f"ckpt={config.ckpt} holds a {type(loaded).__name__}, but mapper={name} is a "
+            f"ckpt={ckpt} holds a {type(loaded).__name__}, but mapper={name} is a "
             f"{type(built).__name__}; leave mapper= out, or give the checkpoint of that mapper"
         )
     return loaded
@@ -114,9 +161,8 @@ def base_pair(bench: Workbench) -> BasePair:
     for side in SIDES:
         source: ModelSource = build(bench.config.pair[side])
         models[side] = source.weights(bench.cache)
-    return BasePair(
-        **models, factors=FactorCache(bench.cache / "factors"), device=device(bench.config.device)
-    )
+    place = device(option(bench.config, "device", str))
+    return BasePair(**models, factors=FactorCache(bench.cache / "factors"), device=place)
 
 
 def device(name: str) -> torch.device:
@@ -136,21 +182,6 @@ def device(name: str) -> torch.device:
             "or the name of a GPU that there is, such as cuda:0"
         ) from None
     return chosen
-
-
-def planned(config: DictConfig, mapper: Mapper, pair: BasePair) -> Porting:
-    """Return the steps that the configuration asks for."""
-    weights = config.merge.weights
-    return Porting(
-        mapper,
-        pair.target.sites,
-        sparsify=build(config.sparsify) if "_target_" in config.sparsify else None,
-        merge=build(config.merge.method),
-        weights=None if weights is None else [float(weight) for weight in weights],
-        output_rank=config.output_rank,
-        scale=float(config.scale),
-        dtype=torch_dtype(config.dtype),
-    )
 
 
 @contextmanager

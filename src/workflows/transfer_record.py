@@ -90,6 +90,10 @@ def _step(name: str, step: Combined, options: dict[str, Any]) -> StepRecord:
 
 
 def _warnings(pair: BasePair, done: Transferred) -> Iterator[str]:
+    result = done.ported.adapter
+    idle = sum(update.norm() == 0 for update in result.values())
+    if 0 < idle < len(result):
+        yield f"{idle} of {len(result)} sites have an update of zero, and do nothing on the target"
     for side, adapters in (("source", done.given), ("target", done.others)):
         model = getattr(pair, side).name
         for place, adapter in adapters.items():
