@@ -33,6 +33,7 @@ from .exceptions import ConfigurationError, ModelError
 from .files import staged_folder, writing
 from .mappers import BasePair, Mapper, WeightMapper, load_mapper
 from .models import FactorCache, HubModel, LocalModel, StreamedWeights, Verification, verify
+from .workflows.building import build
 from .workflows.porting import Porting
 
 __all__ = [
@@ -95,21 +96,21 @@ def choose_mapper(
     if name not in known:
         raise ConfigurationError(f"there is no mapper {name!r}; it takes one of {', '.join(known)}")
     recipe = OmegaConf.create((_recipes() / f"{name}.yaml").read_text(encoding="utf-8"))
-    node: Any = OmegaConf.to_container(OmegaConf.merge({"seed": 0}, recipe), resolve=True)
-    settings = node["mapper"]
-    kind = get_object(settings.pop("_target_"))
-    if not issubclass(kind, WeightMapper):
+    whole: Any = OmegaConf.merge({"seed": 0}, recipe)
+    node = whole["mapper"]
+    if not issubclass(get_object(node["_target_"]), WeightMapper):
         raise ConfigurationError(
             f"mapper {name!r} is learned: fit it by `python train.py mapper={name}` and give its "
             "checkpoint to loraport.load_mapper"
         )
-    unknown = sorted(set(options) - set(settings))
+    known = [str(key) for key in node if key != "_target_"]
+    unknown = sorted(set(options) - set(known))
     if unknown:
         raise ConfigurationError(
             f"mapper {name!r} has no option {', '.join(unknown)}; it takes "
-            f"{', '.join(settings) or 'none'}"
+            f"{', '.join(known) or 'none'}"
         )
-    mapper: WeightMapper = kind(**{**settings, **options})
+    mapper: WeightMapper = build(node, **options)
     factors = FactorCache(None if cache is None else Path(cache))
     mapper.use(BasePair(source, target, factors, torch.device(device)))
     return mapper

@@ -15,6 +15,7 @@ from loraport import api
 from loraport.adapters import LoraAdapter, LowRank, relative_error, write_adapter
 from loraport.adapters.combine import Linear
 from loraport.adapters.sparsify import DropComponents
+from loraport.alignment.transport_plan import ExactPlan, SinkhornPlan
 from loraport.exceptions import ConfigurationError, ModelError, OutputError, VerificationError
 from loraport.models import BaseModel, StreamedWeights
 
@@ -136,6 +137,15 @@ def test_wrong_choices_are_refused(
 ) -> None:
     with pytest.raises(ConfigurationError, match=message):
         loraport.choose_mapper(name, source, target, **options)
+
+
+def test_options_that_are_objects_are_built_or_taken(
+    source: StreamedWeights, target: StreamedWeights
+) -> None:
+    mapper: Any = loraport.choose_mapper("optimal_transport", source, target)
+    assert mapper.align == ExactPlan()
+    mapper = loraport.choose_mapper("optimal_transport", source, target, plan=SinkhornPlan(0.1))
+    assert mapper.align == SinkhornPlan(0.1)
 
 
 def test_place_that_is_no_model_is_refused(places: Path) -> None:
