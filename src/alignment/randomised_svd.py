@@ -53,8 +53,8 @@ def randomised_svd(
     oversampling`` reaches half the smaller side, nothing is drawn and the answer is exact.
 
     Products with the matrix are taken in float32 on its own device, what is small in float64.
-    Where the matrix is stored in bfloat16 and the device multiplies that faster (AMX, CUDA), all
-    products but the last, which gives values and vectors, are taken in bfloat16.
+    Where the matrix is stored in bfloat16 and the device multiplies that faster (AMX, CUDA),
+    products are taken in bfloat16: they are then as exact as the entries themselves.
     The same seed gives the same bits with the same number of threads. Signs are arbitrary, as in
     every singular value decomposition.
 
@@ -69,30 +69,36 @@ def randomised_svd(
         ValueError: the matrix has entries that are not finite.
     """
     wide = matrix.shape[0] < matrix.shape[1]
-    stored = matrix.mT if wide else matrix
-    tall = stored.float()
     # Along the rows as they lie in memory: across them it takes fifty times longer.
-    rows = torch.linalg.vector_norm(tall.mT if wide else tall, dim=1)
+    widened = torch.promote_types(matrix.dtype, torch.float32)
+    rows = torch.linalg.vector_norm(matrix, dim=1, dtype=widened)
     energy = float(rows.double().square().sum())
     if not math.isfinite(energy):
         raise ValueError("the matrix has entries that are not finite")
+    tall = _quick(matrix.mT if wide else matrix)
     rank = min(rank, tall.shape[1])
     if 2 * (rank + oversampling) < tall.shape[1]:
-        basis = _range(_quick(stored, tall), rank + oversampling, power_iterations, seed)
-        right, values, coordinates = _decomposed(tall.mT @ basis, rank)
-        left = basis @ coordinates.to(basis)
+        basis = _range(tall, rank + oversampling, power_iterations, seed)
+        right, values, coordinates = _decomposed(_product(tall.mT, basis), rank)
+        left = basis @ coordinates
     else:
-        left, values, right = _decomposed(tall, rank)
+        left, values, right = _decomposed(tall.float(), rank)
     if wide:
         left, right = right, left
-    left, values, right = (part.float().contiguous() for part in (left, values, right))
-    return TruncatedSvd(left, values, right, energy)
+    return TruncatedSvd(left.contiguous(), values, right.contiguous(), energy)
 
 
-def _quick(stored: Float[Tensor, "rows columns"], tall: Float[Tensor, "rows columns"]) -> Tensor:
+def _quick(matrix: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows columns"]:
     """Return the matrix in the dtype in which it is multiplied fastest without rounding it."""
-    tiles = stored.is_cuda or torch.cpu._is_amx_tile_supported()
-    return stored if stored.dtype == torch.bfloat16 and tiles else tall
+    tiles = matrix.is_cuda or torch.cpu._is_amx_tile_supported()
+    return matrix if matrix.dtype == torch.bfloat16 and tiles else matrix.float()
+
+
+def _product(
+    matrix: Float[Tensor, "rows columns"], vectors: Float[Tensor, "columns k"]
+) -> Float[Tensor, "rows k"]:
+    """Return the product, taken in the matrix's dtype, in float32."""
+    return (matrix @ vectors.to(matrix)).float()
 
 
 def _range(
@@ -100,13 +106,12 @@ def _range(
 ) -> Float[Tensor, "rows size"]:
     """Return an orthonormal basis of a subspace that holds the leading left singular vectors."""
     generator = torch.Generator().manual_seed(seed)
-    vectors = torch.randn(tall.shape[1], size, generator=generator).to(tall)
+    vectors = torch.randn(tall.shape[1], size, generator=generator).to(tall.device)
     for _ in range(power_iterations):
-        reached = _spread((tall @ vectors.to(tall)).float())
-        vectors = _spread((tall.mT @ reached.to(tall)).float())
+        vectors = _spread(_product(tall.mT, _spread(_product(tall, vectors))))
     # What comes of one Cholesky step is as far from orthonormal as the vectors were from
     # independent: enough between products, but the basis itself takes a second one.
-    return _spread(_spread((tall @ vectors.to(tall)).float()))
+    return _spread(_spread(_product(tall, vectors)))
 
 
 def _decomposed(
@@ -116,15 +121,15 @@ def _decomposed(
 
     In float64 the Gram matrix loses nothing of what float32 entries can tell.
     """
-    tall = tall.double()
-    eigenvalues, vectors = torch.linalg.eigh(tall.mT @ tall)
-    values = eigenvalues.flip(0)[:rank].clamp_min(0).sqrt()
-    right = vectors.flip(1)[:, :rank]
+    exact = tall.double()
+    eigenvalues, vectors = torch.linalg.eigh(exact.mT @ exact)
+    values = eigenvalues.flip(0)[:rank].clamp_min(0).sqrt().float()
+    right = vectors.flip(1)[:, :rank].float()
     # A direction that the matrix all but maps to zero has no left vector of its own: any that is
     # orthogonal to the others will do, which orthonormalising a column of zeros gives.
     clear = values > _EPSILON * values[:1]
     left = tall @ right * torch.where(clear, 1 / values, 0.0)
-    return _orthonormal(left), values, right
+    return _spread(left), values, right
 
 
 def _spread(columns: Float[Tensor, "rows k"]) -> Float[Tensor, "rows k"]:

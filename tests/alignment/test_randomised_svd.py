@@ -131,8 +131,9 @@ def test_any_floating_dtype_is_taken(dtype: torch.dtype) -> None:
     matrix = decaying(150, 120).to(dtype)
     svd, reference = randomised_svd(matrix, 10), randomised_svd(matrix.float(), 10)
     assert svd.U.dtype == svd.S.dtype == svd.V.dtype == torch.float32
-    # Products in bfloat16, where they are fast, may find the subspaces by other roundings.
-    torch.testing.assert_close(svd.S, reference.S, rtol=1e-4, atol=0)
+    # Products in bfloat16, where they are fast, are as exact as the entries: 2^-9.
+    tolerance = 2e-3 if dtype == torch.bfloat16 else 1e-4
+    torch.testing.assert_close(svd.S, reference.S, rtol=tolerance, atol=0)
     assert least_cosine(svd.U, reference.U) > 0.9999
     assert least_cosine(svd.V, reference.V) > 0.9999
     assert_orthonormal(svd.U)

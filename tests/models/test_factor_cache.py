@@ -110,7 +110,7 @@ def test_content_is_the_key_and_not_the_name(
     assert len(computed) == 3
 
 
-@pytest.mark.parametrize("damage", ["cut", "emptied", "flipped", "other tensors", "no metadata"])
+@pytest.mark.parametrize("damage", ["cut", "emptied", "other tensors", "no metadata"])
 def test_damaged_file_is_computed_again(
     damage: str, weights: StreamedWeights, computed: list[Any], tmp_path: Path
 ) -> None:
@@ -122,8 +122,6 @@ def test_damaged_file_is_computed_again(
         file.write_bytes(whole[:-10])
     elif damage == "emptied":
         file.write_bytes(b"")
-    elif damage == "flipped":
-        file.write_bytes(whole[:-10] + bytes([whole[-10] ^ 1]) + whole[-9:])
     elif damage == "other tensors":
         save_file({"U": first.U}, file)
     else:
