@@ -13,6 +13,7 @@ _EPSILON = float(torch.finfo(torch.float32).eps)
 _DEPENDENT = 1e-5
 # The same for a Gram matrix that is itself taken in float32.
 _ROUGHLY_DEPENDENT = 2e-3
+_ROWS = 1024
 
 
 class TruncatedSvd(NamedTuple):
@@ -69,10 +70,7 @@ def randomised_svd(
         ValueError: the matrix has entries that are not finite.
     """
     wide = matrix.shape[0] < matrix.shape[1]
-    # Along the rows as they lie in memory: across them it takes fifty times longer.
-    widened = torch.promote_types(matrix.dtype, torch.float32)
-    rows = torch.linalg.vector_norm(matrix, dim=1, dtype=widened)
-    energy = float(rows.double().square().sum())
+    energy = _energy(matrix)
     if not math.isfinite(energy):
         raise ValueError("the matrix has entries that are not finite")
     tall = _quick(matrix.mT if wide else matrix)
@@ -86,6 +84,22 @@ def randomised_svd(
     if wide:
         left, right = right, left
     return TruncatedSvd(left.contiguous(), values, right.contiguous(), energy)
+
+
+def _energy(matrix: Float[Tensor, "out in"]) -> float:
+    """Return the squared Frobenius norm.
+
+    Along the rows as they lie in memory, since across them it takes fifty times longer; and some
+    rows at a time in one place, since fresh memory for all of them costs more than the sum.
+    """
+    widened = torch.promote_types(matrix.dtype, torch.float32)
+    place = matrix.new_empty((min(len(matrix), _ROWS), matrix.shape[1]), dtype=widened)
+    total = 0.0
+    for start in range(0, len(matrix), _ROWS):
+        rows = matrix[start : start + _ROWS]
+        held = place[: len(rows)].copy_(rows)
+        total += float(torch.linalg.vector_norm(held, dim=1).double().square().sum())
+    return total
 
 
 def _quick(matrix: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows columns"]:

@@ -113,6 +113,7 @@ class WeightMapper(Mapper):
             if before > 0:
                 self.note(target, kept_norm=norm / before)
             mapped[target] = _moved(made, torch.device("cpu"))
+        pair.factors.flush()
         self._progress(len(pairs), len(pairs))
         return LoraAdapter(mapped, pair.target.name)
 

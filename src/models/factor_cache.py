@@ -3,6 +3,8 @@
 import hashlib
 import os
 import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -13,10 +15,10 @@ from ..adapters.sites import Site
 from ..alignment.randomised_svd import TruncatedSvd, randomised_svd
 from ..exceptions import ModelError
 from ..files import writing
-from .weights import StreamedWeights
+from .weights import StreamedWeights, content_hash
 
 # Raise it when the code changes what is kept or what comes out of a factorisation.
-_FORMAT = 3
+_FORMAT = 4
 _PARTS = ("U", "S", "V")
 
 
@@ -33,6 +35,8 @@ class FactorCache:
 
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
+        self._pending: Future[None] | None = None
+        self._pending_file: Path | None = None
 
     def svd(
         self,
@@ -53,36 +57,53 @@ class FactorCache:
 
         Raises:
             ModelError: the weight cannot be read, or has entries that are not finite.
-            OutputError: the factorisation cannot be kept: the disk is full, or the place
-                forbidden.
+            OutputError: the factorisation before this one could not be kept: the disk is full,
+                or the place forbidden. Each is written while the next is computed.
         """
+        weight = weights.weight(site)
         file: Path | None = None
         if self._folder is not None:
             settings = f"{_FORMAT} {rank} {oversampling} {power_iterations} {seed}"
-            made_of = f"{weights.content_hash(site)} {settings}"
-            key = hashlib.sha256(made_of.encode()).hexdigest()
+            key = hashlib.sha256(f"{content_hash(weight)} {settings}".encode()).hexdigest()
             file = self._folder / key[:2] / f"{key}.safetensors"
+            if file == self._pending_file:  # a model ported to itself
+                self.flush()
             kept = _read(file, weights.sites.shapes[site])
             if kept is not None:
                 return _moved(kept, device)
         try:
             svd = randomised_svd(
-                weights.weight(site).to(device),
+                weight.to(device),
                 rank,
                 oversampling=oversampling,
                 power_iterations=power_iterations,
                 seed=seed,
             )
         except ValueError as error:
-            if isinstance(error, ModelError):
-                raise
             raise ModelError(
                 f"{site.module_name} of {weights.name} cannot be factorised ({error}); fetch the "
                 f"weights in {weights.folder} again"
             ) from error
         if file is not None:
-            _write(file, svd)
+            self.flush()
+            self._pending, self._pending_file = _writer().submit(_write, file, svd), file
         return svd
+
+    def flush(self) -> None:
+        """Wait until everything is kept.
+
+        Raises:
+            OutputError: it cannot be kept: the disk is full, or the place forbidden.
+        """
+        pending, self._pending, self._pending_file = self._pending, None, None
+        if pending is not None:
+            pending.result()
+
+
+@cache
+def _writer() -> ThreadPoolExecutor:
+    """One thread that writes while the next weight is factorised."""
+    return ThreadPoolExecutor(1, thread_name_prefix="factor-cache")
 
 
 def _moved(svd: TruncatedSvd, device: torch.device) -> TruncatedSvd:

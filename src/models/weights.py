@@ -1,6 +1,5 @@
 """The weights of a base model on disk, one tensor at a time."""
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import xxhash
 from huggingface_hub.errors import StrictDataclassError
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
@@ -164,20 +164,6 @@ class StreamedWeights:
         gain = self._shaped(name, self.tensor(name), (int(self.config.hidden_size),)).float()
         return 1 + gain if gemma else gain
 
-    def content_hash(self, site: Site) -> str:
-        """Return the SHA-256 over dtype, shape and bytes of the site's weight.
-
-        Two models that share a weight share its hash, wherever they lie and however they are
-        sharded. The bytes are read through the memory map, without a copy.
-
-        Raises:
-            ModelError: as :meth:`weight`.
-        """
-        weight = self.weight(site).contiguous()
-        digest = hashlib.sha256(f"{weight.dtype} {tuple(weight.shape)} ".encode())
-        digest.update(weight.view(torch.uint8).numpy().data)
-        return digest.hexdigest()
-
     def _shaped(self, name: str, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
         if tuple(tensor.shape) != shape:
             raise ModelError(
@@ -186,6 +172,18 @@ class StreamedWeights:
                 "model"
             )
         return tensor
+
+
+def content_hash(weight: Float[Tensor, "out in"]) -> str:
+    """Return a hash over dtype, shape and bytes of a weight, without a copy of it.
+
+    Two models that share a weight share its hash, wherever they lie and however they are sharded.
+    XXH3 in 128 bits: it tells contents apart twenty times faster than SHA-256, but is no defence
+    against somebody who wants two to look alike.
+    """
+    digest = xxhash.xxh3_128(f"{weight.dtype} {tuple(weight.shape)} ".encode())
+    digest.update(weight.contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _config(folder: Path) -> PretrainedConfig:

@@ -23,7 +23,6 @@ def pair(pico: Callable[[str], BaseModel], opened: Opened) -> BasePair:
     # The pico models of one seed share their draws: these weights shall be unrelated.
     weights = {site: target.weight(site).flip(0) for site in target.sites.shapes}
     object.__setattr__(target, "weight", weights.__getitem__)
-    object.__setattr__(target, "content_hash", lambda site: f"flipped {site.label}")
     return BasePair(source, target)
 
 

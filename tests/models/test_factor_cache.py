@@ -43,7 +43,9 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
 def svd(
     cache: FactorCache, weights: StreamedWeights, site: Site = DOWN, **other: Any
 ) -> TruncatedSvd:
-    return cache.svd(weights, site, device=CPU, **{**SETTINGS, **other})
+    done = cache.svd(weights, site, device=CPU, **{**SETTINGS, **other})
+    cache.flush()  # what is kept is written while the next weight is factorised
+    return done
 
 
 def files(folder: Path) -> list[Path]:
