@@ -72,8 +72,8 @@ class SignFixed(Typed):
 
 def with_fixed_signs(svd: TruncatedSvd) -> TruncatedSvd:
     """Return the same factorisation, the largest entry of each left singular vector positive."""
-    peaks = svd.U.gather(0, svd.U.abs().argmax(dim=0, keepdim=True)).squeeze(0)
-    signs = torch.where(peaks < 0, -1.0, 1.0).to(svd.U)
+    negative = -svd.U.amin(dim=0) > svd.U.amax(dim=0)
+    signs = torch.where(negative, -1.0, 1.0).to(svd.U)
     return svd._replace(U=svd.U * signs, V=svd.V * signs)
 
 
