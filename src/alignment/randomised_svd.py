@@ -42,7 +42,7 @@ def randomised_svd(
     matrix: Float[Tensor, "out in"],
     rank: int,
     *,
-    oversampling: int = 32,
+    oversampling: int = 16,
     power_iterations: int = 2,
     seed: int = 0,
 ) -> TruncatedSvd:

@@ -22,7 +22,7 @@ class CrossLoraMapper(SubspaceMapper):
         self,
         variant: str = "sign_fixed",
         rank: int = 320,
-        oversampling: int = 32,
+        oversampling: int = 16,
         power_iterations: int = 2,
         seed: int = 0,
     ) -> None:

@@ -21,7 +21,7 @@ class LoraXMapper(SubspaceMapper):
     def __init__(
         self,
         rank: int = 320,
-        oversampling: int = 32,
+        oversampling: int = 16,
         power_iterations: int = 2,
         seed: int = 0,
     ) -> None:

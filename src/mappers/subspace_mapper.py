@@ -26,7 +26,7 @@ class SubspaceMapper(WeightMapper):
         self,
         projection: Projection,
         rank: int = 320,
-        oversampling: int = 32,
+        oversampling: int = 16,
         power_iterations: int = 2,
         seed: int = 0,
     ) -> None:

@@ -8,8 +8,10 @@ from functools import cache
 from pathlib import Path
 
 import torch
+from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from torch import Tensor
 
 from ..adapters.sites import Site
 from ..alignment.randomised_svd import TruncatedSvd, randomised_svd
@@ -61,24 +63,21 @@ class FactorCache:
                 or the place forbidden. Each is written while the next is computed.
         """
         weight = weights.weight(site)
-        file: Path | None = None
-        if self._folder is not None:
-            settings = f"{_FORMAT} {rank} {oversampling} {power_iterations} {seed}"
-            key = hashlib.sha256(f"{content_hash(weight)} {settings}".encode()).hexdigest()
-            file = self._folder / key[:2] / f"{key}.safetensors"
+        options = {
+            "rank": rank,
+            "oversampling": oversampling,
+            "power_iterations": power_iterations,
+            "seed": seed,
+        }
+        file = self._file(weight, options)
+        if file is not None:
             if file == self._pending_file:  # a model ported to itself
                 self.flush()
             kept = _read(file, weights.sites.shapes[site])
             if kept is not None:
                 return _moved(kept, device)
         try:
-            svd = randomised_svd(
-                weight.to(device),
-                rank,
-                oversampling=oversampling,
-                power_iterations=power_iterations,
-                seed=seed,
-            )
+            svd = randomised_svd(weight.to(device), **options)
         except ValueError as error:
             raise ModelError(
                 f"{site.module_name} of {weights.name} cannot be factorised ({error}); fetch the "
@@ -88,6 +87,14 @@ class FactorCache:
             self.flush()
             self._pending, self._pending_file = _writer().submit(_write, file, svd), file
         return svd
+
+    def _file(self, weight: Float[Tensor, "out in"], options: dict[str, int]) -> Path | None:
+        """Return where the factorisation of a weight is kept."""
+        if self._folder is None:
+            return None
+        settings = " ".join(str(value) for value in (_FORMAT, *options.values()))
+        key = hashlib.sha256(f"{content_hash(weight)} {settings}".encode()).hexdigest()
+        return self._folder / key[:2] / f"{key}.safetensors"
 
     def flush(self) -> None:
         """Wait until everything is kept.
