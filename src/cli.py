@@ -60,10 +60,12 @@ def anchors() -> None:
 
 def transfer() -> None:
     """Run ``transfer.py``."""
-    _command(_transfer, "transfer")
+    _command(_transfer, "transfer", "nothing was written, but factorisations are kept")
 
 
-def _command(main: Callable[[], Any], name: str) -> None:
+def _command(
+    main: Callable[[], Any], name: str, then: str = "the same command goes on from here"
+) -> None:
     # Without this Hydra prints its own summary of any error and always exits with 1.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
@@ -73,7 +75,7 @@ def _command(main: Callable[[], Any], name: str) -> None:
     except (HydraException, OmegaConfBaseException) as error:
         _fail(_explained(error, name), ConfigurationError.exit_code)
     except KeyboardInterrupt:
-        _fail("stopped; nothing is half-written, and the same command can be given again", _STOPPED)
+        _fail(f"stopped; {then}", _STOPPED)
 
 
 def _fail(message: str, code: int) -> NoReturn:
