@@ -10,6 +10,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+_PIPED_WIDTH = 120
+
 
 class Job(NamedTuple):
     """One job of a sweep: its folder, what it was asked, and what it scored on the anchors."""
@@ -29,7 +31,10 @@ class SweepSummary(Callback):
         """Gather the jobs under the sweep's folder and print them."""
         jobs = scored_jobs(Path(config.hydra.sweep.dir), list(config.hydra.sweeper.params or {}))
         if jobs:
-            Console().print(summary(jobs))
+            console = Console()
+            if not console.is_terminal:
+                console = Console(width=_PIPED_WIDTH)
+            console.print(summary(jobs))
 
 
 def scored_jobs(folder: Path, swept: list[str]) -> list[Job]:
