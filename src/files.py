@@ -5,6 +5,7 @@ It lies below every layer, like the exceptions.
 
 import os
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -34,17 +35,20 @@ def writing(place: Path) -> Iterator[None]:
         ) from error
 
 
-def write_whole(path: Path, text: str) -> Path:
-    """Write a text file, whole or not at all, and return its path.
+def write_whole(path: Path, content: str | bytes) -> Path:
+    """Write a file, whole or not at all, and return its path; text goes in as UTF-8.
 
     Raises:
         OutputError: the disk is full, or the place cannot be written.
     """
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}")
     with writing(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            unfinished.write_text(text, encoding="utf-8")
+            if isinstance(content, str):
+                unfinished.write_text(content, encoding="utf-8")
+            else:
+                unfinished.write_bytes(content)
             unfinished.replace(path)
         except BaseException:
             unfinished.unlink(missing_ok=True)

@@ -132,15 +132,14 @@ class WeightMapper(Mapper):
 
 def check_source(adapter: LoraAdapter, source: StreamedWeights) -> None:
     """Raise AdapterError unless an adapter's sites and shapes are modules of the source model."""
-    for site, update in adapter.items():
-        expected = source.sites.shapes.get(site)
-        if expected != update.shape:
-            found = "no such module" if expected is None else f"{expected} there"
-            raise AdapterError(
-                f"the adapter, trained on {adapter.base_model or 'an unnamed model'!r}, has shape "
-                f"{update.shape} at {site.module_name}, but the pair's source {source.name} has "
-                f"{found}; choose the pair whose source the adapter was trained on"
-            )
+    misfit = source.sites.misfit(adapter)
+    if misfit is not None:
+        site, found = misfit
+        raise AdapterError(
+            f"the adapter, trained on {adapter.base_model or 'an unnamed model'!r}, has shape "
+            f"{adapter[site].shape} at {site.module_name}, but the pair's source {source.name} has "
+            f"{found}; choose the pair whose source the adapter was trained on"
+        )
 
 
 def _moved(update: LowRank, device: torch.device) -> LowRank:

@@ -14,6 +14,5 @@ from .sites import ARCHITECTURES as ARCHITECTURES
 from .sites import SiteTable as SiteTable
 from .sources import HubModel as HubModel
 from .sources import LocalModel as LocalModel
-from .sources import torch_dtype as torch_dtype
 from .tiny import TinyModel as TinyModel
 from .weights import StreamedWeights as StreamedWeights

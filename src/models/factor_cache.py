@@ -1,8 +1,6 @@
 """Factorisations of base weights, kept on disk under the weights' content."""
 
 import hashlib
-import os
-import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -16,7 +14,7 @@ from torch import Tensor
 from ..adapters.sites import Site
 from ..alignment.randomised_svd import TruncatedSvd, randomised_svd
 from ..exceptions import ModelError
-from ..files import writing
+from ..files import write_whole
 from .weights import StreamedWeights, content_hash
 
 # Raise it when the code changes what is kept or what comes out of a factorisation.
@@ -134,12 +132,4 @@ def _write(file: Path, svd: TruncatedSvd) -> None:
     """Write a factorisation, whole or not at all."""
     here = _moved(svd, torch.device("cpu"))
     content = save(dict(zip(_PARTS, here[:3], strict=True)), {"energy": here.energy.hex()})
-    unfinished = file.with_name(f".{file.name}.{os.getpid()}-{threading.get_ident()}")
-    with writing(file):
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            unfinished.write_bytes(content)
-            unfinished.replace(file)
-        except BaseException:
-            unfinished.unlink(missing_ok=True)
-            raise
+    write_whole(file, content)

@@ -6,7 +6,7 @@ from types import MappingProxyType
 
 from transformers import PretrainedConfig
 
-from ..adapters.sites import Role, Site
+from ..adapters import LoraAdapter, Role, Site
 from ..exceptions import ModelError
 
 # Decoders whose linear modules are named as Site.module_name says and shaped as _role_shapes says.
@@ -66,6 +66,18 @@ class SiteTable:
         layers = int(config.num_hidden_layers)
         shapes = {Site(layer, role): roles[role] for layer in range(layers) for role in roles}
         return cls(config.model_type, layers, MappingProxyType(shapes))
+
+    def misfit(self, adapter: LoraAdapter) -> tuple[Site, str] | None:
+        """Return the first site of an adapter that the model lacks or shapes otherwise.
+
+        Returns:
+            The site, and what the model has in its place; None where every site fits.
+        """
+        for site, update in adapter.items():
+            expected = self.shapes.get(site)
+            if expected != update.shape:
+                return site, "no such module" if expected is None else f"{expected} there"
+        return None
 
     def of_roles(self, roles: tuple[Role, ...]) -> tuple[Site, ...]:
         """Return the sites of the given roles in every layer, in order."""

@@ -14,7 +14,7 @@ from ..exceptions import ModelError
 from .base import BaseModel
 from .weights import StreamedWeights
 
-_DTYPES = {
+DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
@@ -42,11 +42,11 @@ def torch_dtype(name: str) -> torch.dtype:
     Raises:
         ModelError: the name is not one of float32, bfloat16 and float16.
     """
-    if name not in _DTYPES:
+    if name not in DTYPES:
         raise ModelError(
-            f"a base model's dtype is {name!r}, but it takes one of {', '.join(_DTYPES)}"
+            f"a base model's dtype is {name!r}, but it takes one of {', '.join(DTYPES)}"
         )
-    return _DTYPES[name]
+    return DTYPES[name]
 
 
 def pretrained(place: str, name: str, dtype: str, **options: Any) -> tuple[Any, Any]:

@@ -2,8 +2,7 @@
 
 import json
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
+from .card_parts import card_environment, provenance_rows
 from .results import Results, TaskResult
 from .tables import score_columns
 from .verdict import interval_text, verdict
@@ -25,13 +24,7 @@ def adapter_card(results: Results, task: str) -> str:
 
     Its front matter is what PEFT and the hub read: base model, library and tags.
     """
-    # Plain text, not HTML: a card that escaped "it's" would not be read as Markdown.
-    environment = Environment(
-        loader=PackageLoader("loraport.reporting"),
-        undefined=StrictUndefined,
-        keep_trailing_newline=True,
-        autoescape=False,
-    )
+    environment = card_environment()
     environment.filters["number"] = lambda value: "-" if value is None else f"{value:.3f}"
     result = results.tasks[task]
     report = {key: value for key, value in results.mapper_report.items() if key != "anchors"}
@@ -58,11 +51,7 @@ def _provenance_rows(results: Results, task: str) -> list[tuple[str, str]]:
     record = results.provenance
     others = set(results.tasks) - {task}
     hashes = {name: h for name, h in record.hashes.items() if not others & set(name.split("/"))}
-    return [
-        *record.versions.items(),
-        *((f"SHA-256 of {name}", value) for name, value in hashes.items()),
-        *((f"revision of {name}", value) for name, value in record.revisions.items() if value),
-    ]
+    return provenance_rows(record, hashes)
 
 
 def _judgement(result: TaskResult) -> str:

@@ -1,12 +1,13 @@
 """The bar chart of a run: base, mean, predicted and oracle accuracy of every held-out task."""
 
 import math
-import os
+from io import BytesIO
 from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from ..files import write_whole
 from .results import Results
 
 # Okabe and Ito's palette: told apart with every common kind of colour blindness, and in grey.
@@ -71,11 +72,10 @@ def write_chart(results: Results, path: str | Path) -> Path:
     axes.legend(
         loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(_BARS), frameon=False, fontsize=9
     )
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    figure.savefig(unfinished, format="png", bbox_inches="tight", metadata={"Software": None})
+    drawn = BytesIO()
+    figure.savefig(drawn, format="png", bbox_inches="tight", metadata={"Software": None})
     figure.clear()
-    unfinished.replace(path)
-    return path
+    return write_whole(path, drawn.getvalue())
 
 
 def wilson_interval(share: float, rows: int) -> tuple[float, float]:

@@ -2,8 +2,7 @@
 
 import json
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
+from .card_parts import card_environment, provenance_rows
 from .transfer_report import TransferReport
 from .transfer_table import diagnostics, remarks
 
@@ -18,29 +17,20 @@ _SETTINGS = ("mapper", "ckpt", "sparsify", "merge", "scale", "output_rank", "dty
 
 def ported_card(report: TransferReport) -> str:
     """Return the card; its front matter is what PEFT and the hub read."""
-    # Plain text, not HTML: a card that escaped "it's" would not be read as Markdown.
-    environment = Environment(
-        loader=PackageLoader("loraport.reporting"),
-        undefined=StrictUndefined,
-        keep_trailing_newline=True,
-        autoescape=False,
-    )
     rows = diagnostics(report)
-    record = report.provenance
-    provenance = [
-        *record.versions.items(),
-        *((f"SHA-256 of {name}", value) for name, value in record.hashes.items()),
-        *((f"revision of {name}", value) for name, value in record.revisions.items() if value),
-    ]
     # A checkpoint's mapper has the options that it was trained with, whatever mapper= is.
     unused = "mapper" if report.config.get("ckpt") else "ckpt"
     settings = {n: report.config[n] for n in _SETTINGS if n in report.config and n != unused}
-    return environment.get_template("ported_card.md.j2").render(
-        report=report,
-        meaning=_MEANING.get(report.mapper, ""),
-        remarks=list(remarks(report)),
-        rows=rows,
-        names=list(dict.fromkeys(name for facts in rows.values() for name in facts)),
-        settings=json.dumps(settings, indent=1),
-        provenance=provenance,
+    return (
+        card_environment()
+        .get_template("ported_card.md.j2")
+        .render(
+            report=report,
+            meaning=_MEANING.get(report.mapper, ""),
+            remarks=list(remarks(report)),
+            rows=rows,
+            names=list(dict.fromkeys(name for facts in rows.values() for name in facts)),
+            settings=json.dumps(settings, indent=1),
+            provenance=provenance_rows(report.provenance, report.provenance.hashes),
+        )
     )

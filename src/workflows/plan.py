@@ -9,11 +9,10 @@ from ..adapters.combiner import Combiner
 from ..adapters.sparsify import Sparsifier
 from ..exceptions import ConfigurationError
 from ..mappers import BasePair, Mapper
+from ..models.sources import DTYPES
 from .building import build
 from .options import listed, option, optional
 from .porting import Porting
-
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -35,8 +34,8 @@ class Plan:
     def of(cls, config: DictConfig) -> "Plan":
         """Read ``sparsify``, ``merge``, ``output_rank``, ``scale`` and ``dtype``."""
         dtype = option(config, "dtype", str)
-        if dtype not in _DTYPES:
-            raise ConfigurationError(f"dtype is {dtype!r}; it takes one of {', '.join(_DTYPES)}")
+        if dtype not in DTYPES:
+            raise ConfigurationError(f"dtype is {dtype!r}; it takes one of {', '.join(DTYPES)}")
         weighted = config.merge.weights is not None
         return cls(
             sparsify=build(config.sparsify) if "_target_" in config.sparsify else None,
@@ -44,7 +43,7 @@ class Plan:
             weights=listed(config, "merge.weights", float) if weighted else None,
             output_rank=optional(config, "output_rank", int),
             scale=option(config, "scale", float),
-            dtype=_DTYPES[dtype],
+            dtype=DTYPES[dtype],
         )
 
     def porting(self, mapper: Mapper, pair: BasePair) -> Porting:

@@ -126,15 +126,14 @@ class Porting:
 
 def check_target(adapter: LoraAdapter, target: SiteTable, what: str) -> None:
     """Raise AdapterError unless an adapter's sites and shapes are modules of the target."""
-    for site, update in adapter.items():
-        expected = target.shapes.get(site)
-        if expected != update.shape:
-            found = "no such module" if expected is None else f"{expected} there"
-            raise AdapterError(
-                f"{what}, for {adapter.base_model or 'an unnamed model'!r}, has shape "
-                f"{update.shape} at {site.module_name}, but the pair's target has {found}; choose "
-                "the pair whose target it belongs to"
-            )
+    misfit = target.misfit(adapter)
+    if misfit is not None:
+        site, found = misfit
+        raise AdapterError(
+            f"{what}, for {adapter.base_model or 'an unnamed model'!r}, has shape "
+            f"{adapter[site].shape} at {site.module_name}, but the pair's target has {found}; "
+            "choose the pair whose target it belongs to"
+        )
 
 
 def _rounding_error(update: LowRank, dtype: torch.dtype) -> float:

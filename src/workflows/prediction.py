@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ..adapters import LoraAdapter, Site, cosine, relative_error
+from ..adapters import LoraAdapter, cosine, relative_error
 from ..data import AnchorPairs, Task
 from ..evaluation.controls import random_adapter, swapped
 from ..evaluation.score_cache import ScoreCache
@@ -108,15 +108,14 @@ def predict(mapper: Mapper, data: AnchorPairs, controls: list[str], seed: int) -
 
 def check_base(base: BaseModel, adapter: LoraAdapter, side: str) -> None:
     """Raise unless an adapter's sites and shapes are modules of a base model."""
-    shapes: Mapping[Site, tuple[int, int]] = base.sites.shapes
-    for site, update in adapter.items():
-        if shapes.get(site) != update.shape:
-            found = f"{shapes[site]} there" if site in shapes else "no such module"
-            raise AdapterError(
-                f"the {side} adapters have shape {update.shape} at {site.module_name}, but the "
-                f"pair's {side} model {base.name} has {found}; the zoo was trained on "
-                f"{adapter.base_model!r}: choose the pair it belongs to"
-            )
+    misfit = base.sites.misfit(adapter)
+    if misfit is not None:
+        site, found = misfit
+        raise AdapterError(
+            f"the {side} adapters have shape {adapter[site].shape} at {site.module_name}, but the "
+            f"pair's {side} model {base.name} has {found}; the zoo was trained on "
+            f"{adapter.base_model!r}: choose the pair it belongs to"
+        )
 
 
 def score_cells(

@@ -37,7 +37,11 @@ def transfer_report(
     result = done.ported.adapter
     models = {side: getattr(pair, side) for side in ("source", "target")}
     hashes = {f"{side} model": folder_hash(model.folder) for side, model in models.items()}
-    hashes |= {place: a.content_hash() for place, a in {**done.given, **done.others}.items()}
+    given, others = (
+        tuple(_record(place, adapter) for place, adapter in adapters.items())
+        for adapters in (done.given, done.others)
+    )
+    hashes |= {str(record.place): record.sha256 for record in (*given, *others)}
     options = {"sparsify": config["sparsify"], "merge": config["merge"]}
     return TransferReport(
         config=config,
@@ -47,8 +51,8 @@ def transfer_report(
         # One mapper a file, each called like its YAML.
         mapper=type(porting.mapper).__module__.rpartition(".")[2],
         information_class=porting.mapper.information_class,
-        adapters=tuple(_record(place, adapter) for place, adapter in done.given.items()),
-        merged_with=tuple(_record(place, adapter) for place, adapter in done.others.items()),
+        adapters=given,
+        merged_with=others,
         mapping=done.ported.mapping,
         steps=tuple(_step(name, step, options) for name, step in done.ported.steps.items()),
         output=_record(None, result),

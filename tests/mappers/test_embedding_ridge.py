@@ -18,17 +18,6 @@ Opened = Callable[[BaseModel], StreamedWeights]
 
 
 @pytest.fixture(scope="module")
-def opened(tmp_path_factory: pytest.TempPathFactory) -> Opened:
-    def save(base: BaseModel) -> StreamedWeights:
-        folder = tmp_path_factory.mktemp("model")
-        base.network.save_pretrained(folder)
-        base.tokenizer.save_pretrained(folder)
-        return StreamedWeights.open(folder, base.name)
-
-    return save
-
-
-@pytest.fixture(scope="module")
 def llama(pico: Callable[[str], BaseModel]) -> BaseModel:
     """Of width 32, with bytes as tokens: 256 strings to compare."""
     return pico("llama")
