@@ -1,0 +1,215 @@
+"""Which source layers feed which target layers, decided by how alike they are.
+
+Each pairing takes the calibrated similarity of all target and source layers. Where that is zero
+everywhere there is nothing to decide by, and layers are paired by relative depth.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .layer_pairing import LayerPairing, relative_depth
+
+
+@runtime_checkable
+class Pairing(Protocol):
+    """A way to pair layers."""
+
+    def pair(self, similarity: Float[Tensor, "target source"]) -> LayerPairing:
+        """Pair the layers of two models."""
+        ...
+
+
+@dataclass(frozen=True)
+class RelativeDepth:
+    """Feeds each target layer by the source layer at the same relative depth."""
+
+    def pair(self, similarity: Float[Tensor, "target source"]) -> LayerPairing:
+        """Pair by the numbers of layers; the similarities are not looked at."""
+        target, source = similarity.shape
+        return LayerPairing.one_to_one(source, relative_depth(source, target))
+
+
+@dataclass(frozen=True)
+class BestSimilarity:
+    """Feeds each target layer by the source layer that it resembles most, in any order.
+
+    Of equally similar ones it is the nearest in relative depth.
+    """
+
+    def pair(self, similarity: Float[Tensor, "target source"]) -> LayerPairing:
+        """Pair each target layer by its own row of similarities."""
+        target, source = similarity.shape
+        partners = torch.tensor(relative_depth(source, target))
+        away = (torch.arange(source) - partners[:, None]).abs()
+        best = similarity == similarity.amax(dim=1, keepdim=True)
+        nearest = torch.where(best, away, source).argmin(dim=1)
+        return LayerPairing.one_to_one(source, tuple(nearest.tolist()))
+
+
+@dataclass(frozen=True)
+class Monotone:
+    """Feeds each target layer by one source layer; deeper ones never by shallower ones.
+
+    The sum of similarities is greatest, by dynamic programming: time warping (Sakoe and Chiba,
+    1978), whose warping path may not run along one source layer for nothing. A source layer
+    feeds as many target layers as there are more of those, and each further one costs.
+
+    Attributes:
+        repeat_penalty: What a repetition beyond that costs, relative to the greatest similarity.
+        depth_prior: What it costs to be a whole model's depth away from the same relative
+            depth, likewise; small, so that it decides between layers that are nearly equal.
+    """
+
+    repeat_penalty: float = 0.25
+    depth_prior: float = 0.05
+
+    def pair(self, similarity: Float[Tensor, "target source"]) -> LayerPairing:
+        """Pair layers in order."""
+        target, source = similarity.shape
+        gain = _gain(similarity, self.depth_prior)
+        if gain is None:
+            return RelativeDepth().pair(similarity)
+        penalty = self.repeat_penalty * _greatest(similarity)
+        path = _monotone_path(gain.tolist(), math.ceil(target / source), penalty, onto=False)
+        return LayerPairing.one_to_one(source, path)
+
+
+@runtime_checkable
+class SegmentWeights(Protocol):
+    """What the source layers that feed one target layer weigh."""
+
+    def __call__(self, similarity: Float[Tensor, " segment"]) -> Float[Tensor, " segment"]:
+        """Return the weights of layers with these similarities; they sum to their number."""
+        ...
+
+
+@dataclass(frozen=True)
+class SummedWeights:
+    """Every source layer counts in full: the residual stream sums what layers write, too."""
+
+    def __call__(self, similarity: Float[Tensor, " segment"]) -> Float[Tensor, " segment"]:
+        """Return ones."""
+        return torch.ones_like(similarity)
+
+
+@dataclass(frozen=True)
+class SimilarityWeights:
+    """Source layers count in proportion to their similarity; the total is that of the sum."""
+
+    def __call__(self, similarity: Float[Tensor, " segment"]) -> Float[Tensor, " segment"]:
+        """Return the similarities scaled so that they sum to their number; ones if all are 0."""
+        total = float(similarity.sum())
+        if total <= 0:
+            return torch.ones_like(similarity)
+        return similarity * (len(similarity) / total)
+
+
+@dataclass(frozen=True)
+class ManyToOne:
+    """Every source layer feeds exactly one target layer, in order.
+
+    Where the source is deeper, it falls into as many segments as the target has layers, each
+    feeding one; where the target is deeper, each source layer feeds a different target layer,
+    and the others get nothing. The sum of similarities is greatest, by dynamic programming.
+
+    Attributes:
+        weights: What the layers of a segment weigh.
+        repeat_penalty: What each layer of a segment costs beyond the mean length of segments,
+            relative to the greatest similarity: else the one target layer that resembles all
+            source layers most would be fed by most of them.
+        depth_prior: As in :class:`Monotone`.
+    """
+
+    weights: SegmentWeights = field(default_factory=SummedWeights)
+    repeat_penalty: float = 0.25
+    depth_prior: float = 0.05
+
+    def pair(self, similarity: Float[Tensor, "target source"]) -> LayerPairing:
+        """Give every source layer a target layer."""
+        target, source = similarity.shape
+        gain = _gain(similarity, self.depth_prior)
+        if gain is None:
+            gain = -_away(target, source).square()
+        penalty = self.repeat_penalty * _greatest(similarity) if source > target else math.inf
+        fed = _monotone_path(gain.mT.tolist(), math.ceil(source / target), penalty, source > target)
+        feeds: list[tuple[tuple[int, float], ...]] = []
+        for layer in range(target):
+            segment = [s for s in range(source) if fed[s] == layer]
+            weights = self.weights(similarity[layer, segment].double())
+            feeds.append(tuple(zip(segment, weights.tolist(), strict=True)))
+        return LayerPairing(source, tuple(feeds))
+
+
+def _away(target: int, source: int) -> Float[Tensor, "target source"]:
+    """How far each source layer is from each target layer, in whole models' depths."""
+    depth = torch.linspace(0, 1, source) if source > 1 else torch.full((1,), 0.5)
+    # A single target layer is paired with the last one, as in relative_depth.
+    wanted = torch.linspace(0, 1, target) if target > 1 else torch.ones(1)
+    return (depth.double() - wanted.double()[:, None]).abs()
+
+
+def _greatest(similarity: Float[Tensor, "target source"]) -> float:
+    return float(similarity.max())
+
+
+def _gain(
+    similarity: Float[Tensor, "target source"], depth_prior: float
+) -> Float[Tensor, "target source"] | None:
+    """Similarity less half of what is usual for either layer, less the prior.
+
+    None where no layers are alike. A layer that resembles all others would else attract them:
+    CSLS (Conneau et al., 2018, eq. 3) with all layers as neighbours.
+    """
+    greatest = _greatest(similarity)
+    if greatest <= 0:
+        return None
+    s = similarity.double()
+    usual = (s.mean(dim=0) + s.mean(dim=1, keepdim=True)) / 2
+    return s - usual - depth_prior * greatest * _away(*similarity.shape)
+
+
+def _monotone_path(
+    gain: list[list[float]], free: int, penalty: float, onto: bool
+) -> tuple[int, ...]:
+    """The non-decreasing path of greatest gain: for each row a column.
+
+    The state is (column, how often in a row). The count stops at ``free``: a repetition beyond
+    costs the penalty and leaves it there.
+
+    Args:
+        gain: Of each row and column.
+        free: How often in a row a column may come without a penalty.
+        penalty: What each further time costs; infinity forbids it.
+        onto: Every column must be on the path; there are more rows than columns then.
+    """
+    columns, counts = range(len(gain[0])), range(free)
+    first = [0] if onto else columns
+    value = [
+        [g if c == 0 and s in first else -math.inf for c in counts] for s, g in enumerate(gain[0])
+    ]
+    back: list[list[list[tuple[int, int]]]] = []
+    for row in gain[1:]:
+        reached, came = [], []
+        left = (-math.inf, (0, 0))
+        for s in columns:
+            # Either a column before is left, or the count in this one goes on.
+            options = [left, *((value[s][c - 1], (s, c - 1)) for c in counts if c > 0)]
+            options[-1] = max(options[-1], (value[s][free - 1] - penalty, (s, free - 1)))
+            reached.append([v + row[s] for v, _ in options])
+            came.append([place for _, place in options])
+            here = max((value[s][c], (s, c)) for c in counts)
+            left = here if onto else max(left, here)
+        value = reached
+        back.append(came)
+    last = [len(gain[0]) - 1] if onto else columns
+    state = max((value[s][c], (s, c)) for s in last for c in counts)[1]
+    path = [state[0]]
+    for came in reversed(back):
+        state = came[state[0]][state[1]]
+        path.append(state[0])
+    return tuple(reversed(path))

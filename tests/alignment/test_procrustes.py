@@ -1,0 +1,136 @@
+import pytest
+import scipy.linalg
+import scipy.spatial.transform
+import torch
+from torch import Tensor
+
+from loraport.alignment.moments import PairedMoments
+from loraport.alignment.procrustes import best_scale, rotation, weighted_rotation
+
+
+def drawn(*shape: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+def orthonormal(rows: int, columns: int, seed: int = 0) -> Tensor:
+    """Orthonormal along the shorter side."""
+    q = torch.linalg.qr(drawn(max(rows, columns), min(rows, columns), seed=seed)).Q
+    return q if rows >= columns else q.mT
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.5])
+def test_it_is_scipys_solution(noise: float) -> None:
+    x = drawn(80, 12)
+    y = 3 * x @ orthonormal(12, 12, 1) + noise * drawn(80, 12, seed=2)
+    found = rotation(PairedMoments.of(x, y))
+    expected, total = scipy.linalg.orthogonal_procrustes(x.numpy(), y.numpy())
+    assert torch.allclose(found.matrix, torch.from_numpy(expected), atol=1e-10)
+    assert found.scale == pytest.approx(total / float(x.square().sum()))
+    assert found.rank == 12
+
+
+def test_planted_permutation_and_scale_are_recovered() -> None:
+    x = drawn(60, 9)
+    order = torch.randperm(9, generator=torch.Generator().manual_seed(3))
+    found = rotation(PairedMoments.of(x, 0.25 * x[:, order]))
+    assert torch.allclose(x @ found.matrix, x[:, order], atol=1e-10)
+    assert found.scale == pytest.approx(0.25)
+
+
+def test_narrow_to_wide_is_recovered_and_optimal() -> None:
+    x, planted = drawn(60, 7), orthonormal(7, 11, 1)
+    found = rotation(PairedMoments.of(x, x @ planted))
+    assert torch.allclose(found.matrix, planted, atol=1e-10)
+    noisy = x @ planted + drawn(60, 11, seed=5)
+    best = rotation(PairedMoments.of(x, noisy)).matrix
+    error = (x @ best - noisy).norm()
+    for seed in range(20):
+        turn = torch.matrix_exp(0.02 * (g := drawn(11, 11, seed=seed)) - 0.02 * g.mT)
+        assert (x @ best @ turn - noisy).norm() > error
+
+
+def test_wide_to_narrow_keeps_the_principal_components() -> None:
+    hidden, reader = drawn(80, 5), orthonormal(5, 12, 1)
+    x = 10 * hidden @ reader + 0.1 * drawn(80, 12, seed=4)
+    y = hidden @ orthonormal(5, 5, 2)
+    moments = PairedMoments.of(x, y)
+    found = rotation(moments)
+    assert torch.allclose(found.matrix.mT @ found.matrix, torch.eye(5).double(), atol=1e-10)
+    assert found.rank == 5
+    # What R reads lies in the five leading directions of x alone.
+    leading = torch.linalg.svd(x, full_matrices=False).Vh[:5]
+    assert torch.allclose(found.matrix, leading.mT @ leading @ found.matrix, atol=1e-8)
+    error = (found.scale * x @ found.matrix - y).square().sum() / y.square().sum()
+    assert float(error) < 1e-3
+
+
+@pytest.mark.parametrize(("n", "centre"), [(6, False), (6, True), (1, False)])
+def test_fewer_samples_than_dimensions_invent_no_rotation(n: int, centre: bool) -> None:
+    x = drawn(n, 20)
+    y = x @ orthonormal(20, 20, 1)
+    moments = PairedMoments.of(x, y)
+    moments = moments.centred() if centre else moments
+    found = rotation(moments)
+    rank = n - 1 if centre else n
+    assert found.rank == rank
+    values = torch.linalg.svdvals(found.matrix)
+    assert torch.allclose(values[:rank], torch.ones(rank).double())
+    assert float(values[rank:].max()) < 1e-10
+    seen = x - x.mean(dim=0) if centre else x
+    unseen = torch.linalg.svd(seen).Vh[rank:]
+    assert float((unseen @ found.matrix).abs().max()) < 1e-8
+    assert torch.allclose(seen @ found.matrix, seen @ orthonormal(20, 20, 1), atol=1e-8)
+
+
+def test_directions_that_never_vary_are_not_turned_whatever_the_samples() -> None:
+    # Rounded to float32, as products of activations are: noise must not count as rank.
+    x = (drawn(500, 4) @ drawn(4, 20, seed=1)).float()
+    y = (x.double() @ orthonormal(20, 20, 2)).float()
+    one = PairedMoments.of(x, y)
+    found = rotation(PairedMoments(500, one.x_sum, one.y_sum, one.xx, one.yy, (x.mT @ y).double()))
+    assert found.rank == 4
+
+
+def test_samples_of_zeros_give_zero() -> None:
+    found = rotation(PairedMoments.of(torch.zeros(5, 3), torch.zeros(5, 4)))
+    assert (found.rank, found.scale) == (0, 0.0)
+    assert not found.matrix.any()
+
+
+def test_reflection_is_undone_on_request_at_least_cost() -> None:
+    x = drawn(50, 6)
+    mirror = orthonormal(6, 6, 1)
+    mirror[:, 0] *= -torch.linalg.det(mirror).sign()
+    moments = PairedMoments.of(x, x @ mirror + 0.3 * drawn(50, 6, seed=2))
+    free, proper = rotation(moments).matrix, rotation(moments, proper=True).matrix
+    assert float(torch.linalg.det(free)) == pytest.approx(-1)
+    assert float(torch.linalg.det(proper)) == pytest.approx(1)
+    lost = float((moments.xy * (free - proper)).sum())
+    assert lost == pytest.approx(2 * float(torch.linalg.svdvals(moments.xy)[-1]))
+    # scipy's Kabsch takes vectors of three dimensions.
+    three = PairedMoments.of(x[:, :3], drawn(50, 3, seed=7))
+    kabsch, _ = scipy.spatial.transform.Rotation.align_vectors(
+        drawn(50, 3, seed=7).numpy(), x[:, :3].numpy()
+    )
+    expected = torch.from_numpy(kabsch.as_matrix()).mT
+    assert torch.allclose(rotation(three, proper=True).matrix, expected, atol=1e-8)
+
+
+def test_weights_count_as_repeated_samples() -> None:
+    x, y = drawn(30, 5), drawn(30, 5, seed=1)
+    weights = torch.randint(0, 4, (30,), generator=torch.Generator().manual_seed(2))
+    repeated = rotation(
+        PairedMoments.of(x.repeat_interleave(weights, 0), y.repeat_interleave(weights, 0))
+    )
+    found = weighted_rotation(x, y, weights.double())
+    assert torch.allclose(found.matrix, repeated.matrix, atol=1e-10)
+    assert found.scale == pytest.approx(repeated.scale)
+
+
+def test_scale_is_the_best_one() -> None:
+    x, y = drawn(30, 5), drawn(30, 4, seed=1)
+    moments, matrix = PairedMoments.of(x, y), drawn(5, 4, seed=2)
+    scale = best_scale(moments, matrix)
+    expected = torch.linalg.lstsq((x @ matrix).reshape(-1, 1), y.reshape(-1, 1)).solution
+    assert scale == pytest.approx(float(expected))
