@@ -1,15 +1,32 @@
-"""Tasks and where they come from, zoos of adapters, and the data modules over them."""
+"""Tasks, texts and zoos of adapters: where they come from, and the data modules over them."""
 
+from .aligned_batch import AlignedBatch as AlignedBatch
+from .aligned_batch import TokenBatch as TokenBatch
 from .anchor_pairs import AnchorBatch as AnchorBatch
 from .anchor_pairs import AnchorPairs as AnchorPairs
 from .anchor_pairs import AnchorSet as AnchorSet
+from .corpus_folder import CorpusFolder as CorpusFolder
+from .hub_texts import HubTexts as HubTexts
+from .interleaved import Interleaved as Interleaved
+from .probe_sets import ComputationalGates as ComputationalGates
+from .probe_sets import CorpusSentences as CorpusSentences
+from .probe_sets import ProbeSet as ProbeSet
+from .probe_sets import SemanticPrimes as SemanticPrimes
+from .probe_sets import Sentences as Sentences
 from .task_folders import TaskFolder as TaskFolder
 from .task_hub import HubTasks as HubTasks
+from .task_prompts import TaskPrompts as TaskPrompts
 from .task_source import TaskSource as TaskSource
 from .tasks import Example as Example
 from .tasks import PromptTemplate as PromptTemplate
 from .tasks import Task as Task
+from .text_corpus import TextCorpus as TextCorpus
+from .text_source import TextSource as TextSource
 from .tiny_tasks import TinyTasks as TinyTasks
+from .tiny_texts import TinyTexts as TinyTexts
+from .token_alignment import AllEnds as AllEnds
+from .token_alignment import LastEnd as LastEnd
+from .token_alignment import WordEnds as WordEnds
 from .zoo import Zoo as Zoo
 from .zoo import ZooPairs as ZooPairs
 from .zoo import write_manifest as write_manifest

@@ -1,0 +1,235 @@
+"""Texts read by two models, aligned, as a LightningDataModule."""
+
+import hashlib
+import json
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from itertools import islice
+from typing import NamedTuple
+
+import numpy as np
+from lightning import LightningDataModule
+from torch.utils.data import DataLoader, DistributedSampler
+from transformers import PreTrainedTokenizerBase
+
+from ..exceptions import ConfigurationError, DataError
+from .aligned_batch import AlignedBatch
+from .aligned_batches import AlignedBatches, AlignedText
+from .text_source import TRAIN, VALIDATION, TextSource, cut_at_word, encodable
+from .token_alignment import EndChoice, TokenEndReader, TokenEnds, WordEnds, align
+
+_LEAST = 32  # aligned tokens; with fewer a corpus is a mistake
+_TEXTS_AT_ONCE = 64
+
+
+class _Reading(NamedTuple):
+    """What was read of a split: the texts, and how many ends the source has and shares."""
+
+    texts: list[AlignedText]
+    source_ends: int
+    common_ends: int
+
+    @property
+    def tokens(self) -> int:
+        return sum(len(text.source_places) for text in self.texts)
+
+
+class TextCorpus(LightningDataModule):
+    """The same texts for two models, with the tokens that end at the same byte.
+
+    Training and held-out texts are different documents. Texts are read when the first batch is
+    asked for, until there are enough aligned tokens; what is kept of them are tokens. The
+    batches and their order depend on the arguments alone; of k processes each takes every k-th,
+    and some take their first ones again where the batches do not divide.
+
+    Args:
+        texts: Where texts come from.
+        source_tokenizer: The source model's; a fast one.
+        target_tokenizer: The target model's; a fast one.
+        tokens: Aligned tokens to gather for training.
+        held_out_tokens: Aligned tokens to gather of other documents.
+        batch_tokens: Tokens a batch at most on either side, padding included.
+        skip: So many tokens at the start of each text are never aligned, on either side.
+        max_chars: A text is cut at the last word boundary before so many characters.
+        ends: Which common ends are taken: ``WordEnds``, ``AllEnds`` or ``LastEnd``.
+        suffixes: Put behind some of the texts, in turn, such as an instruction and ``Answer:``,
+            so that the place where an answer starts is among the aligned ones.
+        suffix_share: Share of the texts that get one.
+        seed: Of which texts get a suffix, and of the order of the batches.
+
+    Raises:
+        ConfigurationError: a number of tokens or characters is not positive, or a share is not
+            between 0 and 1.
+        ModelError: a tokenizer is not a fast one.
+    """
+
+    def __init__(
+        self,
+        texts: TextSource,
+        source_tokenizer: PreTrainedTokenizerBase,
+        target_tokenizer: PreTrainedTokenizerBase,
+        *,
+        tokens: int = 20_000,
+        held_out_tokens: int = 4_000,
+        batch_tokens: int = 4_096,
+        skip: int = 4,
+        max_chars: int = 600,
+        ends: EndChoice | None = None,
+        suffixes: Sequence[str] = (),
+        suffix_share: float = 0.5,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        counts = {
+            "tokens": tokens,
+            "held_out_tokens": held_out_tokens,
+            "batch_tokens": batch_tokens,
+            "max_chars": max_chars,
+        }
+        _check(counts, skip, suffix_share)
+        self.texts = texts
+        self.asked = {TRAIN: tokens, VALIDATION: held_out_tokens}
+        self.batch_tokens, self.skip, self.max_chars = batch_tokens, skip, max_chars
+        self.ends = ends or WordEnds()
+        self.suffixes, self.suffix_share, self.seed = tuple(suffixes), suffix_share, seed
+        self._readers = TokenEndReader(source_tokenizer), TokenEndReader(target_tokenizer)
+        self._padding = _padding(source_tokenizer), _padding(target_tokenizer)
+
+    def train_dataloader(self) -> DataLoader[AlignedBatch]:
+        """Return the training texts in batches, always in the same order.
+
+        Raises:
+            DataError: the source has hardly any text.
+        """
+        return self._loader(TRAIN, self._train)
+
+    def val_dataloader(self) -> DataLoader[AlignedBatch]:
+        """Return the held-out texts in batches, always in the same order.
+
+        Raises:
+            DataError: the source has hardly any text for validation.
+        """
+        return self._loader(VALIDATION, self._held_out)
+
+    @property
+    def tokens(self) -> int:
+        """Aligned tokens that were gathered for training; fewer than asked for if there are."""
+        return self._train.tokens
+
+    @property
+    def held_out_tokens(self) -> int:
+        """Aligned tokens that were gathered of held-out documents."""
+        return self._held_out.tokens
+
+    @property
+    def aligned_share(self) -> float:
+        """Share of the source's token ends in training texts at which a target token ends too.
+
+        Before any are left out by ``ends`` or ``skip``.
+        """
+        return self._train.common_ends / self._train.source_ends
+
+    def content_hash(self) -> str:
+        """Return the SHA-256 of all batches: tokens, places, documents and their order."""
+        content = hashlib.sha256()
+        for split, reading in ((TRAIN, self._train), (VALIDATION, self._held_out)):
+            batches = self._batches(split, reading)
+            content.update(json.dumps([split, self._padding, batches.batches]).encode())
+            for text in reading.texts:
+                for part in text[:-1]:
+                    content.update(len(part).to_bytes(8, "little") + part.tobytes())
+                content.update(text.document.to_bytes(8, "little"))
+        return content.hexdigest()
+
+    @cached_property
+    def _train(self) -> _Reading:
+        return self._read(TRAIN)
+
+    @cached_property
+    def _held_out(self) -> _Reading:
+        return self._read(VALIDATION)
+
+    def _batches(self, split: str, reading: _Reading) -> AlignedBatches:
+        return AlignedBatches(
+            reading.texts, self.batch_tokens, self._padding, f"batches {self.seed} {split}"
+        )
+
+    def _loader(self, split: str, reading: _Reading) -> DataLoader[AlignedBatch]:
+        batches = self._batches(split, reading)
+        if self.trainer is None or self.trainer.world_size == 1:
+            return DataLoader(batches, batch_size=None)
+        # Lightning's own sampler would shuffle them.
+        sampler = DistributedSampler[AlignedBatch](
+            batches, self.trainer.world_size, self.trainer.global_rank, shuffle=False
+        )
+        return DataLoader(batches, batch_size=None, sampler=sampler)
+
+    def _read(self, split: str) -> _Reading:
+        """Read and align texts until there are enough aligned tokens or no texts are left."""
+        missing = self.asked[split]
+        texts: list[AlignedText] = []
+        source_ends = common_ends = 0
+        for number, (text, source, target) in enumerate(self._tokenised(split)):
+            aligned = align(text, source, target, self.ends, self.skip)
+            source_ends += len(source.places)
+            common_ends += len(source.places.keys() & target.places.keys())
+            if not aligned.ends:
+                continue
+            texts.append(
+                AlignedText(
+                    np.array(source.input_ids, dtype=np.int32),
+                    np.array(target.input_ids, dtype=np.int32),
+                    np.array(aligned.source_places[:missing], dtype=np.int32),
+                    np.array(aligned.target_places[:missing], dtype=np.int32),
+                    number,
+                )
+            )
+            missing -= len(texts[-1].source_places)
+            if missing == 0:
+                break
+        _check_enough(split, self.asked[split], missing)
+        return _Reading(texts, source_ends, common_ends)
+
+    def _tokenised(self, split: str) -> Iterator[tuple[str, TokenEnds, TokenEnds]]:
+        """Yield each text of the split with its tokens on both sides."""
+        texts = self._prepared(split)
+        while some := list(islice(texts, _TEXTS_AT_ONCE)):
+            yield from zip(some, *(reader.read(some) for reader in self._readers), strict=True)
+
+    def _prepared(self, split: str) -> Iterator[str]:
+        """Yield the texts, cut, some of them with a suffix."""
+        draw = random.Random(f"suffixes {self.seed} {split}")
+        given = 0
+        for text in self.texts.texts(split):
+            cut = cut_at_word(encodable(text), self.max_chars)
+            if self.suffixes and draw.random() < self.suffix_share:
+                cut += self.suffixes[given % len(self.suffixes)]
+                given += 1
+            if cut:
+                yield cut
+
+
+def _padding(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the padding token; where there is none any will do, as padding is masked."""
+    return 0 if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
+
+
+def _check(counts: Mapping[str, int], skip: int, suffix_share: float) -> None:
+    for name, count in counts.items():
+        if count < 1:
+            raise ConfigurationError(f"data.{name}={count}, but it takes at least 1")
+    if skip < 0:
+        raise ConfigurationError(f"data.skip={skip}, but it takes 0 or more tokens")
+    if not 0 <= suffix_share <= 1:
+        raise ConfigurationError(f"data.suffix_share={suffix_share}, but it takes 0 to 1")
+
+
+def _check_enough(split: str, asked: int, missing: int) -> None:
+    found = asked - missing
+    if found < min(asked, _LEAST):
+        raise DataError(
+            f"the corpus has {found} aligned tokens for {split}, but statistics take at least "
+            f"{min(asked, _LEAST)}; give more or longer texts, set paths.corpus to another corpus, "
+            "or lower data.skip"
+        )
