@@ -8,7 +8,8 @@ import torch
 from ..adapters import LoraAdapter, LowRank, Role, Site
 from ..alignment.transport import HeldOutRidge, transported_reader, transported_writer
 from ..exceptions import ConfigurationError
-from .pseudo_activations import INPUT_ROLE, PseudoActivations
+from ..models.taps import INPUT_ROLE
+from .pseudo_activations import PseudoActivations
 from .shared_tokens import MINIMUM, shared_tokens
 from .site_pairs import SitePairs
 from .weight_mapper import WeightMapper

@@ -6,14 +6,9 @@ from torch import Tensor
 from transformers.activations import ACT2FN
 
 from ..adapters import Role, Site
+from ..models.taps import INPUT_ROLE
 from ..models.weights import StreamedWeights
 
-# Roles that read the same input as another one.
-INPUT_ROLE = {role: role for role in Role} | {
-    Role.K: Role.Q,
-    Role.V: Role.Q,
-    Role.UP: Role.GATE,
-}
 # Their embeddings enter the residual multiplied by sqrt(width).
 _SCALED = ("gemma2", "gemma3_text")
 
