@@ -35,6 +35,40 @@ class RelativeDepth:
 
 
 @dataclass(frozen=True)
+class Spread:
+    """Shares each source layer among the target layers that are nearest in relative depth.
+
+    An update does not know where in the target its effect belongs; each of the nearest layers
+    gets an equal part of it. Unlike the other pairings it drops no source layer, and none counts
+    twice.
+
+    Attributes:
+        targets: How many target layers share one source layer.
+
+    Raises:
+        ValueError: there is none.
+    """
+
+    targets: int = 2
+
+    def __post_init__(self) -> None:
+        if self.targets < 1:
+            raise ValueError(f"a source layer is shared among {self.targets} layers, not 1 or more")
+
+    def pair(self, similarity: Float[Tensor, "target source"]) -> LayerPairing:
+        """Pair by the numbers of layers; the similarities are not looked at."""
+        target, source = similarity.shape
+        share = min(self.targets, target)
+        feeds: list[list[tuple[int, float]]] = [[] for _ in range(target)]
+        for layer in range(source):
+            # Differences in depth, times both numbers of steps: of whole numbers ties are exact.
+            away = (torch.arange(target) * (source - 1) - layer * (target - 1)).abs()
+            for near in away.argsort(stable=True)[:share].tolist():
+                feeds[near].append((layer, 1 / share))
+        return LayerPairing(source, tuple(tuple(found) for found in feeds))
+
+
+@dataclass(frozen=True)
 class BestSimilarity:
     """Feeds each target layer by the source layer that it resembles most, in any order.
 

@@ -23,6 +23,7 @@ from .tasks import Task as Task
 from .text_corpus import TextCorpus as TextCorpus
 from .text_source import TextSource as TextSource
 from .tiny_tasks import TinyTasks as TinyTasks
+from .tiny_texts import TinySentences as TinySentences
 from .tiny_texts import TinyTexts as TinyTexts
 from .token_alignment import AllEnds as AllEnds
 from .token_alignment import LastEnd as LastEnd

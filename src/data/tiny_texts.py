@@ -41,3 +41,31 @@ class TinyTexts:
             if split_of(document.partition("\n")[0], _VALIDATION_SHARE) == split:
                 yield document
                 left -= 1
+
+
+class TinySentences:
+    """Sentences of the tiny language alone, without end: suffixes put a question behind them.
+
+    A sentence belongs to the split that its hash says, so that none is in both.
+
+    Args:
+        seed: Draws them.
+        language: What they are in; must be that of the base models.
+    """
+
+    def __init__(self, seed: int = 0, language: TinyLanguage | None = None) -> None:
+        self.seed = seed
+        self.language = language or TinyLanguage()
+
+    def texts(self, split: str) -> Iterator[str]:
+        """Yield sentences of the split.
+
+        Raises:
+            DataError: there is no such split.
+        """
+        check_split(split)
+        draw = random.Random(f"sentences {self.language.seed} {self.seed} {split}")
+        while True:
+            sentence = self.language.sentence(draw)
+            if split_of(sentence) == split:
+                yield sentence

@@ -13,6 +13,7 @@ from loraport.alignment.pairings import (
     ManyToOne,
     Monotone,
     RelativeDepth,
+    Spread,
     SimilarityWeights,
     SummedWeights,
 )
@@ -47,7 +48,9 @@ def near(target: int, source: int, partners: list[int], fall: float = 0.15) -> T
 
 
 def test_the_group_has_a_yaml_for_each():
-    assert sorted(PAIRINGS) == ["best_similarity", "many_to_one", "monotone", "relative_depth"]
+    assert sorted(PAIRINGS) == [
+        *("best_similarity", "many_to_one", "monotone", "relative_depth", "spread")
+    ]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -63,7 +66,7 @@ class TestEveryPairing:
                 assert fed(pairing) == sorted(fed(pairing))
                 if source >= target:
                     assert set(fed(pairing)) == set(range(target))
-            else:
+            elif name != "spread":  # whose own tests say what it does
                 assert set(sources(pairing)) <= set(range(source))
             if name == "monotone":
                 assert sources(pairing) == sorted(sources(pairing))
@@ -73,7 +76,7 @@ class TestEveryPairing:
         pairing = PAIRINGS[name].pair(torch.zeros(shape))
         if name in ONE_SOURCE:
             assert tuple(sources(pairing)) == relative_depth(source, target)
-        elif target > 1 and source > 1:
+        elif name != "spread" and target > 1 and source > 1:
             ends = [t / (target - 1) - s / (source - 1) for s, t in enumerate(fed(pairing))]
             assert max(map(abs, ends)) <= 1 / (min(shape) - 1)
 
@@ -169,3 +172,24 @@ def test_weights_of_a_segment():
 
 def test_relative_depth_does_not_look():
     assert sources(RelativeDepth().pair(noise(18, 30))) == list(relative_depth(30, 18))
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (3, 2), (18, 30), (1, 4), (4, 1)])
+def test_spread_gives_away_each_source_layer_once(shape):
+    weights = Spread().pair(noise(shape[0], shape[1])).matrix()
+    assert weights.shape == shape
+    torch.testing.assert_close(weights.sum(dim=0), torch.ones(shape[1]))
+    assert (weights > 0).sum(dim=0).tolist() == [min(2, shape[0])] * shape[1]
+
+
+def test_spread_takes_the_nearest_layers():
+    feeds = Spread(2).pair(noise(4, 4)).feeds
+    assert [sorted(layer for layer, _ in found) for found in feeds] == [
+        [0, 1],
+        [0, 1, 2],
+        [2, 3],
+        [3],
+    ]
+    assert Spread(1).pair(noise(3, 5)).matrix().argmax(dim=0).tolist() == [0, 0, 1, 1, 2]
+    with pytest.raises(ValueError, match="among 0 layers"):
+        Spread(0)

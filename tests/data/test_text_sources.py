@@ -1,11 +1,20 @@
 import json
 from collections import Counter
+from itertools import islice
 from pathlib import Path
 
 import datasets
 import pytest
 
-from loraport.data import CorpusFolder, HubTexts, Interleaved, TaskPrompts, TextSource, TinyTexts
+from loraport.data import (
+    CorpusFolder,
+    HubTexts,
+    Interleaved,
+    TaskPrompts,
+    TextSource,
+    TinySentences,
+    TinyTexts,
+)
 from loraport.data.text_source import cut_at_word, encodable, split_of
 from loraport.data.tiny_language import TinyLanguage
 from loraport.exceptions import ConfigurationError, DataError
@@ -158,6 +167,14 @@ def test_tiny_texts_are_new_documents_of_the_language():
     assert not set(train) & set(language.documents(2000, seed=0))
 
 
+def test_tiny_sentences_go_on_and_are_in_one_split_alone():
+    train, held_out = (list(islice(TinySentences().texts(s), 300)) for s in ("train", "validation"))
+    assert not set(train) & set(held_out)
+    assert train == list(islice(TinySentences().texts("train"), 300))
+    assert train != list(islice(TinySentences(seed=1).texts("train"), 300))
+    assert all("\n" not in text and text.endswith(".") for text in train)
+
+
 def test_interleaved_sources_keep_their_order_and_mix():
     sources = Listed(*(f"a{n}" for n in range(100))), Listed(*(f"b{n}" for n in range(300)))
     texts = list(Interleaved(sources, shares=[1.0, 3.0]).texts("train"))
@@ -189,9 +206,9 @@ def test_task_prompts_are_training_rows_as_they_are_asked(pico_task, template):
     assert not set(source.texts("train")) & set(source.texts("validation"))
 
 
-@pytest.mark.parametrize("make", [CorpusFolder, HubTexts, TinyTexts, TaskPrompts])
+@pytest.mark.parametrize("make", [CorpusFolder, HubTexts, TinyTexts, TinySentences, TaskPrompts])
 def test_a_split_that_does_not_exist_is_refused(make, folder, pico_task):
-    given = {TinyTexts: 3, TaskPrompts: [pico_task]}.get(make, str(folder))
+    given = {TinyTexts: 3, TinySentences: 3, TaskPrompts: [pico_task]}.get(make, str(folder))
     with pytest.raises(DataError, match="'test'"):
         list(make(given).texts("test"))
 
