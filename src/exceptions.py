@@ -36,3 +36,9 @@ class VerificationError(LoraportError):
     """An adapter that was made, but does not do on the target what it should."""
 
     exit_code = 1
+
+
+class IncompatibleError(LoraportError):
+    """Two base models that represent text too differently for an adapter to be carried over."""
+
+    exit_code = 3

@@ -12,6 +12,7 @@ from ..adapters import LoraAdapter
 from ..data import PromptTemplate, Task
 from ..files import write_whole
 from ..models import BaseModel, attached
+from ..models.attach import Attachable
 from .scoring import TaskScore
 
 
@@ -38,7 +39,9 @@ class ScoreCache:
     scorer: Scorer
     template: PromptTemplate
 
-    def score(self, base: BaseModel, adapter: LoraAdapter | None, task: Task) -> TaskScore:
+    def score(
+        self, base: BaseModel, adapter: LoraAdapter | Attachable | None, task: Task
+    ) -> TaskScore:
         """Return the score of a base model with an adapter, or without one, on a task."""
         path = self.folder / f"{self._key(base, adapter, task)}.json"
         known = _read(path, len(task.test))
@@ -49,7 +52,7 @@ class ScoreCache:
         _write(path, score)
         return score
 
-    def _key(self, base: BaseModel, adapter: LoraAdapter | None, task: Task) -> str:
+    def _key(self, base: BaseModel, adapter: LoraAdapter | Attachable | None, task: Task) -> str:
         parts = [
             base.fingerprint,
             adapter.content_hash() if adapter is not None else "no adapter",

@@ -1,8 +1,8 @@
-"""LoRA adapters on a base model for as long as a ``with`` block lasts."""
+"""Adapters, LoRA or other, on a base model for as long as a ``with`` block lasts."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -11,6 +11,23 @@ from transformers import PreTrainedModel
 from ..adapters import LoraAdapter, LowRank, Site
 from ..exceptions import ModelError
 from .sites import SiteTable
+
+
+@runtime_checkable
+class Attachable(Protocol):
+    """Anything that acts on a network by hooks, and is known by its content."""
+
+    def hooks(self, network: PreTrainedModel) -> list[RemovableHandle]:
+        """Let it act in every forward pass until the hooks are removed.
+
+        Raises:
+            LoraportError: it does not fit the network; then no hook is left.
+        """
+        ...
+
+    def content_hash(self) -> str:
+        """Return a hash of all that determines what it does."""
+        ...
 
 
 def _check(table: SiteTable, adapter: LoraAdapter) -> None:
@@ -47,20 +64,23 @@ def _hook(network: PreTrainedModel, site: Site, update: LowRank) -> RemovableHan
 
 
 @contextmanager
-def attached(network: PreTrainedModel, adapter: LoraAdapter | None) -> Iterator[None]:
-    """Let every forward pass inside the block add ``scale * B (A x)`` at each site.
+def attached(network: PreTrainedModel, adapter: LoraAdapter | Attachable | None) -> Iterator[None]:
+    """Let every forward pass inside the block be one with the adapter.
 
-    No weight is touched, so that the base model is bit-equal again afterwards. ``None`` leaves
-    the base model as it is, for the scores without adapter.
+    A LoRA adapter adds ``scale * B (A x)`` at each site; what is :class:`Attachable` acts by its
+    own hooks. No weight is touched, so that the base model is bit-equal again afterwards.
+    ``None`` leaves the base model as it is, for the scores without adapter.
 
     Raises:
         ModelError: the model lacks one of the adapter's sites, or a shape does not fit.
     """
     handles: list[RemovableHandle] = []
     try:
-        if adapter is not None:
+        if isinstance(adapter, LoraAdapter):
             _check(SiteTable.of(network.config), adapter)
             handles = [_hook(network, site, update) for site, update in adapter.items()]
+        elif adapter is not None:
+            handles = adapter.hooks(network)
         yield
     finally:
         for handle in handles:

@@ -6,8 +6,10 @@ from typing import cast
 
 import pytest
 import torch
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
 
-from loraport.adapters import LoraAdapter
+from loraport.adapters import LoraAdapter, Role, Site
 from loraport.data import Example, PromptTemplate, Task
 from loraport.evaluation.score_cache import ScoreCache
 from loraport.evaluation.scoring import TaskScore
@@ -206,3 +208,29 @@ def test_scorer_that_fails_leaves_nothing_behind(
         failing.score(pico_source, adapter, pico_task)
     assert not scores.folder.exists() or not list(scores.folder.iterdir())
     assert torch.equal(pico_source.network(input_ids=IDS).logits, before)
+
+
+class Turned:
+    """Attached by hooks of its own: turns the sign of what the first layer's q puts out."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def hooks(self, network: PreTrainedModel) -> list[RemovableHandle]:
+        module = network.get_submodule(Site(0, Role.Q).module_name)
+        return [module.register_forward_hook(lambda _module, _inputs, output: -output)]
+
+    def content_hash(self) -> str:
+        return self.name
+
+
+def test_what_is_attached_by_hooks_of_its_own_is_scored_and_kept_by_its_content(
+    scores: ScoreCache, scorer: CountingScorer, pico_source: BaseModel, pico_task: Task
+) -> None:
+    plain = scores.score(pico_source, None, pico_task)
+    turned = scores.score(pico_source, Turned("one"), pico_task)
+    assert not same(plain, turned)
+    assert same(scores.score(pico_source, Turned("one"), pico_task), turned)
+    assert len(scorer.calls) == 2
+    scores.score(pico_source, Turned("other"), pico_task)
+    assert len(scorer.calls) == 3

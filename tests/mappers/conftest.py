@@ -1,5 +1,7 @@
 """Planted zoos of two pico models, and mappers trained as their YAML says."""
 
+import random
+import string
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
@@ -11,14 +13,17 @@ import torch
 import yaml
 from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
-from lightning import Callback
+from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import OmegaConf
 from torch import Tensor
 
 from loraport.adapters import AdapterStack, LoraAdapter, LowRank, Role, Site
-from loraport.data import AnchorPairs, ZooPairs
+from loraport.alignment import relative_depth
+from loraport.alignment.layer_pairing import LayerPairing
+from loraport.data import AllEnds, AnchorPairs, TextCorpus, ZooPairs
 from loraport.mappers import BasePair, LearnedMapper, load_mapper
+from loraport.mappers.corpus_mapper import CorpusMapper, ModelPair
 from loraport.models import BaseModel, StreamedWeights
 
 LATENTS = 3
@@ -221,3 +226,75 @@ def _callbacks(nodes: Mapping[str, Any], folder: Path) -> list[Callback]:
             place = {"dirpath": str(folder / "best")} if "dirpath" in node else {}
             callbacks.append(instantiate(node, **place))
     return callbacks
+
+
+class Letters:
+    """Random printable characters: more different tokens than a pico model is wide."""
+
+    def texts(self, split: str) -> Iterator[str]:
+        draw = random.Random(split)
+        for _ in range(400):
+            yield "".join(draw.choices(string.ascii_letters + string.digits + " ,.!?", k=48))
+
+
+@pytest.fixture
+def fit_on_text(tmp_path: Path) -> Callable[..., Path]:
+    """Train a mapper on random text, as its caller says, and return its checkpoint."""
+
+    def fit(
+        mapper: CorpusMapper,
+        models: ModelPair,
+        pairing: LayerPairing | None = None,
+        store: Any = None,
+        tokens: int = 3000,
+        max_epochs: int = 1,
+    ) -> Path:
+        layers = models.source.sites.layers
+        depth = relative_depth(layers, models.target.sites.layers)
+        corpus = TextCorpus(
+            Letters(),
+            models.source.tokenizer,
+            models.target.tokenizer,
+            tokens=tokens,
+            held_out_tokens=800,
+            batch_tokens=1024,
+            ends=AllEnds(),
+        )
+        mapper.use(models, pairing or LayerPairing.one_to_one(layers, depth), store)
+        trainer = Trainer(
+            accelerator="cpu",
+            max_epochs=max_epochs,
+            num_sanity_val_steps=0,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        folder = Path(tempfile.mkdtemp(dir=tmp_path))
+        trainer.fit(mapper, datamodule=mapper.data_module(corpus, folder / "data"))
+        checkpoint = folder / "mapper.ckpt"
+        trainer.save_checkpoint(checkpoint, weights_only=True)
+        return checkpoint
+
+    return fit
+
+
+@pytest.fixture
+def twisted(pico: Callable[[str], BaseModel]) -> Callable[[Tensor], ModelPair]:
+    """Pair a llama with itself in another basis: its residual stream turned by an orthogonal Q.
+
+    Norms of all gains 1 commute with Q, so that in row convention ``x_T = x_S Q`` at every module
+    that reads the stream, while what q, k and v write is the same.
+    """
+
+    def make(turn: Tensor) -> ModelPair:
+        source, target = pico("llama"), pico("llama")
+        weights = dict(target.network.named_parameters())
+        for name, weight in weights.items():
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                weight.data = turn.mT @ weight.data
+            elif weight.ndim == 2:
+                weight.data = weight.data @ turn
+        return ModelPair(source, target)
+
+    return make

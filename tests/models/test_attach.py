@@ -7,6 +7,8 @@ import pytest
 import torch
 from peft import PeftModel
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
 
 from loraport.adapters import LoraAdapter, LowRank, Role, Site, write_adapter
 from loraport.exceptions import ModelError
@@ -82,4 +84,22 @@ def test_shape_that_does_not_fit_is_named_and_nothing_stays_attached(
         attached(pico_source.network, replace(adapter, sites={**adapter.sites, last: wrong})),
     ):
         pass
+    assert torch.equal(logits(pico_source.network), plain)
+
+
+class Planted:
+    """Adds one to what the first layer's q puts out."""
+
+    def hooks(self, network: PreTrainedModel) -> list[RemovableHandle]:
+        module = network.get_submodule(Site(0, Role.Q).module_name)
+        return [module.register_forward_hook(lambda _module, _inputs, output: output + 1)]
+
+    def content_hash(self) -> str:
+        return "planted"
+
+
+def test_whatever_brings_its_own_hooks_is_attached_and_taken_off(pico_source: BaseModel) -> None:
+    plain = logits(pico_source.network)
+    with attached(pico_source.network, Planted()):
+        assert not torch.equal(logits(pico_source.network), plain)
     assert torch.equal(logits(pico_source.network), plain)

@@ -1,0 +1,212 @@
+"""A source adapter that runs on the target behind projection heads, without becoming linear."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
+
+from ..adapters import LoraAdapter, LowRank, Site
+from ..exceptions import AdapterError
+from ..files import staged_folder
+from ..models.attach import attached
+from ..models.sites import SiteTable
+from .cartridge_site import CartridgeSite
+from .projection_head import ProjectionHead
+
+_WEIGHTS = "cartridge.safetensors"
+_FORMAT = 1
+
+
+class Cartridge(nn.Module):
+    """A source adapter with the heads that let it act on the target model, by hooks.
+
+    Attributes:
+        base_model: The hub id of the target.
+        sites: All pairs of sites at which it acts.
+    """
+
+    sites: nn.ModuleList
+
+    def __init__(self, base_model: str, sites: Iterable[CartridgeSite]) -> None:
+        super().__init__()
+        self.base_model = base_model
+        self.sites = nn.ModuleList(sites)
+        self.requires_grad_(False)
+
+    def acts_at(self) -> dict[Site, list[CartridgeSite]]:
+        """Return what acts at each target site."""
+        found: dict[Site, list[CartridgeSite]] = {}
+        for site in self.sites:
+            if isinstance(site, CartridgeSite):
+                found.setdefault(site.target, []).append(site)
+        return found
+
+    def change(self, target: Site, x: Float[Tensor, "*rows in"]) -> Float[Tensor, "*rows out"]:
+        """Return the change of a target module's output at its input ``x``."""
+        return _change(self.acts_at()[target], x)
+
+    def hooks(self, network: PreTrainedModel) -> list[RemovableHandle]:
+        """Let the cartridge act in every forward pass until the hooks are removed.
+
+        The cartridge is moved to where the network is.
+
+        Raises:
+            AdapterError: the network has other modules than the cartridge was made for.
+        """
+        acts_at = self.acts_at()
+        self._check(network, acts_at)
+        self.to(network.device)
+        return [
+            network.get_submodule(target.module_name).register_forward_hook(_acting(acting))
+            for target, acting in acts_at.items()
+        ]
+
+    @contextmanager
+    def attached(self, network: PreTrainedModel) -> Iterator[None]:
+        """Let the cartridge act as long as a ``with`` block lasts.
+
+        Raises:
+            AdapterError: the network has other modules than the cartridge was made for.
+        """
+        with attached(network, self):
+            yield
+
+    def content_hash(self) -> str:
+        """Return the SHA-256 of all that determines what the cartridge does."""
+        return hashlib.sha256(self._bytes()).hexdigest()
+
+    def save(self, folder: Path, *, overwrite: bool = False) -> None:
+        """Write the cartridge into a folder of its own, whole or not at all.
+
+        Raises:
+            OutputError: the folder exists, or cannot be written.
+        """
+        with staged_folder(folder, overwrite=overwrite) as staged:
+            (staged / _WEIGHTS).write_bytes(self._bytes())
+
+    def _check(
+        self, network: PreTrainedModel, acts_at: Mapping[Site, Sequence[CartridgeSite]]
+    ) -> None:
+        shapes = SiteTable.of(network.config).shapes
+        for target, acting in acts_at.items():
+            expected = (acting[0].writer.skip.out_features, acting[0].reader.skip.in_features)
+            if shapes.get(target) != expected:
+                raise AdapterError(
+                    f"the cartridge, made for {self.base_model}, acts on {target.module_name} of "
+                    f"shape {expected}, but this model has {shapes.get(target, 'none')} there; "
+                    "attach it to the model it was made for"
+                )
+
+    def _bytes(self) -> bytes:
+        # Sites of one layer share a reader, whose weights the file holds once.
+        readers: dict[int, int] = {}
+        described = [
+            {**site.description(), "reads": readers.setdefault(id(site.reader), place)}
+            for place, site in enumerate(self.sites)
+            if isinstance(site, CartridgeSite)
+        ]
+        # Copies: sites that one source module feeds may hold it in the same memory.
+        tensors = {name: tensor.cpu().clone() for name, tensor in _weights(self).items()}
+        facts = {"format": _FORMAT, "base_model": self.base_model, "sites": described}
+        return save(tensors, metadata={"cartridge": json.dumps(facts)})
+
+
+@runtime_checkable
+class CartridgeMapper(Protocol):
+    """A mapper that can also give an adapter as a cartridge."""
+
+    def cartridge(self, adapter: LoraAdapter) -> Cartridge:
+        """Return the adapter as a cartridge for the target.
+
+        Raises:
+            AdapterError: the adapter does not fit.
+        """
+        ...
+
+
+def load_cartridge(folder: str | Path) -> Cartridge:
+    """Read a cartridge that :meth:`Cartridge.save` wrote.
+
+    Raises:
+        AdapterError: the folder holds none, or it is damaged.
+    """
+    path = Path(folder).expanduser() / _WEIGHTS
+    try:
+        with safe_open(path, framework="pt") as file:
+            facts = json.loads(file.metadata()["cartridge"])
+            if facts["format"] != _FORMAT:
+                raise ValueError(f"format {facts['format']}")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        sites: list[CartridgeSite] = []
+        for place, described in enumerate(facts["sites"]):
+            shared = sites[described["reads"]].reader if described["reads"] < place else None
+            sites.append(_site(tensors, f"sites.{place}.", described, shared))
+        cartridge = Cartridge(facts["base_model"], sites)
+        for name, weight in _weights(cartridge).items():
+            weight.copy_(tensors[name])
+    except (
+        *(OSError, SafetensorError, ValueError, KeyError, IndexError),
+        *(TypeError, RuntimeError),
+    ) as error:
+        raise AdapterError(
+            f"{folder} holds no cartridge that can be read ({type(error).__name__}: {error}); it "
+            "takes a folder that transfer.py wrote with cartridge=DIR"
+        ) from None
+    return cartridge.eval()
+
+
+def _weights(cartridge: Cartridge) -> dict[str, Tensor]:
+    """Return the heads' weights, each once by its first name, and all buffers."""
+    named = dict[str, Tensor](cartridge.named_parameters())
+    named |= cartridge.named_buffers(remove_duplicate=False)
+    return {name: tensor.detach() for name, tensor in named.items()}
+
+
+def _change(acting: Sequence[CartridgeSite], x: Tensor) -> Tensor:
+    changes = [site(x) for site in acting]
+    return torch.stack(changes).sum(dim=0) if len(changes) > 1 else changes[0]
+
+
+def _acting(acting: Sequence[CartridgeSite]) -> Callable[[nn.Module, Any, Tensor], Tensor]:
+    """Return a hook that adds to what a module puts out."""
+
+    def add(_module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        return output + _change(acting, inputs[0].float()).to(output.dtype)
+
+    return add
+
+
+def _site(
+    tensors: Mapping[str, Tensor],
+    prefix: str,
+    described: Mapping[str, object],
+    reader: ProjectionHead | None,
+) -> CartridgeSite:
+    """Return a site of the right shapes, whose heads' weights are still to be loaded."""
+    return CartridgeSite(
+        Site.from_label(str(described["source"])),
+        Site.from_label(str(described["target"])),
+        float(str(described["weight"])),
+        _head(tensors, f"{prefix}reader.") if reader is None else reader,
+        _head(tensors, f"{prefix}writer."),
+        tensors[prefix + "module_weight"],
+        tensors[prefix + "module_bias"],
+        LowRank(tensors[prefix + "A"], tensors[prefix + "B"]),
+    )
+
+
+def _head(tensors: Mapping[str, Tensor], prefix: str) -> ProjectionHead:
+    out, width = tensors[prefix + "skip.weight"].shape
+    inner = tensors.get(prefix + "inner.weight")
+    hidden = 0 if inner is None else inner.shape[0]
+    return ProjectionHead(width, out, hidden, torch.Generator())

@@ -1,0 +1,166 @@
+"""Anchor-locked orthogonal Procrustes between the activations of two models."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..adapters import Site
+from ..alignment.anchor_locks import AnchorLocks
+from ..alignment.linear_maps import LinearMap, Rotated, RotationRule, SplitMoments
+from ..exceptions import ConfigurationError
+from ..models.activations import Activations, activations
+from ..models.pair_statistics import TapPair
+from ..models.taps import Tap
+from .base import Report
+from .corpus_mapper import ROLES
+from .linear_corpus_mapper import Gathered, LinearCorpusMapper
+
+
+class ProcrustesMapper(LinearCorpusMapper):
+    """Carries an update by two rotations: ``dW_T = R_out^T dW_S R_in``.
+
+    ``x_S R_in ~ x_T`` between module inputs and ``y_S R_out ~ y_T`` between centred outputs, in row
+    convention. With unequal widths the rotations are partial isometries, and with fewer tokens
+    than dimensions of the rank that the tokens have.
+
+    Args:
+        roles: The roles of adapters that it shall carry.
+        rule: What is made of a rotation: itself, scaled or not, or a ridge towards it. Default
+            :class:`~loraport.alignment.linear_maps.Rotated`.
+        locks: Keeps anchors on their partners' side by re-weighting, and counts those that it
+            cannot keep; None for plain rotations.
+        anchors: Tokens that are locked, of the first batch of the training text.
+        min_r2: See :class:`~loraport.mappers.linear_carrier.LinearCarrier`.
+        match_norm: Likewise.
+        memory_gb: Gigabytes that statistics may take.
+
+    Raises:
+        ConfigurationError: a role does not exist, or the number of anchors is not positive.
+    """
+
+    def __init__(
+        self,
+        roles: Sequence[str] = ROLES,
+        rule: RotationRule | None = None,
+        locks: AnchorLocks | None = None,
+        anchors: int = 256,
+        min_r2: float | None = None,
+        match_norm: bool = False,
+        memory_gb: float = 2.0,
+    ) -> None:
+        super().__init__(roles, min_r2, match_norm, memory_gb)
+        if anchors < 1:
+            raise ConfigurationError(
+                f"mapper.anchors is {anchors}; it takes a positive number of tokens, such as 256"
+            )
+        self.rule, self.locks, self.anchors = rule or Rotated(), locks, anchors
+        # What a checkpoint's mapper does with its maps; how they were fitted is in the state.
+        self.save_hyperparameters(
+            {
+                "roles": [role.value for role in self.roles],
+                "anchors": anchors,
+                "min_r2": min_r2,
+                "match_norm": match_norm,
+                "memory_gb": memory_gb,
+            }
+        )
+        self._options: Report = {
+            "rule": {"name": type(self.rule).__name__, **_plain(asdict(self.rule))},
+            "locks": None if locks is None else asdict(locks),
+        }
+        self._locked: dict[str, Report] = {}
+        self._anchors: tuple[Activations, Activations] = {}, {}
+
+    def on_train_epoch_start(self) -> None:
+        """Read the anchors of this epoch's layers, where any shall be locked."""
+        super().on_train_epoch_start()
+        if self.locks is None:
+            return
+        batch = next(iter(self.data.train_dataloader()))
+        pairs = self._totals.train.pairs
+        chosen = _spread(len(batch.source_places), self.anchors)
+        models = self.models
+        self._anchors = (
+            dict(
+                activations(
+                    models.source.network,
+                    batch.source,
+                    batch.source_places.cpu()[chosen],
+                    [pair[0] for pair in pairs],
+                )
+            ),
+            dict(
+                activations(
+                    models.target.network,
+                    batch.target,
+                    batch.target_places.cpu()[chosen],
+                    [pair[1] for pair in pairs],
+                )
+            ),
+        )
+
+    def read(self, source: Site, target: Site, gathered: Gathered) -> LinearMap:
+        """Return what the rule makes of ``R_in``, from the target to the source."""
+        moments = gathered.inputs(source, target)
+        if self.locks is None:
+            return self.rule.backward(*moments)
+        taps = Tap.input(source), Tap.input(target)
+        turned = self._lock(self.locks, taps, self._anchors_at(*taps), moments)
+        swapped = SplitMoments(*(part.swapped() for part in moments))
+        return self.rule.along(turned.mT, *swapped)
+
+    def write(self, source: Site, target: Site, gathered: Gathered) -> LinearMap:
+        """Return what the rule makes of ``R_out^T``, from the source to the target."""
+        moments = gathered.outputs(source, target)
+        if self.locks is None:
+            return self.rule.forward(*moments)
+        taps = Tap.output(source), Tap.output(target)
+        raw, (x, y) = gathered.train.moments(*taps), self._anchors_at(*taps)
+        anchors = x - raw.x_sum / raw.rows, y - raw.y_sum / raw.rows
+        turned = self._lock(self.locks, taps, anchors, moments)
+        return self.rule.along(turned, *moments)
+
+    def report(self) -> Report:
+        """Return also what the rotations were asked for, and which locks were violated."""
+        return {**super().report(), **self._options, "anchor_locks": self._locked}
+
+    def fitted_state(self) -> dict[str, Any]:
+        """Return also the options, and what became of the locks."""
+        return {**super().fitted_state(), "options": self._options, "locked": self._locked}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take back also the options, and what became of the locks."""
+        super().restore(state)
+        self._options, self._locked = state["options"], state["locked"]
+
+    def _anchors_at(self, source: Tap, target: Tap) -> tuple[Tensor, Tensor]:
+        return self._anchors[0][source].double(), self._anchors[1][target].double()
+
+    def _lock(
+        self,
+        locks: AnchorLocks,
+        taps: TapPair,
+        anchors: tuple[Float[Tensor, "anchors x"], Float[Tensor, "anchors y"]],
+        moments: SplitMoments,
+    ) -> Float[Tensor, "x y"]:
+        """Return a rotation whose anchors keep their side where they can, and note the others."""
+        found = locks.rotation(moments.train, *anchors, proper=self.rule.proper)
+        self._locked[" > ".join(tap.label for tap in taps)] = {
+            "anchors": len(anchors[0]),
+            "violated": len(found.violated),
+            "rounds": found.rounds,
+        }
+        return found.rotation.matrix
+
+
+def _spread(count: int, wanted: int) -> Tensor:
+    """Return so many places of a list, evenly spread over it; all where there are no more."""
+    return torch.linspace(0, count - 1, min(count, wanted)).round().long()
+
+
+def _plain(options: dict[str, Any]) -> Report:
+    return {name: list(v) if isinstance(v, Sequence) else v for name, v in options.items()}

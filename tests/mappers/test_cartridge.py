@@ -1,0 +1,274 @@
+"""The cartridge: its formula, its file, and what it does on a model."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from loraport.adapters import LoraAdapter, LowRank, Role, Site
+from loraport.exceptions import AdapterError, OutputError
+from loraport.mappers.cartridge import Cartridge, load_cartridge
+from loraport.mappers.cartridge_site import CartridgeSite
+from loraport.mappers.projection_head import ProjectionHead
+from loraport.models import BaseModel, attached
+
+IDS = torch.arange(24).reshape(2, 12) % 200 + 2
+ROLES = (Role.Q, Role.V)
+
+
+def drawn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def head(width: int, out: int, hidden: int, seed: int) -> ProjectionHead:
+    """A head whose weights are all other than zero."""
+    made = ProjectionHead(width, out, hidden, torch.Generator().manual_seed(seed))
+    made.start(drawn(out, width, seed=seed) / width**0.5, drawn(out, seed=seed + 1))
+    if made.outer is not None:
+        made.outer.weight.data = drawn(out, hidden, seed=seed + 2) / hidden**0.5
+    return made
+
+
+def cartridge_of(source: BaseModel, target: BaseModel, hidden: int, feeds: int = 1) -> Cartridge:
+    """Of q and v in every target layer, which share a reader, from one or two source layers."""
+    sites = []
+    kept: dict[str, Tensor] = {}
+    for layer in range(target.sites.layers):
+        for origin in range(feeds):
+            shapes = {
+                role: (
+                    source.sites.shapes[Site(origin, role)],
+                    target.sites.shapes[Site(layer, role)],
+                )
+                for role in ROLES
+            }
+            (_, in_s), (_, in_t) = shapes[Role.Q]
+            reader = head(in_t, in_s, hidden, 10 * layer + origin)
+            for role, ((out_s, _), (out_t, _)) in shapes.items():
+                seed = 100 * layer + 10 * origin + ROLES.index(role)
+                module_name = Site(origin, role).module_name
+                module: Any = source.network.get_submodule(module_name)
+                sites.append(
+                    CartridgeSite(
+                        Site(origin, role),
+                        Site(layer, role),
+                        1.0 if feeds == 1 else 0.25 + 0.5 * origin,
+                        reader,
+                        head(out_s, out_t, hidden, seed + 5),
+                        # One tensor for all that it feeds, as a mapper has it.
+                        kept.setdefault(module_name, module.weight.detach().clone()),
+                        drawn(out_s, seed=seed),
+                        LowRank(drawn(2, in_s, seed=seed), drawn(out_s, 2, seed=seed + 1) / 4, 0.5),
+                    )
+                )
+    return Cartridge(target.name, sites).eval()
+
+
+@pytest.fixture(scope="module")
+def cartridge(pico_source: BaseModel, pico_target: BaseModel) -> Cartridge:
+    return cartridge_of(pico_source, pico_target, hidden=6, feeds=2)
+
+
+def logits(base: BaseModel) -> Tensor:
+    with torch.inference_mode():
+        return base.network(input_ids=IDS).logits
+
+
+def test_it_is_the_difference_of_what_the_writer_makes(cartridge: Cartridge) -> None:
+    target = Site(1, Role.V)
+    x = drawn(7, 48, seed=3)
+    acting = cartridge.acts_at()[target]
+    assert [(site.source.layer, site.weight) for site in acting] == [(0, 0.25), (1, 0.75)]
+    expected = torch.zeros(7, acting[0].writer.skip.out_features)
+    for site in acting:
+        # A site keeps the adapter's scale in its B.
+        read = site.reader(x)
+        before = read @ site.module_weight.mT + site.module_bias
+        after = before + (site.B @ (site.A @ read.mT)).mT
+        expected += site.weight * (site.writer(after) - site.writer(before))
+    torch.testing.assert_close(cartridge.change(target, x), expected, rtol=1e-5, atol=1e-5)
+    assert expected.abs().max() > 0.1
+
+
+def test_the_scale_of_the_update_counts_once(
+    pico_source: BaseModel, pico_target: BaseModel
+) -> None:
+    update = LowRank(drawn(2, 5), drawn(3, 2, seed=1), 0.5)
+    reader, writer = head(4, 5, 0, 1), head(3, 6, 0, 2)
+    one = CartridgeSite(
+        Site(0, Role.Q), Site(0, Role.Q), 2.0, reader, writer, drawn(3, 5), drawn(3), update
+    )
+    x = drawn(8, 4, seed=9)
+    expected = 2 * update.apply(reader(x)) @ writer.skip.weight.mT
+    torch.testing.assert_close(one(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_with_linear_heads_it_is_the_lora_between_them(
+    pico_source: BaseModel, pico_target: BaseModel
+) -> None:
+    linear = cartridge_of(pico_source, pico_target, hidden=0)
+    updates = {}
+    for target, (site,) in linear.acts_at().items():
+        site.reader.skip.bias.zero_()
+        m, n = site.reader.skip.weight, site.writer.skip.weight
+        updates[target] = LowRank(site.A @ m, n @ site.B)
+    with attached(pico_target.network, LoraAdapter(updates, pico_target.name)):
+        expected = logits(pico_target)
+    with attached(pico_target.network, linear):
+        found = logits(pico_target)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+    assert (found - logits(pico_target)).abs().max() > 0.1
+
+
+def test_attached_it_acts_and_afterwards_the_model_is_bit_equal(
+    cartridge: Cartridge, pico_target: BaseModel
+) -> None:
+    plain = logits(pico_target)
+    with cartridge.attached(pico_target.network):
+        acting = logits(pico_target)
+    assert (acting - plain).abs().max() > 0.1
+    with pytest.raises(RuntimeError, match="planted"), cartridge.attached(pico_target.network):
+        raise RuntimeError("planted")
+    assert torch.equal(logits(pico_target), plain)
+
+
+def test_generation_with_the_cache_gives_the_tokens_of_whole_passes(
+    cartridge: Cartridge, pico_target: BaseModel
+) -> None:
+    network: Any = pico_target.network
+    start = IDS[:1, :6]
+    with cartridge.attached(network), torch.inference_mode():
+        options = {
+            "max_new_tokens": 12,
+            "min_new_tokens": 12,
+            "do_sample": False,
+            "pad_token_id": 0,
+        }
+        written = network.generate(start, attention_mask=torch.ones_like(start), **options)
+        whole = start
+        for _ in range(12):
+            scores = network(input_ids=whole, use_cache=False).logits[:, -1]
+            scores[:, network.generation_config.eos_token_id or 1] = -torch.inf
+            whole = torch.cat([whole, scores.argmax(dim=-1, keepdim=True)], dim=1)
+    plain = network.generate(start, attention_mask=torch.ones_like(start), **options)
+    assert torch.equal(written, whole)
+    assert not torch.equal(written, plain)
+
+
+def test_a_saved_one_comes_back_to_the_bit(
+    cartridge: Cartridge, pico_target: BaseModel, tmp_path: Path
+) -> None:
+    cartridge.save(tmp_path / "made")
+    read = load_cartridge(tmp_path / "made")
+    assert read.base_model == "pico/target"
+    assert read.content_hash() == cartridge.content_hash()
+    with cartridge.attached(pico_target.network):
+        expected = logits(pico_target)
+    with read.attached(pico_target.network):
+        assert torch.equal(logits(pico_target), expected)
+    read.save(tmp_path / "again")
+    (one,), (other,) = ((tmp_path / name).iterdir() for name in ("made", "again"))
+    assert one.read_bytes() == other.read_bytes()
+
+
+def test_sites_of_one_layer_share_a_reader_also_in_the_file(
+    cartridge: Cartridge, tmp_path: Path
+) -> None:
+    cartridge.save(tmp_path / "made")
+    for made in (cartridge, load_cartridge(tmp_path / "made")):
+        acts_at = made.acts_at()
+        q, v = (acts_at[Site(2, role)] for role in ROLES)
+        assert [a.reader is b.reader for a, b in zip(q, v, strict=True)] == [True, True]
+        assert q[0].reader is not q[1].reader
+    (file,) = (tmp_path / "made").iterdir()
+    weights = sum(p.numel() for p in cartridge.parameters()) + sum(
+        b.numel() for b in dict(cartridge.named_buffers(remove_duplicate=False)).values()
+    )
+    assert file.stat().st_size < 4 * weights + 20_000
+
+
+def test_the_hash_follows_every_weight_and_the_wiring(
+    cartridge: Cartridge, pico_source: BaseModel, pico_target: BaseModel
+) -> None:
+    known = {cartridge.content_hash()}
+    named = dict[str, Tensor](cartridge.named_parameters())
+    named |= cartridge.named_buffers(remove_duplicate=False)
+    for name in list(named)[::17]:
+        other = cartridge_of(pico_source, pico_target, hidden=6, feeds=2)
+        weights = dict[str, Tensor](other.named_parameters())
+        weights |= other.named_buffers(remove_duplicate=False)
+        weights[name].view(-1)[0] += 1
+        known.add(other.content_hash())
+    assert len(known) == 1 + len(list(named)[::17])
+    other = cartridge_of(pico_source, pico_target, hidden=6, feeds=2)
+    assert other.content_hash() in known
+    first: Any = other.sites[0]
+    first.weight = 0.5
+    assert other.content_hash() not in known
+
+
+def damage_nothing_there(file: Path) -> None:
+    file.unlink()
+
+
+def damage_cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def damage_head(file: Path) -> None:
+    file.write_bytes(b"\0" * 64 + file.read_bytes()[64:])
+
+
+def damage_wiring(file: Path) -> None:
+    content = file.read_bytes()
+    assert b"0.q" in content
+    file.write_bytes(content.replace(b"0.q", b"0.z"))
+
+
+def damage_format(file: Path) -> None:
+    content = file.read_bytes()
+    told = b'\\"format\\": 1'
+    assert told in content
+    file.write_bytes(content.replace(told, b'\\"format\\": 9'))
+
+
+def damage_name(file: Path) -> None:
+    content = file.read_bytes()
+    assert b"sites.1.module_bias" in content
+    file.write_bytes(content.replace(b"sites.1.module_bias", b"sites.1.module_bios"))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [damage_nothing_there, damage_cut, damage_head, damage_wiring, damage_format, damage_name],
+)
+def test_a_damaged_file_is_refused(
+    cartridge: Cartridge, tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    cartridge.save(tmp_path / "made")
+    (file,) = (tmp_path / "made").iterdir()
+    damage(file)
+    with pytest.raises(AdapterError, match=r"made holds no cartridge .* with cartridge=DIR"):
+        load_cartridge(tmp_path / "made")
+
+
+def test_a_folder_that_exists_is_replaced_only_if_asked(
+    cartridge: Cartridge, tmp_path: Path
+) -> None:
+    cartridge.save(tmp_path / "made")
+    with pytest.raises(OutputError, match="exists already"):
+        cartridge.save(tmp_path / "made")
+    cartridge.save(tmp_path / "made", overwrite=True)
+
+
+def test_a_wrong_model_is_refused_and_left_as_it_was(
+    cartridge: Cartridge, pico_source: BaseModel
+) -> None:
+    plain = pico_source.network(input_ids=IDS % 20).logits
+    message = r"made for pico/target, acts on model\.layers\.0.* attach it to the model it was"
+    with pytest.raises(AdapterError, match=message), cartridge.attached(pico_source.network):
+        pass
+    assert torch.equal(pico_source.network(input_ids=IDS % 20).logits, plain)
