@@ -1,15 +1,22 @@
-"""How well each weights-only mapper ports adapters of held-out tasks, beside its controls.
+"""How well mappers port adapters of held-out tasks, beside their controls.
 
 ``python -m benchmarks.transfers --tasks-folder DIR --zoo DIR`` ports the source adapters of a zoo
-with every method and scores them on the target. A method is a mapper with its overrides, such as
-``cross_lora:mapper.variant=typed``. Scores are kept, so that it goes on where it was stopped.
+with every method and scores them on the target. A method is
+
+- a mapper that needs nothing to be trained, with its overrides, such as
+  ``cross_lora:mapper.variant=typed``, or
+- a name and the checkpoint of a mapper that ``train.py`` has fitted, such as
+  ``cast=runs/cast/mapper.ckpt``; one that makes cartridges is scored as a cartridge as well.
+
+Beside each method stands the same with another task's adapter, and first of all base, oracle, the
+anchors' mean adapter, ``copy`` and ``random``. Scores are kept and printed as they come, so that
+it goes on where it was stopped. ``--pair tiny`` needs no folders.
 """
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from hydra import compose, initialize_config_module
 from rich.console import Console
@@ -17,24 +24,30 @@ from rich.progress import track
 
 from loraport.adapters import LoraAdapter
 from loraport.data import AnchorSet, Task, ZooPairs
+from loraport.data.zoo import SIDES
 from loraport.evaluation.controls import swapped
 from loraport.evaluation.scoring import TaskScore
 from loraport.files import write_whole
-from loraport.mappers import WeightMapper
+from loraport.mappers import Mapper, load_mapper
+from loraport.mappers.cartridge import CartridgeMapper
 from loraport.mappers.mean import MeanMapper
+from loraport.models.attach import Attachable
 from loraport.reporting.assembly import summarise
 from loraport.reporting.verdict import interval_text
+from loraport.workflows.anchors import CPU_TRAINER, builds_zoo, train_zoo
 from loraport.workflows.building import Workbench, build
+from loraport.workflows.chosen_mapper import give_models
 from loraport.workflows.plan import Plan
 from loraport.workflows.quiet import quiet_libraries
 from loraport.workflows.transfer import base_pair
 
 METHODS = (
-    *("copy", "cross_lora:mapper.variant=typed", "cross_lora", "rebasin"),
+    *("cross_lora:mapper.variant=typed", "cross_lora", "rebasin"),
     *("optimal_transport", "embedding_ridge"),
 )
-HELD_OUT = ("emotion", "tweet_emotion", "bbc_news", "ethos_binary", "trec")
+CONTROLS = ("copy", "random")
 Scores = dict[str, dict[str, TaskScore]]
+Adapters = Mapping[str, LoraAdapter | Attachable | None]
 
 
 def arguments() -> argparse.Namespace:
@@ -43,84 +56,125 @@ def arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--pair", default="smollm2_gemma3", help="a file of conf/pair")
-    parser.add_argument("--tasks-folder", required=True, help="NAME/task.json, NAME/*.jsonl")
-    parser.add_argument("--zoo", required=True, help="source/NAME and target/NAME, PEFT folders")
+    parser.add_argument("--tasks-folder", help="NAME/task.json, NAME/*.jsonl")
+    parser.add_argument("--zoo", help="source/NAME and target/NAME, PEFT folders")
     parser.add_argument("--backwards", action="store_true", help="the zoo's target is the source")
-    parser.add_argument("--tasks", nargs="+", default=["emotion", "bbc_news", "trec"])
-    parser.add_argument("--methods", nargs="+", default=list(METHODS))
-    parser.add_argument("--rows", type=int, default=300)
+    parser.add_argument("--tasks", nargs="+", help="of the zoo; by default the held-out ones")
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), metavar="METHOD")
+    parser.add_argument("--controls", nargs="*", default=list(CONTROLS), help="more methods")
+    parser.add_argument("--rows", type=int, default=300, help="test rows of each task")
     parser.add_argument("--output", type=Path, help="where the numbers go as JSON")
     return parser.parse_args()
+
+
+def checkpoint(method: str) -> Path | None:
+    """Return the checkpoint that a method names; None of a mapper with overrides."""
+    name, _, path = method.partition("=")
+    return Path(path).expanduser() if path and ":" not in name else None
 
 
 def bench_for(options: argparse.Namespace, method: str) -> Workbench:
     """Compose the configuration of ``transfer.py`` for one method."""
     name, _, rest = method.partition(":")
-    sides = ("target", "source") if options.backwards else ("source", "target")
-    overrides = [
-        *(f"mapper={name}", f"pair={options.pair}", "adapter=given"),
-        f"paths.zoo_source={options.zoo}/{sides[0]}",
-        f"paths.zoo_target={options.zoo}/{sides[1]}",
-        f"paths.tasks={options.tasks_folder}",
-        *(rest.split(",") if rest else ()),
-    ]
+    path = checkpoint(method)
+    # The name that a checkpoint is given need not be a mapper's.
+    overrides = [f"pair={options.pair}", "adapter=given", "diagnosis=none"]
+    overrides += [f"ckpt={path}"] if path else [f"mapper={name}", *filter(None, rest.split(","))]
+    if options.zoo:
+        sides = SIDES[::-1] if options.backwards else SIDES
+        for side, place in zip(SIDES, sides, strict=True):
+            overrides.append(f"paths.zoo_{side}={options.zoo}/{place}")
+    if options.tasks_folder:
+        overrides.append(f"paths.tasks={options.tasks_folder}")
     with initialize_config_module("loraport.conf", version_base="1.3"):
         return Workbench(compose("transfer", overrides=overrides))
 
 
-def ported(bench: Workbench, adapters: dict[str, LoraAdapter]) -> dict[str, LoraAdapter]:
-    """Port every adapter."""
-    mapper: Any = build(bench.config.mapper)
-    pair = base_pair(bench)
-    if isinstance(mapper, WeightMapper):
-        mapper.use(pair)
-    porting = Plan.of(bench.config).porting(mapper, pair)
-    return {name: porting.port([adapter]).adapter for name, adapter in adapters.items()}
+class Method:
+    """A mapper, ready to port the adapters of a zoo.
+
+    Args:
+        options: The command line.
+        name: What the command line calls it.
+
+    Raises:
+        LoraportError: it cannot be built or loaded, or was fitted for another pair.
+    """
+
+    def __init__(self, options: argparse.Namespace, name: str) -> None:
+        bench, path = bench_for(options, name), checkpoint(name)
+        self.mapper: Mapper = build(bench.config.mapper) if path is None else load_mapper(path)
+        pair = base_pair(bench)
+        give_models(self.mapper, pair, bench, lambda done, total: None)
+        self.porting = Plan.of(bench.config).porting(self.mapper, pair)
+
+    def ported(self, adapters: Mapping[str, LoraAdapter]) -> dict[str, LoraAdapter]:
+        """Port every adapter."""
+        return {name: self.porting.port([adapter]).adapter for name, adapter in adapters.items()}
 
 
 def conditions(
-    options: argparse.Namespace, zoo: ZooPairs, given: dict[str, LoraAdapter]
-) -> Iterator[tuple[str, dict[str, LoraAdapter | None]]]:
+    options: argparse.Namespace, zoo: ZooPairs, held_out: set[str], given: dict[str, LoraAdapter]
+) -> Iterator[tuple[str, Adapters]]:
     """Give what is scored on the target: a name, and an adapter a task."""
-    oracles = {name: zoo.target[name] for name in given}
-    anchors = [name for name in zoo.source if name not in HELD_OUT]
-    mean = MeanMapper()
-    mean.fit(AnchorSet.of(zoo, anchors))
     yield "base", dict.fromkeys(given)
-    yield "oracle", dict(oracles)
+    yield "oracle", {name: zoo.target[name] for name in given}
+    mean = MeanMapper()
+    mean.fit(AnchorSet.of(zoo, [name for name in zoo.source if name not in {*held_out, *given}]))
     yield "mean", {name: mean.map(adapter) for name, adapter in given.items()}
-    yield "random", dict(ported(bench_for(options, "random"), given))
     others = swapped(given, [])
-    for method in options.methods:
-        bench = bench_for(options, method)
-        yield method, dict(ported(bench, given))
-        yield f"swapped {method}", dict(ported(bench, others))
+    for name in dict.fromkeys([*options.controls, *options.methods]):
+        method, shown = Method(options, name), name.partition("=")[0] if checkpoint(name) else name
+        mapper = method.mapper
+        yield shown, method.ported(given)
+        if name != "random":
+            yield f"swapped {shown}", method.ported(others)
+        if isinstance(mapper, CartridgeMapper):
+            yield f"{shown} cartridge", {n: mapper.cartridge(a) for n, a in given.items()}
+            yield (
+                f"swapped {shown} cartridge",
+                {n: mapper.cartridge(a) for n, a in others.items()},
+            )
 
 
 def scored(options: argparse.Namespace) -> Scores:
     """Return the score of every task under every condition."""
     bench = bench_for(options, "noop")
-    zoo, tasks = bench.zoo().read(None), rows(bench, options)
-    given = {name: zoo.source[name] for name in options.tasks}
-    found: Scores = {name: {} for name in options.tasks}
+    if builds_zoo(bench):
+        train_zoo(bench, SIDES, list(bench.task_source().names()), CPU_TRAINER)
+    zoo, held_out = bench.zoo().read(None), list(bench.config.tasks.held_out)
+    names = options.tasks or [name for name in held_out if name in zoo.source]
+    tasks = rows(bench, names, options.rows)
+    given = {name: zoo.source[name] for name in names}
+    found: Scores = {name: {} for name in names}
     source = bench.model("source")
     for condition, adapters in (("source_base", dict.fromkeys(given)), ("source", given)):
-        for name in options.tasks:
+        for name in names:
             found[name][condition] = bench.scores.score(source, adapters[name], tasks[name])
     del source
-    target = bench.model("target")
-    for condition, made in conditions(options, zoo, given):
-        for name in track(options.tasks, condition, console=Console(stderr=True), transient=True):
+    target, console = bench.model("target"), Console(stderr=True)
+    for condition, made in conditions(options, zoo, set(held_out), given):
+        for name in track(names, condition, console=console, transient=True):
             found[name][condition] = bench.scores.score(target, made[name], tasks[name])
-        line = ", ".join(f"{n} {found[n][condition].accuracy:.3f}" for n in options.tasks)
-        Console(stderr=True).print(f"{condition}: {line}", highlight=False)
+        line = ", ".join(f"{n} {found[n][condition].accuracy:.3f}" for n in names)
+        console.print(f"{condition}: {line}", highlight=False)
+        if options.output is not None:
+            write_numbers(options.output, found)
     return found
 
 
-def rows(bench: Workbench, options: argparse.Namespace) -> dict[str, Task]:
-    """Return the tasks with so many test rows."""
-    loaded = bench.task_source().load(list(options.tasks))
-    return {name: task.limited(options.rows) for name, task in loaded.items()}
+def rows(bench: Workbench, names: list[str], most: int) -> dict[str, Task]:
+    """Return tasks with so many test rows."""
+    return {name: task.limited(most) for name, task in bench.task_source().load(names).items()}
+
+
+def write_numbers(path: Path, found: Scores) -> None:
+    """Write accuracy and likelihood of every task under every condition as JSON."""
+    numbers = {
+        name: {c: {"accuracy": s.accuracy, "nll": s.nll} for c, s in scores.items()}
+        for name, scores in found.items()
+    }
+    write_whole(path, json.dumps(numbers, indent=1) + "\n")
 
 
 def table(found: Scores) -> Iterator[str]:
@@ -154,15 +208,7 @@ def gaps(found: Scores, condition: str) -> list[str]:
 def main() -> None:
     """Score everything and print the table."""
     quiet_libraries()
-    options = arguments()
-    found = scored(options)
-    if options.output is not None:
-        numbers = {
-            name: {c: {"accuracy": s.accuracy, "nll": s.nll} for c, s in scores.items()}
-            for name, scores in found.items()
-        }
-        write_whole(options.output, json.dumps(numbers, indent=1) + "\n")
-    print("\n".join(table(found)))
+    print("\n".join(table(scored(arguments()))))
 
 
 if __name__ == "__main__":

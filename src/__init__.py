@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .api import choose_mapper as choose_mapper
+    from .api import load_cartridge as load_cartridge
     from .api import load_mapper as load_mapper
     from .api import open_model as open_model
     from .api import port as port
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "choose_mapper",
+    "load_cartridge",
     "load_mapper",
     "open_model",
     "port",

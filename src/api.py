@@ -14,6 +14,16 @@
 
 ``PORTED`` is then a PEFT folder, which ``PeftModel.from_pretrained`` loads. What cannot be done
 raises a :class:`~loraport.exceptions.LoraportError` that says why.
+
+The cartridge that ``transfer.py ckpt=mapper.ckpt cartridge=CARTRIDGE`` writes of a ``cast``
+mapper is no PEFT adapter; it acts on the target by hooks, in any forward pass and in ``generate``:
+
+.. code-block:: python
+
+    network = AutoModelForCausalLM.from_pretrained("TARGET")
+    cartridge = loraport.load_cartridge("CARTRIDGE")
+    with cartridge.attached(network):
+        written = network.generate(ids, max_new_tokens=20)
 """
 
 from collections.abc import Sequence
@@ -32,12 +42,14 @@ from .adapters.sparsify import Sparsifier
 from .exceptions import ConfigurationError, ModelError
 from .files import staged_folder, writing
 from .mappers import BasePair, Mapper, WeightMapper, load_mapper
+from .mappers.cartridge import load_cartridge
 from .models import FactorCache, HubModel, LocalModel, StreamedWeights, Verification, verify
 from .workflows.building import build
 from .workflows.porting import Porting
 
 __all__ = [
     "choose_mapper",
+    "load_cartridge",
     "load_mapper",
     "open_model",
     "port",

@@ -10,6 +10,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -48,6 +49,15 @@ def _transfer(config: DictConfig) -> float | None:
     return _clean_after(run, config)
 
 
+@hydra.main(version_base="1.3", config_path=_CONFIGS, config_name="diagnose")
+def _diagnose(config: DictConfig) -> float | None:
+    from .workflows.diagnose import enforce, run
+
+    content = _clean_after(run, config)
+    # What was found stays where it was written, whatever comes of it.
+    return _clean_after(partial(enforce, content=content), config)
+
+
 def train() -> None:
     """Run ``train.py``."""
     _command(_train, "train")
@@ -61,6 +71,11 @@ def anchors() -> None:
 def transfer() -> None:
     """Run ``transfer.py``."""
     _command(_transfer, "transfer", "nothing was written, but factorisations are kept")
+
+
+def diagnose() -> None:
+    """Run ``diagnose.py``."""
+    _command(_diagnose, "diagnose", "nothing was written")
 
 
 def _command(

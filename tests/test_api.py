@@ -9,14 +9,18 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from transformers import AutoModelForCausalLM
 
 import loraport
 from loraport import api
-from loraport.adapters import LoraAdapter, LowRank, relative_error, write_adapter
+from loraport.adapters import LoraAdapter, LowRank, Role, Site, relative_error, write_adapter
 from loraport.adapters.combine import Linear
 from loraport.adapters.sparsify import DropComponents
 from loraport.alignment.transport_plan import ExactPlan, SinkhornPlan
 from loraport.exceptions import ConfigurationError, ModelError, OutputError, VerificationError
+from loraport.mappers.cartridge import Cartridge
+from loraport.mappers.cartridge_site import CartridgeSite
+from loraport.mappers.projection_head import ProjectionHead
 from loraport.models import BaseModel, StreamedWeights
 
 
@@ -74,10 +78,32 @@ def test_worked_example_runs_as_printed(
         assert not torch.equal(model(input_ids=ids).logits, plain)
 
 
+def test_example_of_a_cartridge_runs_as_printed(
+    places: Path, monkeypatch: pytest.MonkeyPatch, pico_target: BaseModel
+) -> None:
+    target, generator = Site(1, Role.O), torch.Generator().manual_seed(0)
+    out, in_ = pico_target.sites.shapes[target]
+    reader, writer = (ProjectionHead(*shape, 4, generator) for shape in ((in_, 6), (5, out)))
+    for head in (reader, writer):
+        head.start(torch.randn(head.skip.weight.shape, generator=generator), head.skip.bias)
+    update = LowRank(torch.ones(1, 6), torch.ones(5, 1))
+    module = torch.randn(5, 6, generator=generator), torch.zeros(5)
+    site = CartridgeSite(Site(0, Role.O), target, 1.0, reader, writer, *module, update)
+    Cartridge(pico_target.name, [site]).save(places / "CARTRIDGE")
+    monkeypatch.chdir(places)
+    ids = torch.arange(2, 12)[None]
+    names: dict[str, Any] = {"AutoModelForCausalLM": AutoModelForCausalLM, "ids": ids}
+    block = str(api.__doc__).split(".. code-block:: python")[2]
+    exec("import loraport" + textwrap.dedent(block), names)
+    plain = names["network"].generate(ids, max_new_tokens=20)
+    assert names["written"].shape[1] > 10
+    assert not torch.equal(names["written"], plain)
+
+
 def test_importing_it_imports_no_torch() -> None:
     code = "import sys, loraport; print('torch' in sys.modules, sorted(loraport.__all__))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("False ['choose_mapper', 'load_mapper', 'open_model'")
+    assert done.stdout.startswith("False ['choose_mapper', 'load_cartridge', 'load_mapper'")
 
 
 def test_every_name_is_there_and_no_other() -> None:
@@ -122,7 +148,7 @@ def test_factorisations_are_kept_in_the_cache(
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("cross-lora", {}, r"no mapper 'cross-lora'; it takes one of copy, cross_lora"),
+        ("cross-lora", {}, r"no mapper 'cross-lora'; it takes one of .*, copy, cross_lora"),
         ("cross_lora", {"ranks": 3}, r"no option ranks; it takes variant, rank"),
         ("cross_lora", {"rank": 0}, r"mapper\.rank is 0"),
         ("pca_mlp", {}, r"is learned: fit it by `python train\.py mapper=pca_mlp`"),

@@ -80,7 +80,7 @@ def test_every_choice_of_a_transfer_composes(choice):
     assert config.merge.method._target_.startswith("loraport.adapters.")
 
 
-@pytest.mark.parametrize("command", ["train", "anchors", "transfer"])
+@pytest.mark.parametrize("command", ["train", "anchors", "transfer", "diagnose"])
 @pytest.mark.parametrize(
     "choice",
     [f"{group}={name}" for group in ("pair", "experiment", "recipe") for name in choices(group)],

@@ -16,7 +16,7 @@ from ..evaluation.statistics import (
     retention,
     task_gap,
 )
-from .results import CONDITIONS, Ends, Margin, Summary, TaskResult
+from .results import CARTRIDGE, CONDITIONS, Ends, Margin, Summary, TaskResult
 
 Conditions = Mapping[str, TaskScore]
 """Score of one task under each condition; see :data:`~loraport.reporting.results.CONDITIONS`."""
@@ -88,12 +88,11 @@ def summarise(tasks: Mapping[str, Conditions], controls: Sequence[str], seed: in
         ci95=ends(gap.interval),
         gap_recovered_nll=gap_nll.value,
         ci95_nll=ends(gap_nll.interval),
-        control_gaps={
-            control: mean_gap([_paired(s, control) for s in tasks.values()], seed, draws=1).value
-            for control in everywhere
-        },
+        control_gaps={control: _gap_of(tasks, control, seed) for control in everywhere},
         margin=_margin(tasks, best, seed),
         margin_over_mean=_margin(tasks, "mean", seed),
+        cartridge_gap=_gap_of(tasks, CARTRIDGE, seed),
+        cartridge_gap_nll=_gap_nll_of(tasks, CARTRIDGE, seed),
     )
 
 
@@ -103,6 +102,20 @@ def ends(interval: Interval) -> Ends:
         return None
     low, high = (end if math.isfinite(end) else None for end in interval)
     return low, high
+
+
+def _gap_of(tasks: Mapping[str, Conditions], condition: str, seed: int) -> float | None:
+    """Return the gap that a condition recovers in place of the prediction."""
+    if not all(condition in scores for scores in tasks.values()):
+        return None
+    return mean_gap([_paired(s, condition) for s in tasks.values()], seed, draws=1).value
+
+
+def _gap_nll_of(tasks: Mapping[str, Conditions], condition: str, seed: int) -> float | None:
+    if not all(condition in scores for scores in tasks.values()):
+        return None
+    likely = [_paired_nll(scores, condition) for scores in tasks.values()]
+    return mean_gap([task for task in likely if task is not None], seed, draws=1).value
 
 
 def _complete(scores: Mapping[str, float | None]) -> dict[str, float | None]:

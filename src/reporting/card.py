@@ -15,6 +15,7 @@ _CONDITIONS = {
     "mean": "control: mean of the anchors",
     "random": "control: random adapter of equal norm",
     "swapped": "control: mapped from another task's adapter",
+    "cartridge": "the same as a nonlinear cartridge, before it is made linear",
     "predicted": "**this adapter**",
 }
 

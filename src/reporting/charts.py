@@ -1,4 +1,4 @@
-"""The bar chart of a run: base, mean, predicted and oracle accuracy of every held-out task."""
+"""The bar chart of a run: what every held-out task scored under the conditions that matter."""
 
 import math
 from io import BytesIO
@@ -8,16 +8,17 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ..files import write_whole
-from .results import Results
+from .results import CARTRIDGE, Results
 
 # Okabe and Ito's palette: told apart with every common kind of colour blindness, and in grey.
 _BARS = {
     "base": ("base", "#BBBBBB"),
     "mean": ("mean of the anchors", "#56B4E9"),
+    CARTRIDGE: ("as a cartridge", "#E69F00"),
     "predicted": ("predicted", "#D55E00"),
     "oracle": ("oracle", "#009E73"),
 }
-_BAR_WIDTH = 0.2
+_GROUP_WIDTH = 0.8
 
 
 def write_chart(results: Results, path: str | Path) -> Path:
@@ -30,7 +31,9 @@ def write_chart(results: Results, path: str | Path) -> Path:
     figure = Figure(figsize=(min(max(6.4, 1.6 + 1.15 * len(tasks)), 40.0), 4.4), dpi=150)
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    for place, (condition, (label, colour)) in enumerate(_BARS.items()):
+    shown = [(c, *bar) for c, bar in _BARS.items() if c != CARTRIDGE or _has_cartridge(results)]
+    width = _GROUP_WIDTH / len(shown)
+    for place, (condition, label, colour) in enumerate(shown):
         heights, below, above = [], [], []
         for task in results.tasks.values():
             score = task.scores.get(condition)
@@ -38,11 +41,11 @@ def write_chart(results: Results, path: str | Path) -> Path:
             heights.append(score or 0.0)
             below.append(max((score or 0.0) - low, 0.0))
             above.append(max(high - (score or 0.0), 0.0))
-        offset = (place - (len(_BARS) - 1) / 2) * _BAR_WIDTH
+        offset = (place - (len(shown) - 1) / 2) * width
         axes.bar(
             [task + offset for task in range(len(tasks))],
             heights,
-            width=_BAR_WIDTH,
+            width=width,
             label=label,
             color=colour,
             edgecolor="white",
@@ -70,12 +73,16 @@ def write_chart(results: Results, path: str | Path) -> Path:
     axes.set_axisbelow(True)
     # Above the bars: below them, the names of the tasks need any height.
     axes.legend(
-        loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(_BARS), frameon=False, fontsize=9
+        loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(shown), frameon=False, fontsize=9
     )
     drawn = BytesIO()
     figure.savefig(drawn, format="png", bbox_inches="tight", metadata={"Software": None})
     figure.clear()
     return write_whole(path, drawn.getvalue())
+
+
+def _has_cartridge(results: Results) -> bool:
+    return any(CARTRIDGE in task.scores for task in results.tasks.values())
 
 
 def wilson_interval(share: float, rows: int) -> tuple[float, float]:

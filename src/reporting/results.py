@@ -28,6 +28,9 @@ SCHEMA: Literal[1] = 1
 CONDITIONS = ("base", "source_base", "source", "oracle", "mean", "predicted")
 """The conditions under which every task is scored; controls may come on top."""
 
+CARTRIDGE = "cartridge"
+"""A further condition, of a mapper that also gives its prediction without making it linear."""
+
 
 def plain(value: Any) -> Any:
     """Return ``value`` as JSON can hold it: containers rebuilt, NaN and infinity as None.
@@ -81,7 +84,8 @@ class TaskResult(Record):
     Attributes:
         usable: Whether the oracle is far enough above the base for a gap to be recovered.
         n: Test rows scored.
-        scores: Accuracy under each condition: those of :data:`CONDITIONS`, and the controls.
+        scores: Accuracy under each condition: those of :data:`CONDITIONS`, the controls, and
+            :data:`CARTRIDGE` where there is one.
         nll: Mean negative log-likelihood of the right label, in nats, under each condition.
         gap_recovered: ``(predicted - base) / (oracle - base)``; None where not usable.
         ci95: Its paired-bootstrap interval over the test rows.
@@ -138,6 +142,8 @@ class Summary(Record):
         control_gaps: Gap recovered by each control in place of the prediction.
         margin: Over the best of base and controls, by mean accuracy.
         margin_over_mean: Over the anchors' mean adapter.
+        cartridge_gap: Gap recovered by the cartridges in place of the prediction; None without.
+        cartridge_gap_nll: The same on minus the negative log-likelihood.
     """
 
     tasks: int
@@ -149,6 +155,8 @@ class Summary(Record):
     control_gaps: dict[str, Number]
     margin: Margin
     margin_over_mean: Margin
+    cartridge_gap: Number = None
+    cartridge_gap_nll: Number = None
 
 
 class Provenance(Record):

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .results import Results, TaskResult
+from .results import CARTRIDGE, Results, TaskResult
 from .verdict import interval_text, verdict
 
 _PIPED_WIDTH = 120
@@ -26,7 +26,8 @@ class ResultsTable(NamedTuple):
 def score_columns(results: Results) -> tuple[str, ...]:
     """Return the conditions in the order in which they are shown: the prediction last."""
     controls = dict.fromkeys(["mean", *results.controls])
-    return (*_FIRST, *controls, "predicted")
+    scored = any(CARTRIDGE in task.scores for task in results.tasks.values())
+    return (*_FIRST, *controls, *([CARTRIDGE] if scored else []), "predicted")
 
 
 def results_data(results: Results) -> ResultsTable:
@@ -109,6 +110,13 @@ def _print(console: Console, results: Results) -> None:
     console.print(table, soft_wrap=True)
     console.width = width
     console.print(verdict(results), markup=False, highlight=False)
+    gap = results.summary.cartridge_gap
+    if gap is not None:
+        console.print(
+            f"As a cartridge, before it is made linear, it recovers {gap:.2f} of the gap.",
+            markup=False,
+            highlight=False,
+        )
     left_out = [name for name, task in results.tasks.items() if not task.usable]
     if left_out:
         console.print(

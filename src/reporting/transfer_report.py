@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, ValidationError
 
 from ..exceptions import DataError
+from .compatibility_record import CompatibilityRecord
 from .results import Free, Number, PairRecord, Provenance, Record
 
 SCHEMA: Literal[1] = 1
@@ -59,7 +60,9 @@ class TransferReport(Record):
         command: Which command wrote it.
         config: Its whole configuration.
         pair: The base pair.
+        compatibility: What the diagnosis of the pair said; None where it was left out.
         mapper: Name of the mapper.
+        trained_with: The options that a mapper out of a checkpoint was trained with.
         information_class: What the mapper may use, in the words of the evaluation protocol.
         adapters: The source's adapters, as they were given.
         merged_with: Adapters of the target that were merged with the ported ones.
@@ -79,7 +82,9 @@ class TransferReport(Record):
     command: Literal["transfer"] = "transfer"
     config: Free
     pair: PairRecord
+    compatibility: CompatibilityRecord | None = None
     mapper: str
+    trained_with: Free = Field(default_factory=dict)
     information_class: str
     adapters: tuple[AdapterRecord, ...]
     merged_with: tuple[AdapterRecord, ...] = ()

@@ -1,25 +1,77 @@
 """What a transfer prints: what became of the adapter, role by role, and what to know of it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .transfer_report import TransferReport
+from .results import Free
+from .transfer_report import AdapterRecord, TransferReport
 
 _PIPED_WIDTH = 120
-_HEADINGS = {"kept_norm": "norm kept"}
+_HEADINGS = {
+    "kept_norm": "norm kept",
+    "r2": "R\N{SUPERSCRIPT TWO} of LoRA",
+    "input_r2": "R\N{SUPERSCRIPT TWO} in",
+    "output_r2": "R\N{SUPERSCRIPT TWO} out",
+    "gradient_r2": "R\N{SUPERSCRIPT TWO} gradients",
+    "restricted_r2": "R\N{SUPERSCRIPT TWO} adapter",
+    "map_r2": "R\N{SUPERSCRIPT TWO} stream",
+    "share": "share of change",
+}
+_LEGEND = {
+    "r2": "of LoRA, how near it comes to the cartridge",
+    "input_r2": "in, of what the source's modules read from what the target's read",
+    "output_r2": "out, of what the target's modules write from what the source's write",
+    "gradient_r2": "gradients, of the source's from the target's",
+    "restricted_r2": "adapter, of what the adapter makes of its input",
+    "map_r2": "stream, of the target's residual stream from the source's",
+}
 # Told of each site in report.json, but their mean over sites says nothing.
-_UNTOLD = ("norm", "singular_vectors")
+_UNTOLD = (
+    *("norm", "singular_vectors", "strength", "input_strength", "output_strength"),
+    *("size", "lost", "linear_share"),
+)
+
+_PREDICTED = {"restricted_r2": "the adapter reads", "output_r2": "it writes"}
+
+
+def heading(name: str) -> str:
+    """Return what a column of the table is called."""
+    return _HEADINGS.get(name, name.replace("_", " "))
+
+
+def legend(report: TransferReport) -> str:
+    """Return what the columns of the table mean, as far as their names do not say it."""
+    shown = {name for facts in diagnostics(report).values() for name in facts}
+    told = [words for name, words in _LEGEND.items() if name in shown]
+    text = "Means over the sites of a role; report.json has every site."
+    if told:
+        text += (
+            " R\N{SUPERSCRIPT TWO} is on held-out text, 1 exact and 0 no better than the mean: "
+            f"{'; '.join(told)}."
+        )
+    return text
+
+
+def site_facts(mapping: Free) -> Iterator[tuple[str, Free]]:
+    """Give each target site of a mapper's report, and what was found there.
+
+    A mapper that goes layer by layer has a layer's facts above those of its sites.
+    """
+    yield from mapping.get("sites", {}).items()
+    for layer in mapping.get("layers", {}).values():
+        for label, facts in layer.get("sites", {}).items():
+            yield label, {"map_r2": layer["map_r2"], **facts}
 
 
 def diagnostics(report: TransferReport) -> dict[str, dict[str, float]]:
     """Return for each role the number of sites, and the mean over them of what was found."""
     found: dict[str, dict[str, list[float]]] = {}
     for mapping in report.mapping:
-        for label, facts in mapping.get("sites", {}).items():
+        for label, facts in site_facts(mapping):
             numbers = found.setdefault(label.rpartition(".")[2], {})
             for name, value in facts.items():
                 if isinstance(value, int | float) and name not in _UNTOLD:
@@ -39,7 +91,7 @@ def transfer_table(report: TransferReport) -> Table:
     table = Table(box=box.SIMPLE_HEAD, show_edge=False)
     table.add_column("role")
     for name in names:
-        table.add_column(_HEADINGS.get(name, name.replace("_", " ")), justify="right")
+        table.add_column(heading(name), justify="right")
     for role, facts in rows.items():
         cells = [f"{facts[n]:.0f}" if n == "sites" else _cell(facts.get(n)) for n in names]
         table.add_row(role, *cells)
@@ -53,17 +105,8 @@ def _cell(value: float | None) -> str:
 def remarks(report: TransferReport) -> Iterator[str]:
     """Give in words what was lost, and what the adapter does on the target."""
     for record, mapping in zip(report.adapters, report.mapping, strict=True):
-        if mapping.get("dropped_sites"):
-            yield (
-                f"{record.place}: {len(mapping['dropped_sites'])} of {record.sites} source sites "
-                f"feed no target layer; they hold {mapping['dropped_energy']:.0%} of its squared "
-                "norm, which is not carried over"
-            )
-        if mapping.get("repeated_sites"):
-            yield (
-                f"{record.place}: {mapping['repeated_sites']} target sites get an update that "
-                "another target layer gets as well, since the target has more layers"
-            )
+        for remark in _mapped(record, mapping):
+            yield f"{record.place}: {remark}"
     for step in report.steps:
         yield f"{step.name}: cutting back to the rank lost {step.lost_energy:.1%} of the energy"
     found = report.verification
@@ -72,7 +115,49 @@ def remarks(report: TransferReport) -> Iterator[str]:
         f"{found['logit_change']:.3g}, the most likely token at "
         f"{found['changed_top_token']:.0%} of the probe's positions"
     )
+    if report.compatibility is None:
+        yield "diagnosis: left out, so that nothing is known of how alike the two models are"
+    else:
+        yield report.compatibility.words
     yield from report.warnings
+
+
+def _mapped(record: AdapterRecord, mapping: Free) -> Iterator[str]:
+    """Give in words what the mapper left out of an adapter, and where it saw nothing."""
+    if mapping.get("dropped_sites"):
+        yield (
+            f"{len(mapping['dropped_sites'])} of {record.sites} source sites "
+            f"feed no target layer; they hold {mapping['dropped_energy']:.0%} of its squared "
+            "norm, which is not carried over"
+        )
+    if mapping.get("repeated_sites"):
+        yield (
+            f"{mapping['repeated_sites']} target sites share the source site that feeds them with "
+            "another target layer"
+        )
+    if mapping.get("left_out"):
+        yield (
+            f"left out, since text predicts too little there (mapper.min_r2): "
+            f"{_few(mapping['left_out'])}"
+        )
+    facts = dict(site_facts(mapping))
+    for name, what in _PREDICTED.items():
+        bad = [label for label, found in facts.items() if found.get(name, 1) <= 0]
+        if bad:
+            yield (
+                f"text predicts nothing of what {what} at {len(bad)} of {len(facts)} target sites "
+                f"(R\N{SUPERSCRIPT TWO} at most 0: {_few(bad)}); what is written there is noise"
+            )
+    layers = list(mapping.get("layers", {}).values())
+    if layers and "share" in layers[-1]:
+        yield (
+            f"{layers[-1]['share']:.0%} of the change that it makes to the residual stream is made "
+            "behind the last layer of the target, on held-out text"
+        )
+
+
+def _few(labels: Sequence[str]) -> str:
+    return ", ".join(labels[:6]) + (", ..." if len(labels) > 6 else "")
 
 
 def print_transfer(report: TransferReport, console: Console | None = None) -> None:
@@ -85,6 +170,6 @@ def print_transfer(report: TransferReport, console: Console | None = None) -> No
     console.print(Text(f"{report.mapper}: {report.pair.source} -> {report.pair.target}", "bold"))
     if diagnostics(report):
         console.print(transfer_table(report))
-        console.print("means over the sites of a role; report.json has every site", style="italic")
+        console.print(Text(legend(report), "italic"))
     for remark in remarks(report):
         console.print(remark, highlight=False, markup=False, soft_wrap=True)

@@ -96,6 +96,12 @@ class Workbench:
             return Path(self.config.paths.zoo)
         return self.cache / "zoo" / f"{self.config.pair.name}-{self.recipe_hash()[:12]}"
 
+    def has_zoo(self) -> bool:
+        """Return whether a zoo is named, or lies where one is kept for these settings."""
+        paths = self.config.paths
+        named = (paths.zoo, paths.zoo_source, paths.zoo_target)
+        return any(named) or self.zoo_folder().exists()
+
     def zoo(self) -> Zoo:
         """Open the zoo.
 

@@ -1,7 +1,7 @@
 """Predicting and scoring the held-out tasks' adapters."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ..adapters import LoraAdapter, cosine, relative_error
@@ -11,8 +11,10 @@ from ..evaluation.score_cache import ScoreCache
 from ..evaluation.scoring import TaskScore
 from ..exceptions import AdapterError, ConfigurationError
 from ..mappers import Mapper
+from ..mappers.cartridge import CartridgeMapper
 from ..mappers.mean import MeanMapper
 from ..models import BaseModel
+from ..models.attach import Attachable
 
 CONTROLS = ("random", "swapped")
 
@@ -22,7 +24,7 @@ class Cell(NamedTuple):
 
     task: str
     condition: str
-    adapter: LoraAdapter | None
+    adapter: LoraAdapter | Attachable | None
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Predictions:
         oracles: Task name to the adapter that was trained on the target.
         queries: Task name to the source's adapter.
         controls: Control to task name to adapter.
+        cartridges: Task name to the mapper's cartridge; none of a mapper that makes only LoRA.
     """
 
     predicted: Mapping[str, LoraAdapter]
@@ -42,6 +45,7 @@ class Predictions:
     oracles: Mapping[str, LoraAdapter]
     queries: Mapping[str, LoraAdapter]
     controls: Mapping[str, Mapping[str, LoraAdapter]]
+    cartridges: Mapping[str, Attachable] = field(default_factory=dict)
 
     def target_cells(self) -> Iterator[Cell]:
         """Give what is to be scored on the target."""
@@ -51,6 +55,8 @@ class Predictions:
             for control, adapters in self.controls.items():
                 if task in adapters:
                     yield Cell(task, control, adapters[task])
+            if task in self.cartridges:
+                yield Cell(task, "cartridge", self.cartridges[task])
             yield Cell(task, "predicted", self.predicted[task])
             yield Cell(task, "oracle", self.oracles[task])
 
@@ -97,12 +103,16 @@ def predict(mapper: Mapper, data: AnchorPairs, controls: list[str], seed: int) -
     if "swapped" in controls:
         given = swapped(queries, data.spare)
         made["swapped"] = {task: mapper.map(adapter) for task, adapter in given.items()}
+    cartridges = {}
+    if isinstance(mapper, CartridgeMapper):
+        cartridges = {task: mapper.cartridge(adapter) for task, adapter in queries.items()}
     return Predictions(
         predicted={task: mapper.map(adapter) for task, adapter in queries.items()},
         mean=mean.map(next(iter(queries.values()))),
         oracles=data.oracles,
         queries=queries,
         controls=made,
+        cartridges=cartridges,
     )
 
 

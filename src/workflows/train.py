@@ -1,11 +1,9 @@
-"""``train.py``: fit a mapper on anchors, predict the held-out adapters, score them, report."""
+"""``train.py``: fit a mapper, predict the held-out adapters, score them, report."""
 
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from lightning import Trainer
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 from rich.console import Console
@@ -18,7 +16,8 @@ from ..data.zoo import SIDES
 from ..evaluation.score_cache import ScoreCache
 from ..evaluation.scoring import TaskScore
 from ..exceptions import ConfigurationError
-from ..mappers import LearnedMapper, Mapper, load_mapper
+from ..mappers import LearnedMapper, Mapper
+from ..mappers.corpus_mapper import CorpusMapper
 from ..models.threads import one_thread
 from ..reporting.assembly import summarise, task_result
 from ..reporting.card import adapter_card
@@ -29,6 +28,8 @@ from ..reporting.results import PairRecord, Provenance, Results, write_results
 from ..reporting.tables import print_results
 from .anchors import CPU_TRAINER, builds_zoo, train_zoo
 from .building import Workbench, build, plain_config
+from .compatibility_check import check_compatibility
+from .fitting import Fitting
 from .prediction import Predictions, check_base, check_controls, predict, score_cells
 from .quiet import quiet_libraries
 from .stopwatch import Stopwatch
@@ -39,8 +40,11 @@ TaskScores = dict[str, dict[str, TaskScore]]
 def run(config: DictConfig) -> float | None:
     """Run the whole of ``train.py`` and return the mean gap recovered, for sweeps.
 
+    A mapper that learns from text is fitted and saved also where there is no zoo to score it on.
+
     Raises:
-        LoraportError: something that was asked for or given cannot be used.
+        LoraportError: something that was asked for or given cannot be used, or the two models
+            are not compatible.
     """
     quiet_libraries()
     mapper = learned_mapper(config)
@@ -48,19 +52,26 @@ def run(config: DictConfig) -> float | None:
     folder = Path(HydraConfig.get().runtime.output_dir)
     check_controls(config.evaluation.controls)
     scores = bench.scores
+    with watch.step("diagnose"):
+        compatible = check_compatibility(bench)
     with watch.step("zoo"):
-        data = anchor_pairs(bench)
-        tasks = bench.tasks(list(data.held_out))
+        data = anchor_pairs(bench, mapper)
+        tasks = {} if data is None else bench.tasks(list(data.held_out))
     loggers: list[Logger] = [build(node) for node in config.logger.values()]
     with watch.step("fit"):
-        trainer, mapper = fit(config, mapper, data, loggers, folder)
+        fitting = Fitting.of(bench, mapper, data)
+        trainer, mapper = fitting.fit(loggers, folder)
     if not trainer.is_global_zero:  # the other devices have done their part
+        return None
+    if data is None:
+        say_fitted(folder)
         return None
     with watch.step("predict"), one_thread():
         predictions = predict(mapper, data, list(config.evaluation.controls), config.seed)
     with watch.step("score"):
         found, hashes = score(bench, scores, predictions, tasks)
-    results = assemble(bench, mapper, predictions, found, hashes, watch.seconds)
+    facts = fitting.facts() | ({} if compatible is None else {"diagnosis": dict(compatible)})
+    results = assemble(bench, mapper, predictions, found, hashes, watch.seconds, facts)
     write(results, predictions, loggers, folder)
     return results.summary.gap_recovered
 
@@ -81,45 +92,44 @@ def learned_mapper(config: DictConfig) -> LearnedMapper:
     return mapper
 
 
-def anchor_pairs(bench: Workbench) -> AnchorPairs:
-    """Return the zoo's adapters; for a pair that brings its own tasks, train them first."""
+def anchor_pairs(bench: Workbench, mapper: LearnedMapper) -> AnchorPairs | None:
+    """Return the zoo's adapters; for a pair that brings its own tasks, train them first.
+
+    Returns:
+        The pairs that the mapper learns from, or that a mapper of text is scored on; None where
+        there is no zoo for the latter.
+    """
     config = bench.config
+    on_text = isinstance(mapper, CorpusMapper)
+    if on_text and not (builds_zoo(bench) or bench.has_zoo()):
+        return None
     names = list(config.tasks.names) if config.tasks.names else None
     known = bench.task_source().names()
     refuse_unknown([*(names or []), *config.tasks.held_out], known, f"tasks of {config.pair.name}")
     if builds_zoo(bench):
         train_zoo(bench, SIDES, names or list(known), CPU_TRAINER)
-    pairs = bench.zoo().read(names)
+    pairs, held_out = bench.zoo().read(names), list(config.tasks.held_out)
     refuse_unknown(list(pairs.source), known, "the task source")
-    data: AnchorPairs = build(config.data, zoo=pairs, held_out=list(config.tasks.held_out))
+    data: AnchorPairs = (
+        AnchorPairs(pairs, held_out=held_out)
+        if on_text
+        else build(config.data, zoo=pairs, held_out=held_out)
+    )
     if not data.held_out:
         raise ConfigurationError(
-            f"none of tasks.held_out={list(config.tasks.held_out)} is in the zoo, so that nothing "
-            f"is left to predict; it has {', '.join(pairs.source)}: name at least one of them"
+            f"none of tasks.held_out={held_out} is in the zoo, so that nothing is left to predict; "
+            f"it has {', '.join(pairs.source)}: name at least one of them"
         )
     return data
 
 
-def fit(
-    config: DictConfig,
-    mapper: LearnedMapper,
-    data: AnchorPairs,
-    loggers: list[Logger],
-    folder: Path,
-) -> tuple[Trainer, LearnedMapper]:
-    """Fit the mapper, save ``mapper.ckpt``, and return the mapper with its best weights."""
-    callbacks: list[Callback] = [build(node) for node in config.callbacks.values()]
-    trainer: Trainer = build(
-        config.trainer, logger=loggers, callbacks=callbacks, default_root_dir=folder
+def say_fitted(folder: Path) -> None:
+    """Say that there was nothing to score on, and where the mapper lies."""
+    console = Console()
+    console.print(
+        "fitted and saved, but not scored: there is no zoo of this pair; set paths.zoo=DIR to one"
     )
-    with one_thread():
-        trainer.fit(mapper, datamodule=data)
-        trainer.save_checkpoint(folder / "mapper.ckpt", weights_only=True)
-    best = [c.best_model_path for c in callbacks if isinstance(c, ModelCheckpoint)]
-    if best and best[0] and trainer.is_global_zero:
-        Path(best[0]).replace(folder / "mapper.ckpt")
-        mapper = load_mapper(folder / "mapper.ckpt")
-    return trainer, mapper
+    console.print(f"checkpoint  {folder / 'mapper.ckpt'}", highlight=False, soft_wrap=True)
 
 
 def score(
@@ -158,6 +168,7 @@ def assemble(
     scores: TaskScores,
     hashes: dict[str, str],
     seconds: dict[str, float],
+    facts: dict[str, Any],
 ) -> Results:
     """Return everything that ``results.json`` holds."""
     config: dict[str, Any] = plain_config(bench.config)
@@ -184,7 +195,7 @@ def assemble(
         controls=controls,
         tasks=tasks,
         summary=summarise(scores, controls, config["seed"]),
-        mapper_report=mapper.report() | {"predictions": predictions.distances()},
+        mapper_report=mapper.report() | facts | {"predictions": predictions.distances()},
         timing={name: round(value, 2) for name, value in seconds.items()},
         provenance=Provenance(
             versions=library_versions(), hashes=hashes, revisions={"checkout": git_revision()}

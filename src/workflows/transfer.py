@@ -9,23 +9,29 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as ProgressBar
 
 from ..adapters import read_adapter
 from ..adapters.peft_folder import write_peft_files
 from ..data.zoo import SIDES
 from ..exceptions import ConfigurationError
 from ..files import staged_folder, writing
-from ..mappers import BasePair, LearnedMapper, Mapper, WeightMapper, load_mapper
-from ..mappers.weight_mapper import Progress as SiteProgress
+from ..mappers import BasePair, Mapper
+from ..mappers.cartridge import CartridgeMapper
+from ..mappers.residual_mapper import ResidualMapper
+from ..mappers.weight_mapper import Progress
 from ..models import ModelSource, StreamedWeights
 from ..models.factor_cache import FactorCache
 from ..models.peft_check import verify
+from ..reporting.compatibility_record import CompatibilityRecord
 from ..reporting.ported_card import ported_card
 from ..reporting.transfer_report import TransferReport
 from ..reporting.transfer_table import print_transfer
 from .anchor_choice import AnchorChoice
 from .building import Workbench, build
+from .chosen_mapper import chosen_mapper, give_models
+from .compatibility_check import check_compatibility
 from .given_adapters import given_adapter
 from .options import listed, option, optional
 from .plan import Plan
@@ -42,6 +48,7 @@ class Inputs(NamedTuple):
     mapper: Mapper
     plan: Plan
     choice: AnchorChoice
+    cartridge: Path | None
 
     @classmethod
     def of(cls, bench: Workbench) -> "Inputs":
@@ -50,7 +57,8 @@ class Inputs(NamedTuple):
         mapper, choice, plan = chosen_mapper(config), AnchorChoice.of(bench), Plan.of(config)
         given = {place: given_adapter(bench, place) for place in places(config, "adapter")}
         others = {p: read_adapter(Path(p).expanduser()) for p in places(config, "merge.with")}
-        return cls(given, others, mapper, plan, choice)
+        cartridge = cartridge_folder(config, mapper, list(given))
+        return cls(given, others, mapper, plan, choice, cartridge)
 
 
 def run(config: DictConfig) -> float | None:
@@ -60,34 +68,44 @@ def run(config: DictConfig) -> float | None:
         The mean gain in log-likelihood on ``choose.anchors``, for sweeps; None without anchors.
 
     Raises:
-        LoraportError: something that was asked for or given cannot be used, or the adapter that
-            was made does not do on the target what it should; then nothing is left of it.
+        LoraportError: something that was asked for or given cannot be used, the pair is not
+            compatible, or the adapter that was made does not do on the target what it should;
+            then nothing is left of it.
     """
     quiet_libraries()
     bench, watch = Workbench(config), Stopwatch()
     output = Path(optional(config, "output", str) or _run_folder() / "adapter").expanduser()
     with watch.step("read"):
         inputs = Inputs.of(bench)
+    with watch.step("diagnose"):
+        compatible = check_compatibility(bench)
     with staged_folder(output, overwrite=option(config, "overwrite", bool)) as folder:
-        report = ported_into(folder, output, inputs, bench, watch)
+        report = ported_into(folder, output, inputs, compatible, bench, watch)
         with writing(output):
             (folder / "report.json").write_text(report.json_text(), encoding="utf-8")
             (folder / "README.md").write_text(ported_card(report), encoding="utf-8")
+        save_cartridge(inputs, overwrite=option(config, "overwrite", bool))
     print_transfer(report)
     Console().print(f"adapter  {output}", highlight=False, soft_wrap=True)
+    if inputs.cartridge is not None:
+        Console().print(f"cartridge  {inputs.cartridge}", highlight=False, soft_wrap=True)
     return inputs.choice.value(report.anchor_scores)
 
 
 def ported_into(
-    folder: Path, output: Path, inputs: Inputs, bench: Workbench, watch: Stopwatch
+    folder: Path,
+    output: Path,
+    inputs: Inputs,
+    compatible: CompatibilityRecord | None,
+    bench: Workbench,
+    watch: Stopwatch,
 ) -> TransferReport:
     """Port into a folder that will take the place of ``output``; return what is to be reported."""
     with watch.step("open"):
         pair = base_pair(bench)
     porting = inputs.plan.porting(inputs.mapper, pair)
-    with watch.step("port"), site_progress() as progress:
-        if isinstance(inputs.mapper, WeightMapper):
-            inputs.mapper.use(pair, progress)
+    with watch.step("port"), shown_progress(inputs.mapper) as progress:
+        give_models(inputs.mapper, pair, bench, progress)
         ported = porting.port(list(inputs.given.values()), list(inputs.others.values()))
     with watch.step("verify"):
         with writing(output):
@@ -95,7 +113,7 @@ def ported_into(
         found = verify(folder, pair.target, ported.adapter, called=output)
     with watch.step("choose"):
         scores = inputs.choice.scores(bench, porting)
-    done = Transferred(inputs.given, inputs.others, ported, found, scores)
+    done = Transferred(inputs.given, inputs.others, compatible, ported, found, scores)
     return transfer_report(bench, porting, pair, done, watch.seconds)
 
 
@@ -119,36 +137,33 @@ def places(config: DictConfig, key: str) -> list[str]:
     return given
 
 
-def chosen_mapper(config: DictConfig) -> Mapper:
-    """Return the mapper of ``mapper=``, or of ``ckpt=`` where that is given.
+def cartridge_folder(config: DictConfig, mapper: Mapper, given: list[str]) -> Path | None:
+    """Return where ``cartridge=`` asks for the adapter behind its heads.
 
     Raises:
-        ConfigurationError: a learned mapper lacks its checkpoint, or another one has one.
+        ConfigurationError: the mapper makes none, or several adapters are to be merged.
     """
-    hydra = HydraConfig.get()
-    name = hydra.runtime.choices["mapper"]
-    asked = any(word.startswith("mapper=") for word in hydra.overrides.task)
-    built: Mapper = build(config.mapper)
-    ckpt = optional(config, "ckpt", str)
-    if ckpt is None:
-        if isinstance(built, LearnedMapper):
-            raise ConfigurationError(
-                f"mapper={name} is learned, and there is no checkpoint of it: fit it by `python "
-                f"train.py mapper={name} pair={config.pair.name}` and give its mapper.ckpt as ckpt="
-            )
-        return built
-    loaded = load_mapper(Path(ckpt).expanduser())
-    if not loaded.fitted:
+    folder = optional(config, "cartridge", str)
+    if folder is None:
+        return None
+    if not isinstance(mapper, CartridgeMapper):
         raise ConfigurationError(
-            f"ckpt={ckpt} holds a {type(loaded).__name__} that was never fitted; give the "
-            "mapper.ckpt of a run that came to its end"
+            f"cartridge={folder} takes ckpt= of mapper=cast, but this mapper is a "
+            f"{type(mapper).__name__}, which has no heads; leave cartridge= out"
         )
-    if asked and type(loaded) is not type(built):
+    if len(given) > 1:
         raise ConfigurationError(
-            f"ckpt={ckpt} holds a {type(loaded).__name__}, but mapper={name} is a "
-            f"{type(built).__name__}; leave mapper= out, or give the checkpoint of that mapper"
+            f"cartridge={folder} holds one adapter, but adapter= names {len(given)}, and what is "
+            "behind heads is not merged; give one adapter"
         )
-    return loaded
+    return Path(folder).expanduser()
+
+
+def save_cartridge(inputs: Inputs, *, overwrite: bool) -> None:
+    """Write the adapter behind its heads, where that is asked for."""
+    if inputs.cartridge is not None and isinstance(inputs.mapper, CartridgeMapper):
+        (adapter,) = inputs.given.values()
+        inputs.mapper.cartridge(adapter).save(inputs.cartridge, overwrite=overwrite)
 
 
 def base_pair(bench: Workbench) -> BasePair:
@@ -185,15 +200,16 @@ def device(name: str) -> torch.device:
 
 
 @contextmanager
-def site_progress() -> Iterator[SiteProgress]:
-    """Show how many sites are mapped, and how long the rest takes."""
+def shown_progress(mapper: Mapper) -> Iterator[Progress]:
+    """Show how many sites or layers are mapped, and how long the rest takes."""
+    unit = "layers" if isinstance(mapper, ResidualMapper) else "sites"
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("sites, remaining"),
+        TextColumn(f"{unit}, remaining"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with ProgressBar(*columns, console=Console(stderr=True), transient=True) as progress:
         bar = progress.add_task("porting", total=None)
         yield lambda done, total: progress.update(bar, completed=done, total=total)

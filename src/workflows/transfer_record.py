@@ -1,18 +1,22 @@
 """From what a transfer did to its report."""
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..adapters import LoraAdapter
 from ..adapters.combined import Combined
-from ..mappers import BasePair
+from ..mappers import BasePair, LearnedMapper, Mapper
 from ..models.peft_check import Verification
 from ..models.sources import folder_hash
+from ..reporting.compatibility_record import CompatibilityRecord
 from ..reporting.provenance import git_revision, library_versions
 from ..reporting.results import PairRecord, Provenance
 from ..reporting.transfer_report import AdapterRecord, StepRecord, TransferReport
 from .building import Workbench, plain_config
+from .options import optional
 from .porting import Ported, Porting
 
 Given = dict[str, LoraAdapter]
@@ -24,6 +28,7 @@ class Transferred(NamedTuple):
 
     given: Given
     others: Given
+    compatibility: CompatibilityRecord | None
     ported: Ported
     verification: Verification
     anchor_scores: dict[str, Any]
@@ -42,14 +47,20 @@ def transfer_report(
         for adapters in (done.given, done.others)
     )
     hashes |= {str(record.place): record.sha256 for record in (*given, *others)}
+    ckpt = optional(bench.config, "ckpt", str)
+    if ckpt is not None:
+        content = Path(ckpt).expanduser().read_bytes()
+        hashes["checkpoint"] = hashlib.sha256(content).hexdigest()
     options = {"sparsify": config["sparsify"], "merge": config["merge"]}
     return TransferReport(
         config=config,
         pair=PairRecord(
             name=config["pair"]["name"], source=pair.source.name, target=pair.target.name
         ),
+        compatibility=done.compatibility,
         # One mapper a file, each called like its YAML.
         mapper=type(porting.mapper).__module__.rpartition(".")[2],
+        trained_with=_trained_with(porting.mapper),
         information_class=porting.mapper.information_class,
         adapters=given,
         merged_with=others,
@@ -66,6 +77,11 @@ def transfer_report(
             versions=library_versions(), hashes=hashes, revisions={"checkout": git_revision()}
         ),
     )
+
+
+def _trained_with(mapper: Mapper) -> dict[str, Any]:
+    """Return the options of a learned mapper; a checkpoint has nothing but plain data."""
+    return dict(mapper.hparams) if isinstance(mapper, LearnedMapper) else {}
 
 
 def _record(place: str | None, adapter: LoraAdapter) -> AdapterRecord:

@@ -13,8 +13,8 @@ from loraport.alignment.pairings import (
     ManyToOne,
     Monotone,
     RelativeDepth,
-    Spread,
     SimilarityWeights,
+    Spread,
     SummedWeights,
 )
 

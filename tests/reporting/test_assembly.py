@@ -87,3 +87,23 @@ def test_without_tasks_nothing_is_known():
 def test_ends_of_intervals():
     assert ends(Interval(0.1, math.inf)) == (0.1, None)
     assert ends(Interval(math.nan, math.nan)) is None
+
+
+def test_a_cartridge_has_a_gap_of_its_own_and_is_no_control():
+    tasks = {
+        "one": conditions(30, 50, 60, cartridge=54),
+        "two": conditions(40, 50, 80, cartridge=70),
+    }
+    summary = summarise(tasks, CONTROLS)
+    assert summary.cartridge_gap == pytest.approx((0.8 + 0.75) / 2)
+    assert summary.cartridge_gap_nll == pytest.approx((0.8 + 0.75) / 2)
+    assert "cartridge" not in summary.control_gaps
+    assert summary.gap_recovered == pytest.approx((20 / 30 + 10 / 40) / 2)
+    assert task_result(tasks["one"], CONTROLS).scores["cartridge"] == 0.54
+
+
+def test_without_a_cartridge_on_every_task_there_is_no_gap_of_it():
+    tasks = {"one": conditions(30, 50, 60, cartridge=54), "two": conditions(40, 50, 80)}
+    for given in (tasks, {"two": tasks["two"]}):
+        summary = summarise(given, CONTROLS)
+        assert (summary.cartridge_gap, summary.cartridge_gap_nll) == (None, None)

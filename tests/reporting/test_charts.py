@@ -52,3 +52,14 @@ def test_any_number_of_tasks(count, tmp_path):
 def test_wilson_interval_agrees_with_scipy(right, rows):
     reference = scipy.stats.binomtest(right, rows).proportion_ci(0.95, method="wilson")
     assert wilson_interval(right / rows, rows) == pytest.approx((reference.low, reference.high))
+
+
+def test_a_cartridge_has_a_bar_where_there_is_one(tmp_path):
+    def amber(**others):
+        results = results_of({"task": conditions(30, 50, 90, **others)})
+        pixels = imread(write_chart(results, tmp_path / "chart.png"))[..., :3]
+        wanted = [0xE6 / 255, 0x9F / 255, 0]
+        return int((abs(pixels - wanted).max(axis=-1) < 0.01).sum())
+
+    assert amber() == 0
+    assert amber(cartridge=54) > 1000

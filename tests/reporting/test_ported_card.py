@@ -102,6 +102,18 @@ def test_a_checkpoint_stands_in_for_the_options_of_another_mapper() -> None:
     assert "mapper" not in found
 
 
+def test_a_checkpoint_shows_what_its_mapper_was_trained_with() -> None:
+    report = report_of(mapper="transport", information_class="generic text")
+    config = {**report.config, "ckpt": "runs/mapper.ckpt"}
+    update = {"config": config, "trained_with": {"roles": ["q", "v"], "min_r2": None}}
+    card = ported_card(report.model_copy(update=update))
+    assert settings(card)["mapper"] == {"roles": ["q", "v"], "min_r2": None}
+    assert "Linear maps between the two models' activations" in card
+    assert "does not say that the task is solved" in card
+    assert "weights alone" not in card
+    assert "weights alone have hardly been better" in ported_card(report_of())
+
+
 def test_the_tiny_model_says_where_it_lies() -> None:
     hint = "is built by `pair=tiny`"
     assert hint not in ported_card(report_of())

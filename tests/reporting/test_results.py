@@ -117,3 +117,12 @@ def test_only_plain_data_is_plain():
     assert plain({"a": (1, Path("x"), None, True)}) == {"a": [1, "x", None, True]}
     with pytest.raises(ValueError, match="not Tensor"):
         plain({"a": torch.zeros(1)})
+
+
+def test_a_file_from_before_there_were_cartridges_is_read(results, tmp_path):
+    path = write_results(results, tmp_path / "results.json")
+    content = json.loads(path.read_text())
+    for field in ("cartridge_gap", "cartridge_gap_nll"):
+        del content["summary"][field]
+    path.write_text(json.dumps(content))
+    assert read_results(path).summary.cartridge_gap is None

@@ -77,3 +77,17 @@ def test_the_data_are_one_row_a_task(results):
     assert (first["task"], first["predicted"], first["weight_cosine"]) == ("emotion", 0.5, 0.61)
     assert first["gap_recovered"] == pytest.approx(2 / 3)
     assert first["ci95_low"] < first["gap_recovered"] < first["ci95_high"]
+
+
+def test_a_cartridge_stands_beside_the_prediction_where_there_is_one(results):
+    assert "cartridge" not in results_text(results)
+    text = results_text(results_of({"task": conditions(30, 50, 60, cartridge=54)}))
+    heading = next(line for line in text.splitlines() if line.startswith("task"))
+    assert heading.split()[-6:][:2] == ["cartridge", "predicted"] or "cartridge predicted" in (
+        " ".join(heading.split())
+    )
+    row = next(line for line in text.splitlines() if line.startswith("task ") and "0.54" in line)
+    assert row.split()[8:10] == ["0.54", "0.50"]
+    assert "As a cartridge, before it is made linear, it recovers 0.80 of the gap." in text
+    data = results_data(results_of({"task": conditions(30, 50, 60, cartridge=54)}))
+    assert data.rows[0][data.columns.index("cartridge")] == 0.54

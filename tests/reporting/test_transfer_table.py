@@ -3,6 +3,7 @@ import io
 import pytest
 from rich.console import Console
 
+from loraport.reporting.compatibility_record import CompatibilityRecord
 from loraport.reporting.transfer_report import StepRecord
 from loraport.reporting.transfer_table import diagnostics, print_transfer, remarks
 
@@ -59,20 +60,82 @@ def test_what_was_lost_and_repeated_is_said() -> None:
     assert told == [
         "adapters/books: 1 of 4 source sites feed no target layer; they hold 25% of its squared "
         "norm, which is not carried over",
-        "adapters/books: 2 target sites get an update that another target layer gets as well, "
-        "since the target has more layers",
+        "adapters/books: 2 target sites share the source site that feeds them with another target "
+        "layer",
         "merge: cutting back to the rank lost 12.5% of the energy",
         "verified: PEFT reads 3 sites; logits change by up to 0.125, the most likely token at 25% "
         "of the probe's positions",
+        "diagnosis: left out, so that nothing is known of how alike the two models are",
         "mind this",
     ]
 
 
 def test_nothing_is_said_of_what_did_not_happen() -> None:
-    assert [line.partition(":")[0] for line in remarks(report_of())] == ["verified"]
+    assert [line.partition(":")[0] for line in remarks(report_of())] == [
+        "verified",
+        "diagnosis",
+    ]
+
+
+def test_a_diagnosis_is_told_and_that_it_was_overridden() -> None:
+    record = CompatibilityRecord(
+        coverage=0.25, minimum=0.5, identification=0.5, rows=300, forced=True
+    )
+    text = printed(compatibility=record)
+    assert "diagnosis: 25% of the target's layers have a counterpart in the source" in text
+    assert "at least 50% are needed, which force=true overrode" in text
+    calm = record.model_copy(update={"coverage": 0.75, "forced": False})
+    assert "force=true" not in printed(compatibility=calm)
 
 
 def test_piped_output_is_not_wrapped(capsys: pytest.CaptureFixture[str]) -> None:
     long = "word " * 60
     print_transfer(report_of(warnings=(long.strip(),)))
     assert long.strip() in capsys.readouterr().out.splitlines()
+
+
+class TestMappersOfText:
+    def test_where_text_predicts_nothing_is_said(self) -> None:
+        sites = {
+            "0.q": site(0.5, input_r2=0.9, output_r2=-0.25, restricted_r2=0.0),
+            "1.q": site(0.5, input_r2=0.7, output_r2=0.5, restricted_r2=0.125),
+            "0.v": site(0.5, input_r2=0.8, output_r2=-1.0, restricted_r2=0.5),
+        }
+        told = list(remarks(report_of(mapping=({"sites": sites, "left_out": ["1.v > 2.v"]},))))
+        assert told[:3] == [
+            "adapters/books: left out, since text predicts too little there (mapper.min_r2): "
+            "1.v > 2.v",
+            "adapters/books: text predicts nothing of what the adapter reads at 1 of 3 target "
+            "sites (R² at most 0: 0.q); what is written there is noise",
+            "adapters/books: text predicts nothing of what it writes at 2 of 3 target sites (R² at "
+            "most 0: 0.q, 0.v); what is written there is noise",
+        ]
+
+    def test_the_table_says_what_its_columns_are(self) -> None:
+        sites = {"0.q": site(0.5, input_r2=0.75, input_strength=1e-4, restricted_r2=0.25)}
+        text = printed(mapping=({"sites": sites},))
+        assert "role   sites   norm kept   R² in   R² adapter" in text
+        assert "1 exact and 0 no better than the mean" in " ".join(text.split())
+        assert "R² is on held-out text" not in printed()
+        assert "0.0001" not in text
+
+    def test_of_layers_their_sites_are_told_and_what_was_made_in_the_end(self) -> None:
+        layers = {
+            str(layer): {
+                "map_r2": 0.5 + layer / 4,
+                "share": share,
+                "sites": {f"{layer}.down": {"size": 1.0, "share": share}},
+            }
+            for layer, share in enumerate((0.5, 0.25))
+        }
+        report = report_of(mapping=({"layers": layers},))
+        assert diagnostics(report) == {"down": {"sites": 2, "map_r2": 0.625, "share": 0.375}}
+        assert next(remarks(report)) == (
+            "adapters/books: 25% of the change that it makes to the residual stream is made "
+            "behind the last layer of the target, on held-out text"
+        )
+
+    def test_a_long_list_is_cut_short(self) -> None:
+        sites = {f"{layer}.q": site(0.5, output_r2=-1.0) for layer in range(9)}
+        text = next(remarks(report_of(mapping=({"sites": sites},))))
+        assert "0.q, 1.q, 2.q, 3.q, 4.q, 5.q, ...)" in text

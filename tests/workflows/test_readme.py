@@ -10,7 +10,15 @@ import pytest
 
 from loraport import api
 
-from .conftest import HELD_OUT, Command, Workspace
+from .conftest import (
+    HELD_OUT,
+    QUICK_DIAGNOSIS,
+    QUICK_MAPPER,
+    QUICK_TEXT,
+    Command,
+    Workspace,
+    write_texts,
+)
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -52,7 +60,10 @@ def test_our_commands_run(line: str, workspace: Workspace, command: Command):
     _, script, *words = line.split()
     pico = workspace.training() if script == "train.py" else workspace.options()
     if "ckpt=FILE" in words:
-        fitted = command("train", *workspace.training(), "mapper=mean", "hydra.run.dir=fitted")
+        training = [*workspace.training(), "mapper=mean"]
+        if "cartridge=DIR" in words:
+            training = workspace.text_training("cast")
+        fitted = command("train", *training, "hydra.run.dir=fitted")
         assert fitted.code == 0, fitted.err
     named = {word.partition("=")[0] for word in words}
     paths = {
@@ -67,6 +78,8 @@ def test_our_commands_run(line: str, workspace: Workspace, command: Command):
         "adapter": workspace.zoo / "source/books",
         "merge.with": workspace.zoo / "target/games",
         "output": workspace.root / "ported",
+        "cartridge": workspace.root / "cartridge",
+        "paths.corpus": workspace.root / "texts",
         "ckpt": workspace.root / "work/fitted/mapper.ckpt",
     }
     given = [
@@ -87,17 +100,26 @@ def test_our_commands_run(line: str, workspace: Workspace, command: Command):
     if "mapper=mean," in line:  # of the sweep, the mappers that take no components
         given = [word.replace(",pca_ridge,pca_mlp", "") for word in given]
         small = []
+    if "paths.corpus=DIR" in words:
+        write_texts(workspace.root / "texts")
+        mapper = next((w.partition("=")[2] for w in words if w.startswith("mapper=")), "")
+        small += [*QUICK_TEXT, *QUICK_MAPPER.get(mapper, ())]
+    if script == "diagnose.py":  # random weights are not compatible
+        small += [*QUICK_DIAGNOSIS, "force=true"]
     kept = [o for o in pico if o.partition("=")[0] not in {w.partition("=")[0] for w in given}]
     flags, rest = [w for w in given if w == "-m"], [w for w in given if w != "-m"]
     end = command(script.removesuffix(".py"), *flags, *kept, *rest, *small)
     assert end.code == 0, end.err
     if script == "transfer.py":
         assert "verified: PEFT reads" in end.out
+        assert ("cartridge" in named) == (workspace.root / "cartridge").is_dir()
     if script == "train.py":
         assert all(name in end.out for name in HELD_OUT)
+    if script == "diagnose.py":
+        assert list((workspace.root / "work").glob("outputs/diagnose/*/diagnosis.html"))
 
 
-@pytest.mark.parametrize("script", ["train", "anchors", "transfer"])
+@pytest.mark.parametrize("script", ["train", "anchors", "transfer", "diagnose"])
 def test_help_answers_at_once_and_shows_groups(script: str):
     code = (
         f"import sys, time; begin = time.perf_counter(); sys.argv = ['{script}.py', '--help']\n"

@@ -154,7 +154,7 @@ def test_a_transfer_leaves_an_adapter_with_card_and_report(
         "target model",
         report.adapters[0].place,
     }
-    assert set(report.timing) == {"read", "open", "port", "verify", "choose"}
+    assert set(report.timing) == {"read", "diagnose", "open", "port", "verify", "choose"}
     assert set(report.mapping[0]["sites"]) == {site.label for site in written}
 
     card = (folder / "README.md").read_text()
@@ -164,7 +164,7 @@ def test_a_transfer_leaves_an_adapter_with_card_and_report(
     assert f"`{mapper}`" in card
     assert f"{mapper}: pico/source -> pico/target" in end.out
     assert re.search(r"^\s*q\s+3\b", end.out, re.MULTILINE)
-    assert "2 target sites get an update that another target layer gets as well" in end.out
+    assert "2 target sites share the source site that feeds them with another" in end.out
     assert "verified: PEFT reads 6 sites" in end.out
     assert end.out.splitlines()[-1] == f"adapter  {folder}"
 
