@@ -89,7 +89,7 @@ def shared_choices() -> Iterator[tuple[str, str]]:
                 yield command, f"{group}={name}"
 
 
-@pytest.mark.parametrize(("command", "choice"), shared_choices())
+@pytest.mark.parametrize(("command", "choice"), list(shared_choices()))
 def test_every_choice_composes(command, choice):
     with initialize_config_module("loraport.conf", version_base="1.3"):
         config = compose(command, overrides=[choice, *given(command)])
