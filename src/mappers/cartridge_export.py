@@ -13,7 +13,7 @@ from ..alignment.reduced_rank import reduced_rank_regression
 from ..models.taps import Tap
 from .cartridge import Cartridge
 
-_STRENGTHS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+_STRENGTHS = (1e-6, 1e-4, 1e-2, 1.0)
 
 
 def exported(

@@ -70,6 +70,7 @@ def test_random_models_are_found_incompatible_and_everything_is_written(
     assert prints["source.1.distances"].shape == (content.probes.rows,)
 
 
+@pytest.mark.slow
 def test_forced_it_ends_well_and_without_a_corpus_there_are_no_modules(
     workspace: Workspace, command: Command
 ):

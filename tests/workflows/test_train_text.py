@@ -98,6 +98,7 @@ def test_with_a_zoo_the_held_out_tasks_are_scored(trains: Trains):
         assert len(read_adapter(trains.folder / "adapters" / name)) == 6
 
 
+@pytest.mark.slow
 def test_held_out_tasks_change_nothing_of_what_is_learnt(trains: Trains):
     """The questions of anchor tasks are behind texts; the zoo is there to score on alone."""
     states = []
@@ -185,6 +186,7 @@ class TestStopped:
 
         monkeypatch.setattr(kind, "training_step", step)
 
+    @pytest.mark.slow
     def test_statistics_go_on_where_they_were(
         self, trains: Trains, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -220,6 +222,7 @@ class TestStopped:
         assert not added
         assert list((root / "cache/statistics").iterdir())
 
+    @pytest.mark.slow
     def test_training_goes_on_at_the_next_epoch(
         self, trains: Trains, monkeypatch: pytest.MonkeyPatch
     ) -> None:
