@@ -60,7 +60,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--zoo", help="source/NAME and target/NAME, PEFT folders")
     parser.add_argument("--backwards", action="store_true", help="the zoo's target is the source")
     parser.add_argument("--tasks", nargs="+", help="of the zoo; by default the held-out ones")
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), metavar="METHOD")
+    parser.add_argument("--methods", nargs="*", default=list(METHODS), metavar="METHOD")
     parser.add_argument("--controls", nargs="*", default=list(CONTROLS), help="more methods")
     parser.add_argument("--rows", type=int, default=300, help="test rows of each task")
     parser.add_argument("--output", type=Path, help="where the numbers go as JSON")
