@@ -41,7 +41,8 @@ class CorpusFolder:
     ) -> None:
         if folder is None:
             raise DataError(f"a corpus of texts is needed, but none is named; {_WANTED}")
-        self.folder, self.seed, self.validation_share = Path(folder), seed, validation_share
+        self.folder = Path(folder).expanduser()
+        self.seed, self.validation_share = seed, validation_share
         self.files = _files(self.folder)
 
     def texts(self, split: str) -> Iterator[str]:

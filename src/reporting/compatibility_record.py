@@ -9,7 +9,7 @@ class CompatibilityRecord(Record):
     Attributes:
         coverage: Share of the target's layers with a counterpart, calibrated against chance.
         minimum: The coverage that is asked for.
-        identification: Share of the layers that find the same counterpart on other rows.
+        identification: Share of the layers that their counterparts lead back to.
         rows: Aligned word ends that were compared.
         forced: Whether ``force=true`` overrode too low a coverage.
     """

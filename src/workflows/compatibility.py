@@ -16,7 +16,7 @@ class Compatibility:
     Attributes:
         similarity: Calibrated mutual k-NN of every target layer with every source layer.
         coverage: Share of the target's layers with a counterpart.
-        identification: Share of the layers that find the same counterpart on other rows.
+        identification: Share of the layers that their counterparts lead back to.
         rows: Aligned word ends that were compared.
     """
 

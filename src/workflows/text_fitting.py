@@ -112,9 +112,8 @@ def layer_pairing(bench: Workbench, models: ModelPair) -> LayerPairing:
         diagnosis, probes = build(bench.config.diagnosis), build(bench.config.probes)
         found = Compatibility.read(kept_at(bench, diagnosis, probes))
     if found is None:
-        name = type(pairing).__name__
         raise ConfigurationError(
-            f"pairing={name} goes by how alike layers are, which diagnosis=none leaves out; take "
-            "diagnosis=cheap, or pairing=relative_depth"
+            f"the pairing {type(pairing).__name__} goes by how alike layers are, which "
+            "diagnosis=none leaves out; take diagnosis=cheap, or pairing=relative_depth or spread"
         )
     return pairing.pair(torch.tensor(found.similarity))
