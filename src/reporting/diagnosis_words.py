@@ -26,9 +26,7 @@ def verdict_words(
 
 
 def _identified(identification: float) -> str:
-    found = (
-        f"on other rows {identification:.0%} of the layers are led back to"
-    )
+    found = f"on other rows {identification:.0%} of the layers are led back to"
     if identification >= 0.5:
         return f"The layers are told apart: {found}."
     return f"Which layer is whose counterpart is not sure: {found}."
