@@ -1,12 +1,8 @@
 """Mappers that carry A and B by linear maps, fitted from streamed moments of activations."""
 
-import time
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, NamedTuple
-
-import torch
-from torch import Tensor, nn
 
 from ..adapters import Site
 from ..alignment.linear_maps import LinearMap, SplitMoments
@@ -14,14 +10,11 @@ from ..data import AlignedBatch
 from ..models.gradients import readings
 from ..models.layer_blocks import layer_blocks
 from ..models.pair_statistics import PairStatistics, TapPair
-from ..models.statistics_store import RunningTotals
 from ..models.taps import Tap, tap_widths
 from .fitted_maps import FittedMaps, Reader, SitePair, Writer, input_pair
+from .gathering import GatheringMapper
 from .linear_carrier import LinearCarrier
 from .relative_norms import RelativeNorms
-
-_SECONDS = 60.0
-"""How long a stopped fit has to run again at most, with a store."""
 
 
 class Gathered(NamedTuple):
@@ -49,7 +42,7 @@ class Gathered(NamedTuple):
         return SplitMoments(*(part.moments(source, target) for part in self))
 
 
-class LinearCorpusMapper(LinearCarrier):
+class LinearCorpusMapper(GatheringMapper, LinearCarrier):
     """Fits a reader and a writer for every target site and every source layer that feeds it.
 
     An epoch runs both models over the text and keeps moments, no activations; the maps are solved
@@ -73,12 +66,7 @@ class LinearCorpusMapper(LinearCarrier):
     ) -> None:
         super().__init__(roles, min_r2, match_norm)
         self.memory_gb = memory_gb
-        self.automatic_optimization = False
-        # Nothing is learnt in it: DistributedDataParallel refuses a module without a parameter.
-        self.unused = nn.Parameter(torch.zeros(()))
         self._blocks: tuple[tuple[TapPair, ...], ...] = ()
-        self._totals = RunningTotals.empty(())
-        self._saved = 0.0
 
     @abstractmethod
     def read(self, source: Site, target: Site, gathered: Gathered) -> LinearMap:
@@ -95,9 +83,6 @@ class LinearCorpusMapper(LinearCarrier):
     def tap_pairs(self, source: Site, target: Site) -> tuple[TapPair, ...]:
         """Return where the models are read for a pair of sites."""
         return (Tap.input(source), Tap.input(target)), (Tap.output(source), Tap.output(target))
-
-    def configure_optimizers(self) -> None:
-        """There is nothing to descend."""
 
     def setup(self, stage: str) -> None:
         """Split the layers into blocks that fit into memory, and ask for an epoch each."""
@@ -119,39 +104,13 @@ class LinearCorpusMapper(LinearCarrier):
         """Take up what was gathered before for this epoch's layers."""
         if self.current_epoch == 0:
             self.maps = FittedMaps()
-        self._totals = self.store.resume(self._key(), self._blocks[self.current_epoch])
-        self._saved = time.monotonic()
-
-    def training_step(self, batch: AlignedBatch, batch_idx: int) -> None:
-        """Add a batch to the statistics that maps are fitted on."""
-        if batch_idx >= self._totals.train_batches:
-            self._add(self._totals.train, batch)
-            self._totals.train_batches += 1
-            self._save_at_times()
-
-    def on_validation_start(self) -> None:
-        """End the sums over training text where they always end."""
-        self._totals.train.settle()
-
-    def validation_step(self, batch: AlignedBatch, batch_idx: int) -> None:
-        """Add a batch to the statistics that maps are chosen and measured on."""
-        if self.trainer.sanity_checking or batch_idx < self._totals.held_out_batches:
-            return
-        self._add(self._totals.held_out, batch)
-        self._totals.held_out_batches += 1
-        self._save_at_times()
+        self.take_up(self._blocks[self.current_epoch])
 
     def on_train_epoch_end(self) -> None:
         """Solve the maps of this epoch's layers from the statistics of all devices."""
-        totals = self._totals
-        totals.held_out.settle()
-        if not totals.complete:
-            totals.complete = True
-            self.store.save(self._key(), totals)
-        gathered = Gathered(totals.train.reduced(self._sum), totals.held_out.reduced(self._sum))
+        gathered = Gathered(*self.gathered())
         layers = {pair[1].layer for pair in self._blocks[self.current_epoch]}
         self.fit_maps(gathered, [pair for pair in self._site_pairs() if pair[1].layer in layers])
-        self._totals = RunningTotals.empty(())
 
     def fit_maps(self, gathered: Gathered, pairs: Sequence[SitePair]) -> None:
         """Solve the maps of some pairs of sites."""
@@ -171,7 +130,8 @@ class LinearCorpusMapper(LinearCarrier):
         feeds = self.described.feeds()
         return [(source, target) for target, found in feeds.items() for source, _ in found]
 
-    def _add(self, statistics: PairStatistics, batch: AlignedBatch) -> None:
+    def gather(self, statistics: PairStatistics, batch: AlignedBatch) -> None:
+        """Add what the taps of both models give."""
         models, pairs = self.models, statistics.pairs
         statistics.add(
             readings(
@@ -181,19 +141,3 @@ class LinearCorpusMapper(LinearCarrier):
                 models.target.network, batch.target, batch.target_places, [p[1] for p in pairs]
             ),
         )
-
-    def _save_at_times(self) -> None:
-        if time.monotonic() - self._saved >= _SECONDS:
-            self.store.save(self._key(), self._totals)
-            self._saved = time.monotonic()
-
-    def _key(self) -> str:
-        """Return what this device's statistics depend on."""
-        trainer = self.trainer
-        share = f"{trainer.global_rank} of {trainer.world_size}"
-        batches = f"{trainer.num_training_batches} {trainer.num_val_batches}"
-        return f"{self.content_key()} {share} {batches}"
-
-    def _sum(self, tensor: Tensor) -> Tensor:
-        reduced: Any = self.trainer.strategy.reduce(tensor, reduce_op="sum")
-        return torch.as_tensor(reduced)

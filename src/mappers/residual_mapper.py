@@ -1,11 +1,7 @@
 """Mappers that know how two models' residual streams correspond, and keep text to use it on."""
 
-import time
 from collections.abc import Callable
 from typing import Any, ClassVar
-
-import torch
-from torch import Tensor, nn
 
 from ..adapters import Role
 from ..alignment.layer_pairing import LayerPairing
@@ -14,8 +10,9 @@ from ..data.aligned_batch import AlignedBatch
 from ..exceptions import ConfigurationError
 from ..models.activations import activations
 from ..models.pair_statistics import PairStatistics
-from ..models.statistics_store import RunningTotals, StatisticsStore
-from .corpus_mapper import CorpusMapper, ModelPair
+from ..models.statistics_store import StatisticsStore
+from .corpus_mapper import ModelPair
+from .gathering import GatheringMapper
 from .kept_batches import KeptBatches
 from .pair_frame import PairFrame
 from .residual_map import ResidualMap, as_read, residual_taps
@@ -23,11 +20,8 @@ from .residual_map import ResidualMap, as_read, residual_taps
 Progress = Callable[[int, int], None]
 """Is told how many layers are done, and of how many."""
 
-_SECONDS = 60.0
-"""How long a stopped fit has to run again at most, with a store."""
 
-
-class ResidualMapper(CorpusMapper):
+class ResidualMapper(GatheringMapper):
     """Maps the source's residual stream behind each layer to the paired target layer's.
 
     The map N of ``du_T ~ N du_S`` is that of ridge regression between centred streams, as the
@@ -44,18 +38,14 @@ class ResidualMapper(CorpusMapper):
     """
 
     needs_models: ClassVar[bool] = True
+    statistics_of: ClassVar[str] = "as read: "
 
     def __init__(self, tokens: int, held_out_tokens: int) -> None:
         super().__init__([role.value for role in Role])
         self.tokens, self.held_out_tokens = tokens, held_out_tokens
-        self.automatic_optimization = False
-        # Nothing is learnt in it: DistributedDataParallel refuses a module without a parameter.
-        self.unused = nn.Parameter(torch.zeros(()))
         self.maps: dict[int, ResidualMap] = {}
         self.progress: Progress = _silent
         self.kept = KeptBatches(tokens), KeptBatches(held_out_tokens)
-        self._totals = RunningTotals.empty(())
-        self._saved = 0.0
 
     def use(
         self,
@@ -93,9 +83,6 @@ class ResidualMapper(CorpusMapper):
         """Whether the streams have been mapped and text has been kept."""
         return bool(self.maps)
 
-    def configure_optimizers(self) -> None:
-        """There is nothing to descend."""
-
     def setup(self, stage: str) -> None:
         """One epoch is all there is to see."""
         if stage == "fit":
@@ -103,46 +90,27 @@ class ResidualMapper(CorpusMapper):
 
     def on_train_epoch_start(self) -> None:
         """Take up what was gathered before."""
-        pairs = list(residual_taps(self.described.pairing).values())
-        self._totals = self.store.resume(self._key(), pairs)
+        self.take_up(list(residual_taps(self.described.pairing).values()))
         self.kept = KeptBatches(self.tokens), KeptBatches(self.held_out_tokens)
-        self._saved = time.monotonic()
 
     def training_step(self, batch: AlignedBatch, batch_idx: int) -> None:
-        """Add a batch to the statistics that maps are fitted on."""
+        """Keep the first batches, and add each to the statistics that maps are fitted on."""
         self.kept[0].offer(batch)
-        if batch_idx >= self._totals.train_batches:
-            self._add(self._totals.train, batch)
-            self._totals.train_batches += 1
-            self._save_at_times()
-
-    def on_validation_start(self) -> None:
-        """End the sums over training text where they always end."""
-        self._totals.train.settle()
+        super().training_step(batch, batch_idx)
 
     def validation_step(self, batch: AlignedBatch, batch_idx: int) -> None:
-        """Add a batch to the statistics that maps are chosen and measured on."""
-        if self.trainer.sanity_checking:
-            return
-        self.kept[1].offer(batch)
-        if batch_idx >= self._totals.held_out_batches:
-            self._add(self._totals.held_out, batch)
-            self._totals.held_out_batches += 1
-            self._save_at_times()
+        """Likewise for what maps are chosen and measured on."""
+        if not self.trainer.sanity_checking:
+            self.kept[1].offer(batch)
+        super().validation_step(batch, batch_idx)
 
     def on_train_epoch_end(self) -> None:
         """Solve the maps from the statistics of all devices."""
-        totals = self._totals
-        totals.held_out.settle()
-        if not totals.complete:
-            totals.complete = True
-            self.store.save(self._key(), totals)
-        parts = [part.reduced(self._sum) for part in (totals.train, totals.held_out)]
+        parts = self.gathered()
         ridge = Ridge()
         for target, taps in residual_taps(self.described.pairing).items():
             found = ridge.forward(*(part.moments(*taps).centred() for part in parts))
             self.maps[target] = ResidualMap.of(taps[0].layer, found)
-        self._totals = RunningTotals.empty(())
 
     def fitted_state(self) -> dict[str, Any]:
         """Return the maps, the frame and the texts that an adapter is mapped on."""
@@ -161,7 +129,8 @@ class ResidualMapper(CorpusMapper):
         for kept, texts in zip(self.kept, state["texts"], strict=True):
             kept.restore(texts)
 
-    def _add(self, statistics: PairStatistics, batch: AlignedBatch) -> None:
+    def gather(self, statistics: PairStatistics, batch: AlignedBatch) -> None:
+        """Add both streams as the next layers read them."""
         sides = (
             (self.models.source.network, batch.source, batch.source_places),
             (self.models.target.network, batch.target, batch.target_places),
@@ -172,22 +141,6 @@ class ResidualMapper(CorpusMapper):
             found = activations(network, tokens, places, taps)
             read.append({tap: as_read(network, h, tap.layer) for tap, h in found.items()})
         statistics.add(*read)
-
-    def _save_at_times(self) -> None:
-        if time.monotonic() - self._saved >= _SECONDS:
-            self.store.save(self._key(), self._totals)
-            self._saved = time.monotonic()
-
-    def _key(self) -> str:
-        """Return what this device's statistics depend on."""
-        trainer = self.trainer
-        share = f"{trainer.global_rank} of {trainer.world_size}"
-        batches = f"{trainer.num_training_batches} {trainer.num_val_batches}"
-        return f"as read: {self.content_key()} {share} {batches}"
-
-    def _sum(self, tensor: Tensor) -> Tensor:
-        reduced: Any = self.trainer.strategy.reduce(tensor, reduce_op="sum")
-        return torch.as_tensor(reduced)
 
 
 def _silent(done: int, total: int) -> None:

@@ -63,7 +63,7 @@ def _reading(
     """Hook the taps for as long as the block lasts, however it ends."""
     with ExitStack() as hooks:
         for tap in taps:
-            handle = _hooked(network, tap, _keeper(tap, taps, places, found))
+            handle = hooked(network, tap, _keeper(tap, taps, places, found))
             hooks.callback(handle.remove)
         yield
 
@@ -72,14 +72,22 @@ def _keeper(
     tap: Tap, taps: set[Tap], places: Tensor, found: Activations
 ) -> Callable[[Tensor], None]:
     def keep(activation: Tensor) -> None:
-        found[tap] = activation.flatten(0, 1).index_select(0, places)
+        found[tap] = rows_at(activation, places)
         if len(found) == len(taps):
             raise _Enough
 
     return keep
 
 
-def _hooked(network: PreTrainedModel, tap: Tap, keep: Callable[[Tensor], None]) -> RemovableHandle:
+def rows_at(
+    activation: Float[Tensor, "texts tokens width"], places: Int[Tensor, " rows"]
+) -> Float[Tensor, "rows width"]:
+    """Return a copy of the rows at some places of the flattened batch."""
+    return activation.flatten(0, 1).index_select(0, places)
+
+
+def hooked(network: PreTrainedModel, tap: Tap, keep: Callable[[Tensor], None]) -> RemovableHandle:
+    """Hand what flows through a tap to ``keep`` in every forward pass, until it is removed."""
     if tap.role is None:
         layer = network.get_submodule(f"model.layers.{tap.layer}")
 

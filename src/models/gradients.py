@@ -7,6 +7,7 @@ of two models have the same effect, whether or not activations ever vary along t
 
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,9 +15,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..adapters.sites import Site
 from ..data.aligned_batch import TokenBatch
-from .activations import Activations, activations
+from .activations import Activations, activations, hooked, rows_at
 from .taps import Tap
 
 # Logits of so many positions are held at once; 256 are 268 MB for a vocabulary of 262,144.
@@ -51,7 +51,7 @@ def readings(
     with ExitStack() as hooks:
         hooks.callback(_rooted(network).remove)
         for tap in (wanted - asked) | set(outputs):
-            hooks.callback(_kept(network, tap, kept).remove)
+            hooks.callback(hooked(network, tap, partial(kept.__setitem__, tap)).remove)
         with torch.enable_grad():
             hidden: Tensor = network.get_decoder()(
                 input_ids=tokens.input_ids.to(network.device),
@@ -61,10 +61,10 @@ def readings(
         rise = _likelihood_gradient(network, tokens, at, hidden.detach())
         found = torch.autograd.grad(hidden, [kept[tap] for tap in outputs], rise, allow_unused=True)
     read: Activations = {
-        outputs[tap]: _rows(torch.zeros_like(kept[tap]) if grad is None else grad, at)
+        outputs[tap]: rows_at(torch.zeros_like(kept[tap]) if grad is None else grad, at)
         for tap, grad in zip(outputs, found, strict=True)
     }
-    return read | {tap: _rows(kept[tap].detach(), at) for tap in wanted - asked}
+    return read | {tap: rows_at(kept[tap].detach(), at) for tap in wanted - asked}
 
 
 def _likelihood_gradient(
@@ -105,25 +105,3 @@ def _rooted(network: PreTrainedModel) -> Any:
     return embedding.register_forward_hook(
         lambda _module, _inputs, output: output.detach().requires_grad_()
     )
-
-
-def _kept(network: PreTrainedModel, tap: Tap, kept: dict[Tap, Tensor]) -> Any:
-    if tap.role is None:
-        layer = network.get_submodule(f"model.layers.{tap.layer}")
-
-        def behind(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            kept[tap] = output[0] if isinstance(output, tuple) else output
-
-        return layer.register_forward_hook(behind)
-    module = network.get_submodule(Site(tap.layer, tap.role).module_name)
-    if tap.place == "input":
-        return module.register_forward_pre_hook(
-            lambda _module, inputs: kept.__setitem__(tap, inputs[0])
-        )
-    return module.register_forward_hook(
-        lambda _module, _inputs, output: kept.__setitem__(tap, output)
-    )
-
-
-def _rows(activation: Tensor, places: Tensor) -> Tensor:
-    return activation.flatten(0, 1).index_select(0, places)

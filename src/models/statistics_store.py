@@ -87,7 +87,7 @@ class StatisticsStore:
         totals = self.resume(key, pairs)
         if totals.complete:
             return totals
-        saver = _Saver(self, key, totals)
+        saver = self.saver(key, totals)
         source_taps, target_taps = ({pair[side] for pair in totals.train.pairs} for side in (0, 1))
         for read in capture.run(train, source_taps, target_taps, skip=totals.train_batches):
             totals.train.add(read.source, read.target)
@@ -119,6 +119,10 @@ class StatisticsStore:
         if file is not None:
             _write(file, totals)
 
+    def saver(self, key: str, totals: RunningTotals) -> "Saver":
+        """Return what keeps totals under a key from time to time, as they grow."""
+        return Saver(self, key, totals)
+
     def _file(self, key: str, pairs: Sequence[TapPair]) -> Path | None:
         if self._folder is None:
             return None
@@ -128,14 +132,14 @@ class StatisticsStore:
         return self._folder / name[:2] / f"{name}.safetensors"
 
 
-class _Saver:
+class Saver:
     """Keeps running totals from time to time."""
 
     def __init__(self, store: StatisticsStore, key: str, totals: RunningTotals) -> None:
         self._store, self._key, self._totals = store, key, totals
         self._saved = time.monotonic()
 
-    def step(self, progress: Progress | None) -> None:
+    def step(self, progress: Progress | None = None) -> None:
         """Note that a batch is done."""
         if time.monotonic() - self._saved >= self._store._seconds:
             self._store.save(self._key, self._totals)

@@ -131,7 +131,6 @@ def test_stopped_fit_goes_on_and_ends_in_the_same_bits(
 ) -> None:
     whole = TransportMapper()
     fit_on_text(whole, models)
-    monkeypatch.setattr(f"{FITTING}._SECONDS", 0.0)
     runs: list[int] = []
 
     def failing(*arguments: Any) -> Any:
@@ -141,7 +140,7 @@ def test_stopped_fit_goes_on_and_ends_in_the_same_bits(
         return readings(*arguments)
 
     monkeypatch.setattr(f"{FITTING}.readings", failing)
-    store = StatisticsStore(tmp_path)
+    store = StatisticsStore(tmp_path, seconds=0.0)
     with pytest.raises((KeyboardInterrupt, SystemExit)):
         fit_on_text(TransportMapper(), models, store=store)
     mapper = TransportMapper()

@@ -1,5 +1,6 @@
 """``train.py`` with mappers that learn from text, on pico models and a few sentences."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from loraport.adapters import read_adapter
 from loraport.mappers import load_mapper
 from loraport.mappers.cast import CastMapper
 from loraport.mappers.linear_corpus_mapper import LinearCorpusMapper
+from loraport.models.statistics_store import StatisticsStore
 from loraport.reporting import read_results
 
 from .conftest import HELD_OUT, Command, Outcome, Workspace
@@ -195,14 +197,15 @@ class TestStopped:
         assert trains.call("transport", *small, f"paths.cache={root / 'c'}").code == 0
         whole = trains.checkpoint["mapper_state"]
         added: list[int] = []
-        inner = LinearCorpusMapper._add
+        inner = LinearCorpusMapper.gather
 
         def add(mapper: LinearCorpusMapper, *given: Any) -> None:
             added.append(1)
             inner(mapper, *given)
 
-        monkeypatch.setattr(LinearCorpusMapper, "_add", add)
-        monkeypatch.setattr("loraport.mappers.linear_corpus_mapper._SECONDS", 0.0)
+        monkeypatch.setattr(LinearCorpusMapper, "gather", add)
+        often = partial(StatisticsStore, seconds=0.0)
+        monkeypatch.setattr("loraport.workflows.text_fitting.StatisticsStore", often)
         assert trains.call("transport", *small, f"paths.cache={root / 'd'}").code == 0
         batches = len(added)
         assert batches > 4
