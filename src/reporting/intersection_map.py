@@ -7,11 +7,11 @@ import json
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from ..exceptions import DataError
 from ..files import write_whole
 from .compatibility_record import CompatibilityRecord
+from .record_file import read_record
 from .results import Free, Number, PairRecord, Provenance, Record
 
 SCHEMA: Literal[1] = 1
@@ -226,10 +226,5 @@ def read_intersection_map(path: str | Path) -> IntersectionMap:
     Raises:
         DataError: the file is missing, is no JSON, has another schema version, or lacks a field.
     """
-    try:
-        return IntersectionMap.model_validate(json.loads(Path(path).read_text(encoding="utf-8")))
-    except (OSError, ValidationError, ValueError) as error:
-        raise DataError(
-            f"{path} cannot be read ({error}); it takes the intersection_map.json of schema "
-            f"{SCHEMA} that diagnose.py wrote"
-        ) from None
+    wanted = f"intersection_map.json of schema {SCHEMA} that diagnose.py wrote"
+    return read_record(IntersectionMap, path, wanted)

@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from ..exceptions import DataError
 from .compatibility_record import CompatibilityRecord
+from .record_file import read_record
 from .results import Free, Number, PairRecord, Provenance, Record
 
 SCHEMA: Literal[1] = 1
@@ -111,10 +111,5 @@ def read_transfer_report(path: str | Path) -> TransferReport:
     Raises:
         DataError: the file is missing, is no JSON, has another schema version, or lacks a field.
     """
-    try:
-        return TransferReport.model_validate(json.loads(Path(path).read_text(encoding="utf-8")))
-    except (OSError, ValidationError, ValueError) as error:
-        raise DataError(
-            f"{path} cannot be read ({error}); it takes the report.json of schema {SCHEMA} that "
-            "transfer.py wrote beside an adapter"
-        ) from None
+    wanted = f"report.json of schema {SCHEMA} that transfer.py wrote beside an adapter"
+    return read_record(TransferReport, path, wanted)
