@@ -9,6 +9,7 @@ from lightning import LightningDataModule
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from .question import Question
 from .tasks import Example, PromptTemplate, Task
 
 NOT_ASKED = -100
@@ -70,26 +71,24 @@ def left_padded(
 
 
 def prompt_tokens(
-    tokenizer: PreTrainedTokenizerBase, task: Task, template: PromptTemplate, texts: Sequence[str]
+    tokenizer: PreTrainedTokenizerBase, question: Question, texts: Sequence[str]
 ) -> list[list[int]]:
     """Return the tokens of each text's prompt, with the tokenizer's own leading tokens."""
-    return tokenizer([template.ask(task, text) for text in texts])["input_ids"]
+    return tokenizer([question.ask(text) for text in texts])["input_ids"] if texts else []
 
 
-def answer_tokens(
-    tokenizer: PreTrainedTokenizerBase, task: Task, template: PromptTemplate
-) -> dict[str, list[int]]:
-    """Return the tokens of each label's completion, as they follow a prompt of the task.
+def answer_tokens(tokenizer: PreTrainedTokenizerBase, question: Question) -> dict[str, list[int]]:
+    """Return the tokens of each label's completion, as they follow a prompt of the question.
 
     Some tokenizers put a space before a text that stands alone, so the completion is read off
     behind a prompt. Where prompt and completion would share a token (a prompt that ends in a
     space), the completion is tokenised by itself instead.
     """
-    prompt = template.ask(task, "")
+    prompt = question.ask("")
     stem = tokenizer(prompt)["input_ids"]
     found = {}
-    for label in task.labels:
-        completion = template.answer(label)
+    for label in question.labels:
+        completion = question.answer(label)
         whole = tokenizer(prompt + completion)["input_ids"]
         if whole[: len(stem)] == stem and len(whole) > len(stem):
             found[label] = whole[len(stem) :]
@@ -180,8 +179,9 @@ class AnswerExamples(LightningDataModule):
         super().__init__()
         count = len(task.train) if examples is None else examples
         chosen = class_balanced(task.train, task.labels, count) if balanced else task.train[:count]
-        prompts = prompt_tokens(tokenizer, task, template, [row.text for row in chosen])
-        answers = answer_tokens(tokenizer, task, template)
+        question = Question.of(task, template)
+        prompts = prompt_tokens(tokenizer, question, [row.text for row in chosen])
+        answers = answer_tokens(tokenizer, question)
         self.rows = tuple(
             TokenizedAnswer(prompt, answers[row.label])
             for prompt, row in zip(prompts, chosen, strict=True)

@@ -1,6 +1,6 @@
 """How well a base model answers a task's test rows, by likelihood and by generation."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,15 +9,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from transformers import GenerationConfig
 
-from ..data.answers import answer_tokens, left_padded, positions, prompt_tokens
+from ..data.answers import answer_tokens, left_padded, prompt_tokens
+from ..data.question import Question
 from ..data.tasks import PromptTemplate, Task
 from ..exceptions import DataError
 from ..models.base import BaseModel
-from ..models.logits import last_logits
-from .label_tree import LabelTree, attention_masks, behind_prompts
-
-# Logits of so many positions are held at once; 256 are 268 MB for a vocabulary of 262,144.
-_LOGIT_POSITIONS = 256
+from ..models.label_likelihoods import length_batches, log_likelihoods
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,27 +43,14 @@ class TaskScore:
         return None if self.row_nll is None else float(self.row_nll.double().mean())
 
 
-def length_batches(lengths: Sequence[int], tokens: int, rows: int) -> Iterator[list[int]]:
-    """Give the places of rows in batches of like length, longest first.
-
-    A batch has at most ``rows`` rows and, padded to its longest, at most ``tokens`` tokens; a
-    row that is longer than that goes alone.
-    """
-    order = sorted(range(len(lengths)), key=lambda place: -lengths[place])
-    while order:
-        count = max(1, min(rows, tokens // max(lengths[order[0]], 1)))
-        yield order[:count]
-        order = order[count:]
-
-
-def _asked(base: BaseModel, task: Task, template: PromptTemplate) -> list[list[int]]:
-    """Return the tokens of the test rows' prompts."""
+def _asked(task: Task) -> list[str]:
+    """Return the texts of the test rows."""
     if not task.test:
         raise DataError(
             f"task {task.name} has no test row, but scoring takes at least one; raise tasks.limit "
             "or add rows to its test.jsonl"
         )
-    return prompt_tokens(base.tokenizer, task, template, [row.text for row in task.test])
+    return [row.text for row in task.test]
 
 
 @dataclass(frozen=True)
@@ -84,7 +68,6 @@ class LikelihoodScorer:
     batch_tokens: int = 4096
     batch_rows: int = 256
 
-    @torch.inference_mode()
     def log_likelihoods(
         self, base: BaseModel, task: Task, template: PromptTemplate
     ) -> Float[Tensor, "rows labels"]:
@@ -93,36 +76,13 @@ class LikelihoodScorer:
         Raises:
             DataError: the task has no test row.
         """
-        prompts = _asked(base, task, template)
-        tree = LabelTree.of(list(answer_tokens(base.tokenizer, task, template).values()))
-        lengths = [len(prompt) + tree.size for prompt in prompts]
-        scores = torch.empty(len(prompts), len(task.labels))
-        most = max(1, min(self.batch_rows, _LOGIT_POSITIONS // (1 + tree.size)))
-        for places in length_batches(lengths, self.batch_tokens, most):
-            batch = self._batch(base, tree, [prompts[place] for place in places])
-            scores[places] = batch.cpu()
-        return scores
-
-    def _batch(
-        self, base: BaseModel, tree: LabelTree, prompts: list[list[int]]
-    ) -> Float[Tensor, "rows labels"]:
-        network, device = base.network, base.network.device
-        ids, mask = left_padded(prompts, int(base.tokenizer.pad_token_id))
-        if tree.size == 0:
-            masks: object = mask.to(device)
-            places = positions(mask)
-        else:
-            inputs = behind_prompts(tree, ids, mask)
-            ids, places = inputs.input_ids, inputs.position_ids
-            masks = attention_masks(inputs, network.config, network.dtype, device)
-        logits = last_logits(
-            network,
-            1 + tree.size,
-            input_ids=ids.to(device),
-            attention_mask=masks,
-            position_ids=places.to(device),
+        return log_likelihoods(
+            base,
+            Question.of(task, template),
+            _asked(task),
+            batch_tokens=self.batch_tokens,
+            batch_rows=self.batch_rows,
         )
-        return tree.log_likelihoods(logits)
 
     def score(self, base: BaseModel, task: Task, template: PromptTemplate) -> TaskScore:
         """Return the task's score of the model as it is, with what is attached to it.
@@ -163,8 +123,9 @@ class GenerateScorer:
         Raises:
             DataError: the task has no test row.
         """
-        prompts = _asked(base, task, template)
-        answers = answer_tokens(base.tokenizer, task, template)
+        question = Question.of(task, template)
+        prompts = prompt_tokens(base.tokenizer, question, _asked(task))
+        answers = answer_tokens(base.tokenizer, question)
         longest = max(len(answer) for answer in answers.values())
         texts = [""] * len(prompts)
         lengths = [len(prompt) + longest for prompt in prompts]

@@ -1,5 +1,3 @@
-from dataclasses import replace
-
 import pytest
 import torch
 
@@ -13,6 +11,7 @@ from loraport.data.answers import (
     collate,
     prompt_tokens,
 )
+from loraport.data.question import Question
 from loraport.data.tasks import Example, PromptTemplate, Task
 from loraport.models import BaseModel
 
@@ -38,8 +37,8 @@ def test_prompt_and_answer_are_the_tokens_of_the_whole_text(
 ) -> None:
     base: BaseModel = request.getfixturevalue(side)
     row = pico_task.train[0]
-    prompt = prompt_tokens(base.tokenizer, pico_task, template, [row.text])[0]
-    answer = answer_tokens(base.tokenizer, pico_task, template)[row.label]
+    prompt = prompt_tokens(base.tokenizer, Question.of(pico_task, template), [row.text])[0]
+    answer = answer_tokens(base.tokenizer, Question.of(pico_task, template))[row.label]
     whole = template.ask(pico_task, row.text) + template.answer(row.label)
     assert prompt + answer == base.tokenizer(whole)["input_ids"]
     assert (prompt[0] == 1) == (side == "pico_target"), "BOS once, for the target alone"
@@ -47,12 +46,10 @@ def test_prompt_and_answer_are_the_tokens_of_the_whole_text(
 
 
 def test_completion_that_would_share_a_token_is_tokenised_by_itself(
-    pico_source: BaseModel, pico_task: Task
+    pico_source: BaseModel,
 ) -> None:
-    merged = PromptTemplate(prompt="{text} {instruction} some", completion="what{label}")
-    answers = answer_tokens(
-        pico_source.tokenizer, replace(pico_task, labels=("good", "bad"), train=(), test=()), merged
-    )
+    merged = Question("{text} Which feeling some", ("good", "bad"), "what{label}")
+    answers = answer_tokens(pico_source.tokenizer, merged)
     unknown = pico_source.tokenizer.unk_token_id
     assert answers == {"good": [unknown], "bad": [unknown]}
 
@@ -104,7 +101,9 @@ def test_examples_hold_the_chosen_rows(
 ) -> None:
     first = AnswerExamples(pico_task, template, pico_source.tokenizer, examples=5, balanced=False)
     prompts = prompt_tokens(
-        pico_source.tokenizer, pico_task, template, [row.text for row in pico_task.train[:5]]
+        pico_source.tokenizer,
+        Question.of(pico_task, template),
+        [row.text for row in pico_task.train[:5]],
     )
     assert [row.prompt for row in first.rows] == prompts
     assert len(AnswerExamples(pico_task, template, pico_source.tokenizer).rows) == 48

@@ -7,22 +7,25 @@ from torch import Tensor
 
 from loraport.adapters import LoraAdapter
 from loraport.data.answers import answer_tokens, prompt_tokens
+from loraport.data.question import Question
 from loraport.data.tasks import Example, PromptTemplate, Task
 from loraport.evaluation.scoring import (
     GenerateScorer,
     LikelihoodScorer,
     TaskScore,
-    length_batches,
     prefix_label,
 )
 from loraport.exceptions import DataError
 from loraport.models import ARCHITECTURES, BaseModel, attached
+from loraport.models.label_likelihoods import length_batches
 
 
 def naive(base: BaseModel, task: Task, template: PromptTemplate) -> Tensor:
     """Each label's log-likelihood by a forward pass of its own over the whole sequence."""
-    answers = answer_tokens(base.tokenizer, task, template)
-    prompts = prompt_tokens(base.tokenizer, task, template, [row.text for row in task.test])
+    answers = answer_tokens(base.tokenizer, Question.of(task, template))
+    prompts = prompt_tokens(
+        base.tokenizer, Question.of(task, template), [row.text for row in task.test]
+    )
     scores = torch.empty(len(prompts), len(task.labels))
     for row, prompt in enumerate(prompts):
         for column, label in enumerate(task.labels):
@@ -113,9 +116,11 @@ def test_generation_follows_the_most_likely_token(
     request: pytest.FixtureRequest,
 ) -> None:
     base: BaseModel = request.getfixturevalue(side)
-    longest = max(len(a) for a in answer_tokens(base.tokenizer, pico_task, template).values())
+    longest = max(
+        len(a) for a in answer_tokens(base.tokenizer, Question.of(pico_task, template)).values()
+    )
     prompts = prompt_tokens(
-        base.tokenizer, pico_task, template, [row.text for row in pico_task.test]
+        base.tokenizer, Question.of(pico_task, template), [row.text for row in pico_task.test]
     )
     written = []
     for prompt in prompts:

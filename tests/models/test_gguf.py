@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from loraport.adapters import read_adapter
 from loraport.data.answers import answer_tokens, prompt_tokens
+from loraport.data.question import Question
 from loraport.data.task_folders import TaskFolder
 from loraport.data.tasks import PromptTemplate, Task
 from loraport.evaluation.scoring import LikelihoodScorer
@@ -203,8 +204,10 @@ def test_labels_are_the_same_tokens_alone_and_behind_a_prompt(
     template = PromptTemplate(text_chars=200)
     for name in TaskFolder(shared / "data" / "tasks").names():
         task = real_task(shared, name, rows=3)
-        answers = answer_tokens(base.tokenizer, task, template)
-        prompts = prompt_tokens(base.tokenizer, task, template, [row.text for row in task.test])
+        answers = answer_tokens(base.tokenizer, Question.of(task, template))
+        prompts = prompt_tokens(
+            base.tokenizer, Question.of(task, template), [row.text for row in task.test]
+        )
         for prompt, row in zip(prompts, task.test, strict=True):
             whole = template.ask(task, row.text) + template.answer(row.label)
             assert prompt + answers[row.label] == base.tokenizer(whole)["input_ids"]

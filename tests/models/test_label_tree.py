@@ -2,7 +2,7 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from loraport.evaluation.label_tree import LabelTree, attention_masks, behind_prompts
+from loraport.models.label_tree import LabelTree, attention_masks, behind_prompts
 
 
 def test_tree_shares_what_labels_begin_with_and_leaves_out_their_last_tokens() -> None:
