@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from .question import Question
+from .shuffled_batches import shuffled_batches
 from .tasks import Example, PromptTemplate, Task
 
 NOT_ASKED = -100
@@ -117,14 +118,7 @@ def class_balanced(rows: Sequence[Example], labels: Sequence[str], count: int) -
 
 
 class LengthBuckets:
-    """Batches of rows of like length; each pass over them is a new seeded shuffle.
-
-    Shuffled rows are taken in windows of a few batches, sorted by length within the window and
-    cut into batches, and the batches are shuffled. That pads little more than sorting all rows
-    would, and leaves the batches nearly as mixed as random ones.
-    """
-
-    window = 8  # batches; sorting more pads less, but the batches become alike
+    """Batches of rows of like length; each pass over them is a new seeded shuffle."""
 
     def __init__(
         self, rows: Sequence[TokenizedAnswer], *, batch_size: int, pad_token: int, seed: int
@@ -138,18 +132,9 @@ class LengthBuckets:
         return -(-len(self.rows) // self.batch_size)
 
     def __iter__(self) -> Iterator[AnswerBatch]:
-        shuffled = torch.randperm(len(self.rows), generator=self._generator).tolist()
-        width = self.window * self.batch_size
-        order = [
-            place
-            for start in range(0, len(shuffled), width)
-            for place in sorted(
-                shuffled[start : start + width], key=lambda place: self.rows[place].length
-            )
-        ]
-        for batch in torch.randperm(len(self), generator=self._generator).tolist():
-            chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-            yield collate([self.rows[place] for place in chosen], self.pad_token)
+        lengths = [row.length for row in self.rows]
+        for places in shuffled_batches(lengths, self.batch_size, self._generator):
+            yield collate([self.rows[place] for place in places], self.pad_token)
 
 
 class AnswerExamples(LightningDataModule):

@@ -1,5 +1,6 @@
 """Base models as values, and what every way of loading one has in common."""
 
+import copy
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -49,6 +50,19 @@ class BaseModel:
         if network.dtype != torch.float32:
             fingerprint = f"{fingerprint}-{str(network.dtype).removeprefix('torch.')}"
         return cls(name, network, tokenizer, fingerprint)
+
+    def converted(self, dtype: torch.dtype) -> "BaseModel":
+        """Return the model with a copy of its network that computes in a dtype; itself if it does.
+
+        A CPU with matrix units for bfloat16 trains with it about twice as fast as in float32.
+        """
+        if self.network.dtype == dtype:
+            return self
+        network = copy.deepcopy(self.network)
+        # Not network.to(dtype): buffers such as the frequencies of positions are to stay exact.
+        for parameter in network.parameters():
+            parameter.data = parameter.data.to(dtype)
+        return BaseModel.frozen(self.name, network, self.tokenizer, self.fingerprint)
 
     @cached_property
     def sites(self) -> SiteTable:

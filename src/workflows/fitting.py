@@ -3,7 +3,6 @@
 import hashlib
 import json
 import shutil
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -13,11 +12,11 @@ from typing import Any
 from lightning import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from ..data import AnchorPairs
 from ..mappers import LearnedMapper, load_mapper
 from ..mappers.corpus_mapper import CorpusMapper
+from ..models.interruptible import interruptible
 from ..models.threads import one_thread
 from .building import Workbench, build, plain_config
 from .text_fitting import TextFit
@@ -72,7 +71,7 @@ class Fitting:
             trainer: Trainer = build(
                 config.trainer, logger=loggers, callbacks=callbacks, default_root_dir=folder
             )
-            with _interruptible():
+            with interruptible():
                 trainer.fit(self.mapper, datamodule=self.data, ckpt_path=_last(unfinished))
             trainer.save_checkpoint(folder / "mapper.ckpt", weights_only=True)
             best = [callback.best_model_path for callback in chosen]
@@ -117,20 +116,6 @@ class Fitting:
         made_of["text"] = text.corpus.content_hash()
         content = json.dumps(made_of, sort_keys=True, default=str)
         return hashlib.sha256(content.encode()).hexdigest()[:32]
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Raise KeyboardInterrupt where the trainer would end the process without a word."""
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    except SystemExit as end:
-        if isinstance(end, SIGTERMException) or isinstance(end.__context__, KeyboardInterrupt):
-            # The trainer ignores further signals from then on.
-            signal.signal(signal.SIGINT, handler)
-            raise KeyboardInterrupt from None
-        raise
 
 
 def _last(unfinished: ModelCheckpoint | None) -> str | None:
