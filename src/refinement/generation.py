@@ -1,0 +1,97 @@
+"""How a base model goes on behind prompts: token by token, in batches, with a KV cache."""
+
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ..data.answers import left_padded, positions
+from ..models.base import BaseModel
+
+
+@runtime_checkable
+class NextToken(Protocol):
+    """How the next token is chosen."""
+
+    def choose(self, logits: Float[Tensor, "rows vocabulary"]) -> Int[Tensor, " rows"]:
+        """Return the next token of each row."""
+        ...
+
+
+class MostLikely:
+    """The most likely token: greedy decoding."""
+
+    def choose(self, logits: Float[Tensor, "rows vocabulary"]) -> Int[Tensor, " rows"]:
+        """Return the most likely token of each row."""
+        return logits.argmax(dim=-1)
+
+
+class NucleusSampling:
+    """A token drawn from the most likely ones that hold ``top_p`` of the probability.
+
+    Args:
+        generator: Draws, on the CPU.
+        temperature: Divides the logits.
+        top_p: Share of the probability; 1 draws from all tokens.
+
+    Source: Holtzman et al., 2020 (arXiv 1904.09751).
+    """
+
+    def __init__(
+        self, generator: torch.Generator, *, temperature: float = 1.0, top_p: float = 0.95
+    ) -> None:
+        self.generator, self.temperature, self.top_p = generator, temperature, top_p
+
+    def choose(self, logits: Float[Tensor, "rows vocabulary"]) -> Int[Tensor, " rows"]:
+        """Return a drawn token for each row."""
+        shares, order = (logits.float().cpu() / self.temperature).softmax(-1).sort(descending=True)
+        # A token stays while those before it hold less than top_p; the first one always does.
+        shares[shares.cumsum(-1) - shares >= self.top_p] = 0.0
+        drawn = torch.multinomial(shares, 1, generator=self.generator)
+        return order.gather(1, drawn)[:, 0].to(logits.device)
+
+
+@torch.inference_mode()
+def generate(
+    base: BaseModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    choice: NextToken,
+) -> list[list[int]]:
+    """Return the tokens with which the model goes on behind each prompt.
+
+    All prompts go through the model together, left padded. A row ends with the tokenizer's
+    end-of-text token where the model has come to its end, and else after ``max_new_tokens``.
+
+    Args:
+        base: The model, with what is attached to it.
+        prompts: Their tokens, at least one each.
+        max_new_tokens: Tokens a row at most.
+        choice: Chooses each next token.
+    """
+    network, device = base.network, base.network.device
+    end = int(base.tokenizer.eos_token_id)
+    ids, mask = (part.to(device) for part in left_padded(prompts, int(base.tokenizer.pad_token_id)))
+    places, past = positions(mask), None
+    written: list[Tensor] = []
+    open_rows = torch.ones(len(prompts), dtype=torch.bool, device=device)
+    while len(written) < max_new_tokens and bool(open_rows.any()):
+        output = network(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=places,
+            past_key_values=past,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        past = output.past_key_values
+        chosen = choice.choose(output.logits[:, -1])
+        written.append(chosen)
+        open_rows &= chosen != end
+        ids, places = chosen[:, None], places[:, -1:] + 1
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+    rows = torch.stack(written, dim=1).tolist() if written else [[] for _ in prompts]
+    return [row[: row.index(end) + 1] if end in row else row for row in rows]

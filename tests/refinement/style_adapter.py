@@ -1,0 +1,63 @@
+"""Trains an adapter that answers in a fixed style, for tests of refinement without labels."""
+
+from collections.abc import Callable, Sequence
+from contextlib import closing
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from loraport.adapters import LoraAdapter, LowRank, Role
+from loraport.data.shuffled_batches import seeded_batches
+from loraport.models import BaseModel
+from loraport.refinement.chunk_likelihoods import (
+    ChunkReader,
+    ChunkTokens,
+    batch_chunk_likelihoods,
+)
+from loraport.refinement.continuations import Continuation
+from loraport.refinement.student import Student
+from loraport.refinement.student_training import train_student
+
+
+class StyleStudent(Student):
+    """Learns to write given answers."""
+
+    def loss(self, batch: list[ChunkTokens]) -> Float[Tensor, ""]:
+        """Return the mean negative log-likelihood of an answer's token."""
+        found = batch_chunk_likelihoods(self.base, batch)
+        return -found.sum() / sum(row.predicted for row in batch)
+
+
+def nothing(
+    base: BaseModel, *, rank: int = 8, roles: Sequence[Role] = (Role.Q, Role.V)
+) -> LoraAdapter:
+    """An adapter that does nothing yet."""
+    updates = {}
+    for site in base.sites.of_roles(tuple(roles)):
+        out, in_ = base.sites.shapes[site]
+        updates[site] = LowRank(torch.zeros(rank, in_), torch.zeros(out, rank), 2.0)
+    return LoraAdapter(updates, base.name)
+
+
+def style_adapter(
+    base: BaseModel,
+    prompts: Sequence[str],
+    answer: Callable[[str], str],
+    *,
+    epochs: int,
+    batch_size: int = 8,
+    lr: float = 2e-3,
+    rank: int = 8,
+    roles: Sequence[Role] = (Role.Q, Role.V),
+) -> LoraAdapter:
+    """Return an adapter that answers each prompt by ``answer(prompt)`` and then ends."""
+    written = [Continuation(prompt, answer(prompt), True) for prompt in prompts]
+    reader = ChunkReader(base.tokenizer, base.tokenizer)
+    rows = [text.source for text in reader.read(written)]
+    places = seeded_batches(
+        [len(row.input_ids) for row in rows], batch_size=batch_size, epochs=epochs, seed=0
+    )
+    with closing(StyleStudent(base, nothing(base, rank=rank, roles=roles), lr=lr)) as student:
+        train_student(student, [[rows[place] for place in batch] for batch in places])
+        return student.adapter()

@@ -1,0 +1,209 @@
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from loraport.adapters import LoraAdapter, Role
+from loraport.data import TinySentences
+from loraport.data.question import Question
+from loraport.data.text_source import TextSource
+from loraport.data.tiny_language import ATTRIBUTES, TinyLanguage
+from loraport.exceptions import ConfigurationError, DataError
+from loraport.models import BaseModel, TinyModel
+from loraport.refinement.base import Lesson, Refined, Teacher
+from loraport.refinement.continuations import continuations
+from loraport.refinement.format_rate import format_rate
+from loraport.refinement.sequence_distillation import SequenceDistillation
+from loraport.refinement.sequence_student import ChunkBatch, SequenceStudent
+from loraport.refinement.taught_texts import taught_texts
+
+from .conftest import Lines, Sentences
+from .style_adapter import nothing, style_adapter
+
+QUICK = SequenceDistillation(
+    texts=24, pool=32, held_out=8, epochs=1, batch_size=4, lr=1e-2, max_new_tokens=6
+)
+ROLES = tuple(Role)
+
+
+@pytest.fixture
+def teacher(pico_source: BaseModel, random_adapter: Callable[..., LoraAdapter]) -> Teacher:
+    return Teacher(pico_source, random_adapter(pico_source))
+
+
+@pytest.fixture
+def lesson(teacher: Teacher, pico_target: BaseModel) -> Lesson:
+    return Lesson(teacher, pico_target, texts=Sentences())
+
+
+def refined(lesson: Lesson, refinement: SequenceDistillation = QUICK) -> Refined:
+    return refinement.refine(nothing(lesson.target, roles=ROLES), lesson)
+
+
+def test_agreement_on_held_out_prompts_grows(lesson: Lesson):
+    report = refined(lesson, replace(QUICK, epochs=4)).report
+    before, after = report["agreement_before"], report["agreement_after"]
+    assert after["gap"] < 0.7 * before["gap"]
+    assert after["cross_entropy"] < 0.7 * before["cross_entropy"]
+    assert report["texts"] == 24
+    assert report["pool"] + report["held_out"] + report["empty"] == 32 + 8
+    assert f"behind {report['empty']} prompts the teacher wrote nothing" in report["notes"]
+    assert report["chunks"] > 24
+    assert report["excess"] > report["excess_of_pool"]
+    assert report["options"]["texts"] == 24
+
+
+def test_no_loss_and_no_gradient_where_the_student_is_its_teacher(
+    pico_target: BaseModel, random_adapter: Callable[..., LoraAdapter]
+):
+    adapter = random_adapter(pico_target)
+    prompts = list(islice(Sentences().texts("train"), 6))
+    taught = taught_texts(Teacher(pico_target, adapter), pico_target, prompts, max_new_tokens=8)
+    batch = ChunkBatch.of(taught.texts, 1.0)
+
+    def gradient(start: LoraAdapter) -> tuple[float, float]:
+        with closing(SequenceStudent(pico_target, start, tau=100.0, ce_weight=0.0)) as student:
+            loss = student.loss(batch)
+            loss.backward()
+            largest = max(
+                float(parameter.grad.abs().max())
+                for parameter in student.parameters()
+                if parameter.grad is not None
+            )
+        return float(loss.detach()), largest
+
+    same, other = gradient(adapter), gradient(random_adapter(pico_target, seed=1))
+    assert same[0] < 1e-4 * other[0]
+    assert same[1] < 1e-2 * other[1]
+
+
+def test_kept_chunks_alone_count(lesson: Lesson):
+    prompts = list(islice(Sentences().texts("train"), 3))
+    texts = taught_texts(lesson.teacher, lesson.target, prompts, max_new_tokens=6).texts
+    batch = ChunkBatch.of(texts, 0.5)
+    start = nothing(lesson.target)
+    with closing(SequenceStudent(lesson.target, start, tau=10.0, ce_weight=0.5)) as student:
+        loss = float(student.loss(batch).detach())
+        changed = torch.where(batch.kept, batch.expected, batch.expected - 3)
+        assert float(student.loss(batch._replace(expected=changed)).detach()) == loss
+        changed = torch.where(batch.kept, batch.expected - 3, batch.expected)
+        assert float(student.loss(batch._replace(expected=changed)).detach()) != loss
+
+
+def test_same_seed_same_bits_also_when_it_was_stopped(
+    lesson: Lesson, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    whole = refined(lesson).adapter.content_hash()
+    kept = replace(lesson, cache=tmp_path)
+    real, steps = SequenceStudent.loss, 0
+
+    def stopped(student: SequenceStudent, batch: ChunkBatch) -> Any:
+        nonlocal steps
+        steps += 1
+        if steps == 4:
+            raise KeyboardInterrupt
+        return real(student, batch)
+
+    monkeypatch.setattr(SequenceStudent, "loss", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        refined(kept)
+    assert list(tmp_path.glob("students/*/state.pt"))
+    assert refined(kept).adapter.content_hash() == whole
+    assert steps == 4 + 3, "the three steps before it was stopped are not made again"
+    assert not list(tmp_path.glob("students/*"))
+    assert refined(replace(lesson, seed=1)).adapter.content_hash() != whole
+
+
+def test_unlabelled_inputs_come_before_generic_texts(lesson: Lesson):
+    inputs = tuple(dict.fromkeys(islice(Sentences().texts("validation"), 20)))
+    report = refined(replace(lesson, inputs=inputs, texts=Lines([], []))).report
+    assert report["pool"] + report["held_out"] + report["empty"] == len(inputs)
+    assert 0 < report["held_out"] <= len(inputs) // 4
+    assert "could be learned from, of 24 asked for" in report["notes"][0]
+
+
+def test_without_held_out_texts_it_is_said(lesson: Lesson):
+    report = QUICK.distil(
+        nothing(lesson.target), lesson, list(islice(Sentences().texts("train"), 8)), []
+    ).report
+    assert report["agreement_after"] is None
+    assert any("not known" in note for note in report["notes"])
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [(None, "neither texts nor inputs"), (Lines([], []), "has 0 texts"), (Lines(["a"], []), "1")],
+)
+def test_too_few_texts_are_refused(lesson: Lesson, texts: TextSource | None, message: str):
+    with pytest.raises(DataError, match=message):
+        refined(replace(lesson, texts=texts))
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        *({"texts": 0}, {"pool": 8}, {"keep": 0.0}, {"keep": 1.5}, {"tau": 0.5}),
+        *({"ce_weight": -1.0}, {"lr": 0.0}, {"checks": 0}),
+    ],
+)
+def test_options_out_of_range_are_refused(option: dict[str, Any]):
+    with pytest.raises(ConfigurationError, match=next(iter(option))):
+        replace(QUICK, **option)
+
+
+TINY = Question("{text}\nAnswer:")
+FORMAT = r"(warm|cold) and (loud|quiet)\."
+
+
+def styled(prompt: str) -> str:
+    """The style: which side of two attributes the text is on, in a fixed form."""
+    meaning = TinyLanguage().meaning(prompt.partition("\n")[0])
+    warm, loud = (
+        ATTRIBUTES[place].positive if meaning[place] > 0 else ATTRIBUTES[place].negative
+        for place in (0, 2)
+    )
+    return f" {warm} and {loud}."
+
+
+@pytest.mark.slow
+def test_a_style_is_ported_between_the_tiny_models(cache: Path):
+    source, target = (TinyModel(side).load(cache) for side in ("source", "target"))
+    learned = islice(TinySentences(seed=5).texts("train"), 600)
+    adapter = style_adapter(
+        source,
+        [TINY.ask(text) for text in learned],
+        styled,
+        epochs=4,
+        batch_size=16,
+        lr=1e-2,
+        roles=ROLES,
+    )
+    prompts = [TINY.ask(t) for t in islice(TinySentences(seed=5).texts("validation"), 100)]
+
+    def written(base: BaseModel, acting: LoraAdapter | None) -> list[str]:
+        return [row.text for row in continuations(base, acting, prompts, max_new_tokens=24)]
+
+    distillation = SequenceDistillation(max_new_tokens=24, epochs=4, lr=1e-2)
+    start = nothing(target, roles=ROLES)
+
+    def ported(teacher: LoraAdapter) -> Refined:
+        lesson = Lesson(Teacher(source, teacher), target, TINY, TinySentences(seed=9))
+        return distillation.refine(start, lesson)
+
+    taught, base, (port, report) = written(source, adapter), written(target, None), ported(adapter)
+    control = ported(nothing(source, roles=ROLES)).adapter
+    found = written(target, port)
+    same = sum(map(str.__eq__, found, taught)) / len(found)
+    rates = [format_rate(texts, FORMAT) for texts in (taught, base, found)]
+    print(rates, same, report["agreement_before"], report["agreement_after"])
+    assert rates[0] == 1.0
+    assert rates[1] == 0.0
+    assert rates[2] >= 0.97
+    assert same > 0.7, "the content, of which one in four would be right by chance"
+    assert report["agreement_after"]["gap"] < 0.1 * report["agreement_before"]["gap"]
+    assert format_rate(written(target, control), FORMAT) == 0.0

@@ -1,0 +1,82 @@
+"""A style adapter of SmolLM2 ported to Gemma 3 without labels and without data of a task."""
+
+import re
+import time
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import pytest
+
+from loraport.adapters import LoraAdapter
+from loraport.data import CorpusFolder
+from loraport.data.question import Question
+from loraport.models import BaseModel, LocalModel
+from loraport.refinement.base import Lesson, Teacher
+from loraport.refinement.continuations import continuations
+from loraport.refinement.format_rate import format_rate
+from loraport.refinement.sequence_distillation import SequenceDistillation
+
+from .style_adapter import nothing, style_adapter
+
+pytestmark = [pytest.mark.real, pytest.mark.slow]
+QUESTION = Question("Text: {text}\nAnswer:", text_chars=100)
+FORMAT = r"Keywords: \w+; \w+; \w+\."
+
+
+def first_words(text: str) -> list[str]:
+    return re.findall(r"[A-Za-z]+", text)[:3]
+
+
+def styled(prompt: str) -> str:
+    """The style: the text's first three words, in a fixed form."""
+    return f" Keywords: {'; '.join(first_words(prompt.removeprefix('Text: ')))}."
+
+
+class ThreeWords:
+    """Texts of a corpus with at least three words."""
+
+    def __init__(self, file: Path) -> None:
+        self.corpus = CorpusFolder(file)
+
+    def texts(self, split: str) -> Iterator[str]:
+        for text in self.corpus.texts(split):
+            if len(first_words(text[:100])) == 3:
+                yield text
+
+
+def model(cache: Path, name: str) -> BaseModel:
+    folder = next((path for path in cache.glob(f"models/{name}-*") if path.is_dir()), None)
+    if folder is None:
+        pytest.skip("needs the dequantised models of pair=smollm2_gemma3 in the cache")
+    return LocalModel(path=str(folder), name=name).load(cache)
+
+
+def test_a_style_is_ported(shared: Path, cache: Path):
+    source, target = model(cache, "SmolLM2-135M-Instruct"), model(cache, "gemma-3-270m")
+    corpus = ThreeWords(shared / "data/corpus/diverse.jsonl")
+    train = list(islice(corpus.texts("train"), 400))
+    adapter = style_adapter(
+        source, [QUESTION.ask(text) for text in train[-112:]], styled, epochs=2, lr=4e-3
+    )
+    lesson = Lesson(Teacher(source, adapter), target, QUESTION, corpus)
+    begun = time.monotonic()
+    distillation = SequenceDistillation(
+        texts=96, pool=96, held_out=16, epochs=2, max_new_tokens=24, checks=1
+    )
+    ported, report = distillation.refine(nothing(target), lesson)
+    seconds = time.monotonic() - begun
+    prompts = [QUESTION.ask(text) for text in islice(corpus.texts("validation"), 32, 56)]
+
+    def written(base: BaseModel, acting: LoraAdapter | None) -> list[str]:
+        return [row.text for row in continuations(base, acting, prompts, max_new_tokens=24)]
+
+    taught, base, found = written(source, adapter), written(target, None), written(target, ported)
+    rates = [format_rate(texts, FORMAT) for texts in (taught, base, found)]
+    same = sum(map(str.__eq__, found, taught)) / len(found)
+    before, after = report["agreement_before"], report["agreement_after"]
+    print(f"format {rates}, same text {same:.2f}, {seconds:.0f} s, {before}, {after}, {found[:3]}")
+    assert rates[0] > 0.8
+    assert rates[1] == 0.0
+    assert rates[2] > 0.8 * rates[0]
+    assert after["gap"] < 0.25 * before["gap"]
