@@ -70,7 +70,11 @@ def anchors() -> None:
 
 def transfer() -> None:
     """Run ``transfer.py``."""
-    _command(_transfer, "transfer", "nothing was written, but factorisations are kept")
+    _command(
+        _transfer,
+        "transfer",
+        "nothing was written, but what was done so far is kept: the same command goes on from here",
+    )
 
 
 def diagnose() -> None:

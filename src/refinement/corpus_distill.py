@@ -21,7 +21,7 @@ class CorpusDistill(LabelRefinement):
         texts: So many are learned from.
     """
 
-    texts: int = 256
+    texts: int = 640
 
     information_class: ClassVar[str] = "generic text"
 

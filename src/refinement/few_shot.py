@@ -28,7 +28,7 @@ class FewShot(LabelRefinement):
             to 1; the rest is its label.
     """
 
-    generic: int = 128
+    generic: int = 512
     repeats: int = 4
     teacher_weight: float = 0.0
 

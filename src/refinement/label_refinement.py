@@ -49,7 +49,7 @@ class LabelRefinement(Refinement):
         ConfigurationError: an option has a value it cannot take.
     """
 
-    pool: int = 768
+    pool: int = 1024
     selection: TextSelection = field(default_factory=BalancedTexts)
     text_chars: int = 400
     held_out: int = 64
@@ -58,7 +58,7 @@ class LabelRefinement(Refinement):
     lr: float = 2e-3
     warmup_steps: int = 4
     temperature: float = 1.0
-    checks: int = 4
+    checks: int = 2
     sequence: Refinement | None = None
 
     stops_early: ClassVar[bool] = True

@@ -22,7 +22,7 @@ class PromptDistill(LabelRefinement):
         repeats: The inputs are seen so many times an epoch.
     """
 
-    generic: int = 128
+    generic: int = 512
     repeats: int = 4
 
     information_class: ClassVar[str] = "unlabelled prompts"

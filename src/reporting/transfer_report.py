@@ -8,9 +8,10 @@ from pydantic import Field
 
 from .compatibility_record import CompatibilityRecord
 from .record_file import read_record
+from .refinement_record import RefinementRecord
 from .results import Free, Number, PairRecord, Provenance, Record
 
-SCHEMA: Literal[1] = 1
+SCHEMA: Literal[2] = 2
 """Version of the file's format; it rises with every change that a reader would notice."""
 
 
@@ -63,10 +64,12 @@ class TransferReport(Record):
         compatibility: What the diagnosis of the pair said; None where it was left out.
         mapper: Name of the mapper.
         trained_with: The options that a mapper out of a checkpoint was trained with.
-        information_class: What the mapper may use, in the words of the evaluation protocol.
+        information_class: The dearest of what mapper and refinement may use, in the words of the
+            evaluation protocol.
         adapters: The source's adapters, as they were given.
         merged_with: Adapters of the target that were merged with the ported ones.
         mapping: What the mapper reports of each source adapter, in their order.
+        refinement: What was made of that by how the models behave; None where nothing was.
         steps: What came after the mapper.
         output: The adapter that was made, as it was written.
         dtype: Of its factors.
@@ -78,7 +81,7 @@ class TransferReport(Record):
         provenance: What the run was made from.
     """
 
-    schema_version: Literal[1] = Field(default=SCHEMA, alias="schema")
+    schema_version: Literal[2] = Field(default=SCHEMA, alias="schema")
     command: Literal["transfer"] = "transfer"
     config: Free
     pair: PairRecord
@@ -89,6 +92,7 @@ class TransferReport(Record):
     adapters: tuple[AdapterRecord, ...]
     merged_with: tuple[AdapterRecord, ...] = ()
     mapping: tuple[Free, ...]
+    refinement: RefinementRecord | None = None
     steps: tuple[StepRecord, ...] = ()
     output: AdapterRecord
     dtype: str

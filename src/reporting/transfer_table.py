@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from .refinement_words import refinement_remarks
 from .results import Free
 from .transfer_report import AdapterRecord, TransferReport
 
@@ -67,8 +68,18 @@ def site_facts(mapping: Free) -> Iterator[tuple[str, Free]]:
             yield label, {"map_r2": layer["map_r2"], **facts}
 
 
+def from_zero(report: TransferReport) -> bool:
+    """Return whether a refinement alone has made the adapter, and the mapper nothing."""
+    return report.refinement is not None and report.mapper == "noop"
+
+
 def diagnostics(report: TransferReport) -> dict[str, dict[str, float]]:
-    """Return for each role the number of sites, and the mean over them of what was found."""
+    """Return for each role the number of sites, and the mean over them of what was found.
+
+    Of a refinement that began from zero there is nothing to tell site by site.
+    """
+    if from_zero(report):
+        return {}
     found: dict[str, dict[str, list[float]]] = {}
     for mapping in report.mapping:
         for label, facts in site_facts(mapping):
@@ -105,8 +116,10 @@ def _cell(value: float | None) -> str:
 def remarks(report: TransferReport) -> Iterator[str]:
     """Give in words what was lost, and what the adapter does on the target."""
     for record, mapping in zip(report.adapters, report.mapping, strict=True):
-        for remark in _mapped(record, mapping):
+        for remark in () if from_zero(report) else _mapped(record, mapping):
             yield f"{record.place}: {remark}"
+    if report.refinement is not None:
+        yield from refinement_remarks(report.refinement)
     for step in report.steps:
         yield f"{step.name}: cutting back to the rank lost {step.lost_energy:.1%} of the energy"
     found = report.verification
@@ -120,6 +133,10 @@ def remarks(report: TransferReport) -> Iterator[str]:
     else:
         yield report.compatibility.words
     yield from report.warnings
+    if report.refinement is not None:
+        taken = {name: float(seconds or 0) for name, seconds in report.timing.items()}
+        parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in taken.items())
+        yield f"took {sum(taken.values()):.1f} s: {parts}"
 
 
 def _mapped(record: AdapterRecord, mapping: Free) -> Iterator[str]:
@@ -167,7 +184,8 @@ def print_transfer(report: TransferReport, console: Console | None = None) -> No
         if not console.is_terminal:
             console = Console(width=_PIPED_WIDTH)
     # Above and below the table rather than its title and caption: those wrap to its width.
-    console.print(Text(f"{report.mapper}: {report.pair.source} -> {report.pair.target}", "bold"))
+    steps = f"{report.mapper}, {report.refinement.name}" if report.refinement else report.mapper
+    console.print(Text(f"{steps}: {report.pair.source} -> {report.pair.target}", "bold"))
     if diagnostics(report):
         console.print(transfer_table(report))
         console.print(Text(legend(report), "italic"))

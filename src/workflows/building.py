@@ -127,7 +127,9 @@ class Workbench:
     def recipe_hash(self) -> str:
         """Return the SHA-256 of what determines the adapters of a zoo."""
         config = plain_config(self.config)
-        parts = {key: config[key] for key in ("recipe", "prompt")}
+        # Not all of prompt: what a transfer asks about its own adapter trains none of the zoo's.
+        prompt = {key: config["prompt"][key] for key in ("template", "completion", "text_chars")}
+        parts = {"recipe": config["recipe"], "prompt": prompt}
         parts["pair"] = {side: config["pair"][side] for side in ("source", "target")}
         parts["tasks"] = config["tasks"]["source"]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -19,6 +19,20 @@ from ..models.sites import SiteTable
 _ROUNDING = 1e-2
 
 
+class Mapped(NamedTuple):
+    """What became of one source adapter, before anything is combined.
+
+    Attributes:
+        adapter: The target's.
+        report: What the mapper reports of it.
+        acts: False where it is meant to do nothing.
+    """
+
+    adapter: LoraAdapter
+    report: Report
+    acts: bool
+
+
 class Ported(NamedTuple):
     """An adapter of the target, and what was found on the way.
 
@@ -80,34 +94,58 @@ class Porting:
                 cannot hold it.
             ConfigurationError: there is no adapter, or the weights do not fit.
         """
-        if not adapters:
-            raise ConfigurationError("there is no adapter to port; adapter= takes at least one")
+        self.check_others(others)
+        return self.combined(self.mapped(adapters), others)
+
+    def check_others(self, others: Sequence[LoraAdapter]) -> None:
+        """Raise AdapterError unless the adapters to merge with fit the target."""
         for other in others:
             check_target(other, self.target, "the adapter of merge.with")
-        mapped, reports, steps = [], [], {}
-        for place, adapter in enumerate(adapters):
+
+    def mapped(self, adapters: Sequence[LoraAdapter]) -> list[Mapped]:
+        """Map source adapters: the first step, which others may better before they are combined.
+
+        Raises:
+            AdapterError: an adapter does not fit its model.
+            ConfigurationError: there is no adapter.
+        """
+        if not adapters:
+            raise ConfigurationError("there is no adapter to port; adapter= takes at least one")
+        acts = not isinstance(self.mapper, WeightMapper) or self.mapper.acts
+        found = []
+        for adapter in adapters:
             made = self.mapper.map(adapter)
-            reports.append(self.mapper.report())
             check_target(made, self.target, "the mapper's result")
-            if self.sparsify is not None:
-                sparse = self.sparsify(made, place=place)
-                steps[_numbered("sparsify", place, len(adapters))] = sparse
-                made = sparse.adapter
-            mapped.append(made)
-        result = mapped[0]
-        several = len(mapped) + len(others) > 1
+            found.append(Mapped(made, self.mapper.report(), acts))
+        return found
+
+    def combined(self, mapped: Sequence[Mapped], others: Sequence[LoraAdapter] = ()) -> Ported:
+        """Do everything that follows the mapper; the others are those that were checked.
+
+        Raises:
+            AdapterError: nothing is left, or the dtype cannot hold it.
+            ConfigurationError: the weights do not fit.
+        """
+        steps, parts = {}, [one.adapter for one in mapped]
+        if self.sparsify is not None:
+            for place, part in enumerate(parts):
+                sparse = self.sparsify(part, place=place)
+                steps[_numbered("sparsify", place, len(parts))] = sparse
+                parts[place] = sparse.adapter
+        result = parts[0]
+        several = len(parts) + len(others) > 1
         if self.merge is not None and (several or self.weights is not None):
-            steps["merge"] = self.merge([*mapped, *others], self.weights, self.output_rank)
-            result = LoraAdapter(steps["merge"].adapter.sites, mapped[0].base_model)
+            steps["merge"] = self.merge([*parts, *others], self.weights, self.output_rank)
+            result = LoraAdapter(steps["merge"].adapter.sites, parts[0].base_model)
         if self.output_rank is not None and any(u.rank > self.output_rank for u in result.values()):
             steps["output_rank"] = cut(result, self.output_rank)
             result = steps["output_rank"].adapter
-        return Ported(self._finished(result), tuple(reports), steps)
+        finished = self._finished(result, acts=any(one.acts for one in mapped))
+        return Ported(finished, tuple(one.report for one in mapped), steps)
 
-    def _finished(self, adapter: LoraAdapter) -> LoraAdapter:
+    def _finished(self, adapter: LoraAdapter, acts: bool) -> LoraAdapter:
         if self.scale != 1:
             adapter = adapter.map(lambda update: update.scaled(self.scale))
-        acts = not isinstance(self.mapper, WeightMapper) or self.mapper.acts
         if acts and adapter.norm() == 0:
             raise AdapterError(
                 "the ported adapter is zero at every site, so that it would do nothing on the "

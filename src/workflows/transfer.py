@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from hydra.core.hydra_config import HydraConfig
@@ -12,53 +11,32 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as ProgressBar
 
-from ..adapters import read_adapter
 from ..adapters.peft_folder import write_peft_files
 from ..data.zoo import SIDES
 from ..exceptions import ConfigurationError
 from ..files import staged_folder, writing
 from ..mappers import BasePair, Mapper
-from ..mappers.cartridge import CartridgeMapper
 from ..mappers.residual_mapper import ResidualMapper
 from ..mappers.weight_mapper import Progress
 from ..models import ModelSource, StreamedWeights
 from ..models.factor_cache import FactorCache
 from ..models.peft_check import verify
+from ..refinement.base import Report
 from ..reporting.compatibility_record import CompatibilityRecord
 from ..reporting.ported_card import ported_card
 from ..reporting.transfer_report import TransferReport
 from ..reporting.transfer_table import print_transfer
-from .anchor_choice import AnchorChoice
 from .building import Workbench, build
-from .chosen_mapper import chosen_mapper, give_models
+from .chosen_mapper import give_models
+from .chosen_refinement import settled
 from .compatibility_check import check_compatibility
-from .given_adapters import given_adapter
-from .options import listed, option, optional
-from .plan import Plan
+from .options import option, optional
+from .quality_control import refinement_record
 from .quiet import quiet_libraries
+from .refining_progress import refining_progress
 from .stopwatch import Stopwatch
-from .transfer_record import Given, Transferred, transfer_report
-
-
-class Inputs(NamedTuple):
-    """What a transfer is asked for, read and checked before anything is made."""
-
-    given: Given
-    others: Given
-    mapper: Mapper
-    plan: Plan
-    choice: AnchorChoice
-    cartridge: Path | None
-
-    @classmethod
-    def of(cls, bench: Workbench) -> "Inputs":
-        """Read the options and the adapters."""
-        config = bench.config
-        mapper, choice, plan = chosen_mapper(config), AnchorChoice.of(bench), Plan.of(config)
-        given = {place: given_adapter(bench, place) for place in places(config, "adapter")}
-        others = {p: read_adapter(Path(p).expanduser()) for p in places(config, "merge.with")}
-        cartridge = cartridge_folder(config, mapper, list(given))
-        return cls(given, others, mapper, plan, choice, cartridge)
+from .transfer_inputs import Inputs, save_cartridge
+from .transfer_record import Transferred, transfer_report
 
 
 def run(config: DictConfig) -> float | None:
@@ -73,7 +51,7 @@ def run(config: DictConfig) -> float | None:
             then nothing is left of it.
     """
     quiet_libraries()
-    bench, watch = Workbench(config), Stopwatch()
+    bench, watch = Workbench(settled(config)), Stopwatch()
     output = Path(optional(config, "output", str) or _run_folder() / "adapter").expanduser()
     with watch.step("read"):
         inputs = Inputs.of(bench)
@@ -104,66 +82,36 @@ def ported_into(
     with watch.step("open"):
         pair = base_pair(bench)
     porting = inputs.plan.porting(inputs.mapper, pair)
+    others = list(inputs.others.values())
+    porting.check_others(others)
     with watch.step("port"), shown_progress(inputs.mapper) as progress:
         give_models(inputs.mapper, pair, bench, progress)
-        ported = porting.port(list(inputs.given.values()), list(inputs.others.values()))
+        mapped = porting.mapped(list(inputs.given.values()))
+    reports: list[Report] = []
+    if inputs.refining is not None:
+        with watch.step("refine"), refining_progress() as tell:
+            mapped, reports = inputs.refining.refine_all(inputs.given, mapped, tell)
+    with watch.step("port"):
+        ported = porting.combined(mapped, others)
+    refinement = None
+    if inputs.refining is not None:
+        with watch.step("drift"), refining_progress() as tell:
+            drift = inputs.refining.drift(inputs.given, ported.adapter, tell)
+        refinement = refinement_record(
+            inputs.refining, tuple(inputs.given), reports, drift, inputs.calibration
+        )
     with watch.step("verify"):
         with writing(output):
             write_peft_files(ported.adapter, folder)
         found = verify(folder, pair.target, ported.adapter, called=output)
     with watch.step("choose"):
         scores = inputs.choice.scores(bench, porting)
-    done = Transferred(inputs.given, inputs.others, compatible, ported, found, scores)
+    done = Transferred(inputs.given, inputs.others, compatible, ported, refinement, found, scores)
     return transfer_report(bench, porting, pair, done, watch.seconds)
 
 
 def _run_folder() -> Path:
     return Path(HydraConfig.get().runtime.output_dir)
-
-
-def places(config: DictConfig, key: str) -> list[str]:
-    """Return the adapters that an option names.
-
-    Raises:
-        ConfigurationError: one is named twice, or is no text.
-    """
-    given = listed(config, key, str)
-    twice = sorted({place for place in given if given.count(place) > 1})
-    if twice:
-        raise ConfigurationError(
-            f"{key} names {', '.join(twice)} twice; name it once, and give it weight by "
-            "merge.weights"
-        )
-    return given
-
-
-def cartridge_folder(config: DictConfig, mapper: Mapper, given: list[str]) -> Path | None:
-    """Return where ``cartridge=`` asks for the adapter behind its heads.
-
-    Raises:
-        ConfigurationError: the mapper makes none, or several adapters are to be merged.
-    """
-    folder = optional(config, "cartridge", str)
-    if folder is None:
-        return None
-    if not isinstance(mapper, CartridgeMapper):
-        raise ConfigurationError(
-            f"cartridge={folder} takes ckpt= of mapper=cast, but this mapper is a "
-            f"{type(mapper).__name__}, which has no heads; leave cartridge= out"
-        )
-    if len(given) > 1:
-        raise ConfigurationError(
-            f"cartridge={folder} holds one adapter, but adapter= names {len(given)}, and what is "
-            "behind heads is not merged; give one adapter"
-        )
-    return Path(folder).expanduser()
-
-
-def save_cartridge(inputs: Inputs, *, overwrite: bool) -> None:
-    """Write the adapter behind its heads, where that is asked for."""
-    if inputs.cartridge is not None and isinstance(inputs.mapper, CartridgeMapper):
-        (adapter,) = inputs.given.values()
-        inputs.mapper.cartridge(adapter).save(inputs.cartridge, overwrite=overwrite)
 
 
 def base_pair(bench: Workbench) -> BasePair:

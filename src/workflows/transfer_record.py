@@ -13,9 +13,11 @@ from ..models.peft_check import Verification
 from ..models.sources import folder_hash
 from ..reporting.compatibility_record import CompatibilityRecord
 from ..reporting.provenance import git_revision, library_versions
+from ..reporting.refinement_record import RefinementRecord
 from ..reporting.results import PairRecord, Provenance
 from ..reporting.transfer_report import AdapterRecord, StepRecord, TransferReport
 from .building import Workbench, plain_config
+from .information_class import costliest
 from .options import optional
 from .porting import Ported, Porting
 
@@ -30,6 +32,7 @@ class Transferred(NamedTuple):
     others: Given
     compatibility: CompatibilityRecord | None
     ported: Ported
+    refinement: RefinementRecord | None
     verification: Verification
     anchor_scores: dict[str, Any]
 
@@ -52,6 +55,7 @@ def transfer_report(
         content = Path(ckpt).expanduser().read_bytes()
         hashes["checkpoint"] = hashlib.sha256(content).hexdigest()
     options = {"sparsify": config["sparsify"], "merge": config["merge"]}
+    refined = () if done.refinement is None else (done.refinement.information_class,)
     return TransferReport(
         config=config,
         pair=PairRecord(
@@ -61,10 +65,11 @@ def transfer_report(
         # One mapper a file, each called like its YAML.
         mapper=type(porting.mapper).__module__.rpartition(".")[2],
         trained_with=_trained_with(porting.mapper),
-        information_class=porting.mapper.information_class,
+        information_class=costliest(porting.mapper.information_class, *refined),
         adapters=given,
         merged_with=others,
         mapping=done.ported.mapping,
+        refinement=done.refinement,
         steps=tuple(_step(name, step, options) for name, step in done.ported.steps.items()),
         output=_record(None, result),
         dtype=str(porting.dtype).removeprefix("torch."),
@@ -112,6 +117,8 @@ def _step(name: str, step: Combined, options: dict[str, Any]) -> StepRecord:
 def _warnings(pair: BasePair, done: Transferred) -> Iterator[str]:
     result = done.ported.adapter
     idle = sum(update.norm() == 0 for update in result.values())
+    if done.refinement is not None and idle == len(result):
+        yield "the refined adapter is zero at every site, and does nothing on the target"
     if 0 < idle < len(result):
         yield f"{idle} of {len(result)} sites have an update of zero, and do nothing on the target"
     for side, adapters in (("source", done.given), ("target", done.others)):

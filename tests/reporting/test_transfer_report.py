@@ -90,7 +90,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     (tmp_path / "report.json").write_text(report.json_text(), encoding="utf-8")
     assert read_transfer_report(tmp_path / "report.json") == report
     content = json.loads((tmp_path / "report.json").read_text())
-    assert (content["schema"], content["command"]) == (1, "transfer")
+    assert (content["schema"], content["command"]) == (2, "transfer")
     assert content["output"]["place"] is None
 
 
@@ -112,12 +112,12 @@ def test_a_report_that_lacks_a_field_is_refused(tmp_path: Path, field: str) -> N
     content = json.loads(report_of().json_text())
     del content[field]
     (tmp_path / "report.json").write_text(json.dumps(content))
-    with pytest.raises(DataError, match=rf"(?s)report\.json cannot be read .*{field}.*schema 1"):
+    with pytest.raises(DataError, match=rf"(?s)report\.json cannot be read .*{field}.*schema 2"):
         read_transfer_report(tmp_path / "report.json")
 
 
 @pytest.mark.parametrize(
-    "change", [{"schema": 2}, {"command": "train"}, {"unheard_of": 1}], ids=str
+    "change", [{"schema": 1}, {"command": "train"}, {"unheard_of": 1}], ids=str
 )
 def test_another_format_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
     content = json.loads(report_of().json_text()) | change

@@ -180,11 +180,11 @@ def test_without_output_the_adapter_lies_in_the_runs_folder(transfers: Transfers
 def test_the_same_command_gives_the_same_bits_with_a_cold_and_a_warm_cache(
     transfers: Transfers,
 ) -> None:
-    first = transfers.ported().content_hash()
+    first = transfers.ported("mapper=cross_lora").content_hash()
     factors = list((transfers.workspace.root / "cache" / "factors").rglob("*.safetensors"))
     assert len(factors) == 4 + 6
     weights = (transfers.output / "adapter_model.safetensors").read_bytes()
-    second = transfers.ported("overwrite=true")
+    second = transfers.ported("mapper=cross_lora", "overwrite=true")
     assert second.content_hash() == first
     assert (transfers.output / "adapter_model.safetensors").read_bytes() == weights
 
@@ -213,7 +213,7 @@ class TestGiven:
         idle = Site(0, Role.V)
         sites = {s: u if s != idle else LowRank(u.A, 0 * u.B) for s, u in given.items()}
         write_adapter(LoraAdapter(sites, "pico/source"), transfers.workspace.root / "idle")
-        transfers.ported(adapter=transfers.workspace.root / "idle")
+        transfers.ported("mapper=cross_lora", adapter=transfers.workspace.root / "idle")
         assert transfers.report.warnings == (
             "1 of 6 sites have an update of zero, and do nothing on the target",
         )
@@ -282,7 +282,7 @@ def test_the_widths_and_ranks_of_the_variants_suit_cross_lora(
 ) -> None:
     folder = transfers.workspace.root / "peft"
     given = peft_source(pico_source, folder, **VARIANTS[name])
-    ported = transfers.ported("mapper.rank=24", adapter=folder)
+    ported = transfers.ported("mapper=cross_lora", "mapper.rank=24", adapter=folder)
     source = read_adapter(folder)
     assert {site.role for site in ported} == {site.role for site in given}
     for site, update in ported.items():

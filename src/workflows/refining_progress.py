@@ -1,0 +1,34 @@
+"""What a refinement shows while it works."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as ProgressBar
+
+from ..refinement.base import Progress
+
+
+@contextmanager
+def refining_progress() -> Iterator[Progress]:
+    """Show a bar for each thing that is done, how far it is, and how long the rest takes."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("remaining"),
+        TimeRemainingColumn(),
+    )
+    with ProgressBar(*columns, console=Console(stderr=True), transient=True) as shown:
+        bars = {"": shown.add_task("loading models", total=None)}
+
+        def tell(step: str, done: int, total: int) -> None:
+            if step not in bars:
+                # What came before is over; a bar of its own has a time of its own.
+                for bar in bars.values():
+                    shown.update(bar, visible=False)
+                bars[step] = shown.add_task(step, total=total)
+            shown.update(bars[step], completed=done, total=total, visible=True)
+
+        yield tell

@@ -1,0 +1,102 @@
+import numpy as np
+import pytest
+from sklearn.linear_model import Ridge
+from sklearn.model_selection import LeaveOneOut
+
+from loraport.exceptions import DataError
+from loraport.refinement.anchor_calibration import AnchorPoint
+from loraport.refinement.expected_recovery import Expectation, ExpectedRecovery
+
+AGREEMENTS = (0.55, 0.6, 0.72, 0.75, 0.8, 0.83, 0.9, 0.91, 0.95, 0.97)
+NOISE = (0.05, -0.1, 0.02, 0.08, -0.03, 0.0, 0.04, -0.06, 0.1, -0.02)
+
+
+def points(count: int = 10, slope: float = 2.0) -> list[AnchorPoint]:
+    rows = zip(AGREEMENTS[:count], NOISE, strict=False)
+    return [
+        AnchorPoint(f"task {place}", {"agreement": one, "same": 0.5}, slope * (one - 0.5) + noise)
+        for place, (one, noise) in enumerate(rows)
+    ]
+
+
+def reference(x: np.ndarray, y: np.ndarray, at: np.ndarray) -> float:
+    """Ridge of strength 1 on the standardised feature, by scikit-learn."""
+    centre, spread = x.mean(), x.std()
+    model = Ridge(alpha=1.0).fit((x[:, None] - centre) / spread, y)
+    return float(model.predict((at[:, None] - centre) / spread)[0])
+
+
+def test_it_is_ridge_regression_with_leave_one_out_residuals() -> None:
+    x = np.array([point.features["agreement"] for point in points()])
+    y = np.array([point.gap_recovered for point in points()])
+    fit = ExpectedRecovery.fit(points(), ["agreement"])
+    found = fit.expect({"agreement": 0.85, "not fitted": 3.0})
+    assert found.value == pytest.approx(reference(x, y, np.array([0.85])), abs=1e-9)
+    residuals = [
+        abs(float(y[out][0]) - reference(x[kept], y[kept], x[out]))
+        for kept, out in LeaveOneOut().split(x)
+    ]
+    assert fit.loo_error == pytest.approx(np.mean(residuals), abs=1e-9)
+    # Of ten anchors the tenth smallest: ceil(11 * 0.9).
+    assert fit.half_width == pytest.approx(max(residuals), abs=1e-9)
+    assert found.high - found.value == pytest.approx(found.value - found.low)
+    assert (fit.anchors, fit.level) == (10, 0.9)
+
+
+def test_the_interval_covers_as_often_as_it_says() -> None:
+    draw = np.random.default_rng(0)
+
+    def drawn() -> AnchorPoint:
+        x = float(draw.uniform(0.5, 1.0))
+        return AnchorPoint("x", {"agreement": x}, 2 * (x - 0.5) + float(draw.normal(0, 0.15)))
+
+    inside = 0
+    for _ in range(300):
+        fit = ExpectedRecovery.fit([drawn() for _ in range(10)], ["agreement"])
+        new = drawn()
+        found = fit.expect(new.features)
+        inside += found.low <= new.gap_recovered <= found.high
+    assert 0.85 < inside / 300 < 0.97
+
+
+def test_few_anchors_stand_for_a_lower_level() -> None:
+    fit = ExpectedRecovery.fit(points(4), ["agreement"])
+    assert fit.level == 4 / 5
+
+
+def test_a_feature_that_is_always_the_same_changes_nothing() -> None:
+    plain = ExpectedRecovery.fit(points(), ["agreement"])
+    both = ExpectedRecovery.fit(points(), ["agreement", "same"])
+    given = {"agreement": 0.7, "same": 0.5}
+    assert both.expect(given).value == pytest.approx(plain.expect(given).value)
+
+
+def test_what_says_nothing_gives_the_mean() -> None:
+    fit = ExpectedRecovery.fit(points(), ["same"])
+    mean = sum(point.gap_recovered for point in points()) / 10
+    assert fit.expect({"same": 0.5}).value == pytest.approx(mean)
+
+
+@pytest.mark.parametrize(
+    ("expectation", "go"),
+    [
+        (Expectation(0.6, 0.3, 0.9), True),
+        (Expectation(0.3, 0.01, 0.6), True),
+        (Expectation(0.29, 0.2, 0.4), False),
+        (Expectation(0.6, 0.0, 1.2), False),
+        (Expectation(float("nan"), float("nan"), float("nan")), False),
+    ],
+    ids=str,
+)
+def test_a_go_takes_enough_and_surely_more_than_nothing(expectation: Expectation, go: bool) -> None:
+    assert expectation.go is go
+
+
+def test_too_few_anchors() -> None:
+    with pytest.raises(DataError, match=r"3 anchors say too little .* at least 4"):
+        ExpectedRecovery.fit(points(3), ["agreement"])
+
+
+def test_what_was_not_measured() -> None:
+    with pytest.raises(DataError, match="agreement was not measured"):
+        ExpectedRecovery.fit(points(), ["agreement"]).expect({"same": 0.5})
