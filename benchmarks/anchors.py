@@ -12,23 +12,21 @@ tokens of the training rows, and accuracy and loss on test rows.
 import argparse
 import copy
 import logging
-import tempfile
 import warnings
 from contextlib import closing
 from typing import Any
 
 import torch
-import transformers
 from lightning import Trainer
-from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from loraport.adapters import LoraAdapter, LowRank, Site
-from loraport.data.answers import NOT_ASKED, AnswerExamples, TokenizedAnswer
+from loraport.adapters import LoraAdapter
+from loraport.data.answers import NOT_ASKED, AnswerExamples
 from loraport.data.tasks import Task
 from loraport.evaluation.scoring import LikelihoodScorer
 from loraport.models import BaseModel, LoraFineTuning, attached, last_logits
 
+from .peft_trainer import Schedule, train, updates, with_lora
 from .setting import TEMPLATE, Elapsed, arguments, base_model, stopwatch, task
 
 BATCH, LR, WARMUP = 8, 2e-3, 4
@@ -54,73 +52,20 @@ def ours(base: BaseModel, examples: AnswerExamples) -> tuple[LoraAdapter, Elapse
     return adapter, elapsed
 
 
-def collator(pad_token: int) -> Any:
-    """Pad on the right; ask at the answer alone."""
-
-    def collate(rows: list[TokenizedAnswer]) -> dict[str, torch.Tensor]:
-        whole = [row.prompt + row.answer for row in rows]
-        width = max(map(len, whole))
-        asked = [[NOT_ASKED] * len(row.prompt) + row.answer for row in rows]
-
-        def padded(sequences: list[list[int]], value: int) -> torch.Tensor:
-            return torch.tensor([row + [value] * (width - len(row)) for row in sequences])
-
-        return {
-            "input_ids": padded(whole, pad_token),
-            "attention_mask": padded([[1] * len(row) for row in whole], 0),
-            "labels": padded(asked, NOT_ASKED),
-        }
-
-    return collate
-
-
 def reference(base: BaseModel, examples: AnswerExamples) -> tuple[LoraAdapter, Elapsed]:
     """Train with transformers' Trainer and PEFT, from the same factors."""
     with closing(LoraFineTuning(base)) as tuning:
         start = tuning.adapter()
     network = copy.deepcopy(base.network)
-    with stopwatch() as elapsed, tempfile.TemporaryDirectory() as folder:
-        config = LoraConfig(
-            r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"
-        )
-        model = get_peft_model(network, config)
-        modules: dict[Site, Any] = {site: network.get_submodule(site.module_name) for site in start}
+    schedule = Schedule(-(-len(examples.rows) // BATCH), BATCH, LR, WARMUP)
+    with stopwatch() as elapsed:
+        model = with_lora(network, schedule.seed)
         with torch.no_grad():
-            for site, module in modules.items():
-                module.lora_A["default"].weight.copy_(start[site].A)
-        trainer = transformers.Trainer(
-            model=model,
-            args=transformers.TrainingArguments(
-                output_dir=folder,
-                num_train_epochs=1,
-                per_device_train_batch_size=BATCH,
-                learning_rate=LR,
-                warmup_steps=WARMUP,
-                lr_scheduler_type="linear",
-                weight_decay=0.0,
-                max_grad_norm=1.0,
-                use_cpu=True,
-                save_strategy="no",
-                logging_strategy="no",
-                report_to=[],
-                remove_unused_columns=False,
-                disable_tqdm=True,
-                seed=0,
-            ),
-            train_dataset=list(examples.rows),
-            data_collator=collator(int(base.tokenizer.pad_token_id)),
-        )
-        trainer.remove_callback(transformers.PrinterCallback)  # It would print into the table.
-        trainer.train()
-    updates = {
-        site: LowRank(
-            module.lora_A["default"].weight.detach().clone(),
-            module.lora_B["default"].weight.detach().clone(),
-            2.0,
-        )
-        for site, module in modules.items()
-    }
-    return LoraAdapter(updates, base.name), elapsed
+            for site, update in start.items():
+                module: Any = network.get_submodule(site.module_name)
+                module.lora_A["default"].weight.copy_(update.A)
+        train(model, examples.rows, int(base.tokenizer.pad_token_id), schedule)
+    return LoraAdapter(updates(network, start), base.name), elapsed
 
 
 @torch.inference_mode()

@@ -49,7 +49,8 @@ from portallib import (
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from benchmarks.plain_finetuning import ALPHA, RANK, ROLES, Schedule, TaughtTexts
+from benchmarks.peft_trainer import ALPHA, RANK, ROLES, Schedule
+from benchmarks.plain_finetuning import TaughtTexts
 from loraport.adapters import LoraAdapter, LowRank, Role, Site
 from loraport.data.answers import NOT_ASKED
 from loraport.models import BaseModel

@@ -28,7 +28,8 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks.plain_finetuning import Schedule, TaughtTexts, fine_tuned
+from benchmarks.peft_trainer import Schedule
+from benchmarks.plain_finetuning import TaughtTexts, fine_tuned
 from benchmarks.portal import Portal, TaughtTask
 from benchmarks.refinements import Seconds, full_table, source_scores, told, write_numbers
 from benchmarks.setting import stopwatch
