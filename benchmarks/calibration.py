@@ -17,7 +17,7 @@ from loraport.files import write_whole
 from loraport.refinement.anchor_calibration import AnchorCalibration
 from loraport.refinement.expected_recovery import ExpectedRecovery
 
-FEATURES = ("agreement_after", "kl_after")
+FEATURES = ("pool_balance",)
 
 
 def arguments() -> argparse.Namespace:

@@ -10,7 +10,7 @@ from ..exceptions import ConfigurationError, DataError
 from .base import Lesson
 from .exercises import Exercises
 from .label_refinement import LabelRefinement
-from .label_teacher import label_distributions
+from .label_teacher import teacher_answers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,15 +54,7 @@ class FewShot(LabelRefinement):
         targets = one_hot(places, len(labels)).float()
         texts = tuple(example.text for example in examples)
         if self.teacher_weight > 0:
-            found = label_distributions(
-                lesson.teacher,
-                lesson.question,
-                texts,
-                temperature=self.temperature,
-                cache=lesson.cache,
-                progress=lesson.progress,
-                step="labelling examples by the source",
-            )
+            found = teacher_answers(lesson, texts, temperature=self.temperature, what="examples")
             targets = (1 - self.teacher_weight) * targets + self.teacher_weight * found
         counts = {label: sum(e.label == label for e in examples) for label in labels}
         report = {"examples": len(examples), "example_labels": counts}

@@ -8,7 +8,13 @@ from ..exceptions import DataError
 from .agreement import HeldOut
 from .base import Lesson
 from .exercises import Exercises
-from .label_teacher import check_teaches, confidence, label_distributions, label_shares
+from .label_teacher import (
+    check_teaches,
+    confidence,
+    label_balance,
+    label_shares,
+    teacher_answers,
+)
 from .selection import TextSelection
 
 _WANTED = "set paths.corpus to a folder with train.txt and validation.txt, or with *.jsonl"
@@ -48,15 +54,7 @@ class GenericTexts:
                 f"distillation takes at least {len(labels)}, and some hundreds to be of use; "
                 f"{_WANTED}"
             )
-        found = label_distributions(
-            lesson.teacher,
-            lesson.question,
-            pool,
-            temperature=self.temperature,
-            cache=lesson.cache,
-            progress=lesson.progress,
-            step="labelling texts by the source",
-        )
+        found = teacher_answers(lesson, pool, temperature=self.temperature, what="texts")
         notes = check_teaches(found, labels)
         if len(pool) < self.count:
             notes += (
@@ -70,6 +68,7 @@ class GenericTexts:
             "pool": len(pool),
             "pool_shares": label_shares(found, labels),
             "chosen_shares": label_shares(chosen, labels),
+            "pool_balance": label_balance(label_shares(found, labels)),
             "pool_confidence": confidence(found),
             "chosen_confidence": confidence(chosen),
         }
@@ -83,15 +82,7 @@ class GenericTexts:
         texts = self.texts(lesson, VALIDATION, count, without=learned)
         if not texts:
             return None
-        found = label_distributions(
-            lesson.teacher,
-            lesson.question,
-            texts,
-            temperature=self.temperature,
-            cache=lesson.cache,
-            progress=lesson.progress,
-            step="labelling held-out texts by the source",
-        )
+        found = teacher_answers(lesson, texts, temperature=self.temperature, what="held-out texts")
         return HeldOut(lesson.question, texts, found)
 
     def texts(

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from ..exceptions import DataError
 from ..models.attach import attached
 from ..models.base import BaseModel
 from ..models.label_likelihoods import log_likelihoods
-from .base import Progress, Teacher, silent
+from .base import Lesson, Progress, Teacher, silent
 from .portions import in_portions
 
 PORTION = 64  # texts
@@ -64,6 +65,31 @@ def label_distributions(
     found = [row for portion in rows for row in portion]
     scores = torch.tensor(found, dtype=torch.float32).reshape(len(texts), len(question.labels))
     return (scores / temperature).softmax(dim=1)
+
+
+def teacher_answers(
+    lesson: Lesson, texts: Sequence[str], *, temperature: float, what: str
+) -> Float[Tensor, "texts labels"]:
+    """Return :func:`label_distributions` of a lesson's teacher.
+
+    Args:
+        lesson: What is taught, by whom, and where answers are kept.
+        texts: About which.
+        temperature: Divides the log-likelihoods.
+        what: Kind of texts, as the progress is told.
+
+    Raises:
+        DataError: two labels are the same tokens for the source.
+    """
+    return label_distributions(
+        lesson.teacher,
+        lesson.question,
+        texts,
+        temperature=temperature,
+        cache=lesson.cache,
+        progress=lesson.progress,
+        step=f"labelling {what} by the source",
+    )
 
 
 def _key(teacher: Teacher, question: Question, portions: list[list[str]]) -> str:
@@ -128,6 +154,15 @@ def label_shares(
     return {
         label: int(count) / max(1, len(tops)) for label, count in zip(labels, counts, strict=True)
     }
+
+
+def label_balance(shares: Mapping[str, float]) -> float:
+    """Return how evenly labels are given: the entropy of their shares, 1 where all are equal.
+
+    Near 0 the texts hardly bring up what the adapter tells apart.
+    """
+    entropy = -sum(share * math.log(share) for share in shares.values() if share > 0)
+    return entropy / math.log(len(shares))
 
 
 def confidence(distributions: Float[Tensor, "texts labels"]) -> float:

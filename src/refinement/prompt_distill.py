@@ -7,7 +7,7 @@ from ..exceptions import DataError
 from .base import Lesson
 from .exercises import Exercises, distinct
 from .label_refinement import LabelRefinement
-from .label_teacher import check_teaches, confidence, label_distributions, label_shares
+from .label_teacher import check_teaches, confidence, label_shares, teacher_answers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,15 +40,7 @@ class PromptDistill(LabelRefinement):
                 f"{len(lesson.inputs)}, none with any text; give inputs=FILE, "
                 "a text a line, or choose refine=corpus_distill, which takes generic texts alone"
             )
-        found = label_distributions(
-            lesson.teacher,
-            lesson.question,
-            inputs,
-            temperature=self.temperature,
-            cache=lesson.cache,
-            progress=lesson.progress,
-            step="labelling inputs by the source",
-        )
+        found = teacher_answers(lesson, inputs, temperature=self.temperature, what="inputs")
         report = {
             "inputs": len(inputs),
             "input_shares": label_shares(found, lesson.question.labels),

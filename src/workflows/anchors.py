@@ -13,7 +13,6 @@ import torch
 from filelock import FileLock
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..adapters import read_adapter
 from ..data import write_manifest
@@ -22,6 +21,7 @@ from ..evaluation.score_cache import ScoreCache
 from ..exceptions import ConfigurationError
 from .building import Workbench, plain_config
 from .quiet import quiet_libraries
+from .shown_bars import shown_bars
 from .zoo_training import Recipe, ZooTraining, count_finished
 
 CPU_TRAINER: dict[str, Any] = {
@@ -114,14 +114,7 @@ def _in_processes(
 @contextmanager
 def _progress(folder: Path, sides: Sequence[str], names: Sequence[str]) -> Iterator[None]:
     """Show how many adapters are finished, whoever finishes them, and how long the rest takes."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("remaining"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with shown_bars() as progress:
         bars = {
             side: progress.add_task(f"{side} model, adapters", total=len(names)) for side in sides
         }

@@ -3,24 +3,14 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as ProgressBar
-
 from ..refinement.base import Progress
+from .shown_bars import shown_bars
 
 
 @contextmanager
 def refining_progress() -> Iterator[Progress]:
     """Show a bar for each thing that is done, how far it is, and how long the rest takes."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("remaining"),
-        TimeRemainingColumn(),
-    )
-    with ProgressBar(*columns, console=Console(stderr=True), transient=True) as shown:
+    with shown_bars() as shown:
         bars = {"": shown.add_task("loading models", total=None)}
 
         def tell(step: str, done: int, total: int) -> None:

@@ -7,7 +7,6 @@ from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..adapters import write_adapter
 from ..data import AnchorPairs, Task
@@ -32,6 +31,7 @@ from .compatibility_check import check_compatibility
 from .fitting import Fitting
 from .prediction import Predictions, check_base, check_controls, predict, score_cells
 from .quiet import quiet_libraries
+from .shown_bars import shown_bars
 from .stopwatch import Stopwatch
 
 TaskScores = dict[str, dict[str, TaskScore]]
@@ -143,14 +143,10 @@ def score(
     examples = {"source": predictions.queries, "target": predictions.oracles}
     found: TaskScores = {name: {} for name in tasks}
     hashes = {f"task/{name}": task.content_hash() for name, task in tasks.items()}
-    columns = (
-        TextColumn("scoring {task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        bars = {side: progress.add_task(side, total=len(cells[side])) for side in SIDES}
+    with shown_bars() as progress:
+        bars = {
+            side: progress.add_task(f"scoring {side}", total=len(cells[side])) for side in SIDES
+        }
         for side in SIDES:
             base = bench.model(side)
             check_base(base, next(iter(examples[side].values())), side)

@@ -8,8 +8,6 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as ProgressBar
 
 from ..adapters.peft_folder import write_peft_files
 from ..data.zoo import SIDES
@@ -34,6 +32,7 @@ from .options import option, optional
 from .quality_control import refinement_record
 from .quiet import quiet_libraries
 from .refining_progress import refining_progress
+from .shown_bars import shown_bars
 from .stopwatch import Stopwatch
 from .transfer_inputs import Inputs, save_cartridge
 from .transfer_record import Transferred, transfer_report
@@ -151,13 +150,6 @@ def device(name: str) -> torch.device:
 def shown_progress(mapper: Mapper) -> Iterator[Progress]:
     """Show how many sites or layers are mapped, and how long the rest takes."""
     unit = "layers" if isinstance(mapper, ResidualMapper) else "sites"
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn(f"{unit}, remaining"),
-        TimeRemainingColumn(),
-    )
-    with ProgressBar(*columns, console=Console(stderr=True), transient=True) as progress:
+    with shown_bars(unit) as progress:
         bar = progress.add_task("porting", total=None)
         yield lambda done, total: progress.update(bar, completed=done, total=total)

@@ -3,16 +3,18 @@
 import random
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import partial
 
 import pytest
-import torch
 from lightning import Trainer
 
-from loraport.adapters import LoraAdapter, LowRank, Role
+from loraport.adapters import LoraAdapter, Role
 from loraport.data.answers import LengthBuckets, TokenizedAnswer, answer_tokens
 from loraport.data.question import Question
 from loraport.models import BaseModel, LoraFineTuning
 from loraport.refinement.base import Teacher
+
+from .style_adapter import nothing as nothing_yet
 
 FILLER = ("the", "a", "film", "plot", "actor", "scene", "is", "was", "truly", "somewhat")
 ANSWERS = {"good": "very good", "bad": "very bad", "dull": "neutral"}
@@ -81,14 +83,11 @@ def word_teacher(pico_source: BaseModel, question: Question) -> Teacher:
 
 @pytest.fixture(scope="session")
 def nothing() -> Callable[..., LoraAdapter]:
-    """Make an adapter of a base model that does nothing yet."""
+    """Make an adapter of a base model that does nothing yet, by default at every site."""
+    return partial(nothing_yet, roles=tuple(Role))
 
-    def make(base: BaseModel, rank: int = 8, roles: tuple[Role, ...] = tuple(Role)) -> LoraAdapter:
-        shapes = {site: base.sites.shapes[site] for site in base.sites.of_roles(roles)}
-        updates = {
-            site: LowRank(torch.zeros(rank, in_), torch.zeros(out, rank))
-            for site, (out, in_) in shapes.items()
-        }
-        return LoraAdapter(updates, base.name)
 
-    return make
+@pytest.fixture
+def start(pico_target: BaseModel, nothing: Callable[..., LoraAdapter]) -> LoraAdapter:
+    """What a student of the target begins from where no mapper made anything."""
+    return nothing(pico_target)

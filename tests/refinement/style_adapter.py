@@ -30,7 +30,7 @@ class StyleStudent(Student):
 
 
 def nothing(
-    base: BaseModel, *, rank: int = 8, roles: Sequence[Role] = (Role.Q, Role.V)
+    base: BaseModel, rank: int = 8, roles: Sequence[Role] = (Role.Q, Role.V)
 ) -> LoraAdapter:
     """An adapter that does nothing yet."""
     updates = {}

@@ -16,11 +16,12 @@ from loraport.refinement.agreement import Agreement, HeldOut
 from loraport.refinement.base import Lesson, Refined, Refinement, Teacher
 from loraport.refinement.corpus_distill import CorpusDistill
 from loraport.refinement.label_distillation import LabelStudent, SoftBatch
-from loraport.refinement.label_teacher import label_distributions
+from loraport.refinement.label_teacher import label_balance, teacher_answers
 
 from .conftest import Lines, Sentences, answer
 
-QUICK = CorpusDistill(texts=24, pool=40, held_out=8, lr=0.01)
+QUICK = CorpusDistill(texts=24, pool=40, held_out=8, lr=0.01, checks=3)
+LONG = CorpusDistill(texts=160, pool=176, held_out=32, epochs=4, lr=0.01, checks=2)
 
 GOOD = [text for text in Sentences().texts("train") if text.endswith("good")]
 
@@ -28,11 +29,6 @@ GOOD = [text for text in Sentences().texts("train") if text.endswith("good")]
 @pytest.fixture
 def lesson(word_teacher: Teacher, pico_target: BaseModel, question: Question) -> Lesson:
     return Lesson(word_teacher, pico_target, question, Sentences())
-
-
-@pytest.fixture
-def start(pico_target: BaseModel, nothing: Callable[..., LoraAdapter]) -> LoraAdapter:
-    return nothing(pico_target)
 
 
 def accuracy(base: BaseModel, adapter: LoraAdapter, question: Question) -> float:
@@ -43,11 +39,8 @@ def accuracy(base: BaseModel, adapter: LoraAdapter, question: Question) -> float
     return sum(same) / len(same)
 
 
-def test_skill_arrives_from_texts_alone(
-    lesson: Lesson, start: LoraAdapter, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    distill = CorpusDistill(texts=160, pool=176, held_out=32, epochs=4, lr=0.01, checks=2)
-    adapter, report = distill.refine(start, lesson)
+def test_skill_arrives_from_texts_alone(lesson: Lesson, start: LoraAdapter) -> None:
+    adapter, report = LONG.refine(start, lesson)
     assert accuracy(lesson.target, adapter, lesson.question) > 0.7
     assert report["agreement_after"] > 0.7 > 0.6 > report["agreement_before"]
     assert report["kl_after"] < 0.3 * report["kl_before"]
@@ -55,18 +48,22 @@ def test_skill_arrives_from_texts_alone(
     assert report["steps"] == 4 * 20
     assert report["loss_last"] < 0.3 * report["loss_first"]
     assert sum(report["pool_shares"].values()) == pytest.approx(1)
+    assert report["pool_balance"] == label_balance(report["pool_shares"])
     assert report["chosen_shares"] == pytest.approx(
         dict.fromkeys(lesson.question.labels, 1 / 3), abs=0.05
     )
     assert report["notes"] == []
 
-    # The same steps on the same texts, with labels that say nothing of them.
+
+def test_the_same_texts_with_labels_that_say_nothing_of_them_teach_nothing(
+    lesson: Lesson, start: LoraAdapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def shuffled(*args: Any, **options: Any) -> torch.Tensor:
-        found = label_distributions(*args, **options)
+        found = teacher_answers(*args, **options)
         return found[torch.randperm(len(found), generator=torch.Generator().manual_seed(0))]
 
-    monkeypatch.setattr(generic_module, "label_distributions", shuffled)
-    control = replace(distill, checks=0).refine(start, lesson).adapter
+    monkeypatch.setattr(generic_module, "teacher_answers", shuffled)
+    control = replace(LONG, checks=0).refine(start, lesson).adapter
     assert accuracy(lesson.target, control, lesson.question) < 0.6
 
 
@@ -171,11 +168,11 @@ def test_texts_are_cut_at_words_and_neither_empty_nor_double_nor_held_out(
     question = replace(lesson.question, text_chars=13)
     seen: list[list[str]] = []
 
-    def noted(teacher: Teacher, asked: Question, texts: list[str], **options: Any) -> torch.Tensor:
+    def noted(lesson: Lesson, texts: list[str], **options: Any) -> torch.Tensor:
         seen.append(texts)
-        return label_distributions(teacher, asked, texts, **options)
+        return teacher_answers(lesson, texts, **options)
 
-    monkeypatch.setattr(generic_module, "label_distributions", noted)
+    monkeypatch.setattr(generic_module, "teacher_answers", noted)
     monkeypatch.setattr(generic_module, "check_teaches", lambda *_: ())
     texts = Lines([*lines, "a scene", "A scene"], validation)
     report = QUICK.refine(start, replace(lesson, question=question, texts=texts)).report

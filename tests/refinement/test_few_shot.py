@@ -1,4 +1,3 @@
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -27,11 +26,6 @@ EXAMPLES = (
 @pytest.fixture
 def lesson(word_teacher: Teacher, pico_target: BaseModel, question: Question) -> Lesson:
     return Lesson(word_teacher, pico_target, question, Sentences(), examples=EXAMPLES)
-
-
-@pytest.fixture
-def start(pico_target: BaseModel, nothing: Callable[..., LoraAdapter]) -> LoraAdapter:
-    return nothing(pico_target)
 
 
 def test_examples_are_learned_by_their_labels_beside_generic_texts(lesson: Lesson) -> None:

@@ -17,6 +17,7 @@ from loraport.refinement.label_teacher import (
     check_labels,
     check_teaches,
     confidence,
+    label_balance,
     label_distributions,
     label_shares,
 )
@@ -143,3 +144,14 @@ def test_teacher_that_hardly_varies_is_told_of() -> None:
     (note,) = check_teaches(rows, ["yes", "no"])
     assert "'yes' to 99.5% of the texts" in note
     assert check_teaches(rows[-20:], ["yes", "no"]) == ()
+
+
+@pytest.mark.parametrize(
+    ("shares", "balance"),
+    [((0.25, 0.25, 0.25, 0.25), 1.0), ((1.0, 0.0), 0.0), ((0.5, 0.5, 0.0, 0.0), 0.5)],
+)
+def test_balance_is_the_entropy_of_the_labels_shares(
+    shares: tuple[float, ...], balance: float
+) -> None:
+    named = {f"label {place}": share for place, share in enumerate(shares)}
+    assert label_balance(named) == pytest.approx(balance)

@@ -1,4 +1,3 @@
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -20,11 +19,6 @@ INPUTS = ("the film was very good", "a dull plot was dull", "", "the film was ve
 @pytest.fixture
 def lesson(word_teacher: Teacher, pico_target: BaseModel, question: Question) -> Lesson:
     return Lesson(word_teacher, pico_target, question, Sentences(), inputs=INPUTS)
-
-
-@pytest.fixture
-def start(pico_target: BaseModel, nothing: Callable[..., LoraAdapter]) -> LoraAdapter:
-    return nothing(pico_target)
 
 
 def test_inputs_weigh_as_often_as_they_are_repeated_beside_generic_texts(lesson: Lesson) -> None:

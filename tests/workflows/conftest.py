@@ -1,7 +1,6 @@
 """A workspace as a user has it: two models on disk, tasks in a folder, a zoo, and the commands."""
 
 import json
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,6 +27,21 @@ QUICK_DIAGNOSIS = (
     *("diagnosis.rows=120", "diagnosis.permutations=20", "measures.svcca.components=4"),
     *("transport.layers=1", "transport.rows=12"),
 )
+# Of models with random weights only what is read last decides, so that the text is.
+ASKED = ("prompt.template='{instruction} {text}'", "prompt.labels=[good,bad]")
+_BESIDE = (*ASKED, "refine.pool=12", "refine.generic=8", "refine.held_out=8", "refine.batch_size=4")
+QUICK_REFINEMENT = {
+    "corpus_distill": (
+        *(*ASKED, "refine.texts=16", "refine.pool=24", "refine.held_out=8", "refine.batch_size=4"),
+        *("drift.texts=6", "drift.positions=4"),
+    ),
+    "prompt_distill": _BESIDE,
+    "few_shot": _BESIDE,
+    "drift_budget": (
+        *("refine.texts=6", "refine.positions=4"),
+        *("drift.texts=6", "drift.positions=4"),
+    ),
+}
 QUICK_MAPPER = {
     "cast": ("mapper.hidden=4", "trainer.max_epochs=1", "mapper.export_rows=64"),
     "residual_transport": ("mapper.tokens=120", "mapper.held_out_tokens=60"),
@@ -125,6 +139,16 @@ def write_texts(folder: Path) -> None:
     (folder / "all.txt").write_text("\n".join(lines))
 
 
+def write_inputs(folder: Path) -> tuple[Path, Path]:
+    """Unlabelled inputs and labelled examples, as a user has them; return both files."""
+    inputs, examples = folder / "inputs.txt", folder / "examples.jsonl"
+    inputs.write_text("the film is good\n\nthe plot is bad\na dull scene")
+    rows = [{"text": f"the film is {word}", "label": "bad"} for word in ("bad", "dull", "never")]
+    rows.append({"text": "a very good scene", "label": "good"})
+    examples.write_text("\n".join(map(json.dumps, rows)))
+    return inputs, examples
+
+
 def write_zoo(folder: Path, sides: dict[str, BaseModel]) -> None:
     """Adapters with random factors: what these tests ask is whether they arrive."""
     import torch
@@ -155,45 +179,55 @@ def models_and_tasks(
     return root
 
 
+def new_workspace(folder: Path, kept: Path, sides: dict[str, BaseModel]) -> Workspace:
+    """Make a workspace in an empty folder, with the models and the tasks of ``kept``."""
+    for name in ("models", "tasks"):
+        (folder / name).symlink_to(kept / name)
+    write_zoo(folder / "zoo", sides)
+    return Workspace(folder)
+
+
 @pytest.fixture
 def workspace(
     tmp_path: Path, models_and_tasks: Path, pico_source: BaseModel, pico_target: BaseModel
 ) -> Workspace:
-    for name in ("models", "tasks"):
-        (tmp_path / name).symlink_to(models_and_tasks / name)
-    write_zoo(tmp_path / "zoo", {"source": pico_source, "target": pico_target})
-    return Workspace(tmp_path)
+    return new_workspace(tmp_path, models_and_tasks, {"source": pico_source, "target": pico_target})
 
 
-@pytest.fixture
-def command(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> Command:
+def run_command(folder: Path, script: str, *options: str) -> int:
     """Call a command as its script does, in an empty working folder, without a new process.
 
     Models with random weights are not compatible, so that the pair is diagnosed only where a
     test says how.
-    """
 
-    def call(script: str, *options: str) -> Outcome:
-        diagnosed = any(word.startswith("diagnosis") for word in options)
-        if script in ("train", "transfer") and not diagnosed:
-            options = (*options, "diagnosis=none")
-        work = tmp_path / "work"
-        work.mkdir(exist_ok=True)
-        monkeypatch.chdir(work)
-        monkeypatch.setattr(sys, "argv", [f"{script}.py", *options])
-        monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-        monkeypatch.setenv("WANDB_MODE", "offline")
-        GlobalHydra.instance().clear()
-        capfd.readouterr()
-        code = 0
+    Returns:
+        The exit code.
+    """
+    diagnosed = any(word.startswith("diagnosis") for word in options)
+    if script in ("train", "transfer") and not diagnosed:
+        options = (*options, "diagnosis=none")
+    work = folder / "work"
+    work.mkdir(exist_ok=True)
+    GlobalHydra.instance().clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(work)
+        patch.setattr(sys, "argv", [f"{script}.py", *options])
+        patch.setenv("HYDRA_FULL_ERROR", "1")
+        patch.setenv("WANDB_MODE", "offline")
         try:
             getattr(cli, script)()
         except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else 1
-        finally:
-            os.environ.pop("HYDRA_FULL_ERROR", None)
+            return end.code if isinstance(end.code, int) else 1
+    return 0
+
+
+@pytest.fixture
+def command(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Command:
+    """Call a command, and return what it printed as well."""
+
+    def call(script: str, *options: str) -> Outcome:
+        capfd.readouterr()
+        code = run_command(tmp_path, script, *options)
         out, err = capfd.readouterr()
         return Outcome(code, out, err)
 

@@ -90,6 +90,13 @@ def test_a_template_that_takes_what_nobody_gives(bench: Bench) -> None:
         asked_question(bench("prompt.template='{instruction}'"), "books")
 
 
+def test_options_of_another_kind(bench: Bench) -> None:
+    with pytest.raises(ConfigurationError, match=r"prompt\.template is 3; it takes text"):
+        asked_question(bench("prompt.template=3"), "books")
+    with pytest.raises(ConfigurationError, match=r"prompt\.labels is 1; it takes text"):
+        asked_question(bench("prompt.labels=[1,2]"), "books")
+
+
 def test_tasks_of_the_hub_are_described_without_a_row(bench: Bench) -> None:
     """The task's definition says it; nothing is fetched."""
     found = asked_question(bench("paths.tasks=null", "tasks=seed30"), "sst2")

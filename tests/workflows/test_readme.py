@@ -1,6 +1,7 @@
-"""Every command of the README is run, on pico models where it names real ones."""
+"""Every command of the README and of docs/transfer.md is run, real models replaced by pico ones."""
 
 import re
+import shlex
 import subprocess
 import sys
 import textwrap
@@ -14,22 +15,25 @@ from .conftest import (
     HELD_OUT,
     QUICK_DIAGNOSIS,
     QUICK_MAPPER,
+    QUICK_REFINEMENT,
     QUICK_TEXT,
     Command,
     Workspace,
+    write_inputs,
     write_texts,
 )
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```sh\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+PORT = (ROOT / "docs" / "transfer.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```sh\n(.*?)^```", f"{README}\n{PORT}", flags=re.MULTILINE | re.DOTALL)
 COMMANDS = [
     line.partition("#")[0].strip()
     for block in BLOCKS
     for line in block.splitlines()
     if line.partition("#")[0].strip()
 ]
-OURS = [line for line in COMMANDS if line.startswith("python ")]
+OURS = list(dict.fromkeys(line for line in COMMANDS if line.startswith("python ")))
 SETUP = [line for line in COMMANDS if not line.startswith("python ")]
 
 
@@ -57,7 +61,7 @@ def test_setup_commands_are_known_to_make_and_pip(line: str):
 
 @pytest.mark.parametrize("line", OURS)
 def test_our_commands_run(line: str, workspace: Workspace, command: Command):
-    _, script, *words = line.split()
+    _, script, *words = shlex.split(line)
     pico = workspace.training() if script == "train.py" else workspace.options()
     if "ckpt=FILE" in words:
         training = [*workspace.training(), "mapper=mean"]
@@ -65,8 +69,11 @@ def test_our_commands_run(line: str, workspace: Workspace, command: Command):
             training = workspace.text_training("cast")
         fitted = command("train", *training, "hydra.run.dir=fitted")
         assert fitted.code == 0, fitted.err
-    named = {word.partition("=")[0] for word in words}
+    named = {word.partition("=")[0]: word.partition("=")[2] for word in words}
+    inputs, examples = write_inputs(workspace.root)
     paths = {
+        "inputs": inputs,
+        "examples": examples,
         "pair.source.path": workspace.root / "models/source",
         "pair.target.path": workspace.root / "models/target",
         "pair.source.name": workspace.root / "models/source",
@@ -100,12 +107,19 @@ def test_our_commands_run(line: str, workspace: Workspace, command: Command):
     if "mapper=mean," in line:  # of the sweep, the mappers that take no components
         given = [word.replace(",pca_ridge,pca_mlp", "") for word in given]
         small = []
-    if "paths.corpus=DIR" in words:
+    refined = script == "transfer.py" and (
+        "refine" in named or not named.keys() & {"mapper", "ckpt"}
+    )
+    if refined or "paths.corpus=DIR" in words:
         write_texts(workspace.root / "texts")
-        mapper = next((w.partition("=")[2] for w in words if w.startswith("mapper=")), "")
-        small += [*QUICK_TEXT, *QUICK_MAPPER.get(mapper, ())]
+    if refined:
+        small += QUICK_REFINEMENT[named.get("refine", "corpus_distill")]
+        small.append(f"paths.corpus={workspace.root / 'texts'}")
+    elif "paths.corpus=DIR" in words:
+        small += [*QUICK_TEXT, *QUICK_MAPPER.get(named.get("mapper", ""), ())]
     if script == "diagnose.py":  # random weights are not compatible
         small += [*QUICK_DIAGNOSIS, "force=true"]
+    given = [w for w in given if w.partition("=")[0] not in {o.partition("=")[0] for o in small}]
     kept = [o for o in pico if o.partition("=")[0] not in {w.partition("=")[0] for w in given}]
     flags, rest = [w for w in given if w == "-m"], [w for w in given if w != "-m"]
     end = command(script.removesuffix(".py"), *flags, *kept, *rest, *small)

@@ -1,31 +1,32 @@
 """The default port, and every refinement after a mapper, on pico models."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from loraport.adapters import read_adapter
+from loraport.models import BaseModel
 from loraport.refinement.label_distillation import LabelStudent
 from loraport.reporting.transfer_report import TransferReport, read_transfer_report
 
-from .conftest import Command, Outcome, Workspace, write_texts
+from .conftest import (
+    QUICK_REFINEMENT,
+    Command,
+    Outcome,
+    Workspace,
+    new_workspace,
+    run_command,
+    write_inputs,
+    write_texts,
+)
 from .test_transfer_refused import contents
 
-# Of models with random weights only what is read last decides, so that the text is.
-ASKED = ("prompt.template='{instruction} {text}'", "prompt.labels=[good,bad]")
-QUICK = (
-    *ASKED,
-    *("refine.texts=16", "refine.pool=24", "refine.held_out=8", "refine.batch_size=4"),
-    *("drift.texts=6", "drift.positions=4"),
-)
-BUDGET = (
-    *("refine=drift_budget", "refine.texts=6", "refine.positions=4"),
-    *("drift.texts=6", "drift.positions=4"),
-)
-BESIDE = (*ASKED, "refine.pool=12", "refine.generic=8", "refine.held_out=8", "refine.batch_size=4")
+QUICK = QUICK_REFINEMENT["corpus_distill"]
+BUDGET = ("refine=drift_budget", *QUICK_REFINEMENT["drift_budget"])
+# The workspace has tasks, whose texts are taken as well unless this says otherwise.
+CORPUS_ALONE = "refine_texts.anchors=false"
 
 
 class Ports:
@@ -71,13 +72,29 @@ class Ports:
         return place
 
 
+@pytest.fixture(scope="module")
+def plain(
+    tmp_path_factory: pytest.TempPathFactory,
+    models_and_tasks: Path,
+    pico_source: BaseModel,
+    pico_target: BaseModel,
+) -> TransferReport:
+    """The default port of ``books``, made once, in a workspace of its own."""
+    folder, sides = tmp_path_factory.mktemp("plain"), {"source": pico_source, "target": pico_target}
+    workspace = new_workspace(folder, models_and_tasks, sides)
+    write_texts(folder / "texts")
+    words = (f"paths.corpus={folder / 'texts'}", "adapter=books", f"output={folder / 'ported'}")
+    assert run_command(folder, "transfer", *workspace.options(), *words, *QUICK) == 0
+    return read_transfer_report(folder / "ported" / "report.json")
+
+
 @pytest.fixture
 def ports(workspace: Workspace, command: Command) -> Ports:
     return Ports(workspace, command)
 
 
 def test_without_a_mapper_an_adapter_is_distilled_on_the_corpus(ports: Ports) -> None:
-    report = ports.ported(*QUICK)
+    report = ports.ported(*QUICK, CORPUS_ALONE)
     refined = report.refinement
     assert refined is not None
     assert (report.mapper, refined.name) == ("noop", "corpus_distill")
@@ -115,11 +132,8 @@ def test_without_a_mapper_an_adapter_is_distilled_on_the_corpus(ports: Ports) ->
 
 
 def test_stopped_and_started_again_it_ends_in_the_same_bits(
-    ports: Ports, monkeypatch: pytest.MonkeyPatch
+    ports: Ports, plain: TransferReport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = ports.ported(*QUICK).output.sha256
-    for place in (ports.output.parent, ports.workspace.root / "cache" / "refinement"):
-        shutil.rmtree(place)
     calls: list[int] = []
     loss = LabelStudent.loss
 
@@ -133,14 +147,14 @@ def test_stopped_and_started_again_it_ends_in_the_same_bits(
     end = ports.call(*QUICK)
     assert end.code == 130
     assert "Traceback" not in end.err
+    assert "the same command goes on from here" in " ".join(end.err.split())
     assert not ports.output.parent.exists()
-    assert ports.ported(*QUICK).output.sha256 == whole
+    assert ports.ported(*QUICK).output.sha256 == plain.output.sha256
     assert len(calls) == 3 + 2, "of four steps two were left"
 
 
-@pytest.mark.parametrize("named", [["mapper=copy"], ["mapper=copy", "scale=2"]], ids=str)
-def test_a_mapper_that_is_named_is_the_whole_port(ports: Ports, named: list[str]) -> None:
-    report = ports.ported(*named)
+def test_a_mapper_that_is_named_is_the_whole_port(ports: Ports) -> None:
+    report = ports.ported("mapper=copy", "scale=2")
     assert report.refinement is None
     assert report.config["refine"] == {}
     assert report.information_class == "weights only"
@@ -156,12 +170,10 @@ def test_a_mapper_and_a_refinement(ports: Ports) -> None:
 
 
 def test_a_drift_budget(ports: Ports) -> None:
-    loose = ports.ported("mapper=copy", *BUDGET, "refine.budget=100.0", "refine.p95_budget=1000.0")
-    tight = ports.ported("mapper=copy", *BUDGET, "refine.budget=0.001", "overwrite=true")
-    assert loose.refinement is not None
+    tight = ports.ported("mapper=copy", *BUDGET, "refine.budget=0.001")
     assert tight.refinement is not None
     assert 0 < tight.refinement.drift.mean <= 0.0011
-    assert tight.output.norm < loose.output.norm
+    assert tight.refinement.measured[0]["drift_before"]["mean"] > 0.0011
     assert tight.refinement.drift.budget == 0.001
     nothing = ports.ported("mapper=copy", *BUDGET, "refine.budget=0.0", "overwrite=true")
     assert nothing.output.norm == 0
@@ -174,34 +186,33 @@ def test_several_adapters_are_kept_within_a_budget_each(ports: Ports) -> None:
     assert len(report.refinement.measured) == 2
 
 
-def test_scale_and_dtype_come_after_the_refinement(ports: Ports) -> None:
-    plain = ports.ported(*QUICK)
-    halved = ports.ported(*QUICK, "scale=0.5", "dtype=bfloat16", "overwrite=true")
+def test_scale_and_dtype_come_after_the_refinement(ports: Ports, plain: TransferReport) -> None:
+    halved = ports.ported(*QUICK, "scale=0.5", "dtype=bfloat16")
     assert halved.output.norm == pytest.approx(plain.output.norm / 2, rel=1e-2)
     assert halved.dtype == "bfloat16"
 
 
 def test_unlabelled_inputs(ports: Ports) -> None:
-    inputs = ports.file("inputs.txt", "the film is good", "", "the plot is bad", "a dull scene")
-    report = ports.ported("refine=prompt_distill", f"inputs={inputs}", *BESIDE)
+    inputs, _ = write_inputs(ports.workspace.root)
+    quick = QUICK_REFINEMENT["prompt_distill"]
+    report = ports.ported("refine=prompt_distill", f"inputs={inputs}", *quick)
     assert report.information_class == "unlabelled prompts"
     assert report.refinement is not None
-    assert report.refinement.data == {"texts": ["corpus"], "inputs": 3}
+    assert report.refinement.data == {"texts": ["corpus", "anchors"], "inputs": 3}
     assert "3 unlabelled inputs" in ports.out
     assert "but for a few unlabelled inputs" in (ports.output / "README.md").read_text()
 
 
 def test_labelled_examples(ports: Ports) -> None:
-    rows = [{"text": f"the film is {word}", "label": "bad"} for word in ("bad", "dull", "never")]
-    rows.append({"text": "a very good scene", "label": "good"})
-    examples = ports.file("examples.jsonl", *rows)
-    report = ports.ported("refine=few_shot", f"examples={examples}", *BESIDE)
+    _, examples = write_inputs(ports.workspace.root)
+    quick = QUICK_REFINEMENT["few_shot"]
+    report = ports.ported("refine=few_shot", f"examples={examples}", *quick)
     assert report.information_class == "few-shot"
     assert "4 labelled examples" in ports.out
 
 
 def test_texts_of_anchor_tasks_are_another_class(ports: Ports) -> None:
-    report = ports.ported(*QUICK, "refine_texts.anchors=true", "tasks.held_out=[games]")
+    report = ports.ported(*QUICK, "tasks.held_out=[games]")
     assert report.information_class == "anchors"
     assert report.refinement is not None
     assert report.refinement.data == {"texts": ["corpus", "anchors"]}
@@ -228,12 +239,6 @@ def test_what_to_expect_is_fitted_on_other_anchors(ports: Ports) -> None:
     assert "leave-one-out over 4 anchors of this pair" in ports.out
 
 
-def test_anchors_of_another_refinement_say_nothing(ports: Ports) -> None:
-    file = calibration(ports, refinement="few_shot")
-    ports.ported(*QUICK, f"calibration={file}")
-    assert "NO PREDICTION: the anchors of this pair were measured with refine=few_shot" in ports.out
-
-
 class TestRefused:
     def test_there_is_no_corpus(self, ports: Ports) -> None:
         message = ports.refused(corpus=False)
@@ -242,16 +247,12 @@ class TestRefused:
 
     def test_the_corpus_is_empty(self, ports: Ports) -> None:
         (ports.texts / "all.txt").write_text("\n")
-        assert "0 training texts" in ports.refused(*QUICK)
+        assert "0 training texts" in ports.refused(*QUICK, CORPUS_ALONE)
 
     @pytest.mark.parametrize(
         ("options", "named"),
         [
-            (["prompt.template=Answer:"], "has no {text}"),
-            (["prompt.template=3"], "prompt.template is 3"),
             (["prompt.labels=[good]"], "at least two different words"),
-            (["prompt.labels=[good,bad,good]"], "name good twice"),
-            (["prompt.labels=[1,2]"], "prompt.labels is 1; it takes text"),
             (["adapter=[books,games]"], "refine=corpus_distill refines one adapter"),
             (["choose.anchors=[songs]"], "choose.anchors ports every anchor as well"),
             (["inputs=FILE"], "refine=corpus_distill does not use inputs="),
@@ -259,7 +260,6 @@ class TestRefused:
             (["refine=prompt_distill"], "give inputs=FILE"),
             (["refine=few_shot"], "give examples=FILE"),
             (["refine=prompt_distill", "inputs=nowhere.txt"], "nowhere.txt cannot be read"),
-            (["refine=few_shot", "examples=nowhere.jsonl"], "nowhere.jsonl cannot be read"),
             (["refine=none", "inputs=FILE"], "refine=none does not use inputs="),
             (["refine_texts.written=-1"], "refine_texts.written is -1"),
             (["refine_texts.anchors=yes_please"], "refine_texts.anchors is 'yes_please'"),
@@ -272,17 +272,6 @@ class TestRefused:
     )
     def test_wrong_options(self, ports: Ports, options: list[str], named: str) -> None:
         assert named in ports.refused(*options)
-
-    def test_an_instruction_that_nobody_gives(self, ports: Ports) -> None:
-        folder = ports.workspace.root / "elsewhere"
-        shutil.copytree(ports.workspace.zoo / "source" / "books", folder)
-        message = ports.refused("prompt.template='{text} {instruction}'", adapter=folder)
-        assert "prompt.instruction=TEXT" in message
-
-    def test_inputs_without_a_text(self, ports: Ports) -> None:
-        empty = ports.file("inputs.txt", "", "  ")
-        message = ports.refused("refine=prompt_distill", f"inputs={empty}")
-        assert f"{empty} is empty; inputs= takes a file with a text a line" in message
 
     def test_an_unknown_label(self, ports: Ports) -> None:
         file = ports.file("examples.jsonl", {"text": "a film", "label": "superb"})

@@ -7,15 +7,19 @@ import signal
 import subprocess
 import sys
 import time
+from operator import mul
 from pathlib import Path
 
 import pytest
 import torch
 from peft import PeftModel
 
-from loraport.data import TinyTasks
-from loraport.models import TinyModel
+from loraport.adapters import read_adapter
+from loraport.data import PromptTemplate, TinyTasks
+from loraport.evaluation.scoring import LikelihoodScorer
+from loraport.models import TinyModel, attached
 from loraport.reporting import read_results
+from loraport.reporting.transfer_report import read_transfer_report
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
@@ -119,6 +123,40 @@ def test_there_is_something_to_interpolate_and_it_is_found(demo: Path, cache: Pa
     mean = runs[0].summary.control_gaps["mean"] or 0.0
     assert best >= 0.6
     assert best >= mean + 0.2
+
+
+def test_the_default_port_brings_the_adapters_skill(demo: Path, cache: Path):
+    """What one speaker likes arrives; taught by another speaker's adapter, it does not."""
+    tasks = TinyTasks()
+    taste = tasks.taste("speaker_33")
+    # Whose taste has least to do with the first one's; all are asked alike.
+    stranger = min(tasks.names(), key=lambda name: abs(sum(map(mul, tasks.taste(name), taste))))
+    ports = [
+        start("transfer", cache, f"adapter={name}", f"output={cache / 'ported' / name}")
+        for name in ("speaker_33", stranger)
+    ]
+    told, _ = (finish(process) for process in ports)
+    base, task = TinyModel("target").load(cache), tasks.load(["speaker_33"])["speaker_33"]
+
+    def accuracy(name: str | None) -> float:
+        adapter = None if name is None else read_adapter(cache / "ported" / name)
+        with attached(base.network, adapter):
+            return LikelihoodScorer().score(base, task, PromptTemplate()).accuracy
+
+    bare, port, swapped = map(accuracy, (None, "speaker_33", stranger))
+    print(f"base {bare:.3f}, port {port:.3f}, taught by {stranger} {swapped:.3f}")
+    assert port >= 0.8
+    assert port >= max(bare, swapped) + 0.2
+    report = read_transfer_report(cache / "ported/speaker_33/report.json")
+    assert (report.mapper, report.information_class) == ("noop", "generic text")
+    assert report.refinement is not None
+    assert report.refinement.name == "corpus_distill"
+    assert report.refinement.data == {"texts": ["corpus"]}
+    measured = report.refinement.measured[0]
+    assert measured["agreement_after"] > measured["agreement_before"] + 0.2
+    assert report.refinement.drift.mean > 0
+    assert {"diagnose", "refine", "drift", "verify"} <= report.timing.keys()
+    assert "information class: generic text" in told
 
 
 def test_killed_at_any_moment_the_next_start_ends_with_the_same_files(cache: Path):
