@@ -63,7 +63,10 @@ def make(
     def made(**options: Any) -> Pulled:
         for student in students:
             student.close()
-        students.append(Pulled(pico_target, nothing(pico_target, 2, (Role.Q,)), **options))
+        start = nothing(pico_target, rank=2, roles=(Role.Q,))
+        students.append(Pulled(pico_target, start, **options))
+            Pulled(pico_target, nothing(pico_target, rank=2, roles=(Role.Q,)), **options)
+        )
         return students[-1]
 
     yield made
@@ -197,7 +200,7 @@ def test_learning_rate_follows_the_whole_schedule_also_when_resumed(
     pico_target: BaseModel, nothing: Callable[..., LoraAdapter], tmp_path: Path
 ) -> None:
     rates: list[float] = []
-    start = nothing(pico_target, 2, (Role.Q,))
+    start = nothing(pico_target, rank=2, roles=(Role.Q,))
 
     class Recorded(Pulled):
         def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -222,7 +225,7 @@ def test_gradients_are_clipped(pico_target: BaseModel, nothing: Callable[..., Lo
             grads = [p.grad for group in args[2].param_groups for p in group["params"]]
             norms.append(float(torch.stack([g.norm() for g in grads]).norm()))
 
-    with closing(Recorded(pico_target, nothing(pico_target, 2, (Role.Q,)))) as student:
+    with closing(Recorded(pico_target, nothing(pico_target, rank=2, roles=(Role.Q,)))) as student:
         train_student(student, [batch * 50 for batch in BATCHES])
     assert norms == pytest.approx([1.0] * STEPS, rel=1e-4)
 
