@@ -65,8 +65,6 @@ def make(
             student.close()
         start = nothing(pico_target, rank=2, roles=(Role.Q,))
         students.append(Pulled(pico_target, start, **options))
-            Pulled(pico_target, nothing(pico_target, rank=2, roles=(Role.Q,)), **options)
-        )
         return students[-1]
 
     yield made
