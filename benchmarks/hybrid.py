@@ -10,11 +10,11 @@ scores them on the target. A start is
   adapter a task, such as ``transport=runs/transport/mapper.ckpt`` or ``cast=ported/cast``.
 
 Every number of steps is a training of its own, whose learning rate falls to 0 at its end; so many
-texts are learned from as the steps take, at most ``--texts``, and then several times. q and v are
-always trained, from zero where the start lacks them, so that no start has fewer modules to learn
-with. Writes the numbers as JSON and the curves as a PNG (gap recovered by accuracy and by
-likelihood, mean over tasks). Adapters are kept, so that it goes on where it was stopped, and
-processes share the work by ``--starts``, ``--tasks`` and ``--steps``.
+texts are learned from as the steps take, at most ``--texts``, and then several times. The modules
+that the zoo's adapters have are always trained, from zero where the start lacks them, so that no
+start has fewer to learn with. Writes the numbers as JSON and the curves as a PNG (gap recovered by
+accuracy and by likelihood, mean over tasks). Adapters are kept, so that it goes on where it was
+stopped, and processes share the work by ``--starts``, ``--tasks`` and ``--steps``.
 """
 
 import argparse

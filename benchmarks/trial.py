@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from benchmarks.setting import stopwatch
 from benchmarks.transfers import bench_for, rows
-from loraport.adapters import LoraAdapter, LowRank, Role, read_adapter, write_adapter
+from loraport.adapters import LoraAdapter, LowRank, read_adapter, write_adapter
 from loraport.data import AnchorSet, Interleaved, PromptTemplate, Task, TextSource, ZooPairs
 from loraport.data.question import Question
 from loraport.data.task_prompts import TaskPrompts
@@ -34,7 +34,6 @@ from loraport.refinement.base import Lesson, Refined, Refinement, Teacher
 from loraport.workflows.anchors import CPU_TRAINER, builds_zoo, train_zoo
 from loraport.workflows.building import build
 
-RANK, SCALE, ROLES = 8, 2.0, (Role.Q, Role.V)
 NEW = ("ag_news", "amazon_polarity", "cr", "sst2", "subj")  # anchors that are treated as new
 SWAP = 2  # places to another task: neighbours on the list are alike, such as two kinds of emotion
 
@@ -184,14 +183,12 @@ class Trial:
         return random_adapter(anchors.target, anchors.target_base, seed=0)
 
     def zero(self) -> LoraAdapter:
-        """Return an adapter of q and v that does nothing yet."""
-        shapes = self.target.sites.shapes
+        """Return an adapter that does nothing yet, of the modules and ranks of the zoo's."""
+        known = next(iter(self.zoo.target.values()))
         return LoraAdapter(
             {
-                site: LowRank(
-                    torch.zeros(RANK, shapes[site][1]), torch.zeros(shapes[site][0], RANK), SCALE
-                )
-                for site in self.target.sites.of_roles(ROLES)
+                site: LowRank(torch.zeros_like(update.A), torch.zeros_like(update.B), update.scale)
+                for site, update in known.items()
             },
             self.target.name,
         )
