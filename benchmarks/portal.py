@@ -24,8 +24,7 @@ What differs from the published recipe:
   the trained epoch of the least negative log-likelihood on held-out generic texts with the
   teacher's labels: so few texts leave accuracy to chance, and an untrained core cannot be ported.
 - **Memory and speed.** The networks are wrapped so that the loss takes logits at the answers only;
-  the loss is the same number. With a vocabulary of 262,144 words the library's way is about three
-  times as slow. Gradient checkpointing is off.
+  the loss is the same number. Gradient checkpointing is off.
 """
 
 import tempfile

@@ -81,7 +81,7 @@ def test_a_pair_that_brings_its_tasks_trains_its_zoo_for_a_task_of_them(
             "pair": {"name": "own", "build_zoo": True, "source": {}, "target": {}},
             "tasks": {"source": source},
             "recipe": {},
-            "prompt": {},
+            "prompt": {"template": "{text}", "completion": " {label}", "text_chars": None},
         }
     )
     bench.config.paths.tasks = None
