@@ -22,9 +22,8 @@ from ..exceptions import ConfigurationError, DataError, ModelError
 from .attach import attached
 from .base import BaseModel
 from .label_likelihoods import length_batches
+from .logits import LOGIT_POSITIONS
 
-# Logits of so many positions are held at once; 256 are 268 MB for a vocabulary of 262,144.
-_LOGIT_POSITIONS = 256
 # So many of them are compared at once: each intermediate result is as large as they are.
 _COMPARED = 32
 _BYTES = 4  # of a log-probability in float32
@@ -222,7 +221,7 @@ def _batches(
     batch_tokens: int,
 ) -> list[_Batch]:
     """Return texts of like length together, with the chosen places in each flattened batch."""
-    most = max(1, _LOGIT_POSITIONS // max(len(places) for places in chosen))
+    most = max(1, LOGIT_POSITIONS // max(len(places) for places in chosen))
     batches = []
     for numbers in length_batches([len(row) for row in rows], batch_tokens, most):
         ids, mask = left_padded([rows[number] for number in numbers], pad_token)

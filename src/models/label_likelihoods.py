@@ -10,10 +10,7 @@ from ..data.answers import answer_tokens, left_padded, positions, prompt_tokens
 from ..data.question import Question
 from .base import BaseModel
 from .label_tree import LabelTree, attention_masks, behind_prompts
-from .logits import last_logits
-
-# Logits of so many positions are held at once; 256 are 268 MB for a vocabulary of 262,144.
-_LOGIT_POSITIONS = 256
+from .logits import LOGIT_POSITIONS, last_logits
 
 
 def length_batches(lengths: Sequence[int], tokens: int, rows: int) -> Iterator[list[int]]:
@@ -90,7 +87,7 @@ def log_likelihoods(
     tree = label_tree(base, question)
     lengths = [len(prompt) + tree.size for prompt in prompts]
     scores = torch.empty(len(prompts), len(question.labels))
-    most = max(1, min(batch_rows, _LOGIT_POSITIONS // (1 + tree.size)))
+    most = max(1, min(batch_rows, LOGIT_POSITIONS // (1 + tree.size)))
     for places in length_batches(lengths, batch_tokens, most):
         batch = batch_log_likelihoods(base, tree, [prompts[place] for place in places])
         scores[places] = batch.cpu()

@@ -6,6 +6,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+LOGIT_POSITIONS = 256
+"""Positions whose logits are held at once: 268 MB for a vocabulary of 262,144."""
+
 
 def last_logits(
     network: PreTrainedModel, positions: int, **inputs: Any

@@ -18,11 +18,8 @@ from transformers import PreTrainedTokenizerBase
 from ..data.answers import left_padded, positions
 from ..data.token_alignment import TokenEndReader, TokenEnds
 from ..models.base import BaseModel
-from ..models.logits import last_logits
+from ..models.logits import LOGIT_POSITIONS, last_logits
 from .continuations import Continuation
-
-# Logits of so many positions are held at once; 256 are 268 MB for a vocabulary of 262,144.
-_LOGIT_POSITIONS = 256
 
 
 class ChunkTokens(NamedTuple):
@@ -174,7 +171,7 @@ def row_batches(rows: Sequence[ChunkTokens], tokens: int = 4096) -> Iterator[lis
         length, count, predicted = len(rows[order[0]].input_ids), 0, 0
         for place in order:
             predicted = max(predicted, rows[place].predicted)
-            over = (count + 1) * length > tokens or (count + 1) * predicted > _LOGIT_POSITIONS
+            over = (count + 1) * length > tokens or (count + 1) * predicted > LOGIT_POSITIONS
             if count and over:
                 break
             count += 1

@@ -1,7 +1,5 @@
 """What a model with an adapter writes behind prompts, kept in the cache."""
 
-import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +9,7 @@ from ..exceptions import ConfigurationError
 from ..models.attach import Attachable, attached
 from ..models.base import BaseModel
 from .base import Progress, silent
+from .cache_folder import cache_folder
 from .generation import MostLikely, NextToken, generate
 from .portions import in_portions
 
@@ -72,9 +71,9 @@ def continuations(
         rows = [tokens[place] for place in places]
         return written(base, rows, max_new_tokens=max_new_tokens, choice=MostLikely())
 
-    folder = None
-    if cache is not None:
-        folder = cache / "continuations" / _key(base, adapter, prompts, max_new_tokens)
+    acting = "no adapter" if adapter is None else adapter.content_hash()
+    made_of = [base.fingerprint, acting, str(base.network.dtype), list(prompts)]
+    folder = cache_folder(cache, "continuations", [*made_of, max_new_tokens, _ROWS])
     with attached(base.network, adapter):
         made = in_portions(folder, parts, work, step=step, progress=progress)
     texts = {
@@ -119,20 +118,3 @@ def _text_behind(base: BaseModel, prompt: list[int], row: list[int]) -> str:
 
     before, whole = decode(prompt), decode(prompt + row)
     return whole.removeprefix(before) if whole.startswith(before) else decode(row)
-
-
-def _key(
-    base: BaseModel,
-    adapter: LoraAdapter | Attachable | None,
-    prompts: Sequence[str],
-    max_new_tokens: int,
-) -> str:
-    parts = [
-        base.fingerprint,
-        "no adapter" if adapter is None else adapter.content_hash(),
-        str(base.network.dtype),
-        list(prompts),
-        max_new_tokens,
-        _ROWS,
-    ]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]

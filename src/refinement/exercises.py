@@ -1,6 +1,6 @@
 """What a student is given to learn: texts, and how the answers to each are to be distributed."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -40,6 +40,10 @@ class Exercises:
         )
 
 
-def distinct(texts: Sequence[str]) -> list[str]:
-    """Return the texts without empty ones and without those that have occurred before."""
-    return list(dict.fromkeys(text for text in texts if text.strip()))
+def distinct(texts: Iterable[str]) -> Iterator[str]:
+    """Yield the texts without blank ones and without those that have occurred before."""
+    seen = set()
+    for text in texts:
+        if text.strip() and text not in seen:
+            seen.add(text)
+            yield text

@@ -2,12 +2,13 @@
 
 from collections.abc import Set
 from dataclasses import dataclass
+from itertools import islice
 
 from ..data.text_source import TRAIN, VALIDATION, cut_at_word
 from ..exceptions import DataError
 from .agreement import HeldOut
 from .base import Lesson
-from .exercises import Exercises
+from .exercises import Exercises, distinct
 from .label_teacher import (
     check_teaches,
     confidence,
@@ -63,12 +64,13 @@ class GenericTexts:
             )
         places = self.selection.choose(pool, found, self.count, lesson.seed)
         chosen = found[places]
+        shares = label_shares(found, labels)
         report = {
             "generic_texts": len(places),
             "pool": len(pool),
-            "pool_shares": label_shares(found, labels),
+            "pool_shares": shares,
             "chosen_shares": label_shares(chosen, labels),
-            "pool_balance": label_balance(label_shares(found, labels)),
+            "pool_balance": label_balance(shares),
             "pool_confidence": confidence(found),
             "chosen_confidence": confidence(chosen),
         }
@@ -96,11 +98,5 @@ class GenericTexts:
         if lesson.texts is None:
             raise DataError(f"distillation takes generic texts, but there is no corpus; {_WANTED}")
         chars = lesson.question.text_chars or self.text_chars
-        found: dict[str, None] = {}
-        for text in lesson.texts.texts(split):
-            if len(found) == count:
-                break
-            cut = cut_at_word(text.strip(), chars)
-            if cut and cut not in without:
-                found[cut] = None
-        return list(found)
+        cut = (cut_at_word(text.strip(), chars) for text in lesson.texts.texts(split))
+        return list(islice((text for text in distinct(cut) if text not in without), count))

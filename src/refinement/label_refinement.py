@@ -1,7 +1,5 @@
 """What refinements have in common that teach the target to answer by labels."""
 
-import hashlib
-import json
 import time
 from abc import abstractmethod
 from contextlib import closing
@@ -13,6 +11,7 @@ from ..adapters import LoraAdapter
 from ..exceptions import ConfigurationError, DataError
 from .agreement import Agreement, HeldOut
 from .base import Lesson, Refined, Refinement, Report
+from .cache_folder import cache_folder
 from .exercises import Exercises
 from .generic_texts import GenericTexts
 from .label_distillation import LabelStudent
@@ -158,8 +157,6 @@ class LabelRefinement(Refinement):
         self, exercises: Exercises, stops: HeldOut | None, lesson: Lesson, start: LoraAdapter
     ) -> Path | None:
         """Return where the unfinished training is kept: a hash of all that it depends on."""
-        if lesson.cache is None:
-            return None
         checked = None if stops is None else [stops.texts, stops.targets.tolist(), self.checks]
         made_of = [
             _FORMAT,
@@ -170,8 +167,7 @@ class LabelRefinement(Refinement):
             checked,
             [self.epochs, self.batch_size, self.lr, self.warmup_steps, lesson.seed],
         ]
-        key = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:32]
-        return lesson.cache / "students" / key
+        return cache_folder(lesson.cache, "students", made_of)
 
     def _notes(self, course: Course, held_out: HeldOut | None) -> list[str]:
         notes = []

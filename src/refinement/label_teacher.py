@@ -1,11 +1,10 @@
 """What the teacher answers: its distribution over the labels for each of many texts."""
 
-import hashlib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -18,6 +17,7 @@ from ..models.attach import attached
 from ..models.base import BaseModel
 from ..models.label_likelihoods import log_likelihoods
 from .base import Lesson, Progress, Teacher, silent
+from .cache_folder import cache_folder
 from .portions import in_portions
 
 PORTION = 64  # texts
@@ -60,7 +60,7 @@ def label_distributions(
         with attached(teacher.base.network, teacher.adapter):
             return log_likelihoods(teacher.base, question, portion).tolist()
 
-    folder = None if cache is None else cache / "teacher" / _key(teacher, question, portions)
+    folder = cache_folder(cache, "teacher", _made_of(teacher, question, portions))
     rows = in_portions(folder, portions, asked, step=step, progress=progress)
     found = [row for portion in rows for row in portion]
     scores = torch.tensor(found, dtype=torch.float32).reshape(len(texts), len(question.labels))
@@ -92,14 +92,13 @@ def teacher_answers(
     )
 
 
-def _key(teacher: Teacher, question: Question, portions: list[list[str]]) -> str:
-    made_of = [
+def _made_of(teacher: Teacher, question: Question, portions: list[list[str]]) -> list[Any]:
+    return [
         teacher.base.fingerprint,
         teacher.adapter.content_hash(),
         asdict(question),
         portions,
     ]
-    return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:32]
 
 
 def check_labels(base: BaseModel, question: Question) -> None:

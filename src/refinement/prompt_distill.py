@@ -33,7 +33,7 @@ class PromptDistill(LabelRefinement):
         Raises:
             DataError: there are no inputs, or nothing can be learned from the teacher's answers.
         """
-        inputs = distinct(lesson.inputs)
+        inputs = list(distinct(lesson.inputs))
         if not inputs:
             raise DataError(
                 f"prompt distillation takes unlabelled inputs of the task, but got "

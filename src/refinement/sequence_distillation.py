@@ -1,8 +1,6 @@
 """Distilling an adapter that writes freely, across tokenizers: no labels, no logits to share."""
 
-import hashlib
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -16,7 +14,9 @@ from ..data.shuffled_batches import seeded_batches
 from ..data.text_source import TRAIN, VALIDATION
 from ..exceptions import ConfigurationError, DataError
 from .base import Lesson, Refined, Refinement
+from .cache_folder import cache_folder
 from .chunk_likelihoods import chunk_likelihoods
+from .exercises import distinct
 from .likelihood_matching import ChunkAgreement
 from .sequence_report import SequenceFindings
 from .sequence_student import ChunkBatch, SequenceStudent
@@ -102,7 +102,7 @@ class SequenceDistillation(Refinement):
                 "something; set paths.corpus to a corpus, or give unlabelled inputs"
             )
         learned, held_out_texts = (
-            list(islice(_distinct(lesson.texts.texts(split)), count))
+            list(islice(distinct(lesson.texts.texts(split)), count))
             for split, count in ((TRAIN, self.pool), (VALIDATION, self.held_out))
         )
         return self.distil(start, lesson, learned, held_out_texts)
@@ -127,12 +127,12 @@ class SequenceDistillation(Refinement):
                 f"{_LEAST}; give a corpus with more texts, or more inputs"
             )
         prompts, apart = (
-            list(_distinct(map(lesson.question.ask, part))) for part in (texts, held_out)
+            list(distinct(map(lesson.question.ask, part))) for part in (texts, held_out)
         )
         taught = taught_texts(
             lesson.teacher,
             lesson.target,
-            list(_distinct([*prompts, *apart])),
+            list(distinct([*prompts, *apart])),
             max_new_tokens=self.max_new_tokens,
             cache=lesson.cache,
             progress=lesson.progress,
@@ -208,25 +208,13 @@ class SequenceDistillation(Refinement):
         lesson: Lesson,
     ) -> Path | None:
         """Return where the unfinished training is kept, named by all that it depends on."""
-        if lesson.cache is None:
-            return None
         made_of = [
             [type(self).__name__, asdict(self), lesson.seed],
             [lesson.teacher.base.fingerprint, lesson.teacher.adapter.content_hash()],
             [lesson.target.fingerprint, start.content_hash()],
             [[text.written for text in part] for part in (chosen, held_out)],
         ]
-        key = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:32]
-        return lesson.cache / "students" / key
-
-
-def _distinct(texts: Iterable[str]) -> Iterable[str]:
-    """Give each text that is not blank once."""
-    seen = set()
-    for text in texts:
-        if text.strip() and text not in seen:
-            seen.add(text)
-            yield text
+        return cache_folder(lesson.cache, "students", made_of)
 
 
 @torch.no_grad()

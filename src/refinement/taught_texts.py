@@ -1,7 +1,5 @@
 """What the teacher writes behind prompts, and how likely it finds each chunk of it."""
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +14,7 @@ from ..exceptions import DataError
 from ..models.attach import attached
 from ..models.base import BaseModel
 from .base import Progress, Teacher, silent
+from .cache_folder import cache_folder
 from .chunk_likelihoods import ChunkReader, ChunkTokens, chunk_likelihoods
 from .continuations import Continuation, continuations
 from .portions import in_portions
@@ -162,12 +161,9 @@ def _likelihoods(
 ) -> list[Float[Tensor, " _"]]:
     """Return the log-likelihood of each chunk, kept in portions."""
     parts = [rows[start : start + _ROWS] for start in range(0, len(rows), _ROWS)]
-    folder = None
-    if cache is not None:
-        acting = "no adapter" if adapter is None else adapter.content_hash()
-        made_of = [base.fingerprint, acting, str(base.network.dtype), _ROWS, rows]
-        key = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:32]
-        folder = cache / "chunk_likelihoods" / key
+    acting = "no adapter" if adapter is None else adapter.content_hash()
+    made_of = [base.fingerprint, acting, str(base.network.dtype), _ROWS, rows]
+    folder = cache_folder(cache, "chunk_likelihoods", made_of)
 
     def work(part: Sequence[ChunkTokens]) -> list[list[float]]:
         return [each.tolist() for each in chunk_likelihoods(base, part)]

@@ -1,7 +1,6 @@
 """Texts that a model writes itself, for where there is no corpus."""
 
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +12,7 @@ from ..data.text_source import check_split, cut_at_word, split_of
 from ..exceptions import ConfigurationError
 from ..models.base import BaseModel
 from .base import Progress, silent
+from .cache_folder import cache_folder
 from .continuations import written
 from .generation import NucleusSampling
 from .portions import in_portions
@@ -138,10 +138,7 @@ class WrittenTexts:
             return [text for text, _ in drawn]
 
         made_of = [self.base.fingerprint, str(self.base.network.dtype), tokens, seed]
-        content = json.dumps([*made_of, self.max_new_tokens]).encode()
-        folder = None
-        if self._cache is not None:
-            folder = self._cache / "written_texts" / hashlib.sha256(content).hexdigest()[:32]
+        folder = cache_folder(self._cache, "written_texts", [*made_of, self.max_new_tokens])
         (texts,) = in_portions(folder, [tokens], work, step="", progress=silent)
         return texts
 

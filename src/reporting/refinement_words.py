@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator
 
+from ..refinement.expected_recovery import LEAST_RECOVERED
 from .refinement_record import DriftRecord, ExpectedRecord, RefinementRecord
 from .results import Free
 
-LEAST_EXPECTED = "a go takes at least 0.3 of the gap, and an interval above 0"
+LEAST_EXPECTED = f"a go takes at least {LEAST_RECOVERED:g} of the gap, and an interval above 0"
 
 
 def refinement_remarks(record: RefinementRecord) -> Iterator[str]:
