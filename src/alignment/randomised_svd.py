@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .matrix_units import has_matrix_units
+
 # Singular values below this share of the largest are rounding errors of float32.
 _EPSILON = float(torch.finfo(torch.float32).eps)
 # Columns of float32 that depend on one another to this share leave no digits to Cholesky.
@@ -104,7 +106,7 @@ def _energy(matrix: Float[Tensor, "out in"]) -> float:
 
 def _quick(matrix: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows columns"]:
     """Return the matrix in the dtype in which it is multiplied fastest without rounding it."""
-    tiles = matrix.is_cuda or torch.cpu._is_amx_tile_supported()
+    tiles = has_matrix_units(matrix.device)
     return matrix if matrix.dtype == torch.bfloat16 and tiles else matrix.float()
 
 

@@ -2,6 +2,7 @@
 
 import torch
 
+from ..alignment.matrix_units import has_matrix_units
 from ..exceptions import ConfigurationError
 from .base import BaseModel
 from .sources import DTYPES
@@ -24,7 +25,7 @@ def learning_dtype(name: str, base: BaseModel) -> torch.dtype:
     """
     if name == "auto":
         network = base.network
-        units = network.device.type == "cuda" or torch.cpu._is_amx_tile_supported()
+        units = has_matrix_units(network.device)
         large = network.num_parameters() >= _LARGE
         return torch.bfloat16 if units and large else network.dtype
     if name not in DTYPES:
