@@ -1,7 +1,6 @@
 """A style adapter of SmolLM2 ported to Gemma 3 without labels and without data of a task."""
 
 import re
-import time
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -60,12 +59,10 @@ def test_a_style_is_ported(shared: Path, cache: Path):
         source, [QUESTION.ask(text) for text in train[-112:]], styled, epochs=2, lr=4e-3
     )
     lesson = Lesson(Teacher(source, adapter), target, QUESTION, corpus)
-    begun = time.monotonic()
     distillation = SequenceDistillation(
         texts=96, pool=96, held_out=16, epochs=2, max_new_tokens=24, checks=1
     )
     ported, report = distillation.refine(nothing(target), lesson)
-    seconds = time.monotonic() - begun
     prompts = [QUESTION.ask(text) for text in islice(corpus.texts("validation"), 32, 56)]
 
     def written(base: BaseModel, acting: LoraAdapter | None) -> list[str]:
@@ -75,7 +72,7 @@ def test_a_style_is_ported(shared: Path, cache: Path):
     rates = [format_rate(texts, FORMAT) for texts in (taught, base, found)]
     same = sum(map(str.__eq__, found, taught)) / len(found)
     before, after = report["agreement_before"], report["agreement_after"]
-    print(f"format {rates}, same text {same:.2f}, {seconds:.0f} s, {before}, {after}, {found[:3]}")
+    print(f"format {rates}, same text {same:.2f}, {before}, {after}, {found[:3]}")
     assert rates[0] > 0.8
     assert rates[1] == 0.0
     assert rates[2] > 0.8 * rates[0]

@@ -143,16 +143,14 @@ def test_our_commands_run(line: str, workspace: Workspace, command: Command):
 
 
 @pytest.mark.parametrize("script", ["train", "anchors", "transfer", "diagnose", "evaluate"])
-def test_help_answers_at_once_and_shows_groups(script: str):
+def test_help_shows_groups_without_torch(script: str):
     code = (
-        f"import sys, time; begin = time.perf_counter(); sys.argv = ['{script}.py', '--help']\n"
+        f"import sys; sys.argv = ['{script}.py', '--help']\n"
         f"from loraport.cli import {script}\n"
         f"try:\n    {script}()\nexcept SystemExit as end:\n    print('code', end.code)\n"
-        "print('torch imported', 'torch' in sys.modules)\n"
-        "print('seconds', time.perf_counter() - begin)"
+        "print('torch imported', 'torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert "torch imported False" in done.stdout
     assert f"python {script}.py" in done.stdout
     assert "pair: " in done.stdout
-    assert float(done.stdout.split("seconds")[1]) < 2
