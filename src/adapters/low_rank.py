@@ -47,10 +47,6 @@ class LowRank:
         """Return the update itself; for tests and small matrices only."""
         return self.scale * (self.B @ self.A)
 
-    def apply(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
-        """Return the change of the module's output at the input ``x``."""
-        return self.scale * (x @ self.A.mT @ self.B.mT)
-
     def inner(self, other: "LowRank") -> float:
         """Return the Frobenius inner product with another update of the same shape.
 

@@ -59,18 +59,6 @@ def rotation(moments: PairedMoments, *, proper: bool = False) -> Rotation:
     return Rotation(matrix, best_scale(moments, matrix), rank)
 
 
-def weighted_rotation(
-    x: Float[Tensor, "n x"],
-    y: Float[Tensor, "n y"],
-    weights: Float[Tensor, " n"],
-    *,
-    proper: bool = False,
-) -> Rotation:
-    """Return the rotation that minimises ``sum_i w_i |x_i R - y_i|^2``, w not negative."""
-    roots = weights.double().sqrt()[:, None]
-    return rotation(PairedMoments.of(roots * x.double(), roots * y.double()), proper=proper)
-
-
 def best_scale(moments: PairedMoments, matrix: Float[Tensor, "x y"]) -> float:
     """Return the c that minimises ``|c X R - Y|``; 0 where ``X R`` is zero."""
     power = float((matrix * (moments.xx @ matrix)).sum())

@@ -18,7 +18,7 @@ from .results import (
     read_results,
     write_results,
 )
-from .tables import ResultsTable, print_results, results_data, results_table, results_text
+from .tables import print_results, results_table
 from .verdict import verdict
 
 __all__ = [
@@ -29,7 +29,6 @@ __all__ = [
     "PairRecord",
     "Provenance",
     "Results",
-    "ResultsTable",
     "Summary",
     "TaskResult",
     "WandbRunLogger",
@@ -40,9 +39,7 @@ __all__ = [
     "log_results",
     "print_results",
     "read_results",
-    "results_data",
     "results_table",
-    "results_text",
     "summarise",
     "task_result",
     "verdict",

@@ -61,14 +61,6 @@ def benchmark_table(results: BenchmarkResults) -> ReportTable:
     return without_single_pair(table, results).filled()
 
 
-def benchmark_text(results: BenchmarkResults, width: int = _PIPED_WIDTH) -> str:
-    """Return table, verdicts and remarks as plain text, for files and logs."""
-    console = Console(width=width, color_system=None, force_terminal=False)
-    with console.capture() as capture:
-        _print(console, results)
-    return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
-
-
 def print_benchmark(results: BenchmarkResults) -> None:
     """Print the table, the verdicts and what was left out to the standard output.
 

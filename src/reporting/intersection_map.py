@@ -11,7 +11,6 @@ from pydantic import Field, model_validator
 
 from ..files import write_whole
 from .compatibility_record import CompatibilityRecord
-from .record_file import read_record
 from .results import Free, Number, PairRecord, Provenance, Record
 
 SCHEMA: Literal[1] = 1
@@ -218,13 +217,3 @@ def write_intersection_map(content: IntersectionMap, path: str | Path) -> Path:
     """Write ``intersection_map.json``, whole or not at all, and return its path."""
     text = json.dumps(content.model_dump(mode="json", by_alias=True), indent=1, allow_nan=False)
     return write_whole(Path(path), text + "\n")
-
-
-def read_intersection_map(path: str | Path) -> IntersectionMap:
-    """Read and validate ``intersection_map.json``.
-
-    Raises:
-        DataError: the file is missing, is no JSON, has another schema version, or lacks a field.
-    """
-    wanted = f"intersection_map.json of schema {SCHEMA} that diagnose.py wrote"
-    return read_record(IntersectionMap, path, wanted)

@@ -1,7 +1,6 @@
 """The table that a run ends with: every condition of every held-out task, and what it means."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from rich import box
 from rich.console import Console
@@ -16,36 +15,11 @@ _FIRST = ("base", "source_base", "source", "oracle")
 _HEADINGS = {"source_base": "source\nbase"}
 
 
-class ResultsTable(NamedTuple):
-    """The same numbers as plain data, for loggers and notebooks."""
-
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str | float | None, ...], ...]
-
-
 def score_columns(results: Results) -> tuple[str, ...]:
     """Return the conditions in the order in which they are shown: the prediction last."""
     controls = dict.fromkeys(["mean", *results.controls])
     scored = any(CARTRIDGE in task.scores for task in results.tasks.values())
     return (*_FIRST, *controls, *([CARTRIDGE] if scored else []), "predicted")
-
-
-def results_data(results: Results) -> ResultsTable:
-    """Return one row a task with scores, gaps, interval ends and agreement of the weights."""
-    conditions = score_columns(results)
-    columns = (
-        *("task", *conditions, "gap_recovered", "ci95_low", "ci95_high", "gap_recovered_nll"),
-        *("retention", "relative_to_oracle", "margin", "weight_cosine", "relative_error"),
-    )
-    rows = []
-    for name, task in results.tasks.items():
-        low, high = task.ci95 if task.ci95 is not None else (None, None)
-        scores = [task.scores.get(condition) for condition in conditions]
-        gaps = [task.gap_recovered, low, high, task.gap_recovered_nll]
-        rest = [task.retention, task.relative_to_oracle, task.margin]
-        weights = [task.weight_cosine, task.relative_error]
-        rows.append((name, *scores, *gaps, *rest, *weights))
-    return ResultsTable(columns, tuple(rows))
 
 
 def results_table(results: Results) -> Table:
@@ -80,14 +54,6 @@ def results_table(results: Results) -> Table:
         table.add_section()
         table.add_row(*map(Text, _summary_cells(results, conditions)))
     return table
-
-
-def results_text(results: Results, width: int = _PIPED_WIDTH) -> str:
-    """Return the table and the verdict as plain text, for files and logs."""
-    console = Console(width=width, color_system=None, force_terminal=False)
-    with console.capture() as capture:
-        _print(console, results)
-    return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
 
 
 def print_results(results: Results) -> None:

@@ -1,13 +1,11 @@
 """``report.json``: how one adapter was ported, beside the adapter itself."""
 
 import json
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
 from .compatibility_record import CompatibilityRecord
-from .record_file import read_record
 from .refinement_record import RefinementRecord
 from .results import Free, Number, PairRecord, Provenance, Record
 
@@ -107,13 +105,3 @@ class TransferReport(Record):
         """Return the text of ``report.json``."""
         content = self.model_dump(mode="json", by_alias=True)
         return json.dumps(content, indent=1, allow_nan=False) + "\n"
-
-
-def read_transfer_report(path: str | Path) -> TransferReport:
-    """Read and validate ``report.json``.
-
-    Raises:
-        DataError: the file is missing, is no JSON, has another schema version, or lacks a field.
-    """
-    wanted = f"report.json of schema {SCHEMA} that transfer.py wrote beside an adapter"
-    return read_record(TransferReport, path, wanted)

@@ -44,11 +44,6 @@ class TestAgainstDenseMatrices:
         assert (update.shape, update.rank) == ((out, in_), rank)
         torch.testing.assert_close(update.dense(), reference(update))
 
-    def test_apply(self, out: int, in_: int, rank: int) -> None:
-        update = drawn(out, in_, rank, scale=2.5)
-        x = torch.randn(2, 3, in_, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-        torch.testing.assert_close(update.apply(x), x @ reference(update).mT)
-
     def test_inner_and_norm(self, out: int, in_: int, rank: int) -> None:
         one, other = drawn(out, in_, rank, 1, 0.3), drawn(out, in_, rank + 2, 2, -1.7)
         expected = float((reference(one) * reference(other)).sum())

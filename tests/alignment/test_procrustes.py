@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from loraport.alignment.moments import PairedMoments
-from loraport.alignment.procrustes import best_scale, rotation, weighted_rotation
+from loraport.alignment.procrustes import best_scale, rotation
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
@@ -115,17 +115,6 @@ def test_reflection_is_undone_on_request_at_least_cost() -> None:
     )
     expected = torch.from_numpy(kabsch.as_matrix()).mT
     assert torch.allclose(rotation(three, proper=True).matrix, expected, atol=1e-8)
-
-
-def test_weights_count_as_repeated_samples() -> None:
-    x, y = drawn(30, 5), drawn(30, 5, seed=1)
-    weights = torch.randint(0, 4, (30,), generator=torch.Generator().manual_seed(2))
-    repeated = rotation(
-        PairedMoments.of(x.repeat_interleave(weights, 0), y.repeat_interleave(weights, 0))
-    )
-    found = weighted_rotation(x, y, weights.double())
-    assert torch.allclose(found.matrix, repeated.matrix, atol=1e-10)
-    assert found.scale == pytest.approx(repeated.scale)
 
 
 def test_scale_is_the_best_one() -> None:

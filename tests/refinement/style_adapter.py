@@ -1,5 +1,6 @@
 """Trains an adapter that answers in a fixed style, for tests of refinement without labels."""
 
+import re
 from collections.abc import Callable, Sequence
 from contextlib import closing
 
@@ -27,6 +28,11 @@ class StyleStudent(Student):
         """Return the mean negative log-likelihood of an answer's token."""
         found = batch_chunk_likelihoods(self.base, batch)
         return -found.sum() / sum(row.predicted for row in batch)
+
+
+def format_rate(texts: Sequence[str], pattern: str) -> float:
+    """The share of texts that a pattern matches whole."""
+    return sum(re.fullmatch(pattern, text.strip()) is not None for text in texts) / len(texts)
 
 
 def nothing(

@@ -17,13 +17,12 @@ from loraport.exceptions import ConfigurationError, DataError
 from loraport.models import BaseModel, TinyModel
 from loraport.refinement.base import Lesson, Refined, Teacher
 from loraport.refinement.continuations import continuations
-from loraport.refinement.format_rate import format_rate
 from loraport.refinement.sequence_distillation import SequenceDistillation
 from loraport.refinement.sequence_student import ChunkBatch, SequenceStudent
 from loraport.refinement.taught_texts import taught_texts
 
 from .conftest import Lines, Sentences
-from .style_adapter import nothing, style_adapter
+from .style_adapter import format_rate, nothing, style_adapter
 
 QUICK = SequenceDistillation(
     texts=24, pool=32, held_out=8, epochs=1, batch_size=4, lr=1e-2, max_new_tokens=6

@@ -13,10 +13,9 @@ from loraport.data.question import Question
 from loraport.models import BaseModel, LocalModel
 from loraport.refinement.base import Lesson, Teacher
 from loraport.refinement.continuations import continuations
-from loraport.refinement.format_rate import format_rate
 from loraport.refinement.sequence_distillation import SequenceDistillation
 
-from .style_adapter import nothing, style_adapter
+from .style_adapter import format_rate, nothing, style_adapter
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 QUESTION = Question("Text: {text}\nAnswer:", text_chars=100)

@@ -1,10 +1,11 @@
 import io
+import re
 
 import pytest
 
 from loraport.reporting.benchmark_lines import control_lines, sorted_methods, unusable_tasks
 from loraport.reporting.benchmark_results import MethodResult
-from loraport.reporting.benchmark_tables import benchmark_table, benchmark_text, print_benchmark
+from loraport.reporting.benchmark_tables import benchmark_table, print_benchmark
 from loraport.reporting.calibration_tables import calibration_table, points_table
 from loraport.reporting.confidence_table import confidence_table
 from loraport.reporting.information_order import INFORMATION_CLASSES
@@ -35,6 +36,19 @@ from .benchmark_sample import (
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
+
+
+def printed(results, monkeypatch, width=None):
+    """What is printed into a pipe, or in a terminal of so many columns."""
+    out = io.StringIO() if width is None else Terminal()
+    monkeypatch.setattr("sys.stdout", out)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
+    if width is not None:
+        monkeypatch.setenv("COLUMNS", str(width))
+    print_benchmark(results)
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", out.getvalue())
+    return "\n".join(line.rstrip() for line in plain.splitlines())
 
 
 def columns_of(table):
@@ -132,8 +146,8 @@ def test_the_pair_is_a_column_only_where_there_are_several():
     assert columns_of(benchmark_table(two_pairs()))[0] == "pair"
 
 
-def test_the_console_shows_every_method_control_and_word():
-    text = benchmark_text(full_benchmark())
+def test_the_console_shows_every_method_control_and_word(monkeypatch):
+    text = printed(full_benchmark(), monkeypatch)
     for name in (*METHODS, "few-shot 32 (control)", "oracle (trained on the target)", "head_copy"):
         assert name in text
     assert "…" not in text
@@ -142,8 +156,10 @@ def test_the_console_shows_every_method_control_and_word():
     assert "<width> 576 and 640" in text
 
 
-def test_narrow_consoles_wrap_instead_of_cutting():
-    row = next(line for line in benchmark_text(full_benchmark(), 40).splitlines() if "cast" in line)
+def test_narrow_consoles_wrap_instead_of_cutting(monkeypatch):
+    row = next(
+        line for line in printed(full_benchmark(), monkeypatch, 40).splitlines() if "cast" in line
+    )
     assert row.split()[:3] == ["cast", "generic", "text"]
     assert "0.10" in row
     assert "200.0" in row
@@ -162,14 +178,14 @@ def test_a_pipe_gets_no_colours_and_a_terminal_does(monkeypatch):
     assert max(map(len, pipe.getvalue().splitlines())) > 120
 
 
-def test_brackets_in_names_are_no_markup():
-    text = benchmark_text(results_of([method_of("[bold]odd[/x]")]))
+def test_brackets_in_names_are_no_markup(monkeypatch):
+    text = printed(results_of([method_of("[bold]odd[/x]")]), monkeypatch)
     assert "[bold]odd[/x]" in text
 
 
 @pytest.mark.parametrize("made", [no_usable_task, all_refused, nothing_known, thousand_rows])
-def test_odd_results_print(made):
-    text = benchmark_text(made())
+def test_odd_results_print(made, monkeypatch):
+    text = printed(made(), monkeypatch)
     assert "None" not in text
     assert "nan" not in text
 

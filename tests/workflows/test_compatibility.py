@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from loraport.reporting.transfer_report import read_transfer_report
+from loraport.reporting.transfer_report import TransferReport
 from loraport.workflows.compatibility import Compatibility
 
 from .conftest import Command, Workspace
@@ -65,7 +65,7 @@ def test_forced_it_goes_on_and_says_so(
     end = command("transfer", *asked, *CHEAP, "force=true")
     assert end.code == 0, end.err
     folder = workspace.root / "out" / "ported"
-    record = read_transfer_report(folder / "report.json").compatibility
+    record = TransferReport.model_validate_json((folder / "report.json").read_bytes()).compatibility
     assert record is not None
     assert record.forced
     assert record.coverage < 0.5
@@ -76,7 +76,7 @@ def test_forced_it_goes_on_and_says_so(
     kept.write_text(json.dumps(json.loads(kept.read_text()) | {"coverage": 1.0}))
     end = command("transfer", *asked, *CHEAP, "overwrite=true")
     assert end.code == 0, end.err
-    record = read_transfer_report(folder / "report.json").compatibility
+    record = TransferReport.model_validate_json((folder / "report.json").read_bytes()).compatibility
     assert record is not None
     assert (record.coverage, record.forced) == (1.0, False)
 
@@ -85,7 +85,12 @@ def test_left_out_it_says_so(workspace: Workspace, command: Command, asked: list
     end = command("transfer", *asked, "diagnosis=none")
     assert end.code == 0, end.err
     assert "diagnosis: left out" in end.out
-    assert read_transfer_report(workspace.root / "out/ported/report.json").compatibility is None
+    assert (
+        TransferReport.model_validate_json(
+            (workspace.root / "out/ported/report.json").read_bytes()
+        ).compatibility
+        is None
+    )
     assert not (workspace.root / "cache" / "compatibility").exists()
 
 

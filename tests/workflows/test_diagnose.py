@@ -8,7 +8,7 @@ import pytest
 from matplotlib.image import imread
 from safetensors.torch import load_file
 
-from loraport.reporting.intersection_map import read_intersection_map
+from loraport.reporting.intersection_map import IntersectionMap
 
 from .conftest import Command, Outcome, Workspace
 
@@ -48,7 +48,7 @@ def test_random_models_are_found_incompatible_and_everything_is_written(
     assert "Traceback" not in end.err
     assert "force=true" in end.err
     folder = workspace.root / "work" / "found"
-    content = read_intersection_map(folder / "intersection_map.json")
+    content = IntersectionMap.model_validate_json((folder / "intersection_map.json").read_bytes())
     assert set(content.measures) == MEASURES
     for measure in content.measures.values():
         assert [len(row) for row in measure.raw] == [2, 2, 2]
@@ -76,7 +76,9 @@ def test_forced_it_ends_well_and_without_a_corpus_there_are_no_modules(
 ):
     end = diagnose(workspace, command, "force=true")
     assert end.code == 0, end.err
-    content = read_intersection_map(workspace.root / "work/found/intersection_map.json")
+    content = IntersectionMap.model_validate_json(
+        (workspace.root / "work/found/intersection_map.json").read_bytes()
+    )
     assert content.verdict.forced
     assert content.modules == ()
     file = workspace.root / "work/found/intersection_map.json"

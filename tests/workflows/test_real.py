@@ -11,7 +11,7 @@ import loraport
 from loraport.adapters import read_adapter, relative_error
 from loraport.models import BaseModel, PackagedGguf
 from loraport.reporting import read_results
-from loraport.reporting.transfer_report import read_transfer_report
+from loraport.reporting.transfer_report import TransferReport
 
 from .conftest import Command
 
@@ -87,7 +87,7 @@ def test_a_real_adapter_is_ported_and_generates(
         *(f"adapter={given}", f"output={output}"),
     )
     assert end.code == 0, end.err
-    report = read_transfer_report(output / "report.json")
+    report = TransferReport.model_validate_json((output / "report.json").read_bytes())
     # 12 of SmolLM2's 30 layers feed none of Gemma's 18.
     assert report.output.sites == 36
     assert len(report.mapping[0]["dropped_sites"]) == 24

@@ -9,7 +9,7 @@ import pytest
 from loraport.adapters import read_adapter
 from loraport.models import BaseModel
 from loraport.refinement.label_distillation import LabelStudent
-from loraport.reporting.transfer_report import TransferReport, read_transfer_report
+from loraport.reporting.transfer_report import TransferReport
 
 from .conftest import (
     QUICK_REFINEMENT,
@@ -53,7 +53,7 @@ class Ports:
         end = self.call(*options, adapter=adapter)
         assert end.code == 0, end.err
         self.out = end.out
-        return read_transfer_report(self.output / "report.json")
+        return TransferReport.model_validate_json((self.output / "report.json").read_bytes())
 
     def refused(self, *options: str, corpus: bool = True, adapter: object = "books") -> str:
         """Return the message, on one line."""
@@ -85,7 +85,7 @@ def plain(
     write_texts(folder / "texts")
     words = (f"paths.corpus={folder / 'texts'}", "adapter=books", f"output={folder / 'ported'}")
     assert run_command(folder, "transfer", *workspace.options(), *words, *QUICK) == 0
-    return read_transfer_report(folder / "ported" / "report.json")
+    return TransferReport.model_validate_json((folder / "ported" / "report.json").read_bytes())
 
 
 @pytest.fixture

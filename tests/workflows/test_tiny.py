@@ -19,7 +19,7 @@ from loraport.data import PromptTemplate, TinyTasks
 from loraport.evaluation.scoring import LikelihoodScorer
 from loraport.models import TinyModel, attached
 from loraport.reporting import read_results
-from loraport.reporting.transfer_report import read_transfer_report
+from loraport.reporting.transfer_report import TransferReport
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
@@ -147,7 +147,9 @@ def test_the_default_port_brings_the_adapters_skill(demo: Path, cache: Path):
     print(f"base {bare:.3f}, port {port:.3f}, taught by {stranger} {swapped:.3f}")
     assert port >= 0.8
     assert port >= max(bare, swapped) + 0.2
-    report = read_transfer_report(cache / "ported/speaker_33/report.json")
+    report = TransferReport.model_validate_json(
+        (cache / "ported/speaker_33/report.json").read_bytes()
+    )
     assert (report.mapper, report.information_class) == ("noop", "generic text")
     assert report.refinement is not None
     assert report.refinement.name == "corpus_distill"

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from loraport.adapters import LoraAdapter, LowRank, Role, Site, read_adapter, write_adapter
 from loraport.models import BaseModel
-from loraport.reporting.transfer_report import TransferReport, read_transfer_report
+from loraport.reporting.transfer_report import TransferReport
 
 from .conftest import Command, Outcome, Workspace
 
@@ -100,7 +100,7 @@ class Transfers:
 
     @property
     def report(self) -> TransferReport:
-        return read_transfer_report(self.output / "report.json")
+        return TransferReport.model_validate_json((self.output / "report.json").read_bytes())
 
 
 @pytest.fixture
@@ -516,7 +516,10 @@ class TestChoice:
         )
         assert end.code == 0, end.err
         (sweep,) = (transfers.workspace.root / "work" / "multirun" / "transfer").iterdir()
-        reports = [read_transfer_report(sweep / n / "adapter" / "report.json") for n in "01"]
+        reports = [
+            TransferReport.model_validate_json((sweep / n / "adapter" / "report.json").read_bytes())
+            for n in "01"
+        ]
         assert [report.steps[0].options["p"] for report in reports] == [0.2, 0.5]
         gains = [report.anchor_scores["mean_nll_gain"] for report in reports]
         assert gains[0] != gains[1]

@@ -10,7 +10,7 @@ import torch
 from loraport.adapters import Role, read_adapter, write_adapter
 from loraport.mappers.cartridge import load_cartridge
 from loraport.models import BaseModel
-from loraport.reporting.transfer_report import TransferReport, read_transfer_report
+from loraport.reporting.transfer_report import TransferReport
 
 from .conftest import Command, Outcome, Workspace
 
@@ -48,7 +48,7 @@ class Ports:
 
     @property
     def report(self) -> TransferReport:
-        return read_transfer_report(self.output / "report.json")
+        return TransferReport.model_validate_json((self.output / "report.json").read_bytes())
 
 
 @pytest.fixture

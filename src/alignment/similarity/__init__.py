@@ -4,14 +4,13 @@ from .calibration import CalibratedScore, calibrated
 from .cka import (
     LinearCka,
     RbfCka,
-    biased_linear_cka,
     linear_cka,
     minibatch_cka,
     rbf_cka,
 )
 from .comparison import LayerComparison, LayerMeasure, Layers
 from .coverage import Coverage, coverage
-from .fingerprint import LayerFingerprint, relative_representation
+from .fingerprint import LayerFingerprint
 from .gromov_wasserstein import GromovWasserstein, gromov_wasserstein
 from .identification import LayerIdentification, layer_identification
 from .layer_map import LayerMap, layer_map
@@ -35,7 +34,6 @@ __all__ = [
     "RbfCka",
     "Rsa",
     "Svcca",
-    "biased_linear_cka",
     "calibrated",
     "coverage",
     "gromov_wasserstein",
@@ -46,7 +44,6 @@ __all__ = [
     "minibatch_cka",
     "mutual_knn",
     "rbf_cka",
-    "relative_representation",
     "rsa",
     "svcca",
 ]

@@ -1,4 +1,4 @@
-"""Centred kernel alignment, biased as first published and debiased.
+"""Debiased centred kernel alignment.
 
 ``CKA = HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L))`` with Gram matrices K and L of paired rows.
 Sources: Kornblith et al., 2019, for CKA; Song et al., 2012, eq. 5, for the unbiased HSIC;
@@ -13,7 +13,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..ridge import centred
 from .comparison import Layers, RelationalComparison, rows_of
 
 # The unbiased HSIC divides by n - 3.
@@ -40,11 +39,6 @@ def rbf_gram(x: Float[Tensor, "rows width"], bandwidth: float) -> Float[Tensor, 
     i, j = torch.triu_indices(len(x), len(x), 1)
     median = float(squared[i, j].median())
     return torch.exp(-squared / (2 * bandwidth**2 * median)) if median > 0 else squared * 0 + 1
-
-
-def biased_hsic(k: Float[Tensor, "rows rows"], l: Float[Tensor, "rows rows"]) -> float:  # noqa: E741
-    """Return ``tr(K H L H) / (n - 1)^2`` of two Gram matrices (Gretton et al., 2005)."""
-    return float((centred(k) * centred(l)).sum()) / (len(k) - 1) ** 2
 
 
 def unbiased_hsic(k: Float[Tensor, "rows rows"], l: Float[Tensor, "rows rows"]) -> float:  # noqa: E741
@@ -74,16 +68,6 @@ def u_centred(gram: Float[Tensor, "rows rows"]) -> Float[Tensor, "rows rows"]:
     whole = float(rows.sum()) / ((n - 1) * (n - 2))
     result = hollow - rows[:, None] / (n - 2) - rows / (n - 2) + whole
     return result - torch.diag(result.diagonal())
-
-
-def biased_linear_cka(x: Float[Tensor, "rows x"], y: Float[Tensor, "rows y"]) -> float:
-    """Return linear CKA as first published, for comparison only.
-
-    With fewer rows than dimensions it is near 1 for any two representations, independent noise
-    included, and a single outlying row makes it 1.
-    """
-    k, l = linear_gram(x), linear_gram(y)  # noqa: E741
-    return _ratio(biased_hsic(k, l), biased_hsic(k, k), biased_hsic(l, l))
 
 
 def linear_cka(x: Float[Tensor, "rows x"], y: Float[Tensor, "rows y"]) -> float:

@@ -1,6 +1,6 @@
 """A layer in a few numbers that do not depend on its coordinates.
 
-Sources: relative representations, Moschella et al., 2023; participation ratio, as in Gao et al.,
+Sources: participation ratio, as in Gao et al.,
 2017; anisotropy, Ethayarajh, 2019.
 """
 
@@ -52,15 +52,3 @@ class LayerFingerprint:
             dimensions=float(gram.trace()) ** 2 / energy if energy > 0 else 0.0,
             distances=distances / mean if mean > 0 else distances,
         )
-
-
-def relative_representation(
-    x: Float[Tensor, "rows width"], anchors: Float[Tensor, "anchors width"]
-) -> Float[Tensor, "rows anchors"]:
-    """Return the cosine of each row to each anchor, both about the anchors' mean.
-
-    Rows of different spaces can be compared by it where the anchors are paired.
-    """
-    mean = anchors.double().mean(dim=0)
-    unit = torch.nn.functional.normalize(x.double() - mean, dim=1)
-    return unit @ torch.nn.functional.normalize(anchors.double() - mean, dim=1).mT

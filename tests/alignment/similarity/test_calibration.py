@@ -4,7 +4,6 @@ import torch
 from torch import Tensor
 
 from loraport.alignment.similarity import (
-    biased_linear_cka,
     calibrated,
     linear_cka,
     mutual_knn,
@@ -47,13 +46,12 @@ def test_ends_of_the_scale():
 
 
 # Where biased CKA says .96, .81 and .56, nothing is left of any measure.
-@pytest.mark.parametrize(("rows", "biased"), [(50, 0.96), (300, 0.81), (1000, 0.56)])
-def test_nothing_is_left_of_independent_spaces(rows, biased):
+@pytest.mark.parametrize("rows", [50, 300, 1000])
+def test_nothing_is_left_of_independent_spaces(rows):
     x, y = gaussian(rows, 896, 1), gaussian(rows, 2048, 2)
-    assert biased_linear_cka(x, y) == pytest.approx(biased, abs=0.01)
     # Narrower ones and few permutations spare the time.
     slow = () if rows == 1000 else (rsa, svcca)
-    for measure in (biased_linear_cka, linear_cka, mutual_knn, *slow):
+    for measure in (linear_cka, mutual_knn, *slow):
         found = calibrated(measure, x[:, :100], y[:, :200], permutations=10)
         assert found.calibrated < 0.02, measure
 
@@ -61,6 +59,5 @@ def test_nothing_is_left_of_independent_spaces(rows, biased):
 def test_one_outlying_row_is_in_the_null_or_not_paired():
     x, y = gaussian(100, 30, 1), gaussian(100, 40, 2)
     x[0], y[0] = 1000, 1000
-    assert biased_linear_cka(x, y) > 0.99
     # Clamped and of unit norm, the row is one of 100.
     assert calibrated(mutual_knn, x, y, permutations=40).calibrated < 0.02

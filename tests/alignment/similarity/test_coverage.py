@@ -6,7 +6,6 @@ from loraport.alignment.similarity import (
     LayerMap,
     LinearCka,
     MutualKnn,
-    biased_linear_cka,
     coverage,
     layer_map,
 )
@@ -29,9 +28,6 @@ def written(scores: list[list[float]]) -> LayerMap:
 def test_independent_gaussians_cover_nothing(rows, measure):
     permutations = 20 if rows == 1000 else 100
     target, source = layers(rows, 89, 3, 1), layers(rows, 205, 4, 2)
-    if rows == 50:
-        # What a gate on raw CKA would have let pass.
-        assert all(biased_linear_cka(x, y) > 0.7 for x in target for y in source)
     assert coverage(layer_map(measure, target, source, permutations=permutations)).share == 0
 
 

@@ -3,7 +3,7 @@ import pytest
 import torch
 from scipy.spatial.distance import cdist
 
-from loraport.alignment.similarity import LayerFingerprint, relative_representation
+from loraport.alignment.similarity import LayerFingerprint
 
 
 def gaussian(rows: int, width: int, seed: int) -> torch.Tensor:
@@ -29,19 +29,6 @@ def test_rotation_leaves_it_alone():
     assert one.dimensions == pytest.approx(other.dimensions)
     assert one.anisotropy == pytest.approx(other.anisotropy)
     torch.testing.assert_close(one.distances, other.distances)
-    anchors = [0, 3, 7]
-    torch.testing.assert_close(
-        relative_representation(x, x[anchors]),
-        relative_representation(x @ basis, x[anchors] @ basis),
-    )
-
-
-def test_relative_representation_is_of_cosines():
-    x = gaussian(20, 5, 0)
-    found = relative_representation(x, x[:4])
-    mean = x[:4].mean(dim=0)
-    expected = 1 - cdist((x - mean).numpy(), (x[:4] - mean).numpy(), "cosine")
-    np.testing.assert_allclose(found.numpy(), expected, atol=1e-12)
 
 
 def test_equal_rows_have_no_dimensions_and_one_row_is_refused():
