@@ -119,8 +119,31 @@ class Ridge(MapRule):
     strengths: Sequence[float] = STRENGTHS
 
     def forward(self, train: PairedMoments, held_out: PairedMoments) -> LinearMap:
-        """Return ``Y^T X (X^T X + lambda I)^-1``."""
-        return shrunken(train, held_out, self.strengths, None)
+        """Return ``Y^T X (X^T X + lambda I)^-1``.
+
+        One eigendecomposition of ``X^T X`` serves all strengths: in its basis the penalty is
+        diagonal, and the held-out error of a strength a quadratic form.
+
+        Raises:
+            ValueError: there is no strength.
+        """
+        values, basis = torch.linalg.eigh(train.xx)
+        values = values.clamp_min(0)
+        cross, seen = basis.mT @ train.xy, basis.mT @ held_out.xy
+        gram = basis.mT @ held_out.xx @ basis
+        trace = float(train.xx.trace())
+        best: tuple[float, float, Tensor] | None = None
+        for strength in sorted(self.strengths, reverse=True):
+            # Where all samples are zero the map is zero, whatever is added.
+            penalty = strength * trace / len(values) if trace > 0 else 1.0
+            weights = cross / (values + penalty)[:, None]
+            error = float((weights * (gram @ weights - 2 * seen)).sum())
+            if best is None or error < best[0]:
+                best = error, strength, weights
+        if best is None:
+            raise ValueError("a ridge takes at least one strength")
+        matrix = (basis @ best[2]).mT
+        return LinearMap(matrix, best[1], HeldOutError.of(matrix, train, held_out))
 
     def backward(self, train: PairedMoments, held_out: PairedMoments) -> LinearMap:
         """Return ``X^T Y (Y^T Y + lambda I)^-1``."""
@@ -128,104 +151,33 @@ class Ridge(MapRule):
 
 
 @dataclass(frozen=True)
-class RotationRule(MapRule):
-    """What is made of an isometry R, ``x R ~ y``, which serves both directions.
+class Rotated(MapRule):
+    """Orthogonal Procrustes: a scaled isometry R, ``x R ~ y``, which serves both directions.
 
     Attributes:
         proper: Whether a reflection is undone.
-    """
-
-    proper: bool = False
-
-    def forward(self, train: PairedMoments, held_out: PairedMoments) -> LinearMap:
-        """Return the map from x to y that follows ``R^T`` (in column convention)."""
-        return self.along(rotation(train, proper=self.proper).matrix, train, held_out)
-
-    def backward(self, train: PairedMoments, held_out: PairedMoments) -> LinearMap:
-        """Return the map from y to x that follows R, the same one as of :meth:`forward`."""
-        matrix = rotation(train, proper=self.proper).matrix
-        return self.along(matrix.mT, train.swapped(), held_out.swapped())
-
-    @abstractmethod
-    def along(
-        self, matrix: Float[Tensor, "x y"], train: PairedMoments, held_out: PairedMoments
-    ) -> LinearMap:
-        """Return the map from x to y that follows a rotation of x onto y."""
-
-
-@dataclass(frozen=True)
-class Rotated(RotationRule):
-    """Orthogonal Procrustes: the rotation itself.
-
-    Attributes:
         scaled: Whether each direction has its best multiple, ``c R^T`` and ``c' R``; else 1.
     """
 
+    proper: bool = False
     scaled: bool = True
+
+    def forward(self, train: PairedMoments, held_out: PairedMoments) -> LinearMap:
+        """Return ``c R^T``, the map from x to y (in column convention)."""
+        return self.along(rotation(train, proper=self.proper).matrix, train, held_out)
+
+    def backward(self, train: PairedMoments, held_out: PairedMoments) -> LinearMap:
+        """Return ``c' R``, the map from y to x, with the same R as :meth:`forward`."""
+        matrix = rotation(train, proper=self.proper).matrix
+        return self.along(matrix.mT, train.swapped(), held_out.swapped())
 
     def along(
         self, matrix: Float[Tensor, "x y"], train: PairedMoments, held_out: PairedMoments
     ) -> LinearMap:
-        """Return ``c R^T``."""
+        """Return the map from x to y that follows a given rotation of x onto y."""
         scale = best_scale(train, matrix) if self.scaled else 1.0
         mapped = scale * matrix.mT
         return LinearMap(mapped, None, HeldOutError.of(mapped, train, held_out))
-
-
-@dataclass(frozen=True)
-class RidgeTowardRotation(RotationRule):
-    """Ridge regression that is shrunken towards the scaled rotation, not towards zero.
-
-    Attributes:
-        strengths: As of :class:`Ridge`.
-    """
-
-    strengths: Sequence[float] = STRENGTHS
-
-    def along(
-        self, matrix: Float[Tensor, "x y"], train: PairedMoments, held_out: PairedMoments
-    ) -> LinearMap:
-        """Return the transpose of ``(X^T X + lambda I)^-1 (X^T Y + lambda c R)``."""
-        prior = best_scale(train, matrix) * matrix
-        return shrunken(train, held_out, self.strengths, prior)
-
-
-def shrunken(
-    train: PairedMoments,
-    held_out: PairedMoments,
-    strengths: Sequence[float],
-    prior: Float[Tensor, "x y"] | None,
-) -> LinearMap:
-    """Return ``M^T = (X^T X + lambda I)^-1 (X^T Y + lambda P)`` of least held-out error.
-
-    One eigendecomposition of ``X^T X`` serves all strengths: in its basis the penalty is
-    diagonal, and the held-out error of a strength a quadratic form.
-
-    Args:
-        train: To fit on.
-        held_out: To choose on.
-        strengths: rho, as of :class:`Ridge`.
-        prior: P, in row convention, what the map is shrunken towards; None is zero.
-    """
-    values, basis = torch.linalg.eigh(train.xx)
-    values = values.clamp_min(0)
-    cross, seen = basis.mT @ train.xy, basis.mT @ held_out.xy
-    gram = basis.mT @ held_out.xx @ basis
-    pull = None if prior is None else basis.mT @ prior
-    trace = float(train.xx.trace())
-    best: tuple[float, float, Tensor] | None = None
-    for strength in sorted(strengths, reverse=True):
-        # Where all samples are zero the map is zero, or the prior, whatever is added.
-        penalty = strength * trace / len(values) if trace > 0 else 1.0
-        wanted = cross if pull is None else cross + penalty * pull
-        weights = wanted / (values + penalty)[:, None]
-        error = float((weights * (gram @ weights - 2 * seen)).sum())
-        if best is None or error < best[0]:
-            best = error, strength, weights
-    if best is None:
-        raise ValueError("a ridge takes at least one strength")
-    matrix = (basis @ best[2]).mT
-    return LinearMap(matrix, best[1], HeldOutError.of(matrix, train, held_out))
 
 
 def _share(missed: float, there: float) -> float:

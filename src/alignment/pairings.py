@@ -5,7 +5,7 @@ everywhere there is nothing to decide by, and layers are paired by relative dept
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -69,23 +69,6 @@ class Spread:
 
 
 @dataclass(frozen=True)
-class BestSimilarity:
-    """Feeds each target layer by the source layer that it resembles most, in any order.
-
-    Of equally similar ones it is the nearest in relative depth.
-    """
-
-    def pair(self, similarity: Float[Tensor, "target source"]) -> LayerPairing:
-        """Pair each target layer by its own row of similarities."""
-        target, source = similarity.shape
-        partners = torch.tensor(relative_depth(source, target))
-        away = (torch.arange(source) - partners[:, None]).abs()
-        best = similarity == similarity.amax(dim=1, keepdim=True)
-        nearest = torch.where(best, away, source).argmin(dim=1)
-        return LayerPairing.one_to_one(source, tuple(nearest.tolist()))
-
-
-@dataclass(frozen=True)
 class Monotone:
     """Feeds each target layer by one source layer; deeper ones never by shallower ones.
 
@@ -113,36 +96,6 @@ class Monotone:
         return LayerPairing.one_to_one(source, path)
 
 
-@runtime_checkable
-class SegmentWeights(Protocol):
-    """What the source layers that feed one target layer weigh."""
-
-    def __call__(self, similarity: Float[Tensor, " segment"]) -> Float[Tensor, " segment"]:
-        """Return the weights of layers with these similarities; they sum to their number."""
-        ...
-
-
-@dataclass(frozen=True)
-class SummedWeights:
-    """Every source layer counts in full: the residual stream sums what layers write, too."""
-
-    def __call__(self, similarity: Float[Tensor, " segment"]) -> Float[Tensor, " segment"]:
-        """Return ones."""
-        return torch.ones_like(similarity)
-
-
-@dataclass(frozen=True)
-class SimilarityWeights:
-    """Source layers count in proportion to their similarity; the total is that of the sum."""
-
-    def __call__(self, similarity: Float[Tensor, " segment"]) -> Float[Tensor, " segment"]:
-        """Return the similarities scaled so that they sum to their number; ones if all are 0."""
-        total = float(similarity.sum())
-        if total <= 0:
-            return torch.ones_like(similarity)
-        return similarity * (len(similarity) / total)
-
-
 @dataclass(frozen=True)
 class ManyToOne:
     """Every source layer feeds exactly one target layer, in order.
@@ -152,14 +105,12 @@ class ManyToOne:
     and the others get nothing. The sum of similarities is greatest, by dynamic programming.
 
     Attributes:
-        weights: What the layers of a segment weigh.
         repeat_penalty: What each layer of a segment costs beyond the mean length of segments,
             relative to the greatest similarity: else the one target layer that resembles all
             source layers most would be fed by most of them.
         depth_prior: As in :class:`Monotone`.
     """
 
-    weights: SegmentWeights = field(default_factory=SummedWeights)
     repeat_penalty: float = 0.25
     depth_prior: float = 0.05
 
@@ -173,9 +124,8 @@ class ManyToOne:
         fed = _monotone_path(gain.mT.tolist(), math.ceil(source / target), penalty, source > target)
         feeds: list[tuple[tuple[int, float], ...]] = []
         for layer in range(target):
-            segment = [s for s in range(source) if fed[s] == layer]
-            weights = self.weights(similarity[layer, segment].double())
-            feeds.append(tuple(zip(segment, weights.tolist(), strict=True)))
+            # Each in full: the residual stream sums what layers write, too.
+            feeds.append(tuple((s, 1.0) for s in range(source) if fed[s] == layer))
         return LayerPairing(source, tuple(feeds))
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..adapters import Site
 from ..alignment.anchor_locks import AnchorLocks
-from ..alignment.linear_maps import LinearMap, Rotated, RotationRule, SplitMoments
+from ..alignment.linear_maps import LinearMap, Rotated, SplitMoments
 from ..exceptions import ConfigurationError
 from ..models.activations import Activations, activations
 from ..models.pair_statistics import TapPair
@@ -29,8 +29,7 @@ class ProcrustesMapper(LinearCorpusMapper):
 
     Args:
         roles: The roles of adapters that it shall carry.
-        rule: What is made of a rotation: itself, scaled or not, or a ridge towards it. Default
-            :class:`~loraport.alignment.linear_maps.Rotated`.
+        rule: Whether rotations are scaled, and reflections undone.
         locks: Keeps anchors on their partners' side by re-weighting, and counts those that it
             cannot keep; None for plain rotations.
         anchors: Tokens that are locked, of the first batch of the training text.
@@ -45,7 +44,7 @@ class ProcrustesMapper(LinearCorpusMapper):
     def __init__(
         self,
         roles: Sequence[str] = ROLES,
-        rule: RotationRule | None = None,
+        rule: Rotated | None = None,
         locks: AnchorLocks | None = None,
         anchors: int = 256,
         min_r2: float | None = None,
@@ -69,7 +68,7 @@ class ProcrustesMapper(LinearCorpusMapper):
             }
         )
         self._options: Report = {
-            "rule": {"name": type(self.rule).__name__, **_plain(asdict(self.rule))},
+            "rule": {"name": type(self.rule).__name__, **asdict(self.rule)},
             "locks": None if locks is None else asdict(locks),
         }
         self._locked: dict[str, Report] = {}
@@ -160,7 +159,3 @@ class ProcrustesMapper(LinearCorpusMapper):
 def _spread(count: int, wanted: int) -> Tensor:
     """Return so many places of a list, evenly spread over it; all where there are no more."""
     return torch.linspace(0, count - 1, min(count, wanted)).round().long()
-
-
-def _plain(options: dict[str, Any]) -> Report:
-    return {name: list(v) if isinstance(v, Sequence) else v for name, v in options.items()}

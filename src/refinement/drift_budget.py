@@ -1,8 +1,8 @@
 """Scaling an adapter down until it moves the target no further than allowed on generic text."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import groupby, islice
+from itertools import islice
 from math import inf
 
 import torch
@@ -10,68 +10,12 @@ import torch
 from ..adapters import LoraAdapter, LowRank
 from ..data.text_source import VALIDATION
 from ..exceptions import ConfigurationError, DataError
-from ..models.base import BaseModel
 from ..models.drift import Drift, DriftGauge
 from .base import Lesson, Refined, Refinement, Report
 from .bisection import Bisection, largest_within
 
 _TAIL = 5.0  # the budget of the 95th percentile where none is given, in multiples of the mean's
 _EVALUATIONS = 24
-
-
-class UniformScale:
-    """One scale for all layers."""
-
-    def leeway(
-        self, base: BaseModel, adapter: LoraAdapter, texts: Sequence[str], seed: int
-    ) -> Mapping[int, float]:
-        """Return for each layer how many times the common scale it keeps, 1 or more.
-
-        A layer is scaled by ``min(1, scale * leeway)``: at a scale of 1 nothing is scaled, and
-        layers with the least leeway are scaled first.
-        The adapter is given at its full size, with generic texts to measure layers on.
-        """
-        return {site.layer: 1.0 for site in adapter}
-
-
-class LayerwiseScale(UniformScale):
-    """Layers that cause more drift are scaled more.
-
-    Each layer's update is measured alone. As drift grows with the square of the scale, layers
-    whose scales go with ``1 / sqrt(drift)`` cause the same drift; ``strength`` interpolates
-    between that and one scale for all.
-
-    Args:
-        strength: 0 is one scale for all, 1 the same drift of all layers that are scaled.
-        texts: Generic texts that single layers are measured on; there is a pass for each layer.
-
-    Raises:
-        ConfigurationError: the strength is not between 0 and 1, or there are no texts.
-    """
-
-    def __init__(self, strength: float = 0.5, texts: int = 8) -> None:
-        if not 0 <= strength <= 1 or texts < 1:
-            raise ConfigurationError(
-                f"LayerwiseScale got strength={strength} and texts={texts}; it takes a strength "
-                "from 0 (one scale) to 1 (equal drift) and 1 text or more: set them in "
-                "refine.smoothing"
-            )
-        self.strength, self.texts = strength, texts
-
-    def leeway(
-        self, base: BaseModel, adapter: LoraAdapter, texts: Sequence[str], seed: int
-    ) -> Mapping[int, float]:
-        """Return ``(most drift / layer's drift) ** (strength / 2)`` for each layer."""
-        gauge = DriftGauge(base, texts[: self.texts], seed=seed)
-        drifts = {
-            layer: gauge.of(LoraAdapter(dict(sites), adapter.base_model)).mean
-            for layer, sites in groupby(adapter.items(), key=lambda item: item[0].layer)
-        }
-        most = max(drifts.values())
-        return {
-            layer: (most / drift) ** (self.strength / 2) if drift > 0 else inf
-            for layer, drift in drifts.items()
-        }
 
 
 class DriftBudget(Refinement):
@@ -90,7 +34,6 @@ class DriftBudget(Refinement):
         largest: The largest scale allowed.
         texts: Generic texts of the validation split to measure on.
         positions: Positions a text at most.
-        smoothing: How the scale is spread over the layers; None is :class:`UniformScale`.
 
     Raises:
         ConfigurationError: a budget is negative, or a number is not positive.
@@ -106,7 +49,6 @@ class DriftBudget(Refinement):
         largest: float = 1.0,
         texts: int = 64,
         positions: int = 8,
-        smoothing: UniformScale | None = None,
     ) -> None:
         tail = _TAIL * budget if p95_budget is None else p95_budget
         given = {"largest": largest, "texts": texts, "budget": budget, "p95_budget": tail}
@@ -118,7 +60,6 @@ class DriftBudget(Refinement):
                 )
         self.budgets, self.largest = {"budget": budget, "p95_budget": tail}, largest
         self.texts, self.positions = texts, positions
-        self.smoothing = smoothing or UniformScale()
 
     def refine(self, start: LoraAdapter, lesson: Lesson) -> Refined:
         """Return the scaled adapter, and the drift before and after.
@@ -131,7 +72,7 @@ class DriftBudget(Refinement):
         beside = _source_drift(lesson, texts, self.positions)
         gauge = DriftGauge(lesson.target, texts, positions=self.positions, seed=lesson.seed)
         search = _Search(self, start, gauge, lesson)
-        found = search.run(texts)
+        found = search.run()
         adapter = search.at(found.scale)
         after = search.drifts[found.scale] if found.scale in search.drifts else gauge.of(adapter)
         # Of an adapter that is left without effect, what was too much of it before.
@@ -140,7 +81,6 @@ class DriftBudget(Refinement):
             "information_class": self.information_class,
             **self.budgets,
             "scale": found.scale * self.largest,
-            "layer_scales": search.layer_scales(found.scale),
             "drift_before": asdict(search.drifts[1.0]),
             "binds": max(shares, key=lambda name: shares[name]) if found.scale < 1 else None,
             "evaluations": len(search.drifts),
@@ -165,16 +105,13 @@ class _Search:
     start: LoraAdapter
     gauge: DriftGauge
     lesson: Lesson
-    leeway: Mapping[int, float] = field(default_factory=dict)
     drifts: dict[float, Drift] = field(default_factory=dict)
 
-    def run(self, texts: Sequence[str]) -> Bisection:
-        """Find the largest scale within the budget; the layers are compared on the texts."""
+    def run(self) -> Bisection:
+        """Find the largest scale within the budget."""
         full = self.load(1.0)
         if full <= 1 or full == inf:
             return Bisection(float(full <= 1), {1.0: full}, True)
-        full_size, base, seed = self.at(1.0), self.lesson.target, self.lesson.seed
-        self.leeway = self.budget.smoothing.leeway(base, full_size, texts, seed)
         return largest_within(self.load, most=_EVALUATIONS)
 
     def at(self, scale: float) -> LoraAdapter:
@@ -183,17 +120,7 @@ class _Search:
             return self.start.map(_silenced)
         if scale == 1 == self.budget.largest:
             return self.start
-        factors = self.layer_scales(scale)
-        sites = {site: up.scaled(factors[site.layer]) for site, up in self.start.items()}
-        return LoraAdapter(sites, self.start.base_model)
-
-    def layer_scales(self, scale: float) -> dict[int, float]:
-        """Return the scale of each layer."""
-        shares = {site.layer: self.leeway.get(site.layer, 1.0) for site in self.start}
-        return {
-            layer: self.budget.largest * min(1.0, scale * share) if scale else 0.0
-            for layer, share in shares.items()
-        }
+        return self.start.map(lambda update: update.scaled(self.budget.largest * scale))
 
     def load(self, scale: float) -> float:
         """Return how much of the budget that binds is taken: above 1 is too much."""

@@ -15,8 +15,6 @@ from loraport.refinement.base import Lesson, Teacher
 from loraport.refinement.bisection import largest_within
 from loraport.refinement.drift_budget import (
     DriftBudget,
-    LayerwiseScale,
-    UniformScale,
     check_drift,
 )
 
@@ -104,70 +102,16 @@ def test_an_adapter_within_the_budget_is_given_back_as_it_is(
     start: LoraAdapter, lesson: Lesson
 ) -> None:
     before = measured(lesson, start)
-    budget = DriftBudget(before.mean, p95_budget=before.p95, smoothing=LayerwiseScale())
+    budget = DriftBudget(before.mean, p95_budget=before.p95)
     adapter, report = budget.refine(start, lesson)
     assert adapter is start
     assert (report["scale"], report["binds"], report["evaluations"]) == (1, None, 1)
-    assert set(report["layer_scales"].values()) == {1.0}
 
 
 def test_no_scale_is_larger_than_the_largest(start: LoraAdapter, lesson: Lesson) -> None:
     adapter, report = DriftBudget(1e3, largest=0.5).refine(start, lesson)
     assert report["scale"] == 0.5
     assert same_bits(adapter, start.map(lambda update: update.scaled(0.5)))
-
-
-def test_layerwise_cuts_layers_with_more_drift_more(start: LoraAdapter, lesson: Lesson) -> None:
-    loud = LoraAdapter(
-        {site: update.scaled(4.0 if site.layer == 1 else 0.3) for site, update in start.items()},
-        start.base_model,
-    )
-    budget = DriftBudget(0.05, p95_budget=100.0, smoothing=LayerwiseScale(strength=1.0))
-    adapter, report = budget.refine(loud, lesson)
-    scales = report["layer_scales"]
-    assert scales[1] < min(scales[0], scales[2]) <= 1
-    assert 0.95 * 0.05 <= measured(lesson, adapter).mean <= 0.05
-    for site, update in adapter.items():
-        assert update.scale == loud[site].scale * scales[site.layer]
-
-
-def test_layers_scaled_by_their_leeway_drift_alike(start: LoraAdapter, lesson: Lesson) -> None:
-    quiet = start.map(lambda update: update.scaled(0.02))
-    leeway = LayerwiseScale(strength=1.0).leeway(lesson.target, quiet, SENTENCES, 0)
-    gauge = DriftGauge(lesson.target, SENTENCES)
-
-    def drifts(factors: dict[int, float]) -> list[float]:
-        return [
-            gauge.of(
-                LoraAdapter(
-                    {s: u.scaled(factors[layer]) for s, u in quiet.items() if s.layer == layer},
-                    quiet.base_model,
-                )
-            ).mean
-            for layer in range(3)
-        ]
-
-    before, after = drifts(dict.fromkeys(range(3), 1.0)), drifts(dict(leeway))
-    assert max(before) / min(before) > 1.5
-    assert max(after) / min(after) < 1.05
-    assert min(leeway.values()) == 1
-
-
-def test_without_strength_layerwise_is_uniform(start: LoraAdapter, lesson: Lesson) -> None:
-    def refined(smoothing: UniformScale) -> LoraAdapter:
-        return DriftBudget(0.01, smoothing=smoothing).refine(start, lesson).adapter
-
-    assert same_bits(refined(LayerwiseScale(strength=0.0)), refined(UniformScale()))
-
-
-def test_a_layer_without_effect_keeps_its_scale(start: LoraAdapter, lesson: Lesson) -> None:
-    sites = {
-        site: replace(update, B=torch.zeros_like(update.B)) if site.layer == 0 else update
-        for site, update in start.items()
-    }
-    budget = DriftBudget(0.01, smoothing=LayerwiseScale())
-    report = budget.refine(LoraAdapter(sites, start.base_model), lesson).report
-    assert report["layer_scales"][0] == 1 > report["layer_scales"][1]
 
 
 def test_the_source_s_own_adapter_stands_beside_it(start: LoraAdapter, lesson: Lesson) -> None:
@@ -188,7 +132,7 @@ def test_a_check_measures_what_a_budget_would(start: LoraAdapter, lesson: Lesson
 
 
 def test_same_seed_gives_the_same_bits(start: LoraAdapter, lesson: Lesson) -> None:
-    budget = DriftBudget(0.01, positions=2, smoothing=LayerwiseScale())
+    budget = DriftBudget(0.01, positions=2)
     (one, first), (two, second) = (budget.refine(start, lesson) for _ in range(2))
     assert same_bits(one, two)
     assert first == second
@@ -218,12 +162,6 @@ def test_adapter_of_another_model_is_refused(lesson: Lesson) -> None:
 def test_numbers_out_of_range_are_refused(name: str, value: Any) -> None:
     with pytest.raises(ConfigurationError, match=f"{name}={value}"):
         DriftBudget(**{name: value})
-
-
-@pytest.mark.parametrize(("name", "value"), [("strength", 1.5), ("strength", -0.1), ("texts", 0)])
-def test_layerwise_numbers_out_of_range_are_refused(name: str, value: Any) -> None:
-    with pytest.raises(ConfigurationError, match=f"{name}={value}"):
-        LayerwiseScale(**{name: value})
 
 
 @pytest.mark.parametrize("power", [0.5, 1.0, 2.0, 4.0, 8.0])

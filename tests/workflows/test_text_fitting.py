@@ -100,7 +100,7 @@ class TestOnModels:
         found = layer_pairing(bench, ModelPair(pico_source, pico_target))
         assert [[layer for layer, _ in feeds] for feeds in found.feeds] == [[0], [1], [1]]
 
-    @pytest.mark.parametrize("name", ["monotone", "many_to_one", "best_similarity"])
+    @pytest.mark.parametrize("name", ["monotone", "many_to_one"])
     def test_by_similarity_it_is(
         self, workspace: Workspace, pico_source: BaseModel, pico_target: BaseModel, name: str
     ) -> None:
