@@ -41,10 +41,7 @@ from loraport.workflows.plan import Plan
 from loraport.workflows.quiet import quiet_libraries
 from loraport.workflows.transfer import base_pair
 
-METHODS = (
-    *("cross_lora:mapper.variant=typed", "cross_lora", "rebasin"),
-    *("optimal_transport", "embedding_ridge"),
-)
+METHODS = (*("cross_lora:mapper.variant=typed", "cross_lora", "rebasin", "optimal_transport"),)
 CONTROLS = ("copy", "random")
 Scores = dict[str, dict[str, TaskScore]]
 Adapters = Mapping[str, LoraAdapter | Attachable | None]
@@ -105,7 +102,7 @@ class Method:
         bench, path = bench_for(options, name), checkpoint(name)
         self.mapper: Mapper = build(bench.config.mapper) if path is None else load_mapper(path)
         pair = base_pair(bench)
-        give_models(self.mapper, pair, bench, lambda done, total: None)
+        give_models(self.mapper, pair, bench.config, lambda done, total: None)
         self.porting = Plan.of(bench.config).porting(self.mapper, pair)
 
     def ported(self, adapters: Mapping[str, LoraAdapter]) -> dict[str, LoraAdapter]:

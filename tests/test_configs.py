@@ -142,6 +142,6 @@ def test_an_experiment_sets_what_evaluate_has_defaults_for():
     with initialize_config_module("loraport.conf", version_base="1.3"):
         config = compose("evaluate", overrides=["experiment=benchmark", "paths.corpus=DIR"])
     assert list(config.seeds) == [0, 1]
-    assert "residual_transport" in config.methods
+    assert "adjoint_transport" in config.methods
     assert config.method_options.default == ["paths.corpus=DIR/diverse.jsonl"]
     assert config.tasks.limit == 300

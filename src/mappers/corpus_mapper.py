@@ -35,14 +35,12 @@ class CorpusMapper(LearnedMapper):
 
     Attributes:
         roles: The same, in the order of a layer.
-        needs_models: Whether it needs :meth:`use` also to map an adapter, not only to be trained.
 
     Raises:
         ConfigurationError: a role does not exist, or there is none.
     """
 
     information_class: ClassVar[str] = "generic text"
-    needs_models: ClassVar[bool] = False
 
     def __init__(self, roles: Sequence[str] = ROLES) -> None:
         super().__init__()

@@ -9,7 +9,8 @@ class CrossLoraMapper(SubspaceMapper):
 
     Args:
         variant: ``sign_fixed`` or ``typed`` for any shapes; ``paper`` is the printed equation,
-            where both weights have one shape. See :mod:`~loraport.mappers.projections`.
+            and ``lora_x`` the filter of LoRA-X, which is the same; both take weights of one shape.
+            See :mod:`~loraport.mappers.projections`.
         rank: Singular vectors kept of each weight, at most.
         oversampling: Columns drawn beyond ``rank`` by the randomised SVD.
         power_iterations: Of the randomised SVD.

@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +18,7 @@ class GatheringMapper(CorpusMapper):
 
     With a store, a fit that was stopped goes on where it was, and statistics that are complete
     are not gathered again. All arguments are those of the class that it is mixed into.
-
-    Attributes:
-        statistics_of: What the statistics are of, where it is not what the taps give.
     """
-
-    statistics_of: ClassVar[str] = ""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -87,7 +82,7 @@ class GatheringMapper(CorpusMapper):
         trainer = self.trainer
         share = f"{trainer.global_rank} of {trainer.world_size}"
         batches = f"{trainer.num_training_batches} {trainer.num_val_batches}"
-        return f"{self.statistics_of}{self.content_key()} {share} {batches}"
+        return f"{self.content_key()} {share} {batches}"
 
     def _sum(self, tensor: Tensor) -> Tensor:
         reduced: Any = self.trainer.strategy.reduce(tensor, reduce_op="sum")

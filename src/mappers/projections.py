@@ -13,7 +13,7 @@ from ..exceptions import ConfigurationError
 
 @runtime_checkable
 class Projection(Protocol):
-    """One reading of Cross-LoRA's projection."""
+    """One way to carry an update between singular subspaces."""
 
     same_shapes: bool
     """Whether it is defined only where the source's and the target's weight have one shape."""
@@ -30,6 +30,9 @@ class Filtered:
     solution ``P = U_t U_s^T``, so that the aligned basis ``P U_s`` is ``U_t`` itself and nothing of
     the source's weights is left in it; the formula is then that of LoRA-X, and multiplies
     matrices that fit only where both weights have one shape.
+
+    Source: LoRA-X (Farhadzadeh et al., ICLR 2025, arXiv 2501.16559). It transfers only modules
+    whose subspaces are alike enough; here that similarity is reported and no module is left out.
     """
 
     same_shapes = True
@@ -78,6 +81,7 @@ def with_fixed_signs(svd: TruncatedSvd) -> TruncatedSvd:
 
 
 VARIANTS: dict[str, Projection] = {
+    "lora_x": Filtered(),
     "paper": Filtered(),
     "typed": Typed(),
     "sign_fixed": SignFixed(),

@@ -1,6 +1,6 @@
 """``intersection_map.json``: how far two base models represent the same text alike, in all layers.
 
-The file is versioned and validated on writing and on reading, like ``results.json``.
+The file is versioned and validated, like ``results.json``.
 """
 
 import json

@@ -17,8 +17,6 @@ _MEANING = {
     "procrustes": "Rotations between the two models' activations on text carry its factors.",
     "cast": "It is the LoRA that comes nearest, on text, to the source's adapter behind trained "
     "projection heads.",
-    "residual_transport": "It is fitted on text to what the source's adapter does to the residual "
-    "stream, whichever modules that one adapts.",
     "noop": "It is a control: an update of zero, which leaves the target as it is.",
 }
 _TAUGHT = {

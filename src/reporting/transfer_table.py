@@ -19,8 +19,6 @@ _HEADINGS = {
     "output_r2": "R\N{SUPERSCRIPT TWO} out",
     "gradient_r2": "R\N{SUPERSCRIPT TWO} gradients",
     "restricted_r2": "R\N{SUPERSCRIPT TWO} adapter",
-    "map_r2": "R\N{SUPERSCRIPT TWO} stream",
-    "share": "share of change",
 }
 _LEGEND = {
     "r2": "of LoRA, how near it comes to the cartridge",
@@ -28,7 +26,6 @@ _LEGEND = {
     "output_r2": "out, of what the target's modules write from what the source's write",
     "gradient_r2": "gradients, of the source's from the target's",
     "restricted_r2": "adapter, of what the adapter makes of its input",
-    "map_r2": "stream, of the target's residual stream from the source's",
 }
 # Told of each site in report.json, but their mean over sites says nothing.
 _UNTOLD = (
@@ -57,17 +54,6 @@ def legend(report: TransferReport) -> str:
     return text
 
 
-def site_facts(mapping: Free) -> Iterator[tuple[str, Free]]:
-    """Give each target site of a mapper's report, and what was found there.
-
-    A mapper that goes layer by layer has a layer's facts above those of its sites.
-    """
-    yield from mapping.get("sites", {}).items()
-    for layer in mapping.get("layers", {}).values():
-        for label, facts in layer.get("sites", {}).items():
-            yield label, {"map_r2": layer["map_r2"], **facts}
-
-
 def from_zero(report: TransferReport) -> bool:
     """Return whether a refinement alone has made the adapter, and the mapper nothing."""
     return report.refinement is not None and report.mapper == "noop"
@@ -82,7 +68,7 @@ def diagnostics(report: TransferReport) -> dict[str, dict[str, float]]:
         return {}
     found: dict[str, dict[str, list[float]]] = {}
     for mapping in report.mapping:
-        for label, facts in site_facts(mapping):
+        for label, facts in mapping.get("sites", {}).items():
             numbers = found.setdefault(label.rpartition(".")[2], {})
             for name, value in facts.items():
                 if isinstance(value, int | float) and name not in _UNTOLD:
@@ -157,7 +143,7 @@ def _mapped(record: AdapterRecord, mapping: Free) -> Iterator[str]:
             f"left out, since text predicts too little there (mapper.min_r2): "
             f"{_few(mapping['left_out'])}"
         )
-    facts = dict(site_facts(mapping))
+    facts = mapping.get("sites", {})
     for name, what in _PREDICTED.items():
         bad = [label for label, found in facts.items() if found.get(name, 1) <= 0]
         if bad:
@@ -165,12 +151,6 @@ def _mapped(record: AdapterRecord, mapping: Free) -> Iterator[str]:
                 f"text predicts nothing of what {what} at {len(bad)} of {len(facts)} target sites "
                 f"(R\N{SUPERSCRIPT TWO} at most 0: {_few(bad)}); what is written there is noise"
             )
-    layers = list(mapping.get("layers", {}).values())
-    if layers and "share" in layers[-1]:
-        yield (
-            f"{layers[-1]['share']:.0%} of the change that it makes to the residual stream is made "
-            "behind the last layer of the target, on held-out text"
-        )
 
 
 def _few(labels: Sequence[str]) -> str:

@@ -8,10 +8,9 @@ from omegaconf import DictConfig
 from ..data.zoo import SIDES
 from ..exceptions import ConfigurationError
 from ..mappers import BasePair, LearnedMapper, Mapper, WeightMapper, load_mapper
-from ..mappers.corpus_mapper import CorpusMapper, ModelPair
-from ..mappers.residual_mapper import ResidualMapper
+from ..mappers.corpus_mapper import CorpusMapper
 from ..mappers.weight_mapper import Progress
-from .building import Workbench, build
+from .building import build
 from .options import optional
 
 
@@ -47,13 +46,13 @@ def chosen_mapper(config: DictConfig) -> Mapper:
     return loaded
 
 
-def give_models(mapper: Mapper, pair: BasePair, bench: Workbench, progress: Progress) -> None:
+def give_models(mapper: Mapper, pair: BasePair, config: DictConfig, progress: Progress) -> None:
     """Give a mapper whatever it needs of the pair to map an adapter.
 
     Args:
         mapper: A mapper, fitted if it is a learned one.
         pair: Both models on disk.
-        bench: Loads them, for a mapper that runs them.
+        config: Of the command, for messages.
         progress: Is told how far the mapper is.
 
     Raises:
@@ -62,12 +61,7 @@ def give_models(mapper: Mapper, pair: BasePair, bench: Workbench, progress: Prog
     if isinstance(mapper, WeightMapper):
         mapper.use(pair, progress)
     elif isinstance(mapper, CorpusMapper):
-        _check_pair(mapper, pair, bench.config)
-        if mapper.needs_models:
-            models = ModelPair(*(bench.model(side) for side in SIDES))
-            mapper.use(models, mapper.frame.pairing)
-        if isinstance(mapper, ResidualMapper):
-            mapper.progress = progress
+        _check_pair(mapper, pair, config)
 
 
 def _check_pair(mapper: CorpusMapper, pair: BasePair, config: DictConfig) -> None:

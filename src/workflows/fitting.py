@@ -78,17 +78,11 @@ class Fitting:
             if not (best and best[0] and trainer.is_global_zero):
                 return trainer, self.mapper
             shutil.move(best[0], folder / "mapper.ckpt")
-        return trainer, self._loaded(folder / "mapper.ckpt")
+        return trainer, load_mapper(folder / "mapper.ckpt")
 
     def facts(self) -> dict[str, Any]:
         """Return what reports say of the texts, where there are any."""
         return {} if self.text is None else {"text": self.text.facts()}
-
-    def _loaded(self, path: Path) -> LearnedMapper:
-        mapper = load_mapper(path)
-        if self.text is not None and isinstance(mapper, CorpusMapper) and mapper.needs_models:
-            mapper.use(self.text.models, self.text.pairing)
-        return mapper
 
     @contextmanager
     def _resumable(self, chosen: list[ModelCheckpoint]) -> Iterator[ModelCheckpoint | None]:

@@ -102,7 +102,7 @@ class MethodPorts:
     @cached_property
     def _porting(self) -> Porting:
         mapper, pair = self._mapper, base_pair(self.bench)
-        give_models(mapper, pair, self.bench, lambda done, total: None)
+        give_models(mapper, pair, self.bench.config, lambda done, total: None)
         return Plan.of(self.bench.config).porting(mapper, pair)
 
     @cached_property

@@ -13,8 +13,7 @@ from ..adapters.peft_folder import write_peft_files
 from ..data.zoo import SIDES
 from ..exceptions import ConfigurationError
 from ..files import staged_folder, writing
-from ..mappers import BasePair, Mapper
-from ..mappers.residual_mapper import ResidualMapper
+from ..mappers import BasePair
 from ..mappers.weight_mapper import Progress
 from ..models import ModelSource, StreamedWeights
 from ..models.factor_cache import FactorCache
@@ -83,8 +82,8 @@ def ported_into(
     porting = inputs.plan.porting(inputs.mapper, pair)
     others = list(inputs.others.values())
     porting.check_others(others)
-    with watch.step("port"), shown_progress(inputs.mapper) as progress:
-        give_models(inputs.mapper, pair, bench, progress)
+    with watch.step("port"), shown_progress() as progress:
+        give_models(inputs.mapper, pair, bench.config, progress)
         mapped = porting.mapped(list(inputs.given.values()))
     reports: list[Report] = []
     if inputs.refining is not None:
@@ -147,9 +146,8 @@ def device(name: str) -> torch.device:
 
 
 @contextmanager
-def shown_progress(mapper: Mapper) -> Iterator[Progress]:
-    """Show how many sites or layers are mapped, and how long the rest takes."""
-    unit = "layers" if isinstance(mapper, ResidualMapper) else "sites"
-    with shown_bars(unit) as progress:
+def shown_progress() -> Iterator[Progress]:
+    """Show how many sites are mapped, and how long the rest takes."""
+    with shown_bars("sites") as progress:
         bar = progress.add_task("porting", total=None)
         yield lambda done, total: progress.update(bar, completed=done, total=total)

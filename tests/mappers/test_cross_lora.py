@@ -135,7 +135,10 @@ class TestOptions:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"variant": "signed"}, r"mapper\.variant is 'signed'; it takes one of paper, typed"),
+            (
+                {"variant": "signed"},
+                r"mapper\.variant is 'signed'; it takes one of lora_x, paper, typed",
+            ),
             ({"rank": 0}, r"mapper\.rank is 0; it takes a whole number of at least 1"),
             ({"power_iterations": -1}, r"mapper\.power_iterations is -1; .* at least 0"),
         ],

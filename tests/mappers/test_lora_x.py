@@ -9,7 +9,6 @@ from loraport.adapters import LoraAdapter, relative_error
 from loraport.exceptions import ConfigurationError
 from loraport.mappers import BasePair
 from loraport.mappers.cross_lora import CrossLoraMapper
-from loraport.mappers.lora_x import LoraXMapper
 from loraport.models import BaseModel, StreamedWeights
 
 Opened = Callable[[BaseModel], StreamedWeights]
@@ -34,7 +33,7 @@ def adapter(pair: BasePair, adapter_of: Callable[..., LoraAdapter]) -> LoraAdapt
 def test_it_is_the_update_within_the_targets_subspaces(
     pair: BasePair, adapter: LoraAdapter
 ) -> None:
-    mapper = LoraXMapper(rank=6)
+    mapper = CrossLoraMapper("lora_x", rank=6)
     mapper.use(pair)
     result = mapper.map(adapter)
     for site, update in adapter.items():
@@ -50,7 +49,7 @@ def test_it_is_the_update_within_the_targets_subspaces(
 
 def test_cross_lora_as_printed_is_the_same(pair: BasePair, adapter: LoraAdapter) -> None:
     results = []
-    for mapper in (LoraXMapper(rank=6), CrossLoraMapper("paper", rank=6)):
+    for mapper in (CrossLoraMapper("lora_x", rank=6), CrossLoraMapper("paper", rank=6)):
         mapper.use(pair)
         results.append(mapper.map(adapter))
     assert relative_error(*results) == 0
@@ -59,7 +58,7 @@ def test_cross_lora_as_printed_is_the_same(pair: BasePair, adapter: LoraAdapter)
 def test_other_shapes_are_refused(
     pair: BasePair, adapter: LoraAdapter, pico_target: BaseModel, opened: Opened
 ) -> None:
-    mapper = LoraXMapper()
+    mapper = CrossLoraMapper("lora_x")
     mapper.use(BasePair(pair.source, opened(pico_target)))
     with pytest.raises(ConfigurationError, match="defined for equal shapes only"):
         mapper.map(adapter)

@@ -16,8 +16,6 @@ from loraport.reporting.results import plain
 CONF = Path(__file__).resolve().parents[2] / "conf" / "mapper"
 # Learned mappers name the data that they are trained on.
 NAMES = sorted(path.stem for path in CONF.glob("*.yaml") if "- /data: " not in path.read_text())
-# LoRA-X is defined for equal shapes only, which tests/mappers/test_lora_x.py gives it.
-ANY_SHAPES = [name for name in NAMES if name != "lora_x"]
 ROLES = {
     "q_and_v": (Role.Q, Role.V),
     "mlp": (Role.GATE, Role.UP, Role.DOWN),
@@ -53,12 +51,12 @@ def ported(name: str, pair: BasePair, adapter: LoraAdapter) -> tuple[LoraAdapter
 
 def test_every_yaml_is_found() -> None:
     assert {
-        *("copy", "cross_lora", "lora_x", "rebasin", "optimal_transport", "embedding_ridge"),
+        *("copy", "cross_lora", "rebasin", "optimal_transport"),
         *("random", "noop"),
     } <= set(NAMES)
 
 
-@pytest.mark.parametrize("name", ANY_SHAPES)
+@pytest.mark.parametrize("name", NAMES)
 class TestWeightMapperContract:
     @pytest.mark.parametrize("roles", ROLES.values(), ids=ROLES)
     def test_every_paired_site_is_mapped(

@@ -119,22 +119,6 @@ class TestMappersOfText:
         assert "R² is on held-out text" not in printed()
         assert "0.0001" not in text
 
-    def test_of_layers_their_sites_are_told_and_what_was_made_in_the_end(self) -> None:
-        layers = {
-            str(layer): {
-                "map_r2": 0.5 + layer / 4,
-                "share": share,
-                "sites": {f"{layer}.down": {"size": 1.0, "share": share}},
-            }
-            for layer, share in enumerate((0.5, 0.25))
-        }
-        report = report_of(mapping=({"layers": layers},))
-        assert diagnostics(report) == {"down": {"sites": 2, "map_r2": 0.625, "share": 0.375}}
-        assert next(remarks(report)) == (
-            "adapters/books: 25% of the change that it makes to the residual stream is made "
-            "behind the last layer of the target, on held-out text"
-        )
-
     def test_a_long_list_is_cut_short(self) -> None:
         sites = {f"{layer}.q": site(0.5, output_r2=-1.0) for layer in range(9)}
         text = next(remarks(report_of(mapping=({"sites": sites},))))

@@ -44,7 +44,6 @@ QUICK_REFINEMENT = {
 }
 QUICK_MAPPER = {
     "cast": ("mapper.hidden=4", "trainer.max_epochs=1", "mapper.export_rows=64"),
-    "residual_transport": ("mapper.tokens=120", "mapper.held_out_tokens=60"),
 }
 
 

@@ -135,7 +135,8 @@ def test_a_refinement_is_given_what_its_class_allows(workspace: Workspace, comma
 def test_a_method_that_refuses_is_named_and_the_others_go_on(
     workspace: Workspace, command: Command
 ):
-    end = command("evaluate", *evaluation(workspace, "methods=[lora_x,global_ridge]"))
+    own = "method_options={cross_lora: ['mapper.variant=lora_x']}"
+    end = command("evaluate", *evaluation(workspace, "methods=[cross_lora,global_ridge]", own))
     assert end.code == 0, end.err
     refused, ridge = evaluated(workspace).methods
     assert refused.summary is None

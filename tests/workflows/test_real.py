@@ -56,7 +56,7 @@ def test_three_anchors_are_enough_to_run(options: list[str], command: Command, t
     assert set(results.tasks) == {"bbc_news"}
 
 
-PORTS = ("copy", "cross_lora", "rebasin", "optimal_transport", "embedding_ridge", "random")
+PORTS = ("copy", "cross_lora", "rebasin", "optimal_transport", "random")
 
 
 @pytest.fixture(scope="module")

@@ -175,9 +175,9 @@ class TestModels:
         assert str(target) in attempt.refused()
 
     def test_shapes_that_the_printed_formula_is_not_defined_for(self, attempt: Attempt) -> None:
-        message = attempt.refused("mapper=cross_lora", "mapper.variant=paper")
-        assert "mapper.variant=typed or sign_fixed" in message
-        assert "mapper=cross_lora" in attempt.refused("mapper=lora_x")
+        for variant in ("paper", "lora_x"):
+            message = attempt.refused("mapper=cross_lora", f"mapper.variant={variant}")
+            assert "mapper.variant=typed or sign_fixed" in message
 
 
 class TestOptions:
@@ -186,7 +186,7 @@ class TestOptions:
         [
             ("mapper=nonsense", ["nonsense", "cross_lora", "pca_mlp"]),
             ("mapper.rnak=3", ["mapper.rnak", "did you mean rank?"]),
-            ("mapper.variant=wide", ["'wide'", "paper, typed, sign_fixed"]),
+            ("mapper.variant=wide", ["'wide'", "lora_x, paper, typed, sign_fixed"]),
             ("sparsify=all", ["all", "dare", "magnitude", "rank"]),
             ("merge=soup", ["soup", "weight_average", "ties"]),
             ("scale=0", ["scale is 0.0", "mapper=noop"]),

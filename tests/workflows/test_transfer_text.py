@@ -14,7 +14,7 @@ from loraport.reporting.transfer_report import TransferReport
 
 from .conftest import Command, Outcome, Workspace
 
-MAPPERS = ("transport", "adjoint_transport", "procrustes", "cast", "residual_transport")
+MAPPERS = ("transport", "adjoint_transport", "procrustes", "cast")
 
 
 class Ports:
@@ -66,8 +66,7 @@ def test_a_checkpoint_ports_what_training_predicted(ports: Ports, mapper: str) -
     assert ported.content_hash() == predicted.content_hash()
     assert ported.base_model == "pico/target"
     assert "verified: PEFT reads" in end.out
-    roles = {"down"} if mapper == "residual_transport" else {"q", "v"}
-    assert set(ports.report.output.roles) == roles
+    assert set(ports.report.output.roles) == {"q", "v"}
 
     report = ports.report
     assert (report.mapper, report.information_class) == (mapper, "generic text")
@@ -77,24 +76,22 @@ def test_a_checkpoint_ports_what_training_predicted(ports: Ports, mapper: str) -
     settings = json.loads(card.split("```json\n")[1].split("```")[0])
     assert settings["ckpt"] == str(checkpoint)
     assert settings["mapper"] == report.trained_with
-    assert "roles" in settings["mapper"] or "writers" in settings["mapper"]
-    shown = "R² stream" if mapper == "residual_transport" else "R² "
-    assert shown in end.out
-    assert shown in card
+    assert "roles" in settings["mapper"]
+    assert "R² " in end.out
+    assert "R² " in card
     assert "is on held-out text" in card
     assert "weights alone have hardly been better" not in card
 
 
 def test_no_corpus_is_needed_to_port(ports: Ports) -> None:
-    checkpoint = ports.fitted("residual_transport")
+    checkpoint = ports.fitted("transport")
     for path in (ports.workspace.root / "texts").iterdir():
         path.unlink()
     assert ports.call(f"ckpt={checkpoint}").code == 0
 
 
-@pytest.mark.parametrize("mapper", ["transport", "residual_transport"])
-def test_the_checkpoint_of_another_pair_is_refused(ports: Ports, mapper: str) -> None:
-    checkpoint = ports.fitted(mapper)
+def test_the_checkpoint_of_another_pair_is_refused(ports: Ports) -> None:
+    checkpoint = ports.fitted("transport")
     message = ports.refused(f"ckpt={checkpoint}", "pair.target.name=pico/other")
     assert "was fitted for pico/source and pico/target" in message
     assert "the target of pair=local is pico/other" in message
