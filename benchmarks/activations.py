@@ -35,16 +35,13 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from loraport.adapters import Role, Site
-from loraport.alignment.layer_pairing import relative_depth
-from loraport.data.aligned_batch import AlignedBatch, TokenBatch
-from loraport.data.corpus_folder import CorpusFolder
-from loraport.data.text_corpus import TextCorpus
+from loraport.alignment.layer_matching import relative_depth
+from loraport.data.corpora import CorpusFolder
+from loraport.data.text_corpus import AlignedBatch, TextCorpus, TokenBatch
 from loraport.models import BaseModel, SiteTable
-from loraport.models.layer_blocks import layer_blocks
-from loraport.models.pair_statistics import TapPair, gram_entries
-from loraport.models.paired_capture import PairedCapture
-from loraport.models.statistics_store import StatisticsStore
-from loraport.models.taps import Tap, tap_widths
+from loraport.models.capture import PairedCapture
+from loraport.models.hooks import Tap, tap_widths
+from loraport.models.statistics import StatisticsStore, TapPair, gram_entries, layer_blocks
 
 from .cross_lora import peak_memory
 from .setting import PAIRS, stopwatch

@@ -21,7 +21,7 @@ from lightning import Trainer
 from torch import nn
 
 from loraport.adapters import LoraAdapter
-from loraport.data.answers import NOT_ASKED, AnswerExamples
+from loraport.data.prompts import NOT_ASKED, AnswerExamples
 from loraport.data.tasks import Task
 from loraport.evaluation.scoring import LikelihoodScorer
 from loraport.models import BaseModel, LoraFineTuning, attached, last_logits

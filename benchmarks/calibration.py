@@ -14,8 +14,7 @@ from typing import Any
 
 from loraport.evaluation.statistics import HEADROOM
 from loraport.files import write_whole
-from loraport.refinement.anchor_calibration import AnchorCalibration
-from loraport.refinement.expected_recovery import ExpectedRecovery
+from loraport.refinement.expected_recovery import AnchorCalibration, ExpectedRecovery
 
 FEATURES = ("pool_balance",)
 

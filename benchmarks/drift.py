@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from loraport.adapters import read_adapter
 from loraport.data import CorpusFolder
-from loraport.models.drift import DriftGauge
+from loraport.models.kl import KlToBaseGauge
 
 from .setting import PAIRS, stopwatch
 
@@ -50,7 +50,7 @@ def main() -> None:
     for side, zoo in (("source", options.zoo_source), ("target", options.zoo_target)):
         base = instantiate(sides[side]).load(Path(options.cache))
         with stopwatch() as building:
-            gauge = DriftGauge(base, texts, positions=options.positions, seed=options.seed)
+            gauge = KlToBaseGauge(base, texts, positions=options.positions, seed=options.seed)
         print(f"{side:<8}{gauge.positions} positions of the base{building.wall:>24.1f}")
         for task in options.tasks:
             adapter = read_adapter(Path(zoo) / task)

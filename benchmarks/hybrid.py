@@ -34,11 +34,11 @@ from benchmarks.refinements import called, told
 from benchmarks.transfers import Method, Scores, table
 from benchmarks.trial import Trial, add_arguments, kept, refined
 from loraport.adapters import LoraAdapter, read_adapter
-from loraport.adapters.peft_folder import CONFIG_FILE
+from loraport.adapters.peft_io import CONFIG_FILE
+from loraport.commands.context import quiet_libraries
+from loraport.evaluation.assembly import summarise
 from loraport.files import write_whole
-from loraport.refinement.label_refinement import LabelRefinement
-from loraport.reporting.assembly import summarise
-from loraport.workflows.quiet import quiet_libraries
+from loraport.refinement.label_distillation import LabelRefinement
 
 TASKS = ("sst2", "ag_news", "trec")
 STARTS, STEPS = ("zero", "mean", "cross_lora"), (0, 16, 64, 256)
@@ -107,8 +107,8 @@ class Hybrid:
         folder = self.trial.folder(method, begun.content_hash(), f"{steps}-steps") / name
 
         def make() -> tuple[LoraAdapter, dict[str, Any]]:
-            lesson = self.trial.lesson(name)
-            return refined(self.trial.refinement(method), begun, lesson)
+            distillation_inputs = self.trial.distillation_inputs(name)
+            return refined(self.trial.refinement(method), begun, distillation_inputs)
 
         return kept(folder, make).adapter
 
@@ -135,7 +135,7 @@ def scored(hybrid: Hybrid, console: Console) -> Scores:
     found: Scores = {name: {} for name in trial.names}
 
     def score(name: str, shown: str, adapter: LoraAdapter | None) -> None:
-        found[name][shown] = trial.bench.scores.score(trial.target, adapter, trial.tasks[name])
+        found[name][shown] = trial.context.scores.score(trial.target, adapter, trial.tasks[name])
         told(console, name, found, shown)
 
     for name in trial.names:

@@ -13,11 +13,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks.transfers import Method, Scores, bench_for, gaps, rows
+from benchmarks.transfers import Method, Scores, benchmark_for, gaps, rows
 from loraport.adapters import LoraAdapter, LowRank, Role, stacked
+from loraport.commands.context import quiet_libraries
 from loraport.data import ZooPairs
-from loraport.evaluation.controls import swapped
-from loraport.workflows.quiet import quiet_libraries
+from loraport.evaluation.scoring import swapped
 
 TASKS = ("sst2", "subj", "ag_news", "cr", "tweet_eval_sentiment")
 Given = dict[str, LoraAdapter]
@@ -97,26 +97,28 @@ def main() -> None:
     """Score every idea and print a line for each."""
     quiet_libraries()
     options = arguments()
-    bench = bench_for(options, "noop")
-    zoo, held_out = bench.zoo().read(None), set(bench.config.tasks.held_out)
+    context = benchmark_for(options, "noop")
+    zoo, held_out = context.zoo().read(None), set(context.config.tasks.held_out)
     anchors = [name for name in zoo.source if name not in held_out]
-    tasks = rows(bench, options.tasks, options.rows)
+    tasks = rows(context, options.tasks, options.rows)
     given = {name: zoo.source[name] for name in options.tasks if name in anchors}
     method = Method(options, f"ported={options.ckpt}")
-    target = bench.model("target")
+    target = context.model("target")
     fixed: dict[str, dict[str, LoraAdapter | None]] = {
         "base": dict.fromkeys(given),
         "oracle": {name: zoo.target[name] for name in given},
     }
     found: Scores = {
-        name: {c: bench.scores.score(target, made[name], tasks[name]) for c, made in fixed.items()}
+        name: {
+            c: context.scores.score(target, made[name], tasks[name]) for c, made in fixed.items()
+        }
         for name in given
     }
     console = Console()
     console.print("| idea | accuracy | gap recovered, 95 % | NLL gap, 95 % |\n|---|---|---|---|")
     for idea, adapters in ideas(zoo, anchors, given, method.ported):
         for name, adapter in adapters.items():
-            found[name][idea] = bench.scores.score(target, adapter, tasks[name])
+            found[name][idea] = context.scores.score(target, adapter, tasks[name])
         accuracy = sum(found[name][idea].accuracy for name in given) / len(given)
         cells = " | ".join(gaps(found, idea))
         console.print(f"| {idea} | {accuracy:.3f} | {cells} |", highlight=False, soft_wrap=True)

@@ -15,11 +15,9 @@ from hydra import compose, initialize_config_module
 from rich.console import Console
 
 from loraport.adapters import LoraAdapter, read_adapter
+from loraport.commands.context import build, quiet_libraries
 from loraport.data import TaskFolder
-from loraport.evaluation.score_cache import ScoreCache
-from loraport.evaluation.scoring import LikelihoodScorer
-from loraport.workflows.building import build
-from loraport.workflows.quiet import quiet_libraries
+from loraport.evaluation.scoring import LikelihoodScorer, ScoreCache
 
 from .setting import TEMPLATE
 

@@ -17,7 +17,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
 from loraport.adapters import LowRank, Role, Site
-from loraport.data.answers import NOT_ASKED, TokenizedAnswer
+from loraport.data.prompts import NOT_ASKED, TokenizedAnswer
 
 ROLES, RANK, ALPHA = (Role.Q, Role.V), 8, 16
 

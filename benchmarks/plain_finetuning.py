@@ -11,10 +11,9 @@ from dataclasses import dataclass
 
 from benchmarks.peft_trainer import ROLES, Schedule, train, updates, with_lora
 from loraport.adapters import LoraAdapter
-from loraport.data.answers import TokenizedAnswer, answer_tokens, prompt_tokens
-from loraport.data.question import Question
+from loraport.data.prompts import PromptSpec, TokenizedAnswer, answer_tokens, prompt_tokens
 from loraport.models import BaseModel, attached
-from loraport.models.label_likelihoods import log_likelihoods
+from loraport.models.likelihood import log_likelihoods
 from loraport.refinement.base import Teacher
 
 
@@ -28,12 +27,12 @@ class TaughtTexts:
         labels: The teacher's likeliest label of each.
     """
 
-    question: Question
+    question: PromptSpec
     texts: tuple[str, ...]
     labels: tuple[str, ...]
 
     @classmethod
-    def by(cls, teacher: Teacher, question: Question, texts: Sequence[str]) -> "TaughtTexts":
+    def by(cls, teacher: Teacher, question: PromptSpec, texts: Sequence[str]) -> "TaughtTexts":
         """Ask the teacher."""
         with attached(teacher.base.network, teacher.adapter):
             likely = log_likelihoods(teacher.base, question, texts)

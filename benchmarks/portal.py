@@ -51,7 +51,7 @@ from transformers import PreTrainedModel
 from benchmarks.peft_trainer import ALPHA, RANK, ROLES, Schedule
 from benchmarks.plain_finetuning import TaughtTexts
 from loraport.adapters import LoraAdapter, LowRank, Role, Site
-from loraport.data.answers import NOT_ASKED
+from loraport.data.prompts import NOT_ASKED
 from loraport.models import BaseModel
 
 EVALUATION_ROWS = 4  # at once, each with logits of the whole vocabulary at all positions

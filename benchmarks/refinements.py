@@ -32,12 +32,11 @@ from rich.console import Console
 from benchmarks.transfers import Scores, table
 from benchmarks.trial import Port, Trial, add_arguments, kept, refined
 from loraport.adapters import LoraAdapter
-from loraport.data.answers import class_balanced
+from loraport.commands.context import quiet_libraries
+from loraport.data.prompts import class_balanced
 from loraport.files import write_whole
-from loraport.refinement.base import Lesson
-from loraport.refinement.corpus_distill import CorpusDistill
-from loraport.refinement.exercises import Exercises
-from loraport.workflows.quiet import quiet_libraries
+from loraport.refinement.base import DistillationInputs, SoftLabelDataset
+from loraport.refinement.label_distillation import CorpusDistill
 
 METHODS = ("corpus_distill", "prompt_distill")
 CONTROLS = ("random_labels", "swapped_teacher")
@@ -54,12 +53,12 @@ class RandomLabels(CorpusDistill):
 
     stops_early: ClassVar[bool] = False
 
-    def exercises(self, lesson: Lesson) -> Exercises:
+    def dataset(self, distillation_inputs: DistillationInputs) -> SoftLabelDataset:
         """Return the chosen texts with permuted distributions."""
-        made = super().exercises(lesson)
-        generator = torch.Generator().manual_seed(lesson.seed)
+        made = super().dataset(distillation_inputs)
+        generator = torch.Generator().manual_seed(distillation_inputs.seed)
         order = torch.randperm(len(made.texts), generator=generator)
-        return Exercises(made.texts, made.targets[order], made.report, made.notes)
+        return SoftLabelDataset(made.texts, made.targets[order], made.report, made.notes)
 
 
 def arguments() -> argparse.Namespace:
@@ -83,21 +82,27 @@ def port(trial: Trial, method: str, start: str, name: str) -> Port:
 
     def make() -> tuple[LoraAdapter, dict[str, Any]]:
         taught_by = trial.another(name) if kind == "swapped_teacher" else None
-        lesson = _with_rows(trial, name, kind, trial.lesson(name, taught_by))
-        return refined(trial.refinement(yaml), trial.start(start, name), lesson)
+        distillation_inputs = _with_rows(
+            trial, name, kind, trial.distillation_inputs(name, taught_by)
+        )
+        return refined(trial.refinement(yaml), trial.start(start, name), distillation_inputs)
 
     return kept(trial.folder(yaml, start, kind) / name, make)
 
 
-def _with_rows(trial: Trial, name: str, kind: str, lesson: Lesson) -> Lesson:
+def _with_rows(
+    trial: Trial, name: str, kind: str, distillation_inputs: DistillationInputs
+) -> DistillationInputs:
     """Return the lesson with what the method may see of the task."""
     task = trial.tasks[name]
     if kind == "prompt_distill":
-        return replace(lesson, inputs=tuple(row.text for row in task.train[:GIVEN_ROWS]))
+        return replace(
+            distillation_inputs, inputs=tuple(row.text for row in task.train[:GIVEN_ROWS])
+        )
     if kind == "few_shot":
         chosen = class_balanced(task.train, task.labels, GIVEN_ROWS)
-        return replace(lesson, examples=tuple(chosen))
-    return lesson
+        return replace(distillation_inputs, examples=tuple(chosen))
+    return distillation_inputs
 
 
 def called(method: str) -> str:
@@ -123,7 +128,7 @@ def source_scores(trial: Trial, found: Scores) -> None:
     """Score the source without and with its adapters."""
     for name, task in trial.tasks.items():
         for condition, adapter in (("source_base", None), ("source", trial.zoo.source[name])):
-            found[name][condition] = trial.bench.scores.score(trial.source, adapter, task)
+            found[name][condition] = trial.context.scores.score(trial.source, adapter, task)
 
 
 def scored(
@@ -135,14 +140,14 @@ def scored(
     source_scores(trial, found)
     for name, task in trial.tasks.items():
         for condition, adapter in adapters(trial, name):
-            found[name][condition] = trial.bench.scores.score(trial.target, adapter, task)
+            found[name][condition] = trial.context.scores.score(trial.target, adapter, task)
         told(console, name, found)
         write_numbers(trial, start, name, found, {})
     for method in methods:
         for name, task in trial.tasks.items():
             made, shown = port(trial, method, start, name), called(method)
             seconds[shown].append(made.seconds)
-            found[name][shown] = trial.bench.scores.score(trial.target, made.adapter, task)
+            found[name][shown] = trial.context.scores.score(trial.target, made.adapter, task)
             told(console, name, found, shown)
             write_numbers(trial, start, name, found, {shown: made})
     return found, seconds

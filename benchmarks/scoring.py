@@ -18,8 +18,7 @@ import torch
 from transformers import GenerationConfig
 
 from loraport.adapters import read_adapter
-from loraport.data.answers import answer_tokens
-from loraport.data.question import Question
+from loraport.data.prompts import PromptSpec, answer_tokens
 from loraport.data.tasks import Task
 from loraport.evaluation.scoring import GenerateScorer, LikelihoodScorer, prefix_label
 from loraport.models import BaseModel, attached
@@ -73,7 +72,7 @@ def main() -> None:
     options = arguments(__doc__, extend)
     base, asked = base_model(options), task(options).limited(options.rows)
     adapter = None if options.adapter is None else read_adapter(Path(options.adapter))
-    longest = max(map(len, answer_tokens(base.tokenizer, Question.of(asked, TEMPLATE)).values()))
+    longest = max(map(len, answer_tokens(base.tokenizer, PromptSpec.of(asked, TEMPLATE)).values()))
     rows = len(asked.test)
     print(
         f"{base.name}, {asked.name}: {rows} rows, at most {options.batch_rows} a batch, labels of "

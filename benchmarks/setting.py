@@ -13,8 +13,7 @@ import platformdirs
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from loraport.data.task_folders import TaskFolder
-from loraport.data.tasks import PromptTemplate, Task
+from loraport.data.tasks import PromptTemplate, Task, TaskFolder
 from loraport.models import BaseModel
 
 PAIRS = Path(__file__).resolve().parents[1] / "conf" / "pair"

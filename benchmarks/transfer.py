@@ -36,9 +36,9 @@ from benchmarks.setting import stopwatch
 from benchmarks.transfers import Scores
 from benchmarks.trial import Port, Trial, add_arguments, kept, kept_together, refined
 from loraport.adapters import LoraAdapter
+from loraport.commands.context import quiet_libraries
 from loraport.files import write_whole
-from loraport.refinement.corpus_distill import CorpusDistill
-from loraport.workflows.quiet import quiet_libraries
+from loraport.refinement.label_distillation import CorpusDistill
 
 OURS, PORTAL, PLAIN = "corpus_distill", "PorTAL", "plain fine-tuning"
 
@@ -84,19 +84,24 @@ class Comparison:
         """Let each teacher label the texts, and note how long the first run needed."""
         trial = self.trial
         for name in trial.names:
-            lesson, path = trial.lesson(name), self.folder / "labelling" / f"{name}.json"
+            distillation_inputs, path = (
+                trial.distillation_inputs(name),
+                self.folder / "labelling" / f"{name}.json",
+            )
             with stopwatch() as elapsed:
-                made = self.ours.exercises(lesson)
-                held_out = self.ours.of_corpus(0).held_out(lesson, self.options.validation)
+                made = self.ours.dataset(distillation_inputs)
+                held_out = self.ours.of_corpus(0).held_out(
+                    distillation_inputs, self.options.validation
+                )
             if held_out is None:
                 raise SystemExit("the corpus has no validation texts; PorTAL takes some")
             if not path.is_file():
                 write_whole(path, json.dumps(elapsed.wall))
             self.labelling[name] = float(json.loads(path.read_text()))
-            labels = lesson.question.labels
+            labels = distillation_inputs.question.labels
             learned, checked = (
                 TaughtTexts(
-                    lesson.question,
+                    distillation_inputs.question,
                     tuple(each.texts),
                     tuple(labels[place] for place in each.targets.argmax(dim=1).tolist()),
                 )
@@ -119,7 +124,7 @@ class Comparison:
         start = self.trial.start(self.options.start, name)
         return kept(
             self.folder / "ours" / name,
-            lambda: refined(self.ours, start, self.trial.lesson(name)),
+            lambda: refined(self.ours, start, self.trial.distillation_inputs(name)),
         )
 
     def port_plainly(self, name: str) -> Port:
@@ -154,7 +159,7 @@ def compared(comparison: Comparison, console: Console) -> tuple[Scores, Seconds]
 
     def score(name: str, condition: str, adapter: LoraAdapter | None) -> None:
         task = trial.tasks[name]
-        found[name][condition] = trial.bench.scores.score(trial.target, adapter, task)
+        found[name][condition] = trial.context.scores.score(trial.target, adapter, task)
         told(console, name, found, condition)
 
     def note(name: str, condition: str, port: Port) -> None:

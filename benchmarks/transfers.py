@@ -23,23 +23,20 @@ from rich.console import Console
 from rich.progress import track
 
 from loraport.adapters import LoraAdapter
+from loraport.commands.anchors import CPU_TRAINER, builds_zoo, train_zoo
+from loraport.commands.context import RunContext, build, quiet_libraries
+from loraport.commands.port import base_pair
+from loraport.commands.porting import Plan, give_models
 from loraport.data import AnchorSet, Task, ZooPairs
 from loraport.data.zoo import SIDES
-from loraport.evaluation.controls import swapped
-from loraport.evaluation.scoring import TaskScore
+from loraport.evaluation.assembly import summarise
+from loraport.evaluation.scoring import TaskScore, swapped
 from loraport.files import write_whole
 from loraport.mappers import Mapper, load_mapper
 from loraport.mappers.cartridge import CartridgeMapper
-from loraport.mappers.mean import MeanMapper
-from loraport.models.attach import Attachable
-from loraport.reporting.assembly import summarise
-from loraport.reporting.verdict import interval_text
-from loraport.workflows.anchors import CPU_TRAINER, builds_zoo, train_zoo
-from loraport.workflows.building import Workbench, build
-from loraport.workflows.chosen_mapper import give_models
-from loraport.workflows.plan import Plan
-from loraport.workflows.quiet import quiet_libraries
-from loraport.workflows.transfer import base_pair
+from loraport.mappers.controls import MeanMapper
+from loraport.models.hooks import Attachable
+from loraport.reporting.tables import interval_text
 
 METHODS = (*("cross_lora:mapper.variant=typed", "cross_lora", "rebasin", "optimal_transport"),)
 CONTROLS = ("copy", "random")
@@ -70,7 +67,7 @@ def checkpoint(method: str) -> Path | None:
     return Path(path).expanduser() if path and ":" not in name else None
 
 
-def bench_for(options: argparse.Namespace, method: str) -> Workbench:
+def benchmark_for(options: argparse.Namespace, method: str) -> RunContext:
     """Compose the configuration of ``transfer.py`` for one method."""
     name, _, rest = method.partition(":")
     path = checkpoint(method)
@@ -84,7 +81,7 @@ def bench_for(options: argparse.Namespace, method: str) -> Workbench:
     if options.tasks_folder:
         overrides.append(f"paths.tasks={options.tasks_folder}")
     with initialize_config_module("loraport.conf", version_base="1.3"):
-        return Workbench(compose("transfer", overrides=overrides))
+        return RunContext(compose("transfer", overrides=overrides))
 
 
 class Method:
@@ -99,11 +96,11 @@ class Method:
     """
 
     def __init__(self, options: argparse.Namespace, name: str) -> None:
-        bench, path = bench_for(options, name), checkpoint(name)
-        self.mapper: Mapper = build(bench.config.mapper) if path is None else load_mapper(path)
-        pair = base_pair(bench)
-        give_models(self.mapper, pair, bench.config, lambda done, total: None)
-        self.porting = Plan.of(bench.config).porting(self.mapper, pair)
+        context, path = benchmark_for(options, name), checkpoint(name)
+        self.mapper: Mapper = build(context.config.mapper) if path is None else load_mapper(path)
+        pair = base_pair(context)
+        give_models(self.mapper, pair, context.config, lambda done, total: None)
+        self.porting = Plan.of(context.config).porting(self.mapper, pair)
 
     def ported(self, adapters: Mapping[str, LoraAdapter]) -> dict[str, LoraAdapter]:
         """Port every adapter."""
@@ -136,23 +133,23 @@ def conditions(
 
 def scored(options: argparse.Namespace) -> Scores:
     """Return the score of every task under every condition."""
-    bench = bench_for(options, "noop")
-    if builds_zoo(bench):
-        train_zoo(bench, SIDES, list(bench.task_source().names()), CPU_TRAINER)
-    zoo, held_out = bench.zoo().read(None), list(bench.config.tasks.held_out)
+    context = benchmark_for(options, "noop")
+    if builds_zoo(context):
+        train_zoo(context, SIDES, list(context.task_source().names()), CPU_TRAINER)
+    zoo, held_out = context.zoo().read(None), list(context.config.tasks.held_out)
     names = options.tasks or [name for name in held_out if name in zoo.source]
-    tasks = rows(bench, names, options.rows)
+    tasks = rows(context, names, options.rows)
     given = {name: zoo.source[name] for name in names}
     found: Scores = {name: {} for name in names}
-    source = bench.model("source")
+    source = context.model("source")
     for condition, adapters in (("source_base", dict.fromkeys(given)), ("source", given)):
         for name in names:
-            found[name][condition] = bench.scores.score(source, adapters[name], tasks[name])
+            found[name][condition] = context.scores.score(source, adapters[name], tasks[name])
     del source
-    target, console = bench.model("target"), Console(stderr=True)
+    target, console = context.model("target"), Console(stderr=True)
     for condition, made in conditions(options, zoo, set(held_out), given):
         for name in track(names, condition, console=console, transient=True):
-            found[name][condition] = bench.scores.score(target, made[name], tasks[name])
+            found[name][condition] = context.scores.score(target, made[name], tasks[name])
         line = ", ".join(f"{n} {found[n][condition].accuracy:.3f}" for n in names)
         console.print(f"{condition}: {line}", highlight=False)
         if options.output is not None:
@@ -160,9 +157,9 @@ def scored(options: argparse.Namespace) -> Scores:
     return found
 
 
-def rows(bench: Workbench, names: list[str], most: int) -> dict[str, Task]:
+def rows(context: RunContext, names: list[str], most: int) -> dict[str, Task]:
     """Return tasks with so many test rows."""
-    return {name: task.limited(most) for name, task in bench.task_source().load(names).items()}
+    return {name: task.limited(most) for name, task in context.task_source().load(names).items()}
 
 
 def write_numbers(path: Path, found: Scores) -> None:

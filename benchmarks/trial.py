@@ -2,7 +2,8 @@
 
 A trial ports source adapters of a zoo as if each task was new: an anchor's own adapters are hidden
 from whatever is fitted for it, and held-out tasks are no anchors. What a method may learn from is a
-:class:`~loraport.refinement.base.Lesson`: the source with its adapter, the task's prompt and label
+:class:`~loraport.refinement.base.DistillationInputs`: the source with its adapter, the task's
+prompt and label
 words, and generic texts.
 """
 
@@ -18,21 +19,21 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from benchmarks.setting import stopwatch
-from benchmarks.transfers import bench_for, rows
+from benchmarks.transfers import benchmark_for, rows
 from loraport.adapters import LoraAdapter, LowRank, read_adapter, write_adapter
+from loraport.commands.anchors import CPU_TRAINER, builds_zoo, train_zoo
+from loraport.commands.context import build
 from loraport.data import AnchorSet, Interleaved, PromptTemplate, Task, TextSource, ZooPairs
-from loraport.data.question import Question
-from loraport.data.task_prompts import TaskPrompts
+from loraport.data.corpora import TaskPrompts
+from loraport.data.prompts import PromptSpec
 from loraport.data.zoo import SIDES
-from loraport.evaluation.controls import random_adapter
+from loraport.evaluation.scoring import random_adapter
 from loraport.exceptions import DataError
 from loraport.files import write_whole
-from loraport.mappers.mean import MeanMapper
+from loraport.mappers.controls import MeanMapper
 from loraport.models import BaseModel
-from loraport.models.sources import DTYPES
-from loraport.refinement.base import Lesson, Refined, Refinement, Teacher
-from loraport.workflows.anchors import CPU_TRAINER, builds_zoo, train_zoo
-from loraport.workflows.building import build
+from loraport.models.loading import DTYPES
+from loraport.refinement.base import DistillationInputs, Refined, Refinement, Teacher
 
 NEW = ("ag_news", "amazon_polarity", "cr", "sst2", "subj")  # anchors that are treated as new
 SWAP = 2  # places to another task: neighbours on the list are alike, such as two kinds of emotion
@@ -67,14 +68,14 @@ class Trial:
 
     def __init__(self, options: argparse.Namespace, cache: Path | None = None) -> None:
         self.options = options
-        self.bench = bench_for(options, f"noop:{','.join(self._texts())}")
-        if builds_zoo(self.bench) and not self.bench.has_zoo():
-            train_zoo(self.bench, SIDES, list(self.bench.task_source().names()), CPU_TRAINER)
-        self.zoo: ZooPairs = self.bench.zoo().read(None)
-        self.held_out = [n for n in self.bench.config.tasks.held_out if n in self.zoo.source]
+        self.context = benchmark_for(options, f"noop:{','.join(self._texts())}")
+        if builds_zoo(self.context) and not self.context.has_zoo():
+            train_zoo(self.context, SIDES, list(self.context.task_source().names()), CPU_TRAINER)
+        self.zoo: ZooPairs = self.context.zoo().read(None)
+        self.held_out = [n for n in self.context.config.tasks.held_out if n in self.zoo.source]
         self.every = [*self.held_out, *self._treated_as_new()]
         self.names: list[str] = options.tasks or self.every
-        self.cache = cache or self.bench.cache / "refinement"
+        self.cache = cache or self.context.cache / "refinement"
         self._configs: dict[str, DictConfig] = {}
 
     def _texts(self) -> list[str]:
@@ -90,22 +91,22 @@ class Trial:
     @cached_property
     def tasks(self) -> dict[str, Task]:
         """The tasks that are ported, with as many test rows as are scored."""
-        return rows(self.bench, self.names, self.options.rows)
+        return rows(self.context, self.names, self.options.rows)
 
     @cached_property
     def source(self) -> BaseModel:
         """The model that the adapters come from."""
-        return self.bench.model("source")
+        return self.context.model("source")
 
     @cached_property
     def target(self) -> BaseModel:
         """The model that they are ported to."""
-        return self.bench.model("target")
+        return self.context.model("target")
 
     @cached_property
     def texts(self) -> TextSource:
         """Generic texts."""
-        source: TextSource = build(self.bench.config.corpus)
+        source: TextSource = build(self.context.config.corpus)
         return source
 
     @cached_property
@@ -118,7 +119,7 @@ class Trial:
         """Return generic texts, with training texts of other anchors where they are asked for."""
         if not self.options.anchor_texts:
             return self.texts
-        tasks = self.bench.task_source().load(self.others(name).names)
+        tasks = self.context.task_source().load(self.others(name).names)
         return Interleaved(
             [self.texts, TaskPrompts(list(tasks.values()), PromptTemplate("{text}"))]
         )
@@ -133,8 +134,8 @@ class Trial:
         if method not in self._configs:
             name, _, rest = method.partition(":")
             overrides = [*self._texts(), f"refine={name}", *filter(None, rest.split(","))]
-            bench = bench_for(self.options, f"noop:{','.join(overrides)}")
-            self._configs[method] = bench.config.refine
+            context = benchmark_for(self.options, f"noop:{','.join(overrides)}")
+            self._configs[method] = context.config.refine
         return self._configs[method]
 
     def refinement(self, method: str) -> Refinement:
@@ -145,18 +146,18 @@ class Trial:
     def folder(self, method: str, start: str, called: str) -> Path:
         """Return where a method's ports lie: another for every option, text and start."""
         options = OmegaConf.to_container(self._config(method), resolve=True)
-        corpus = OmegaConf.to_container(self.bench.config.corpus, resolve=True)
+        corpus = OmegaConf.to_container(self.context.config.corpus, resolve=True)
         texts = [corpus, self.options.anchor_texts, self.options.dtype]
-        made_of = json.dumps([options, texts, start, called], sort_keys=True)
-        key = hashlib.sha256(made_of.encode()).hexdigest()[:8]
+        key_parts = json.dumps([options, texts, start, called], sort_keys=True)
+        key = hashlib.sha256(key_parts.encode()).hexdigest()[:8]
         return self.options.output / self.direction / f"{called}-{key}"
 
-    def lesson(self, name: str, taught_by: str | None = None) -> Lesson:
+    def distillation_inputs(self, name: str, taught_by: str | None = None) -> DistillationInputs:
         """Return the lesson of a task, taught by its own adapter or by another task's."""
-        return Lesson(
+        return DistillationInputs(
             teacher=Teacher(self.learners[0], self.zoo.source[taught_by or name]),
             target=self.learners[1],
-            question=Question.of(self.tasks[name], self.bench.template),
+            question=PromptSpec.of(self.tasks[name], self.context.template),
             texts=self.texts_for(name),
             cache=self.cache,
         )
@@ -249,11 +250,11 @@ def _read(folder: Path, facts: Path) -> Port:
 
 
 def refined(
-    refinement: Refinement, start: LoraAdapter, lesson: Lesson
+    refinement: Refinement, start: LoraAdapter, distillation_inputs: DistillationInputs
 ) -> tuple[LoraAdapter, dict[str, Any]]:
     """Refine; where the teacher's answers teach nothing, the start is what there is."""
     try:
-        made: Refined = refinement.refine(start, lesson)
+        made: Refined = refinement.refine(start, distillation_inputs)
     except DataError as error:
         return start, {"notes": [str(error)]}
     return made.adapter, made.report

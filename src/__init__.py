@@ -8,14 +8,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .adapters.peft_io import read_adapter as read_adapter
     from .api import choose_mapper as choose_mapper
-    from .api import load_cartridge as load_cartridge
-    from .api import load_mapper as load_mapper
     from .api import open_model as open_model
     from .api import port as port
-    from .api import read_adapter as read_adapter
     from .api import save as save
-    from .api import verify as verify
+    from .mappers.base import load_mapper as load_mapper
+    from .mappers.cartridge import load_cartridge as load_cartridge
+    from .models.verify import verify as verify
 
 __all__ = [
     "choose_mapper",

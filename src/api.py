@@ -36,16 +36,16 @@ from hydra.utils import get_object
 from omegaconf import OmegaConf
 
 from .adapters import LoraAdapter, read_adapter
-from .adapters.combiner import Combiner
-from .adapters.peft_folder import write_peft_files
+from .adapters.merge import Combiner
+from .adapters.peft_io import write_peft_files
 from .adapters.sparsify import Sparsifier
+from .commands.context import build
+from .commands.porting import Porting
 from .exceptions import ConfigurationError, ModelError
 from .files import staged_folder, writing
 from .mappers import BasePair, Mapper, WeightMapper, load_mapper
 from .mappers.cartridge import load_cartridge
 from .models import FactorCache, HubModel, LocalModel, StreamedWeights, Verification, verify
-from .workflows.building import build
-from .workflows.porting import Porting
 
 __all__ = [
     "choose_mapper",
@@ -149,7 +149,7 @@ def port(
         mapper: Of :func:`choose_mapper` or :func:`load_mapper`.
         target: The model that the result must fit.
         sparsify: Such as :class:`loraport.adapters.sparsify.Magnitude`.
-        merge: Such as :class:`loraport.adapters.combine.Ties`; several adapters need one.
+        merge: Such as :class:`loraport.adapters.merge.Ties`; several adapters need one.
         output_rank: The most that a site of the result may have.
         scale: Multiplies the result.
 
@@ -161,7 +161,7 @@ def port(
     if len(adapters) != 1 and merge is None:
         raise ConfigurationError(
             f"{len(adapters)} adapters were given to port into one; it takes one adapter, or "
-            "several and merge=, such as loraport.adapters.combine.Ties()"
+            "several and merge=, such as loraport.adapters.merge.Ties()"
         )
     porting = Porting(mapper, target.sites, sparsify, merge, output_rank=output_rank, scale=scale)
     return porting.port(adapters).adapter

@@ -31,28 +31,28 @@ _STOPPED = 130
 
 @hydra.main(version_base="1.3", config_path=_CONFIGS, config_name="train")
 def _train(config: DictConfig) -> float | None:
-    from .workflows.train import run
+    from .commands.train import run
 
     return _clean_after(run, config)
 
 
 @hydra.main(version_base="1.3", config_path=_CONFIGS, config_name="anchors")
 def _anchors(config: DictConfig) -> str:
-    from .workflows.anchors import run
+    from .commands.anchors import run
 
     return str(_clean_after(run, config))
 
 
 @hydra.main(version_base="1.3", config_path=_CONFIGS, config_name="transfer")
 def _transfer(config: DictConfig) -> float | None:
-    from .workflows.transfer import run
+    from .commands.port import run
 
     return _clean_after(run, config)
 
 
 @hydra.main(version_base="1.3", config_path=_CONFIGS, config_name="diagnose")
 def _diagnose(config: DictConfig) -> float | None:
-    from .workflows.diagnose import enforce, run
+    from .commands.diagnose import enforce, run
 
     content = _clean_after(run, config)
     # What was found stays where it was written, whatever comes of it.
@@ -61,7 +61,7 @@ def _diagnose(config: DictConfig) -> float | None:
 
 @hydra.main(version_base="1.3", config_path=_CONFIGS, config_name="evaluate")
 def _evaluate(config: DictConfig) -> None:
-    from .workflows.evaluate import run
+    from .commands.evaluate import run
 
     _clean_after(run, config)
 

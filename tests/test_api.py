@@ -14,13 +14,12 @@ from transformers import AutoModelForCausalLM
 import loraport
 from loraport import api
 from loraport.adapters import LoraAdapter, LowRank, Role, Site, relative_error, write_adapter
-from loraport.adapters.combine import Linear
+from loraport.adapters.merge import Linear
 from loraport.adapters.sparsify import DropComponents
-from loraport.alignment.transport_plan import ExactPlan, SinkhornPlan
+from loraport.alignment.permutations import ExactPlan, SinkhornPlan
 from loraport.exceptions import ConfigurationError, ModelError, OutputError, VerificationError
-from loraport.mappers.cartridge import Cartridge
-from loraport.mappers.cartridge_site import CartridgeSite
-from loraport.mappers.projection_head import ProjectionHead
+from loraport.mappers.cartridge import Cartridge, CartridgeSite
+from loraport.mappers.heads import ProjectionHead
 from loraport.models import BaseModel, StreamedWeights
 
 

@@ -93,7 +93,7 @@ def test_every_sweep_switches_to_multirun_and_tries_options_that_exist(command, 
         config = compose(command, overrides=overrides, return_hydra_config=True)
         assert config.hydra.mode.name == "MULTIRUN"
         assert [c._target_ for c in config.hydra.callbacks.values()] == [
-            "loraport.workflows.sweep_summary.SweepSummary"
+            "loraport.commands.collect.SweepSummary"
         ]
         for choice in sweep_choices(config):
             compose(command, overrides=[*overrides, *choice])

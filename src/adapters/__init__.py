@@ -1,9 +1,7 @@
 """LoRA adapters as values: sites, low-rank algebra, PEFT folders in and out."""
 
-from .adapter import LoraAdapter, cosine, relative_error
-from .low_rank import LowRank, Truncation, stacked
-from .peft_folder import peft_config, read_adapter, write_adapter
-from .sites import Role, Site
+from .lora import LoraAdapter, LowRank, Role, Site, Truncation, cosine, relative_error, stacked
+from .peft_io import peft_config, read_adapter, write_adapter
 from .stack import AdapterStack, StackedSite
 
 __all__ = [

@@ -1,14 +1,8 @@
-"""Sparsifiers: they drop a part of an adapter's update and rescale what is left.
-
-Entries are dropped from the dense update of one site at a time, which is then cut back to a
-rank; the loss of that cut is reported. Nothing interferes with an adapter that is used alone, so
-that dropping entries can only take from it: these are for adapters that are merged afterwards,
-and for comparison with work that reports them.
-"""
+"""What sparsifying or combining adapters gives: an adapter, and what was lost on the way."""
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -16,12 +10,142 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..alignment.svd import randomised_svd
 from ..exceptions import ConfigurationError
-from .adapter import LoraAdapter
-from .combined import Combined, CombinedSite, cut, widened
-from .dense import low_rank
-from .low_rank import LowRank
-from .sites import Site
+from .lora import LoraAdapter, LowRank, Site, Truncation
+
+
+class CombinedSite(NamedTuple):
+    """One site of a processed adapter.
+
+    Attributes:
+        matrix: The processed update.
+        lost_energy: Share of its squared norm that the cut back to a rank lost.
+        notes: What was found on the way, such as the share of entries kept.
+    """
+
+    matrix: LowRank
+    lost_energy: float = 0.0
+    notes: Mapping[str, float] = {}
+
+
+class Combined(NamedTuple):
+    """A processed adapter with what was lost and found at each site.
+
+    Attributes:
+        adapter: The result. Factors that had to be computed are in float32 at least, whatever
+            the inputs were in, so that nothing is rounded before it is written.
+        lost_energy: Share of the squared norm of each site's processed update that the cut back
+            to a rank lost; 0 where the result is exact.
+        notes: What was found at each site, by name; a site where nothing was done has none.
+    """
+
+    adapter: LoraAdapter
+    lost_energy: dict[Site, float]
+    notes: dict[Site, dict[str, float]]
+
+    @classmethod
+    def of(cls, sites: Mapping[Site, CombinedSite], base_model: str) -> "Combined":
+        """Gather the processed sites of an adapter of ``base_model``."""
+        adapter = LoraAdapter({site: done.matrix for site, done in sites.items()}, base_model)
+        return cls.around(adapter, sites)
+
+    @property
+    def total_lost_energy(self) -> float:
+        """Share of the squared norm over all sites that the cuts back to a rank lost."""
+        lost = before = 0.0
+        for site, share in self.lost_energy.items():
+            after = self.adapter[site].norm() ** 2
+            # A site that lost everything has nothing left to tell how much that was.
+            whole = after / (1 - share) if share < 1 else 0.0
+            lost, before = lost + share * whole, before + whole
+        return lost / before if before > 0 else 0.0
+
+    @classmethod
+    def around(cls, adapter: LoraAdapter, sites: Mapping[Site, CombinedSite]) -> "Combined":
+        """Put what was lost and found beside an adapter that is there already."""
+        return cls(
+            adapter,
+            {site: sites[site].lost_energy for site in adapter},
+            {site: dict(sites[site].notes) for site in adapter},
+        )
+
+
+def widened(update: LowRank) -> LowRank:
+    """Return the update with its factors in float32, or in float64 where one is in it."""
+    common = torch.promote_types(update.A.dtype, update.B.dtype)
+    return update.to(torch.promote_types(common, torch.float32))
+
+
+def cut_site(update: LowRank, rank: int | None) -> CombinedSite:
+    """Return an update cut to at most ``rank``; itself, untouched, where it is not above it."""
+    if rank is None or update.rank <= rank:
+        return CombinedSite(update)
+    return CombinedSite(*widened(update).truncated(rank))
+
+
+def cut(adapter: LoraAdapter, rank: int | None) -> Combined:
+    """Return an adapter cut to at most ``rank``; itself, untouched, where no site is above it."""
+    sites = {site: cut_site(update, rank) for site, update in adapter.items()}
+    if all(sites[site].matrix is adapter[site] for site in adapter):
+        return Combined.around(adapter, sites)
+    return Combined.of(sites, adapter.base_model)
+
+
+# From a dense update back to a low-rank one: the nearest of a rank, and what it loses.
+
+# Up to this many rows or columns, whichever are fewer, the cut is exact.
+EXACT_UP_TO = 1024
+# A thinned update falls off slowly behind its leading singular values.
+_OVERSAMPLING = 32
+_POWER_ITERATIONS = 4
+
+
+def low_rank(matrix: Float[Tensor, "out in"], rank: int) -> Truncation:
+    """Return the nearest update of at most ``rank`` to a dense one, with the energy it loses.
+
+    A matrix whose smaller side is at most :data:`EXACT_UP_TO` is cut exactly, through the
+    eigenvectors of its smaller Gram matrix in float64; a larger one by a randomised SVD from a
+    fixed seed. The lost energy, ``1 - sum sigma^2 / |M|^2``, is that of the result as it is: it
+    counts what the randomisation missed.
+
+    Args:
+        matrix: The update of one site.
+        rank: Columns of the result; zeros where the matrix has fewer singular values.
+
+    Returns:
+        Balanced canonical factors as of :meth:`LowRank.truncated`, in the matrix's dtype, and
+        the share of the squared norm that is lost.
+    """
+    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.mT
+    basis = _leading(wide, rank)
+    image = (basis.mT @ wide.to(basis.dtype)).double()
+    if wide is matrix:
+        near = LowRank(image, basis.double())
+    else:
+        near = LowRank(basis.mT.double(), image.mT)
+    cut = near.truncated(rank).matrix
+    total = float(torch.linalg.vector_norm(matrix, dtype=torch.float64)) ** 2
+    lost = max(0.0, 1 - cut.norm() ** 2 / total) if total > 0 else 0.0
+    return Truncation(cut.to(matrix.dtype), lost)
+
+
+def _leading(wide: Float[Tensor, "out in"], count: int) -> Float[Tensor, "out k"]:
+    """Return the leading left singular vectors, all there are where ``count`` is more."""
+    if wide.shape[0] <= EXACT_UP_TO:
+        exact = wide.double()
+        return torch.linalg.eigh(exact @ exact.mT).eigenvectors.flip(1)[:, :count]
+    return randomised_svd(
+        wide, count, oversampling=_OVERSAMPLING, power_iterations=_POWER_ITERATIONS
+    ).U
+
+
+# Sparsifiers: they drop a part of an adapter's update and rescale what is left.
+#
+# Entries are dropped from the dense update of one site at a time, which is then cut back to a
+# rank; the loss of that cut is reported. Nothing interferes with an adapter that is used alone, so
+# that dropping entries can only take from it: these are for adapters that are merged afterwards,
+# and for comparison with work that reports them.
 
 
 def check_dropped(option: str, p: object) -> None:

@@ -9,9 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..exceptions import AdapterError
-from .adapter import LoraAdapter
-from .low_rank import LowRank
-from .sites import Site
+from .lora import LoraAdapter, LowRank, Site
 
 
 @dataclass(frozen=True, eq=False)

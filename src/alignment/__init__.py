@@ -1,9 +1,8 @@
 """Pure mathematics on matrices: ridge regression, principal components, layer pairing."""
 
-from .layer_pairing import relative_depth
-from .principal import PrincipalScores
-from .randomised_svd import TruncatedSvd, randomised_svd
+from .layer_matching import relative_depth
 from .ridge import choose_strength, leave_one_out_errors, ridge_coefficients
+from .svd import PrincipalScores, TruncatedSvd, randomised_svd
 
 __all__ = [
     "PrincipalScores",

@@ -182,3 +182,173 @@ class Rotated(MapRule):
 
 def _share(missed: float, there: float) -> float:
     return 1 - missed / there if there > 0 else 0.0
+
+
+# Reduced-rank ridge regression from moments: the best linear map of a given rank.
+#
+# Source: reduced-rank regression, Izenman, Journal of Multivariate Analysis 5, 1975; its ridge
+# form is that of samples to which ``sqrt(lambda) I`` was added, with outputs of zero.
+
+
+@dataclass(frozen=True, eq=False)
+class ReducedRank:
+    """The linear map ``x -> B (A x)``, as a LoRA update holds it.
+
+    Attributes:
+        A: Reads ``x``, float64.
+        B: Writes ``y``; its columns are orthonormal, those without use are zero.
+        strength: The chosen strength, without unit.
+        r2: Share of the held-out ``sum |y|^2`` that the map explains; at or below 0 it predicts no
+            better than no map at all.
+    """
+
+    A: Float[Tensor, "rank x"]
+    B: Float[Tensor, "y rank"]
+    strength: float
+    r2: float
+
+
+def reduced_rank_regression(
+    train: PairedMoments, held_out: PairedMoments, rank: int, strengths: Sequence[float]
+) -> ReducedRank:
+    """Return the map of at most ``rank`` that explains most of the held-out samples.
+
+    For each strength it minimises ``sum |y - B A x|^2 + lambda |B A|^2`` over the training samples,
+    ``lambda = strength * tr(X^T X) / x``. Nothing is centred: a LoRA has no intercept. With
+    ``X^T X + lambda I = L L^T`` and the SVD ``L^-1 X^T Y = U S V^T`` the minimum is ``B = V_r``,
+    ``A = S_r U_r^T L^-1``. Of equally good strengths the largest is taken.
+
+    Args:
+        train: Moments of the samples to fit.
+        held_out: Moments of other samples, which choose the strength.
+        rank: Of the map; where ``x`` or ``y`` has fewer dimensions the rest is zero.
+        strengths: Without unit, not negative; 0 takes an ``X`` of full rank.
+
+    Raises:
+        ValueError: ``X^T X + lambda I`` is singular.
+    """
+    fits = []
+    for strength in strengths:
+        a, b = _fit(train, rank, strength)
+        fits.append(ReducedRank(a, b, strength, explained(held_out, a, b)))
+    return max(fits, key=lambda fit: (fit.r2, fit.strength))
+
+
+def explained(
+    moments: PairedMoments, a: Float[Tensor, "rank x"], b: Float[Tensor, "y rank"]
+) -> float:
+    """Return ``1 - sum |y - B A x|^2 / sum |y|^2``; 0 where every y is zero."""
+    total = float(moments.yy.trace())
+    if total <= 0:
+        return 0.0
+    shared = float(((a @ moments.xy) * b.mT).sum())
+    made = float(((a @ moments.xx @ a.mT) * (b.mT @ b)).sum())
+    return (2 * shared - made) / total
+
+
+def _fit(moments: PairedMoments, rank: int, strength: float) -> tuple[Tensor, Tensor]:
+    gram = moments.xx.clone()
+    gram.diagonal().add_(strength * float(gram.trace()) / len(gram))
+    lower, failed = torch.linalg.cholesky_ex(gram)
+    if int(failed):
+        raise ValueError(
+            f"X^T X of width {len(gram)} is singular at strength {strength}; a strength above 0 "
+            "makes it regular"
+        )
+    whitened = torch.linalg.solve_triangular(lower, moments.xy, upper=False)
+    # Right singular vectors by the Gram matrix: x is often far wider than y, as in down_proj.
+    values, vectors = torch.linalg.eigh(whitened.mT @ whitened)
+    kept = min(rank, *whitened.shape)
+    v = vectors.flip(1)[:, :kept] * (values.flip(0)[:kept] > 0)
+    peaks = v.gather(0, v.abs().argmax(dim=0, keepdim=True))
+    v = v * torch.where(peaks < 0, -1.0, 1.0).to(v)
+    a, b = gram.new_zeros(rank, len(gram)), gram.new_zeros(len(vectors), rank)
+    a[:kept] = torch.linalg.solve_triangular(lower.mT, whitened @ v, upper=True).mT
+    b[:, :kept] = v
+    return a, b
+
+
+# A linear map that carries activations forward and gradients back.
+#
+# Along directions in which activations vary, activations say what corresponds to what; along those
+# in which they hardly vary, but which an adapter may write to, only the effect does. If
+# ``y_T = N y_S`` the chain rule gives ``g_S = N^T g_T`` for the gradients of one likelihood that
+# both models assign to the same text. The map of least ``|Y_T - Y_S N^T|^2 / |Y_T|^2 +
+# w |G_S - G_T N|^2 / |G_S|^2`` solves the Sylvester equation
+#
+#     ``N C_y + w C_g N = R``,  ``C_y = Y_S^T Y_S``, ``C_g = G_T^T G_T``, each over its norm,
+#
+# which is diagonal in the eigenvectors of both (Bartels and Stewart, Communications of the ACM 15,
+# 1972, for symmetric matrices).
+
+STRENGTHS_TWO_SIDED = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+
+
+@dataclass(frozen=True)
+class TwoSidedRidge:
+    """Ridge regression on activations and on gradients at once.
+
+    Attributes:
+        weight: w, of the gradients; 0 is ridge regression on activations alone.
+        strengths: Added to both spectra, as shares of their means; chosen by the held-out loss.
+    """
+
+    weight: float = 1.0
+    strengths: Sequence[float] = STRENGTHS_TWO_SIDED
+
+    def forward(self, outputs: SplitMoments, gradients: SplitMoments) -> LinearMap:
+        """Return N.
+
+        Args:
+            outputs: Moments of centred outputs, x of the source and y of the target.
+            gradients: Moments of the gradients with respect to them, not centred.
+
+        Raises:
+            ValueError: there is no strength.
+        """
+        scale_y, scale_g = _scales(outputs, gradients, self.weight)
+        y, g = outputs.train, gradients.train
+        forward, reader = torch.linalg.eigh(scale_y * y.xx)
+        back, writer = torch.linalg.eigh(scale_g * g.yy)
+        wanted = writer.mT @ (scale_y * y.xy.mT + scale_g * g.xy.mT) @ reader
+        best: tuple[float, float, Tensor] | None = None
+        for strength in sorted(self.strengths, reverse=True):
+            spectrum = _raised(forward, strength)[None] + _raised(back, strength)[:, None]
+            matrix = writer @ (wanted / spectrum) @ reader.mT
+            loss = scale_y * _missed(matrix, outputs) + scale_g * _missed_back(matrix, gradients)
+            if best is None or loss < best[0]:
+                best = loss, strength, matrix
+        if best is None:
+            raise ValueError("a ridge takes at least one strength")
+        error = HeldOutError.of(best[2], outputs.train, outputs.held_out)
+        return LinearMap(best[2], best[1], error)
+
+
+def gradient_r2(matrix: Float[Tensor, "target source"], gradients: SplitMoments) -> float:
+    """Return ``1 - |G_S - G_T N|^2 / |G_S|^2`` on held-out text; 0 where there is no gradient."""
+    total = float(gradients.held_out.xx.trace())
+    return 1 - _missed_back(matrix, gradients) / total if total > 0 else 0.0
+
+
+def _scales(outputs: SplitMoments, gradients: SplitMoments, weight: float) -> tuple[float, float]:
+    power_y = float(outputs.train.yy.trace())
+    power_g = float(gradients.train.xx.trace())
+    return (1 / power_y if power_y > 0 else 0.0), (weight / power_g if power_g > 0 else 0.0)
+
+
+def _raised(spectrum: Float[Tensor, " d"], strength: float) -> Float[Tensor, " d"]:
+    mean = float(spectrum.mean())
+    # Where there is nothing to fit the map is zero, whatever is added.
+    return spectrum.clamp_min(0) + (strength * mean if mean > 0 else 1e-12)
+
+
+def _missed(matrix: Tensor, outputs: SplitMoments) -> float:
+    held = outputs.held_out
+    made = matrix @ held.xx
+    return float(((made - 2 * held.xy.mT) * matrix).sum() + held.yy.trace())
+
+
+def _missed_back(matrix: Tensor, gradients: SplitMoments) -> float:
+    held = gradients.held_out
+    made = held.yy @ matrix
+    return float(((made - 2 * held.xy.mT) * matrix).sum() + held.xx.trace())

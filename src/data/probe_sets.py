@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Protocol, runtime_checkable
 
 from ..exceptions import ConfigurationError, DataError
-from .text_source import VALIDATION, TextSource, check_split
+from .corpora import VALIDATION, TextSource, check_split
 
 _FOLDER = "probes"
 

@@ -2,10 +2,17 @@
 
 import hashlib
 import json
+import random
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from ..exceptions import DataError
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ..exceptions import ConfigurationError, DataError
 
 
 class Example(NamedTuple):
@@ -89,3 +96,350 @@ class PromptTemplate:
     def answer(self, label: str) -> str:
         """Return the completion that gives ``label`` as the answer."""
         return self.completion.replace("{label}", label)
+
+
+# What every source of tasks can do: a folder, the hub, a generator.
+
+
+@runtime_checkable
+class TaskSource(Protocol):
+    """Anything that tasks can be loaded from: a folder, the hub, a generator."""
+
+    def names(self) -> tuple[str, ...]:
+        """Return the names of all tasks that there are."""
+        ...
+
+    def load(self, names: Sequence[str] | None = None) -> dict[str, Task]:
+        """Return the named tasks in the order asked for; ``None`` asks for all."""
+        ...
+
+
+def refuse_unknown(wanted: Sequence[str], known: Sequence[str], holder: str) -> None:
+    """Refuse names that are not among the known ones.
+
+    Raises:
+        DataError: naming the unknown names, ``holder``, and every name that it knows.
+    """
+    unknown = [name for name in wanted if name not in known]
+    if unknown:
+        raise DataError(
+            f"unknown task{'s' if len(unknown) > 1 else ''} {', '.join(map(str, unknown))}: "
+            f"{holder} has {', '.join(known)}; correct tasks.names or tasks.held_out"
+        )
+
+
+# Tasks read from a folder: one subfolder a task, with its description and its rows.
+
+
+class TaskFolder:
+    """The tasks of a folder ``<path>/<name>/{task.json, train.jsonl, test.jsonl}``.
+
+    ``task.json`` holds at least ``instruction`` and ``labels``; other keys are left alone. Each
+    line of the two other files is a row ``{"text": ..., "label": ...}``.
+
+    Args:
+        path: The folder that holds the tasks' folders.
+
+    Raises:
+        DataError: ``path`` is no folder, or no folder in it holds a ``task.json``.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not self.path.is_dir():
+            raise DataError(
+                f"the task folder {self.path} does not exist; set paths.tasks to a folder that "
+                "holds NAME/task.json, NAME/train.jsonl and NAME/test.jsonl for each task"
+            )
+        self._names = tuple(sorted(file.parent.name for file in self.path.glob("*/task.json")))
+        if not self._names:
+            raise DataError(
+                f"the task folder {self.path} holds no task: none of its folders has a "
+                "task.json; set paths.tasks to the folder above the tasks' own folders"
+            )
+
+    def names(self) -> tuple[str, ...]:
+        """Return the names of all tasks, in alphabetical order."""
+        return self._names
+
+    def load(self, names: Sequence[str] | None = None) -> dict[str, Task]:
+        """Return the named tasks in the order asked for; ``None`` asks for all.
+
+        Raises:
+            DataError: a name is unknown, a file is missing, or a row is malformed.
+        """
+        wanted = self._names if names is None else tuple(names)
+        refuse_unknown(wanted, self._names, f"the task folder {self.path}")
+        return {name: self._read(name) for name in wanted}
+
+    def _read(self, name: str) -> Task:
+        folder = self.path / name
+        instruction, labels = _read_description(folder / "task.json", name)
+        return Task(
+            name=name,
+            instruction=instruction,
+            labels=labels,
+            train=_read_rows(folder / "train.jsonl"),
+            test=_read_rows(folder / "test.jsonl"),
+        )
+
+
+def _read_text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise DataError(
+            f"{file} is missing; a task's folder takes task.json, train.jsonl and test.jsonl"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"{file} cannot be read ({error}); it takes readable text in UTF-8"
+        ) from None
+
+
+def _read_description(file: Path, name: str) -> tuple[str, tuple[str, ...]]:
+    """Return the instruction and the labels that a task.json gives."""
+    try:
+        content = json.loads(_read_text(file))
+    except json.JSONDecodeError as error:
+        raise DataError(f"{file} is not JSON ({error}); correct or restore it") from None
+    if not isinstance(content, dict):
+        raise DataError(f"{file} holds a {type(content).__name__}, but takes a JSON object")
+    if content.get("name", name) != name:
+        raise DataError(
+            f"{file} describes the task {content['name']!r}, but lies in the folder {name!r}; "
+            "give both one name"
+        )
+    instruction, labels = content.get("instruction"), content.get("labels")
+    if not isinstance(instruction, str):
+        raise DataError(f"{file} has the instruction {instruction!r}, but takes a string")
+    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+        raise DataError(f"{file} has the labels {labels!r}, but takes a list of strings")
+    return instruction, tuple(labels)
+
+
+def _read_rows(file: Path) -> tuple[Example, ...]:
+    # Not str.splitlines: a text may hold a line separator that JSON need not escape.
+    lines = _read_text(file).split("\n")
+    rows = tuple(
+        _parse_row(line, f"{file}, line {number}")
+        for number, line in enumerate(lines, start=1)
+        if line.strip()
+    )
+    if not rows:
+        raise DataError(f"{file} is empty, but takes at least one row")
+    return rows
+
+
+def _parse_row(line: str, where: str) -> Example:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{where} is not JSON ({error}); each line takes one object "
+            '{"text": ..., "label": ...}; correct or restore the file'
+        ) from None
+    text, label = (row.get("text"), row.get("label")) if isinstance(row, dict) else (None, None)
+    if not isinstance(text, str) or not isinstance(label, str):
+        raise DataError(
+            f'{where} is {line.strip()[:80]!r}, but each line takes one object {{"text": ..., '
+            '"label": ...} with two strings; correct the row'
+        )
+    return Example(text, label)
+
+
+# Tasks from the Hugging Face hub, by definitions of where their rows are and what they ask.
+
+
+class TaskDefinition(BaseModel):
+    """Where a task's rows are on the hub, and what the task asks about them.
+
+    Attributes:
+        role: ``anchor`` or ``held_out``: what the task is meant for, for the reader only.
+        instruction: The question that the prompt asks about a text.
+        labels: The answers, as natural words.
+        hub_id: The data set's id, or a local folder that ``datasets`` can load.
+        config: The data set's configuration; None for its only one.
+        train_split: Split that training rows are drawn from.
+        test_split: Split that test rows are drawn from.
+        text_column: Column that holds the text.
+        label_column: Column that holds the label.
+        label_map: Label on the hub, as a string, to label of the task.
+        revision: Branch or commit of the data set, such as ``refs/convert/parquet`` for one that
+            is built on a loading script; None for the main branch.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    role: str = "anchor"
+    instruction: str
+    labels: tuple[str, ...]
+    hub_id: str
+    config: str | None = None
+    train_split: str = "train"
+    test_split: str = "test"
+    text_column: str = "text"
+    label_column: str = "label"
+    label_map: dict[str, str]
+    revision: str | None = None
+
+
+class HubTasks:
+    """Tasks drawn from data sets of the hub: balanced over the labels, tidied, seeded.
+
+    The test rows are drawn first. No text stands twice in a task, compared by letters and digits
+    in lower case; across tasks nothing is compared.
+
+    Args:
+        definitions: Name of each task to the fields of its :class:`TaskDefinition`.
+        rows_train: At most so many training rows a task.
+        rows_test: At most so many test rows a task.
+        text_chars: A text is cut at the last word boundary before so many characters.
+        seed: Decides which rows are drawn, and their order.
+
+    Raises:
+        ConfigurationError: a definition has an unknown, a missing or a wrongly typed field.
+    """
+
+    def __init__(
+        self,
+        definitions: Mapping[str, Mapping[str, object]],
+        rows_train: int = 800,
+        rows_test: int = 300,
+        text_chars: int = 400,
+        seed: int = 0,
+    ) -> None:
+        self.definitions = {name: _define(name, fields) for name, fields in definitions.items()}
+        self.rows_train = rows_train
+        self.rows_test = rows_test
+        self.text_chars = text_chars
+        self.seed = seed
+
+    def names(self) -> tuple[str, ...]:
+        """Return the names of all defined tasks, in the order of their definitions."""
+        return tuple(self.definitions)
+
+    def load(self, names: Sequence[str] | None = None) -> dict[str, Task]:
+        """Return the named tasks in the order asked for; ``None`` asks for all.
+
+        Raises:
+            DataError: a name is unknown, the hub or the data set cannot be reached, or the data
+                set does not fit its definition.
+        """
+        wanted = self.names() if names is None else tuple(names)
+        refuse_unknown(wanted, self.names(), "the definitions of the hub's tasks")
+        return {name: self._read(name, self.definitions[name]) for name in wanted}
+
+    def _read(self, name: str, definition: TaskDefinition) -> Task:
+        seen: set[str] = set()
+        rows = {
+            split: self._draw(f"{self.seed} {name} {split}", definition, hub_split, count, seen)
+            for split, hub_split, count in (
+                ("test", definition.test_split, self.rows_test),
+                ("train", definition.train_split, self.rows_train),
+            )
+        }
+        return Task(
+            name=name,
+            instruction=definition.instruction,
+            labels=definition.labels,
+            train=rows["train"],
+            test=rows["test"],
+        )
+
+    def _draw(
+        self, seed: str, definition: TaskDefinition, split: str, count: int, seen: set[str]
+    ) -> tuple[Example, ...]:
+        """Draw rows in turn from every label until there are enough or no rows are left."""
+        dataset = _load_split(definition, split)
+        # random.Random hashes a string seed by SHA-512: the same on every machine.
+        generator = random.Random(seed)
+        indices_of: dict[str, list[int]] = {label: [] for label in definition.labels}
+        for index, value in enumerate(dataset[definition.label_column]):
+            indices_of[_translate(value, definition, split)].append(index)
+        queues = []
+        for label, indices in indices_of.items():
+            generator.shuffle(indices)
+            queues.append(self._fresh(dataset, indices, label, definition.text_column, seen))
+        rows: list[Example] = []
+        while queues and len(rows) < count:
+            queue = queues.pop(0)
+            if row := next(queue, None):
+                rows.append(row)
+                queues.append(queue)
+        generator.shuffle(rows)
+        return tuple(rows)
+
+    def _fresh(
+        self, dataset: Any, indices: Sequence[int], label: str, text_column: str, seen: set[str]
+    ) -> Iterator[Example]:
+        """Yield the tidied rows whose text was not seen before."""
+        for index in indices:
+            text = tidied(str(dataset[index][text_column]), self.text_chars)
+            key = "".join(filter(str.isalnum, text.lower()))
+            if key and key not in seen:
+                seen.add(key)
+                yield Example(text, label)
+
+
+def tidied(text: str, chars: int) -> str:
+    r"""Fold white space, drop control characters, and cut at a word boundary.
+
+    >>> tidied("one\n\n two\x07  three", 9)
+    'one two'
+    """
+    folded = re.sub(r"\s+", " ", text)
+    clean = "".join(c for c in folded if unicodedata.category(c) != "Cc").strip()
+    if len(clean) <= chars:
+        return clean
+    cut = clean[: chars + 1].rpartition(" ")[0]
+    return cut if cut else clean[:chars]
+
+
+def _define(name: str, fields: Mapping[str, object]) -> TaskDefinition:
+    try:
+        return TaskDefinition.model_validate(dict(fields))
+    except ValidationError as error:
+        faults = "; ".join(
+            f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()
+        )
+        raise ConfigurationError(
+            f"the definition of the task {name} is not valid ({faults}); it takes "
+            f"{', '.join(TaskDefinition.model_fields)}; correct tasks.definitions.{name}"
+        ) from None
+
+
+def _load_split(definition: TaskDefinition, split: str) -> Any:
+    """Return one split as a ``datasets.Dataset``; any failure says what to do without the hub."""
+    import datasets  # here, because it takes a second and only this source needs it
+
+    source = f"the data set {definition.hub_id} ({definition.config or 'default'}, split {split})"
+    try:
+        dataset = datasets.load_dataset(
+            definition.hub_id, definition.config, split=split, revision=definition.revision
+        )
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise DataError(
+            f"{source} could not be loaded from the Hugging Face hub: {reason}; if there is no "
+            "network, set paths.tasks=DIR to a folder that holds NAME/task.json, "
+            "NAME/train.jsonl and NAME/test.jsonl for each task"
+        ) from error
+    missing = {definition.text_column, definition.label_column} - set(dataset.column_names)
+    if missing:
+        raise DataError(
+            f"{source} has no column {', '.join(sorted(missing))}, but {dataset.column_names}; "
+            "correct text_column or label_column in its definition"
+        )
+    return dataset
+
+
+def _translate(value: object, definition: TaskDefinition, split: str) -> str:
+    label = definition.label_map.get(str(value))
+    if label not in definition.labels:
+        raise DataError(
+            f"the data set {definition.hub_id}, split {split}, has the label {value!r}, but its "
+            f"definition maps {list(definition.label_map)} to {list(definition.labels)}; correct "
+            "label_map, or choose a split that has labels"
+        )
+    return label

@@ -86,10 +86,10 @@ def _untrimmed(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     after = tokenizer.backend_tokenizer.post_processor
     if after is None or b'"trim_offsets":true' not in after.__getstate__():
         return tokenizer
-    made_of = json.loads(tokenizer.backend_tokenizer.to_str())
-    _set_untrimmed(made_of["post_processor"])
+    key_parts = json.loads(tokenizer.backend_tokenizer.to_str())
+    _set_untrimmed(key_parts["post_processor"])
     untrimmed = copy(tokenizer)
-    untrimmed._tokenizer = Tokenizer.from_str(json.dumps(made_of))
+    untrimmed._tokenizer = Tokenizer.from_str(json.dumps(key_parts))
     return untrimmed
 
 

@@ -5,9 +5,16 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from ..adapters import LoraAdapter, read_adapter
-from ..exceptions import AdapterError
+import torch
+from jaxtyping import Int
+from lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ..adapters import AdapterStack, LoraAdapter, read_adapter
+from ..exceptions import AdapterError, ConfigurationError
 from ..files import write_whole
 
 SIDES = ("source", "target")
@@ -127,3 +134,180 @@ def write_manifest(folder: Path, facts: Mapping[str, object]) -> None:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# The paired adapters of a zoo as a LightningDataModule.
+
+
+class AnchorBatch(NamedTuple):
+    """Which anchors a step is about, by their places in :attr:`AnchorPairs.anchors`.
+
+    The adapters themselves stay in the data module: they are in memory on every device's
+    process, and copying them into every batch would cost more than the step.
+    """
+
+    places: Int[Tensor, " anchors"]
+
+
+@dataclass(frozen=True, eq=False)
+class AnchorSet:
+    """Paired adapters, stacked: what every mapper that learns from anchors is fitted on.
+
+    Attributes:
+        names: The tasks, in the order of the stacks.
+        source: The source's adapters.
+        target: The target's adapters.
+        source_base: The model that the source's adapters were trained on.
+        target_base: The model that the target's adapters were trained on.
+    """
+
+    names: tuple[str, ...]
+    source: AdapterStack
+    target: AdapterStack
+    source_base: str
+    target_base: str
+
+    @classmethod
+    def of(cls, pairs: ZooPairs, names: Sequence[str]) -> "AnchorSet":
+        """Stack the pairs of the named tasks.
+
+        Raises:
+            AdapterError: the adapters of one side differ in their sites, ranks or shapes.
+        """
+        return cls(
+            tuple(names),
+            AdapterStack.of({f"source/{name}": pairs.source[name] for name in names}),
+            AdapterStack.of({f"target/{name}": pairs.target[name] for name in names}),
+            pairs.source[names[0]].base_model,
+            pairs.target[names[0]].base_model,
+        )
+
+    def select(self, places: Sequence[int]) -> "AnchorSet":
+        """Return the pairs at ``places``, in that order."""
+        return AnchorSet(
+            tuple(self.names[place] for place in places),
+            self.source.select(places),
+            self.target.select(places),
+            self.source_base,
+            self.target_base,
+        )
+
+
+class _Places(Dataset[int]):
+    def __init__(self, places: Sequence[int]) -> None:
+        self.places = list(places)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, item: int) -> int:
+        return self.places[item]
+
+
+def _collate(places: list[int]) -> AnchorBatch:
+    return AnchorBatch(torch.tensor(places))
+
+
+class AnchorPairs(LightningDataModule):
+    """Paired adapters, split into anchors to train on, anchors to validate on and held-out tasks.
+
+    Args:
+        zoo: The adapters, read.
+        held_out: Tasks that no mapper may see in training; those that the zoo lacks are ignored.
+        anchors: How many of the other tasks are anchors, those for validation among them; drawn by
+            the seed, so that fewer are always a part of more. None takes all.
+        validation: Share of the anchors that is left out of training to choose when to stop.
+        folds: With k folds the held-out tasks are not ``held_out`` but the ``fold``-th part of
+            all tasks, shuffled by the seed; None keeps them fixed.
+        fold: Which part, from 0.
+        batch_size: Anchors a step.
+        seed: Of the choice of anchors and validation anchors, of the folds and of the order of
+            batches.
+
+    Raises:
+        ConfigurationError: fewer than two anchors are left, there are not as many as asked for,
+            or the folds do not exist.
+    """
+
+    def __init__(
+        self,
+        zoo: ZooPairs,
+        held_out: Sequence[str],
+        *,
+        anchors: int | None = None,
+        validation: float = 0.0,
+        folds: int | None = None,
+        fold: int = 0,
+        batch_size: int = 8,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.batch_size, self.seed = batch_size, seed
+        names = sorted(zoo.source)  # so that every split is the same in whatever order they come
+        self.held_out = _held_out(names, held_out, folds, fold, seed)
+        chosen = _drawn([name for name in names if name not in self.held_out], anchors, seed)
+        left_out = round(validation * len(chosen))
+        if len(chosen) - left_out < 2:
+            raise ConfigurationError(
+                f"of {len(names)} tasks {len(self.held_out)} are held out and {left_out} are for "
+                "validation, which leaves fewer than two anchors to train on; shorten "
+                "tasks.held_out, lower data.validation, raise data.anchors or add tasks to the zoo"
+            )
+        order = torch.randperm(len(chosen), generator=torch.Generator().manual_seed(seed))
+        self._validation = sorted(order[:left_out].tolist())
+        self._training = sorted(order[left_out:].tolist())
+        self.anchors = AnchorSet.of(zoo, chosen)
+        self.spare = [zoo.source[name] for name in chosen[:1]]
+        self.queries: Mapping[str, LoraAdapter] = {n: zoo.source[n] for n in self.held_out}
+        self.oracles: Mapping[str, LoraAdapter] = {n: zoo.target[n] for n in self.held_out}
+
+    @property
+    def training_anchors(self) -> AnchorSet:
+        """The anchors that a mapper may be fitted on."""
+        return self.anchors.select(self._training)
+
+    @property
+    def validation_anchors(self) -> AnchorSet | None:
+        """The anchors that are left out to choose when to stop, if there are any."""
+        return self.anchors.select(self._validation) if self._validation else None
+
+    def train_dataloader(self) -> DataLoader[int]:
+        """Return batches of the training anchors, shuffled by the seed."""
+        generator = torch.Generator().manual_seed(self.seed)
+        return self._loader(self._training, shuffle=True, generator=generator)
+
+    def val_dataloader(self) -> DataLoader[int] | list[Any]:
+        """Return the validation anchors in order; nothing where there are none."""
+        return self._loader(self._validation) if self._validation else []
+
+    def _loader(self, places: Sequence[int], **options: Any) -> DataLoader[int]:
+        return DataLoader(_Places(places), self.batch_size, collate_fn=_collate, **options)
+
+
+def _held_out(
+    names: list[str], fixed: Sequence[str], folds: int | None, fold: int, seed: int
+) -> tuple[str, ...]:
+    if folds is None:
+        return tuple(name for name in fixed if name in names)
+    if not 2 <= folds <= len(names) or not 0 <= fold < folds:
+        raise ConfigurationError(
+            f"data.folds={folds} with data.fold={fold} does not divide {len(names)} tasks; take "
+            f"2 to {len(names)} folds and a fold from 0 to one less"
+        )
+    order = torch.randperm(len(names), generator=torch.Generator().manual_seed(seed)).tolist()
+    chosen = set(order[fold::folds])
+    return tuple(name for place, name in enumerate(names) if place in chosen)
+
+
+def _drawn(names: list[str], count: int | None, seed: int) -> list[str]:
+    """Return so many of the names, in their order; all where there is no count."""
+    if count is None:
+        return names
+    if not 2 <= count <= len(names):
+        raise ConfigurationError(
+            f"data.anchors={count}, but {len(names)} tasks of the zoo are not held out; it takes a "
+            f"number from 2 to {len(names)}, or null for all"
+        )
+    order = torch.randperm(len(names), generator=torch.Generator().manual_seed(seed)).tolist()
+    chosen = set(order[:count])
+    return [name for place, name in enumerate(names) if place in chosen]

@@ -1,20 +1,27 @@
 """How well a base model answers a task's test rows, by likelihood and by generation."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from transformers import GenerationConfig
 
-from ..data.answers import answer_tokens, left_padded, prompt_tokens
-from ..data.question import Question
-from ..data.tasks import PromptTemplate, Task
+from ..adapters import AdapterStack, LoraAdapter, LowRank
+from ..data import PromptTemplate, Task
+from ..data.prompts import PromptSpec, answer_tokens, left_padded, prompt_tokens
 from ..exceptions import DataError
-from ..models.base import BaseModel
-from ..models.label_likelihoods import length_batches, log_likelihoods
+from ..files import write_whole
+from ..models import BaseModel, attached
+from ..models.hooks import Attachable
+from ..models.kl import DivergenceGauge, Divergences
+from ..models.likelihood import length_batches, log_likelihoods
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +85,7 @@ class LikelihoodScorer:
         """
         return log_likelihoods(
             base,
-            Question.of(task, template),
+            PromptSpec.of(task, template),
             _asked(task),
             batch_tokens=self.batch_tokens,
             batch_rows=self.batch_rows,
@@ -123,7 +130,7 @@ class GenerateScorer:
         Raises:
             DataError: the task has no test row.
         """
-        question = Question.of(task, template)
+        question = PromptSpec.of(task, template)
         prompts = prompt_tokens(base.tokenizer, question, _asked(task))
         answers = answer_tokens(base.tokenizer, question)
         longest = max(len(answer) for answer in answers.values())
@@ -162,3 +169,204 @@ def prefix_label(text: str, labels: Sequence[str]) -> str:
     """
     begun = [label for label in labels if text.strip().startswith(label)]
     return max(begun, key=len, default="")
+
+
+# Scores that are computed once: by the content of the model, the adapter, the task.
+
+
+@runtime_checkable
+class Scorer(Protocol):
+    """A way to score a task; its ``repr`` says every setting that matters."""
+
+    def score(self, base: BaseModel, task: Task, template: PromptTemplate) -> TaskScore:
+        """Return the task's score of the model as it is."""
+        ...
+
+
+@dataclass(frozen=True)
+class ScoreCache:
+    """Scores adapters on tasks, and keeps each score in a file named by what it depends on.
+
+    Attributes:
+        folder: Where the files lie.
+        scorer: What scores.
+        template: The prompt.
+    """
+
+    folder: Path
+    scorer: Scorer
+    template: PromptTemplate
+
+    def score(
+        self, base: BaseModel, adapter: LoraAdapter | Attachable | None, task: Task
+    ) -> TaskScore:
+        """Return the score of a base model with an adapter, or without one, on a task."""
+        path = self.folder / f"{self._key(base, adapter, task)}.json"
+        known = _read(path, len(task.test))
+        if known is not None:
+            return known
+        with attached(base.network, adapter):
+            score = self.scorer.score(base, task, self.template)
+        _write(path, score)
+        return score
+
+    def _key(self, base: BaseModel, adapter: LoraAdapter | Attachable | None, task: Task) -> str:
+        parts = [
+            base.fingerprint,
+            adapter.content_hash() if adapter is not None else "no adapter",
+            task.content_hash(),
+            repr(self.scorer),
+            repr(self.template),
+            str(base.network.dtype),
+        ]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _read(path: Path, rows: int) -> TaskScore | None:
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        score = TaskScore(
+            tuple(kept["predictions"]),
+            torch.tensor(kept["correct"]),
+            None if kept["row_nll"] is None else torch.tensor(kept["row_nll"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # not there, or damaged: it is computed again
+    known = (score.predictions, score.correct, score.row_nll)
+    return score if all(part is None or len(part) == rows for part in known) else None
+
+
+def _write(path: Path, score: TaskScore) -> None:
+    kept = {
+        "predictions": list(score.predictions),
+        "correct": score.correct.tolist(),
+        "row_nll": None if score.row_nll is None else score.row_nll.tolist(),
+    }
+    write_whole(path, json.dumps(kept))
+
+
+# Divergences that are computed once: by the content of the model, the adapter, the texts.
+
+# Raise it when the code changes what comes out.
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class DivergenceCache:
+    """Measures how far adapters move models, and keeps it in files named by what it depends on.
+
+    Attributes:
+        folder: Where the files lie.
+        most: So many texts are looked at, drawn from all.
+        positions: Positions a text at most.
+        seed: Of the draws.
+    """
+
+    folder: Path
+    most: int = 64
+    positions: int = 4
+    seed: int = 0
+
+    def on(self, base: BaseModel, texts: Sequence[str]) -> "TextDivergences":
+        """Return what measures adapters of a base model on these texts.
+
+        It holds what the model says without adapter, which is large: finish with one list of
+        texts before the next is asked for.
+        """
+        return TextDivergences(self, base, tuple(texts))
+
+
+@dataclass(frozen=True, eq=False)
+class TextDivergences:
+    """Divergences of any number of adapters of one base model on the same texts.
+
+    Attributes:
+        cache: Where they are kept, and how they are measured.
+        base: The model without adapter.
+        texts: The texts.
+    """
+
+    cache: DivergenceCache
+    base: BaseModel
+    texts: tuple[str, ...]
+
+    def of(self, adapter: LoraAdapter | Attachable) -> Divergences:
+        """Return how far an adapter moves the model on the texts.
+
+        Raises:
+            LoraportError: see :class:`~loraport.models.kl.DivergenceGauge`.
+        """
+        path = self.cache.folder / f"{self._key(adapter)}.json"
+        known = _read_divergence_cache(path)
+        if known is None:
+            known = self._gauge.of(adapter)
+            write_whole(path, json.dumps(asdict(known), allow_nan=False))
+        return known
+
+    @cached_property
+    def _gauge(self) -> DivergenceGauge:
+        """Made only where something is not kept already: the model is run for it."""
+        cache = self.cache
+        return DivergenceGauge(
+            self.base, self.texts, most=cache.most, positions=cache.positions, seed=cache.seed
+        )
+
+    def _key(self, adapter: LoraAdapter | Attachable) -> str:
+        cache = self.cache
+        parts = [
+            _FORMAT,
+            self.base.fingerprint,
+            str(self.base.network.dtype),
+            adapter.content_hash(),
+            self.texts,
+            [cache.most, cache.positions, cache.seed],
+        ]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _read_divergence_cache(path: Path) -> Divergences | None:
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        return Divergences(
+            positions=int(kept["positions"]),
+            **{name: float(kept[name]) for name in ("kl", "kl_p95", "js", "top1")},
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # not there, or damaged: it is computed again
+
+
+# Controls: adapters that should not work, beside which a prediction must stand.
+
+
+def random_adapter(anchors: AdapterStack, base_model: str, seed: int) -> LoraAdapter:
+    """Return Gaussian factors, each site's update as large as the anchors' on average.
+
+    The norm of each site is the root mean square of the anchors' norms there, so that the
+    control is the same for every mapper.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    sites = {}
+    for site, stack in anchors.items():
+        _, rank, inputs = stack.A.shape
+        a = torch.randn(rank, inputs, generator=generator)
+        b = torch.randn(stack.B.shape[1], rank, generator=generator)
+        drawn = LowRank(a, b)
+        norm = float(stack.delta_gram(stack).diagonal().mean()) ** 0.5
+        factor = (norm / drawn.norm()) ** 0.5
+        sites[site] = LowRank(factor * a, factor * b)
+    return LoraAdapter(sites, base_model)
+
+
+def swapped(
+    adapters: Mapping[str, LoraAdapter], spare: Sequence[LoraAdapter]
+) -> dict[str, LoraAdapter]:
+    """Return for each task another task's adapter: the next one's, the last task's the first.
+
+    Args:
+        adapters: Of the held-out tasks.
+        spare: Adapters of other tasks, whose first serves where only one task is held out.
+    """
+    names = list(adapters)
+    if len(names) == 1:
+        return {names[0]: spare[0]} if spare else {}
+    return {name: adapters[names[(place + 1) % len(names)]] for place, name in enumerate(names)}

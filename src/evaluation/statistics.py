@@ -1,4 +1,4 @@
-r"""How much of the oracle's gain a ported adapter recovers, and how sure that is.
+"""How much of the oracle's gain a ported adapter recovers, and how sure that is.
 
 Everything here takes scores of which more is better: 1 or 0 for a right or wrong answer, or
 minus the negative log-likelihood of the right one, in nats. Base, method and oracle are scored
@@ -7,12 +7,13 @@ without an end on one side is infinite there; nothing here raises because of wha
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 HEADROOM = 0.03
@@ -218,3 +219,257 @@ def _stacked(
     if len(set(counts)) != 1:
         raise ValueError(f"paired scores take the same rows, but these have {counts} of them")
     return torch.stack([column.double() for column in columns], dim=1)
+
+
+# Tests of whether an adapter changed 0-or-1 answers to the same items.
+
+
+@dataclass(frozen=True)
+class McNemar:
+    """Items that changed, and how likely so uneven a split of them is by chance.
+
+    Attributes:
+        gained: Items that went from 0 to 1.
+        lost: Items that went from 1 to 0.
+        p: Two-sided, exact.
+    """
+
+    gained: int
+    lost: int
+    p: float
+
+
+def mcnemar(before: Float[Tensor, " _items"], after: Float[Tensor, " _items"]) -> McNemar:
+    """Return McNemar's exact test of two models' answers to the same items.
+
+    Under the hypothesis that nothing changed, of the items that changed each went up or down
+    with probability 1/2: ``p = min(1, 2 P(X <= min(gained, lost)))``, X binomial. Items that do
+    not count (NaN) under either condition are left out.
+
+    Source: McNemar, Note on the sampling error of the difference between correlated proportions,
+    1947; the exact form is the sign test of Dixon and Mood, 1946.
+
+    Args:
+        before: 0 or 1 an item, of the model without adapter.
+        after: The same with it.
+
+    Raises:
+        ValueError: the two have different numbers of items, or an answer is neither 0 nor 1.
+    """
+    for answers in (before, after):
+        if not is_binary(answers):
+            raise ValueError("McNemar's test takes answers that are 0 or 1, or NaN to leave out")
+    if len(before) != len(after):
+        raise ValueError(f"paired answers: {len(before)} before, but {len(after)} after")
+    gained = int(((before == 0) & (after == 1)).sum())
+    lost = int(((before == 1) & (after == 0)).sum())
+    return McNemar(gained, lost, sign_test(gained, lost))
+
+
+def sign_test(gained: int, lost: int) -> float:
+    """Return the two-sided exact p of so many changes up and down.
+
+    >>> sign_test(5, 5), sign_test(0, 2)
+    (1.0, 0.5)
+    """
+    changed = gained + lost
+    tail = sum(math.comb(changed, k) for k in range(min(gained, lost) + 1))
+    return float(min(Fraction(1), Fraction(2 * tail, 2**changed)))
+
+
+def is_binary(rows: Float[Tensor, " items"]) -> bool:
+    """Return whether every number that counts is 0 or 1; NaN does not count."""
+    return bool(((rows == 0) | (rows == 1) | rows.isnan()).all())
+
+
+# Means over a suite's items, and how an adapter changes them, with 95 % intervals.
+
+DRAWS_ITEM_STATISTICS = 2000
+"""Bootstrap draws: fewer than for tasks, as there are many suites, metrics and adapters."""
+
+_Z = 1.959963984540054  # 97.5 % of a normal distribution lie below it
+_NOTHING = Estimate(math.nan, Interval(math.nan, math.nan))
+
+
+@dataclass(frozen=True)
+class ItemChange:
+    """How an adapter changes one metric over the same items.
+
+    Attributes:
+        difference: Mean with the adapter minus mean without it, over items that count in both.
+        items: How many those are.
+        test: McNemar's; None for a metric that is not 0 or 1.
+    """
+
+    difference: Estimate
+    items: int
+    test: McNemar | None
+
+
+def item_mean(
+    rows: Float[Tensor, " items"], seed: int = 0, draws: int = DRAWS_ITEM_STATISTICS
+) -> Estimate:
+    """Return the mean over the items that count (not NaN), with its interval.
+
+    Wilson's for a metric that is 0 or 1, a percentile bootstrap for others; NaN without items.
+    """
+    counted = rows[~rows.isnan()].double()
+    if len(counted) == 0:
+        return _NOTHING
+    if is_binary(counted):
+        return Estimate(float(counted.mean()), wilson(int(counted.sum()), len(counted)))
+    return mean_difference([counted], [torch.zeros_like(counted)], seed, draws)
+
+
+def item_change(
+    before: Float[Tensor, " _items"],
+    after: Float[Tensor, " _items"],
+    seed: int = 0,
+    draws: int = DRAWS_ITEM_STATISTICS,
+) -> ItemChange:
+    """Return how a metric changes from one model to another on the same items.
+
+    Items that do not count (NaN) under either condition are left out of both; the interval is a
+    paired bootstrap over the others.
+
+    Raises:
+        ValueError: the two have different numbers of items.
+    """
+    if len(before) != len(after):
+        raise ValueError(f"paired items: {len(before)} before, but {len(after)} after")
+    counts = ~(before.isnan() | after.isnan())
+    one, other = before[counts].double(), after[counts].double()
+    return ItemChange(
+        difference=mean_difference([other], [one], seed, draws),
+        items=len(one),
+        test=mcnemar(one, other) if is_binary(one) and is_binary(other) and len(one) else None,
+    )
+
+
+def wilson(successes: int, trials: int) -> Interval:
+    """Return Wilson's 95 % score interval of a proportion.
+
+    Unlike a bootstrap it has a width where all trials end alike. Source: Wilson, Probable
+    inference, the law of succession, and statistical inference, 1927.
+    """
+    share, z2 = successes / trials, _Z * _Z
+    centre = (share + z2 / (2 * trials)) / (1 + z2 / trials)
+    spread = share * (1 - share) / trials + z2 / (4 * trials * trials)
+    half = _Z * math.sqrt(spread) / (1 + z2 / trials)
+    return Interval(max(0.0, centre - half), min(1.0, centre + half))
+
+
+# Rank correlations, with intervals for points that come in groups.
+
+LEAST_POINTS = 4
+"""Fewer points have no rank correlation worth telling."""
+
+LEAST_GROUPS = 3
+"""Of fewer groups hardly any two draws differ, so that they have no interval."""
+
+DRAWS_RANK_CORRELATION = 2000
+"""Bootstrap draws of an interval."""
+
+_TAIL = 0.025
+
+
+@dataclass(frozen=True)
+class RankCorrelation:
+    """Spearman's correlation of two quantities.
+
+    Attributes:
+        value: From -1 to 1.
+        interval: Bootstrap over whole groups; NaN at both ends with too few groups.
+        points: How many points there are.
+    """
+
+    value: float
+    interval: Interval
+    points: int
+
+
+def spearman(
+    x: Sequence[float],
+    y: Sequence[float],
+    groups: Sequence[Hashable],
+    seed: int = 0,
+    draws: int = DRAWS_RANK_CORRELATION,
+) -> RankCorrelation | None:
+    """Return Spearman's rank correlation, ties at their mean rank, with its interval.
+
+    Each draw takes as many groups as there are, with replacement, and all points of those: ports
+    of one task are not independent of each other, and an interval over single points would be
+    too narrow. Draws in which one of the quantities does not vary are left out.
+
+    Source: Spearman, The proof and measurement of association between two things, 1904; the
+    cluster bootstrap is that of Field and Welsh, Bootstrapping clustered data, 2007.
+
+    Args:
+        x: One quantity, finite.
+        y: The other.
+        groups: To which group each point belongs.
+        seed: Of the bootstrap.
+        draws: How many draws.
+
+    Returns:
+        None with fewer than :data:`LEAST_POINTS` points, or where a quantity does not vary.
+
+    Raises:
+        ValueError: the three differ in length.
+    """
+    if not len(x) == len(y) == len(groups):
+        raise ValueError(f"points take both values and a group: {len(x)}, {len(y)}, {len(groups)}")
+    one, other = (torch.tensor(list(values), dtype=torch.float64) for values in (x, y))
+    whole = float(_weighted(one, other, torch.ones(1, len(x), dtype=torch.float64))[0])
+    if len(x) < LEAST_POINTS or math.isnan(whole):
+        return None
+    weights = _group_weights(groups, seed, draws)
+    if weights is None:
+        return RankCorrelation(whole, Interval(math.nan, math.nan), len(x))
+    found = _weighted(one, other, weights)
+    known = found[~found.isnan()]
+    low, high = (float(torch.quantile(known, q)) for q in (_TAIL, 1 - _TAIL))
+    return RankCorrelation(whole, Interval(low, high), len(x))
+
+
+def _group_weights(
+    groups: Sequence[Hashable], seed: int, draws: int
+) -> Float[Tensor, "draws points"] | None:
+    """Return how often each point is in each draw of groups."""
+    places = {group: place for place, group in enumerate(dict.fromkeys(groups))}
+    count = len(places)
+    if count < LEAST_GROUPS:
+        return None
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randint(count, (draws, count), generator=generator)
+    times = torch.zeros(draws, count, dtype=torch.float64)
+    times.scatter_add_(1, drawn, torch.ones_like(drawn, dtype=torch.float64))
+    member: Int[Tensor, " points"] = torch.tensor([places[group] for group in groups])
+    return times[:, member]
+
+
+def _weighted(
+    x: Float[Tensor, " points"],
+    y: Float[Tensor, " points"],
+    weights: Float[Tensor, "draws points"],
+) -> Float[Tensor, " draws"]:
+    """Return Pearson's correlation of the ranks among points that each count several times.
+
+    NaN where one of the two does not vary. The same as writing every point down as often as it
+    counts, since mean ranks are sums over points.
+    """
+    ranks = [_mean_ranks(values, weights) for values in (x, y)]
+    total = weights.sum(dim=1, keepdim=True)
+    a, b = (r - (weights * r).sum(dim=1, keepdim=True) / total for r in ranks)
+    cross = (weights * a * b).sum(dim=1)
+    norms = (weights * a * a).sum(dim=1) * (weights * b * b).sum(dim=1)
+    # Ranks are multiples of a half, so that what does not vary is as good as exactly zero.
+    return torch.where(norms > 1e-9, cross / norms.sqrt(), math.nan).clamp(-1, 1)
+
+
+def _mean_ranks(
+    values: Float[Tensor, " points"], weights: Float[Tensor, "draws points"]
+) -> Float[Tensor, "draws points"]:
+    below = (values[:, None] < values[None, :]).double()
+    alike = (values[:, None] == values[None, :]).double()
+    return weights @ (below + alike / 2)

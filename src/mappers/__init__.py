@@ -1,7 +1,5 @@
 """Mappers: one a file, each with its YAML in ``conf/mapper`` that names its class."""
 
-from .base import Mapper
-from .learned import LearnedMapper, load_mapper
-from .weight_mapper import BasePair, WeightMapper
+from .base import BasePair, LearnedMapper, Mapper, WeightMapper, load_mapper
 
 __all__ = ["BasePair", "LearnedMapper", "Mapper", "WeightMapper", "load_mapper"]

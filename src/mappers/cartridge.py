@@ -1,9 +1,10 @@
-"""A source adapter that runs on the target behind projection heads, without becoming linear."""
+"""What cartridges and their export take beside projection heads."""
 
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -16,12 +17,141 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from ..adapters import LoraAdapter, LowRank, Site
+from ..alignment.linear_maps import reduced_rank_regression
+from ..alignment.moments import PairedMoments
 from ..exceptions import AdapterError
 from ..files import staged_folder
-from ..models.attach import attached
-from ..models.sites import SiteTable
-from .cartridge_site import CartridgeSite
-from .projection_head import ProjectionHead
+from ..models.architectures import SiteTable
+from ..models.hooks import Tap, attached
+from ..models.loading import BaseModel
+from .from_text import SitePair
+from .heads import ActivationRows, ProjectionHead
+
+SourceModule = tuple[Float[Tensor, "out in"], Float[Tensor, " out"]]
+"""The weight and the bias of one of the source's modules."""
+
+
+@dataclass(frozen=True, eq=False)
+class CartridgeParts:
+    """The source's modules, and what the target's read on text.
+
+    Attributes:
+        modules: Weight and bias of each source module, by its site's label, float32.
+        train: Rows that the target's modules read, by ``Tap.input(site).label_on("target")``.
+        held_out: The same on other text.
+    """
+
+    modules: Mapping[str, SourceModule]
+    train: Mapping[str, Float[Tensor, "rows _"]]
+    held_out: Mapping[str, Float[Tensor, "more _"]]
+
+    @classmethod
+    def of(
+        cls, source: BaseModel, pairs: Iterable[SitePair], rows: ActivationRows, most: int
+    ) -> "CartridgeParts":
+        """Copy them from where they are.
+
+        Args:
+            source: The source model.
+            pairs: Its sites and those of the target.
+            rows: Activations on text.
+            most: Rows of training text; of held-out text, a quarter.
+        """
+        pairs = list(pairs)
+        labels = sorted({Tap.input(target).label_on("target") for _, target in pairs})
+        return cls(
+            {site.label: _module(source, site) for site in dict.fromkeys(s for s, _ in pairs)},
+            {label: rows.all_rows(label, "train", most) for label in labels},
+            {label: rows.all_rows(label, "held_out", most // 4) for label in labels},
+        )
+
+    def state(self) -> dict[str, Any]:
+        """Return everything as plain data; rows in bfloat16, as they were cached."""
+        return {
+            "modules": {label: list(kept) for label, kept in self.modules.items()},
+            "train": {label: rows.bfloat16() for label, rows in self.train.items()},
+            "held_out": {label: rows.bfloat16() for label, rows in self.held_out.items()},
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> "CartridgeParts":
+        """Return what :meth:`state` describes."""
+        return cls(
+            {label: (kept[0], kept[1]) for label, kept in state["modules"].items()},
+            {label: rows.float() for label, rows in state["train"].items()},
+            {label: rows.float() for label, rows in state["held_out"].items()},
+        )
+
+
+def _module(model: BaseModel, site: Site) -> SourceModule:
+    module = model.network.get_submodule(site.module_name)
+    weight: Any = module.weight
+    bias: Any = getattr(module, "bias", None)
+    kept = weight.detach().float().cpu().clone()
+    if bias is None:
+        return kept, torch.zeros(len(kept))
+    return kept, bias.detach().float().cpu().clone()
+
+
+# What one source site does at one target site, behind projection heads.
+
+
+class CartridgeSite(nn.Module):
+    """What one source site does at one target site.
+
+    ``weight * (U(y + s B A x) - U(y))`` with ``x = D(x_T)``, ``y = W_S x + b_S``: the target's
+    input is read as the source would have it, the frozen adapter acts, and the change that it
+    makes of the source's output is written as the target would have it.
+
+    Args:
+        source: The source site.
+        target: The target site.
+        weight: Of what this source site gives.
+        reader: D, from the target module's input to the source's.
+        writer: U, from the source module's output to the target's.
+        module_weight: ``W_S``.
+        module_bias: ``b_S``.
+        update: The source adapter's update there.
+    """
+
+    module_weight: Tensor
+    module_bias: Tensor
+    A: Tensor
+    B: Tensor
+
+    def __init__(
+        self,
+        source: Site,
+        target: Site,
+        weight: float,
+        reader: ProjectionHead,
+        writer: ProjectionHead,
+        module_weight: Float[Tensor, "out in"],
+        module_bias: Float[Tensor, " out"],
+        update: LowRank,
+    ) -> None:
+        super().__init__()
+        self.source, self.target, self.weight = source, target, weight
+        self.reader, self.writer = reader, writer
+        self.register_buffer("module_weight", module_weight)
+        self.register_buffer("module_bias", module_bias)
+        self.register_buffer("A", update.A.float())
+        self.register_buffer("B", update.B.float() * update.scale)
+
+    def forward(self, x: Float[Tensor, "*rows in"]) -> Float[Tensor, "*rows out"]:
+        """Return the change of the target module's output at its input ``x``."""
+        read = self.reader(x)
+        before = nn.functional.linear(read, self.module_weight, self.module_bias)
+        change = read @ self.A.mT @ self.B.mT
+        written: Tensor = self.writer(before + change) - self.writer(before)
+        return self.weight * written
+
+    def description(self) -> dict[str, object]:
+        """Return as plain data what the tensors do not say."""
+        return {"source": self.source.label, "target": self.target.label, "weight": self.weight}
+
+
+# A source adapter that runs on the target behind projection heads, without becoming linear.
 
 _WEIGHTS = "cartridge.safetensors"
 _FORMAT = 1
@@ -210,3 +340,51 @@ def _head(tensors: Mapping[str, Tensor], prefix: str) -> ProjectionHead:
     inner = tensors.get(prefix + "inner.weight")
     hidden = 0 if inner is None else inner.shape[0]
     return ProjectionHead(width, out, hidden, torch.Generator())
+
+
+# The LoRA that comes nearest to a cartridge on text.
+
+_STRENGTHS = (1e-6, 1e-4, 1e-2, 1.0)
+
+
+def exported(
+    cartridge: Cartridge,
+    train: Mapping[str, Float[Tensor, "rows _"]],
+    held_out: Mapping[str, Float[Tensor, "more _"]],
+    rank: int,
+) -> tuple[LoraAdapter, dict[str, dict[str, Any]]]:
+    """Return the adapter of a rank whose changes are nearest to a cartridge's.
+
+    At each target site the cartridge's change of the module's output is regressed on the module's
+    input, by reduced-rank ridge regression.
+
+    Args:
+        cartridge: What to make linear.
+        train: What target modules read on text, by ``Tap.input(site).label_on("target")``.
+        held_out: The same on other text, which chooses the ridge and measures the loss.
+        rank: Of the LoRA at each site.
+
+    Returns:
+        The adapter in float32; and of each site the share ``r2`` of the cartridge's squared
+        change on held-out text that the LoRA makes, ``lost``, and the chosen ``strength``.
+    """
+    updates, facts = {}, {}
+    for target in cartridge.acts_at():
+        label = Tap.input(target).label_on("target")
+        moments = [_moments(cartridge, target, rows[label]) for rows in (train, held_out)]
+        fit = reduced_rank_regression(moments[0], moments[1], rank, _STRENGTHS)
+        update = LowRank(fit.A.float(), fit.B.float())
+        updates[target] = update
+        facts[target.label] = {
+            "r2": fit.r2,
+            "lost": 1 - fit.r2,
+            "strength": fit.strength,
+            "norm": update.norm(),
+        }
+    return LoraAdapter(updates, cartridge.base_model), facts
+
+
+@torch.no_grad()
+def _moments(cartridge: Cartridge, target: Any, rows: Tensor) -> PairedMoments:
+    changes = torch.cat([cartridge.change(target, part) for part in torch.split(rows, 1024)])
+    return PairedMoments.of(rows, changes)

@@ -9,21 +9,14 @@ from lightning import LightningDataModule
 from torch import Tensor
 
 from ..adapters import LoraAdapter
-from ..alignment.layer_pairing import LayerPairing
+from ..alignment.layer_matching import LayerPairing
 from ..data import TextCorpus
 from ..exceptions import ConfigurationError
-from ..models.statistics_store import StatisticsStore
-from .activation_rows import ActivationRows, Rows
+from ..models.statistics import StatisticsStore
 from .base import Report
-from .cartridge import Cartridge
-from .cartridge_export import exported
-from .cartridge_parts import CartridgeParts
-from .cartridge_site import CartridgeSite
-from .corpus_mapper import ROLES, CorpusMapper, ModelPair
-from .head_pair import Losses
-from .head_r2 import HeadR2
-from .heads import Heads
-from .pair_frame import PairFrame
+from .cartridge import Cartridge, CartridgeParts, CartridgeSite, exported
+from .from_text import ROLES, CorpusMapper, ModelPair, PairFrame
+from .heads import ActivationRows, HeadR2, Heads, Losses, Rows
 
 
 class CastMapper(CorpusMapper):

@@ -9,15 +9,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..adapters import Site
-from ..alignment.anchor_locks import AnchorLocks
 from ..alignment.linear_maps import LinearMap, Rotated, SplitMoments
+from ..alignment.procrustes import AnchorLocks
 from ..exceptions import ConfigurationError
-from ..models.activations import Activations, activations
-from ..models.pair_statistics import TapPair
-from ..models.taps import Tap
+from ..models.capture import Activations, activations
+from ..models.hooks import Tap
+from ..models.statistics import TapPair
 from .base import Report
-from .corpus_mapper import ROLES
-from .linear_corpus_mapper import Gathered, LinearCorpusMapper
+from .from_text import ROLES, Gathered, LinearCorpusMapper
 
 
 class ProcrustesMapper(LinearCorpusMapper):
@@ -33,7 +32,7 @@ class ProcrustesMapper(LinearCorpusMapper):
         locks: Keeps anchors on their partners' side by re-weighting, and counts those that it
             cannot keep; None for plain rotations.
         anchors: Tokens that are locked, of the first batch of the training text.
-        min_r2: See :class:`~loraport.mappers.linear_carrier.LinearCarrier`.
+        min_r2: See :class:`~loraport.mappers.from_text.LinearCarrier`.
         match_norm: Likewise.
         memory_gb: Gigabytes that statistics may take.
 

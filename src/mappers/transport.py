@@ -1,18 +1,222 @@
-"""Closed-form linear transport of LoRA factors between activations of two models."""
+"""Linear transport whose writers also carry the gradients of a text's likelihood back."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 from transformers import PretrainedConfig
 
 from ..adapters import Role, Site
-from ..alignment.linear_maps import STRENGTHS, LinearMap, Ridge
-from ..models.base import BaseModel
-from .corpus_mapper import ROLES
-from .linear_corpus_mapper import Gathered, LinearCorpusMapper
-from .matching.head_axes import HeadShape
-from .matching.rope import log_frequencies
-from .matching.rope_blocks import RopeBlocks, nearest_frequencies
-from .strengths import finite_strengths
+from ..alignment.linear_maps import (
+    STRENGTHS,
+    HeldOutError,
+    LinearMap,
+    Ridge,
+    SplitMoments,
+    TwoSidedRidge,
+    gradient_r2,
+)
+from ..alignment.moments import PairedMoments
+from ..exceptions import ConfigurationError
+from ..models.hooks import Tap
+from ..models.loading import BaseModel
+from ..models.statistics import TapPair
+from .from_anchors import finite_strengths
+from .from_text import ROLES, Gathered, LinearCorpusMapper, Writer
+from .unit_matching import HeadShape, log_frequencies
+
+
+class AdjointTransportMapper(LinearCorpusMapper):
+    """Carries A by ridge regression on activations, and B by one on activations and gradients.
+
+    ``A_T = A_S M`` with ``x_S ~ M x_T``, as
+    :class:`~loraport.mappers.transport.TransportMapper` has it, and ``B_T = N B_S`` with both
+    ``dy_T ~ N dy_S`` and ``g_S ~ N^T g_T``. What an adapter writes need not lie where activations
+    vary; what it does to the likelihood of a text is then what the two models have in common
+    (:mod:`~loraport.models.capture`).
+
+    Args:
+        roles: The roles of adapters that it shall carry.
+        strengths: Ridge strengths to choose among by held-out error, for the input and the
+            output of each module, relative to the mean square of a coordinate.
+        behaviour: Weight of the gradients' error beside that of the outputs, each relative to
+            what there is to explain; 0 is ridge regression on outputs alone.
+        min_r2: See :class:`~loraport.mappers.from_text.LinearCarrier`.
+        match_norm: Likewise.
+        memory_gb: Gigabytes that statistics may take.
+
+    Raises:
+        ConfigurationError: a role does not exist, or a number is out of its range.
+    """
+
+    def __init__(
+        self,
+        roles: Sequence[str] = ROLES,
+        strengths: Sequence[float] = STRENGTHS,
+        behaviour: float = 1.0,
+        min_r2: float | None = None,
+        match_norm: bool = False,
+        memory_gb: float = 2.0,
+    ) -> None:
+        super().__init__(roles, min_r2, match_norm, memory_gb)
+        if not 0 <= behaviour < math.inf:
+            raise ConfigurationError(
+                f"mapper.behaviour is {behaviour}; it takes a finite number from 0 on, such as 1"
+            )
+        self.ridge = Ridge(finite_strengths(strengths))
+        self.two_sided = TwoSidedRidge(behaviour, self.ridge.strengths)
+        self.save_hyperparameters(
+            {
+                "roles": [role.value for role in self.roles],
+                "strengths": list(self.ridge.strengths),
+                "behaviour": behaviour,
+                "min_r2": min_r2,
+                "match_norm": match_norm,
+                "memory_gb": memory_gb,
+            }
+        )
+
+    def tap_pairs(self, source: Site, target: Site) -> tuple[TapPair, ...]:
+        """Return also where the gradients are read."""
+        gradients = Tap.gradient(source), Tap.gradient(target)
+        return *super().tap_pairs(source, target), gradients
+
+    def read(self, source: Site, target: Site, gathered: Gathered) -> LinearMap:
+        """Return ``X_S^T X_T (X_T^T X_T + lambda I)^-1``."""
+        return self.ridge.backward(*gathered.inputs(source, target))
+
+    def write(self, source: Site, target: Site, gathered: Gathered) -> LinearMap:
+        """Return the solution N of ``N C_y + w C_g N = R``."""
+        outputs, gradients = (of(source, target) for of in (gathered.outputs, gathered.gradients))
+        return self.two_sided.forward(outputs, gradients)
+
+    def writer(self, source: Site, target: Site, gathered: Gathered) -> Writer:
+        """Return the same, with how well it carries held-out gradients back."""
+        found = self.write(source, target, gathered)
+        return Writer.of(found, gradient_r2(found.matrix, gathered.gradients(source, target)))
+
+
+# Maps of queries and keys that commute with rotary embeddings: scaled rotations of their pairs.
+#
+# Two dimensions of a head turn together as a token moves on. Read as one complex number ``z``, the
+# only linear maps that let it turn are ``w = c z``: blocks ``a I + b J``, one a pair and head. A
+# map that mixes pairs of other frequencies changes what attention computes with distance.
+
+
+class _Turns(NamedTuple):
+    """The best complex factor of every pair of dimensions between every two heads."""
+
+    real: Float[Tensor, "pairs ours theirs"]
+    imaginary: Float[Tensor, "pairs ours theirs"]
+    explained: Float[Tensor, "ours theirs"]
+
+
+@dataclass(frozen=True, eq=False)
+class RopeBlocks:
+    """Fits the maps of queries and keys of two layers, from the source's to the target's.
+
+    Each target group of heads is given the source group that explains most of the variance of
+    its queries and keys together, and each query head the best head of that group. A pair of
+    dimensions reads the source's pair of the nearest frequency, so that heads of other widths
+    and models of other rotary bases have partners.
+
+    Attributes:
+        source: The source's heads.
+        target: The target's heads.
+        pairs: For each pair of the target's dimensions the source's, as of
+            :func:`nearest_frequencies`.
+    """
+
+    source: HeadShape
+    target: HeadShape
+    pairs: Int[Tensor, " target_pairs"]
+
+    def fit(self, role: Role, moments: Mapping[Role, SplitMoments]) -> LinearMap:
+        """Return the map of a role's outputs.
+
+        Args:
+            role: Q or K.
+            moments: Of the centred outputs, x the source's; of both Q and K the heads are
+                matched by both.
+        """
+        turns = {known: self._turns(known, part.train) for known, part in moments.items()}
+        heads = self._partners(role, turns)
+        train, held_out = moments[role]
+        matrix = self._matrix(turns[role], heads, train)
+        return LinearMap(matrix, None, HeldOutError.of(matrix, train, held_out))
+
+    def _turns(self, role: Role, moments: PairedMoments) -> _Turns:
+        ours, theirs = (_count(shape, role) for shape in (self.source, self.target))
+        half, other = self.source.dims // 2, self.target.dims // 2
+        blocks = moments.xy.reshape(ours, 2, half, theirs, 2, other)
+        cross = blocks[:, :, self.pairs, :, :, torch.arange(other)]
+        power = moments.xx.diagonal().reshape(ours, 2, half).sum(dim=1)[:, self.pairs].mT
+        inverse = torch.where(power > 0, 1 / power, 0.0)[:, :, None]
+        real = cross[:, :, 0, :, 0] + cross[:, :, 1, :, 1]
+        imaginary = cross[:, :, 0, :, 1] - cross[:, :, 1, :, 0]
+        total = float(moments.yy.trace())
+        explained = ((real.square() + imaginary.square()) * inverse).sum(dim=0)
+        share = explained / total if total > 0 else explained
+        return _Turns(real * inverse, imaginary * inverse, share)
+
+    def _partners(self, role: Role, turns: Mapping[Role, _Turns]) -> list[int]:
+        """Return the source's head for each of the target's heads."""
+        source, target = self.source, self.target
+        score = torch.zeros(source.groups, target.groups, dtype=torch.float64)
+        if Role.K in turns:
+            score += turns[Role.K].explained
+        if Role.Q in turns:
+            within = turns[Role.Q].explained.reshape(
+                source.groups, source.heads, target.groups, target.heads
+            )
+            score += within.amax(dim=1).sum(dim=2)
+        groups: list[int] = score.argmax(dim=0).tolist()
+        if role is Role.K:
+            return groups
+        best = within.argmax(dim=1)
+        return [
+            group * source.heads + int(best[group, place, head])
+            for place, group in enumerate(groups)
+            for head in range(target.heads)
+        ]
+
+    def _matrix(
+        self, turns: _Turns, heads: list[int], moments: PairedMoments
+    ) -> Float[Tensor, "target source"]:
+        matrix = moments.xy.new_zeros(moments.xy.shape[::-1])
+        half, other = self.source.dims // 2, self.target.dims // 2
+        for theirs, ours in enumerate(heads):
+            rows = theirs * self.target.dims + torch.arange(other)
+            columns = ours * self.source.dims + self.pairs
+            real, imaginary = turns.real[:, ours, theirs], turns.imaginary[:, ours, theirs]
+            matrix[rows, columns] = matrix[rows + other, columns + half] = real
+            matrix[rows, columns + half] = -imaginary
+            matrix[rows + other, columns] = imaginary
+        return matrix
+
+
+def nearest_frequencies(
+    source: Float[Tensor, " source_pairs"], target: Float[Tensor, " target_pairs"]
+) -> Int[Tensor, " target_pairs"]:
+    """Return the source's pair of nearest frequency for each of the target's.
+
+    Args:
+        source: Logarithms of the frequencies of the source's pairs.
+        target: Those of the target's.
+    """
+    return (target[:, None] - source).abs().argmin(dim=1)
+
+
+def _count(shape: HeadShape, role: Role) -> int:
+    """Return how many heads a role has."""
+    return shape.groups * shape.heads if role is Role.Q else shape.groups
+
+
+# Closed-form linear transport of LoRA factors between activations of two models.
 
 _TURNED = (Role.Q, Role.K)
 
@@ -30,8 +234,8 @@ class TransportMapper(LinearCorpusMapper):
             output of each module, relative to the mean square of a coordinate.
         rope_blocks: Whether the outputs of q and k are mapped head by head, by one scaled rotation
             of each pair of dimensions that turn together
-            (:mod:`~loraport.mappers.matching.rope_blocks`).
-        min_r2: See :class:`~loraport.mappers.linear_carrier.LinearCarrier`.
+            (:mod:`~loraport.mappers.transport`).
+        min_r2: See :class:`~loraport.mappers.from_text.LinearCarrier`.
         match_norm: Likewise.
         memory_gb: Gigabytes that statistics may take.
 

@@ -1,18 +1,17 @@
 """Base models: where they come from, their sites, and LoRA adapters on them."""
 
-from .attach import attached as attached
-from .base import BaseModel as BaseModel
-from .base import ModelSource as ModelSource
-from .factor_cache import FactorCache as FactorCache
-from .finetune import LoraFineTuning as LoraFineTuning
-from .gguf import ChunkedGguf as ChunkedGguf
-from .gguf import PackagedGguf as PackagedGguf
-from .logits import last_logits as last_logits
-from .peft_check import Verification as Verification
-from .peft_check import verify as verify
-from .sites import ARCHITECTURES as ARCHITECTURES
-from .sites import SiteTable as SiteTable
-from .sources import HubModel as HubModel
-from .sources import LocalModel as LocalModel
-from .tiny import TinyModel as TinyModel
-from .weights import StreamedWeights as StreamedWeights
+from .architectures import ARCHITECTURES as ARCHITECTURES
+from .architectures import SiteTable as SiteTable
+from .hooks import attached as attached
+from .likelihood import last_logits as last_logits
+from .loading import BaseModel as BaseModel
+from .loading import ChunkedGguf as ChunkedGguf
+from .loading import HubModel as HubModel
+from .loading import LocalModel as LocalModel
+from .loading import ModelSource as ModelSource
+from .loading import PackagedGguf as PackagedGguf
+from .lora_training import LoraFineTuning as LoraFineTuning
+from .streaming import FactorCache as FactorCache
+from .streaming import StreamedWeights as StreamedWeights
+from .verify import Verification as Verification
+from .verify import verify as verify

@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..data.answers import left_padded, positions
-from .base import BaseModel
+from ..data.prompts import left_padded, positions
+from .loading import BaseModel
 
 
 @runtime_checkable

@@ -1,20 +1,46 @@
-"""PEFT's LoRA modules on a borrowed base network, and how their factors are trained."""
+"""Stopping Lightning's trainer as any other work is stopped."""
 
 import math
 import re
+import signal
 import warnings
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from lightning import LightningModule
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 
-from ..adapters import LoraAdapter, LowRank, Site
-from .base import BaseModel
+from ..adapters import LoraAdapter, LowRank, Role, Site
+from ..data.prompts import NOT_ASKED, AnswerBatch
+from .likelihood import last_logits
+from .loading import BaseModel
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Raise KeyboardInterrupt where the trainer would end the process without a word.
+
+    Raises:
+        KeyboardInterrupt: the work was stopped, at the keyboard or by the system.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as end:
+        if isinstance(end, SIGTERMException) or isinstance(end.__context__, KeyboardInterrupt):
+            # The trainer ignores further signals from then on.
+            signal.signal(signal.SIGINT, handler)
+            raise KeyboardInterrupt from None
+        raise
+
+
+# PEFT's LoRA modules on a borrowed base network, and how their factors are trained.
 
 
 class LoraTraining(LightningModule):
@@ -142,3 +168,62 @@ def _with_lora(base: BaseModel, ranks: Mapping[Site, int], scale: float) -> Peft
         module: Any = base.network.get_submodule(site.module_name)
         module.scaling["default"] = scale
     return network
+
+
+# Training one LoRA adapter of a base model on one task.
+
+
+class LoraFineTuning(LoraTraining):
+    """LoRA of one rank at chosen roles of every layer, trained on a task's answers.
+
+    The loss is the mean negative log-likelihood of the answers' tokens; logits are taken there
+    only::
+
+        with contextlib.closing(LoraFineTuning(base)) as tuning:
+            trainer.fit(tuning, examples)
+            adapter = tuning.adapter()
+
+    Args:
+        base: The model to adapt.
+        rank: Columns of every B.
+        alpha: PEFT's ``lora_alpha``: the update is scaled by ``alpha / rank``.
+        roles: Which modules of every layer are adapted.
+        init_seed: Draws every A. Adapters of one base that share it start from the same A; B
+            starts at zero.
+        lr: Learning rate of AdamW after the warm-up, without weight decay.
+        warmup_steps: Over which it rises from zero; from there it falls linearly to zero.
+    """
+
+    def __init__(
+        self,
+        base: BaseModel,
+        *,
+        rank: int = 8,
+        alpha: int = 16,
+        roles: Sequence[Role | str] = (Role.Q, Role.V),
+        init_seed: int = 0,
+        lr: float = 2e-3,
+        warmup_steps: int = 4,
+    ) -> None:
+        sites = base.sites.of_roles(tuple(Role(role) for role in roles))
+        super().__init__(
+            base,
+            dict.fromkeys(sites, rank),
+            scale=alpha / rank,
+            init_seed=init_seed,
+            lr=lr,
+            warmup_steps=warmup_steps,
+        )
+
+    def loss(self, batch: AnswerBatch) -> Float[Tensor, ""]:
+        """Return the mean loss over the answers' tokens of the batch."""
+        logits = last_logits(
+            self._base,
+            batch.answer_tokens,
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            position_ids=batch.position_ids,
+        )
+        return nn.functional.cross_entropy(
+            logits.flatten(0, 1).float(), batch.targets.flatten(), ignore_index=NOT_ASKED
+        )

@@ -1,27 +1,174 @@
-"""Distilling an adapter that writes freely, across tokenizers: no labels, no logits to share."""
+"""A student that learns to find what its teacher wrote as likely as the teacher does."""
 
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
 
 from ..adapters import LoraAdapter
-from ..data.shuffled_batches import seeded_batches
-from ..data.text_source import TRAIN, VALIDATION
+from ..data.corpora import TRAIN, VALIDATION
+from ..data.prompts import seeded_batches
 from ..exceptions import ConfigurationError, DataError
-from .base import Lesson, Refined, Refinement
-from .cache_folder import cache_folder
-from .chunk_likelihoods import chunk_likelihoods
-from .exercises import distinct
-from .likelihood_matching import ChunkAgreement
-from .sequence_report import SequenceFindings
-from .sequence_student import ChunkBatch, SequenceStudent
-from .student_training import Course, train_student
-from .taught_texts import TaughtText, most_telling, taught_texts
+from ..models.loading import BaseModel
+from .base import DistillationInputs, Refined, Refinement, RefinementReport, cache_folder, distinct
+from .teacher_generations import (
+    ChunkAgreement,
+    ChunkTokens,
+    TeacherGeneration,
+    TeacherGenerations,
+    batch_chunk_likelihoods,
+    binary_divergence,
+    chunk_likelihoods,
+    kept_chunks,
+    most_telling,
+    teacher_generations,
+)
+from .trainer import Student, TrainingResult, train_student
+
+
+class ChunkBatch(NamedTuple):
+    """Texts to learn from.
+
+    Attributes:
+        rows: What the student reads.
+        expected: The teacher's log-likelihood of each chunk; 0 where a row has no more.
+        kept: The chunks that are learned from.
+    """
+
+    rows: list[ChunkTokens]
+    expected: Float[Tensor, "rows chunks"]
+    kept: Bool[Tensor, "rows chunks"]
+
+    @classmethod
+    def of(cls, texts: Sequence[TeacherGeneration], keep: float) -> "ChunkBatch":
+        """Gather texts, of whose chunks the share ``keep`` with the highest excess is kept."""
+        pad = torch.nn.utils.rnn.pad_sequence
+        kept = pad([kept_chunks(text.excess, keep) for text in texts], batch_first=True)
+        expected = pad([text.expected for text in texts], batch_first=True)
+        return cls([text.target for text in texts], expected, kept)
+
+
+class SequenceStudent(Student):
+    """Matches the teacher's chunk likelihoods, and learns to write what the teacher wrote.
+
+    The loss is the mean over the kept chunks of :func:`binary_divergence`, plus ``ce_weight``
+    times that of their negative log-likelihood, which is sequence-level distillation (Kim and
+    Rush, 2016, arXiv 1606.07947).
+
+    Args:
+        base: The target.
+        start: The adapter to begin from.
+        tau: Temperature of the divergence.
+        ce_weight: Weight of the negative log-likelihood.
+        options: What :class:`Student` takes besides.
+    """
+
+    def __init__(
+        self, base: BaseModel, start: LoraAdapter, *, tau: float, ce_weight: float, **options: Any
+    ) -> None:
+        super().__init__(base, start, **options)
+        self.tau, self.ce_weight = tau, ce_weight
+
+    def loss(self, batch: ChunkBatch) -> Float[Tensor, ""]:
+        """Return the mean loss of a chunk that is kept."""
+        found = batch_chunk_likelihoods(self.base, batch.rows)
+        expected = batch.expected.to(found)
+        each = binary_divergence(expected, found, self.tau) - self.ce_weight * found
+        return each[batch.kept.to(found.device)].mean()
+
+
+# What a sequence distillation says of itself.
+
+_MUCH = 0.05  # share of bytes in no chunk from which on it is said
+
+
+class SequenceFindings(NamedTuple):
+    """What was found on the way.
+
+    Attributes:
+        asked: Texts to learn from that were asked for.
+        max_new_tokens: Tokens that the teacher could write at most.
+        taught: Of pool and held-out texts.
+        pool: The texts that could have been learned from.
+        chosen: Those that were.
+        held_out: Those by which agreement was measured.
+        before: Agreement of the start with the teacher; None where no text was held out.
+        after: That of the refined adapter.
+        result: The training.
+    """
+
+    asked: int
+    max_new_tokens: int
+    taught: TeacherGenerations
+    pool: Sequence[TeacherGeneration]
+    chosen: Sequence[TeacherGeneration]
+    held_out: Sequence[TeacherGeneration]
+    before: ChunkAgreement | None
+    after: ChunkAgreement | None
+    result: TrainingResult
+
+    @property
+    def left_out(self) -> float:
+        """Mean share of a continuation's bytes that are in no chunk."""
+        return _mean([text.left_out for text in self.chosen])
+
+    def report(self) -> RefinementReport:
+        """Return the findings as plain data; excess and agreement are in nats a chunk."""
+        return {
+            "texts": len(self.chosen),
+            "pool": len(self.pool),
+            "held_out": len(self.held_out),
+            "empty": self.taught.empty,
+            "unaligned": self.taught.unaligned,
+            "chunks": sum(text.source.chunks for text in self.chosen),
+            "left_out": self.left_out,
+            "ended": _mean([float(text.written.ended) for text in self.chosen]),
+            "excess": _mean([text.mean_excess for text in self.chosen]),
+            "excess_of_pool": _mean([text.mean_excess for text in self.pool]),
+            "agreement_before": None if self.before is None else self.before._asdict(),
+            "agreement_after": None if self.after is None else self.after._asdict(),
+            "steps": self.result.steps,
+            "best_step": self.result.best_step,
+            "measured": {str(step): value for step, value in self.result.measured.items()},
+            "seconds": self.result.seconds,
+            "notes": self.notes(),
+        }
+
+    def notes(self) -> list[str]:
+        """Return what a user should know, in words."""
+        notes = []
+        if len(self.chosen) < self.asked:
+            notes.append(
+                f"{len(self.chosen)} texts could be learned from, of {self.asked} asked for"
+            )
+        if self.taught.empty:
+            notes.append(f"behind {self.taught.empty} prompts the teacher wrote nothing")
+        if self.left_out > _MUCH:
+            notes.append(
+                f"{self.left_out:.0%} of what the teacher wrote is in no chunk that both "
+                "tokenizers have; a prompt.template that ends in a word, not in a space, avoids it"
+            )
+        if not any(text.written.ended for text in self.chosen):
+            notes.append(
+                f"the teacher never came to its end within {self.max_new_tokens} tokens, so that "
+                "the student has not learned where to stop"
+            )
+        if self.after is None:
+            notes.append("no text was held out, so that agreement with the teacher is not known")
+        return notes
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+# Distilling an adapter that writes freely, across tokenizers: no labels, no logits to share.
 
 _LEAST = 2  # texts to learn from
 
@@ -58,7 +205,7 @@ class SequenceDistillation(Refinement):
     of texts and chunks as TiTok's (2025, arXiv 2510.04682).
     """
 
-    information_class: ClassVar[str] = "generic text"
+    data_access: ClassVar[str] = "generic text"
 
     texts: int = 128
     pool: int = 192
@@ -89,32 +236,41 @@ class SequenceDistillation(Refinement):
                 "least 1, at least 0, and more than 0"
             )
 
-    def refine(self, start: LoraAdapter, lesson: Lesson) -> Refined:
+    def refine(self, start: LoraAdapter, distillation_inputs: DistillationInputs) -> Refined:
         """Distil with the lesson's inputs where it has some, and else with its generic texts."""
-        if lesson.inputs:
+        if distillation_inputs.inputs:
             # A quarter at most, as inputs of the task are dear.
-            held_out = min(self.held_out, len(lesson.inputs) // 4)
-            count = len(lesson.inputs) - held_out
-            return self.distil(start, lesson, lesson.inputs[:count], lesson.inputs[count:])
-        if lesson.texts is None:
+            held_out = min(self.held_out, len(distillation_inputs.inputs) // 4)
+            count = len(distillation_inputs.inputs) - held_out
+            return self.distil(
+                start,
+                distillation_inputs,
+                distillation_inputs.inputs[:count],
+                distillation_inputs.inputs[count:],
+            )
+        if distillation_inputs.texts is None:
             raise DataError(
                 "sequence distillation has neither texts nor inputs, but the teacher has to read "
                 "something; set paths.corpus to a corpus, or give unlabelled inputs"
             )
         learned, held_out_texts = (
-            list(islice(distinct(lesson.texts.texts(split)), count))
+            list(islice(distinct(distillation_inputs.texts.texts(split)), count))
             for split, count in ((TRAIN, self.pool), (VALIDATION, self.held_out))
         )
-        return self.distil(start, lesson, learned, held_out_texts)
+        return self.distil(start, distillation_inputs, learned, held_out_texts)
 
     def distil(
-        self, start: LoraAdapter, lesson: Lesson, texts: Sequence[str], held_out: Sequence[str]
+        self,
+        start: LoraAdapter,
+        distillation_inputs: DistillationInputs,
+        texts: Sequence[str],
+        held_out: Sequence[str],
     ) -> Refined:
         """Distil with given texts.
 
         Args:
             start: The adapter to begin from.
-            lesson: Teacher, target, question, cache and seed; its texts are not looked at.
+            distillation_inputs: Teacher, target, prompt, cache and seed; its texts are not used.
             texts: The pool.
             held_out: Texts to measure agreement by; without any the last student is kept.
 
@@ -127,15 +283,16 @@ class SequenceDistillation(Refinement):
                 f"{_LEAST}; give a corpus with more texts, or more inputs"
             )
         prompts, apart = (
-            list(distinct(map(lesson.question.ask, part))) for part in (texts, held_out)
+            list(distinct(map(distillation_inputs.question.ask, part)))
+            for part in (texts, held_out)
         )
-        taught = taught_texts(
-            lesson.teacher,
-            lesson.target,
+        taught = teacher_generations(
+            distillation_inputs.teacher,
+            distillation_inputs.target,
             list(distinct([*prompts, *apart])),
             max_new_tokens=self.max_new_tokens,
-            cache=lesson.cache,
-            progress=lesson.progress,
+            cache=distillation_inputs.cache,
+            progress=distillation_inputs.progress,
         )
         pool = [text for text in taught.texts if text.written.prompt in set(prompts)]
         kept_apart = [text for text in taught.texts if text.written.prompt not in set(prompts)]
@@ -147,13 +304,13 @@ class SequenceDistillation(Refinement):
                 f"{taught.unaligned} continuations the tokenizers share no chunk; give more "
                 "texts, or correct prompt.template"
             )
-        options = {"seed": lesson.seed, "lr": self.lr}
+        options = {"seed": distillation_inputs.seed, "lr": self.lr}
         student = SequenceStudent(
-            lesson.target, start, tau=self.tau, ce_weight=self.ce_weight, **options
+            distillation_inputs.target, start, tau=self.tau, ce_weight=self.ce_weight, **options
         )
         with closing(student):
             before = _agreement(student, kept_apart)
-            course = self._train(student, chosen, kept_apart, start, lesson)
+            result = self._train(student, chosen, kept_apart, start, distillation_inputs)
             after = _agreement(student, kept_apart)
             adapter = student.adapter()
         findings = SequenceFindings(
@@ -165,7 +322,7 @@ class SequenceDistillation(Refinement):
             kept_apart,
             before,
             after,
-            course,
+            result,
         )
         named = {"method": "sequence_distillation", "options": asdict(self)}
         return Refined(adapter, named | findings.report())
@@ -173,16 +330,16 @@ class SequenceDistillation(Refinement):
     def _train(
         self,
         student: SequenceStudent,
-        chosen: Sequence[TaughtText],
-        held_out: Sequence[TaughtText],
+        chosen: Sequence[TeacherGeneration],
+        held_out: Sequence[TeacherGeneration],
         start: LoraAdapter,
-        lesson: Lesson,
-    ) -> Course:
+        distillation_inputs: DistillationInputs,
+    ) -> TrainingResult:
         places = seeded_batches(
             [len(text.target.input_ids) for text in chosen],
             batch_size=self.batch_size,
             epochs=self.epochs,
-            seed=lesson.seed,
+            seed=distillation_inputs.seed,
         )
         batches = [ChunkBatch.of([chosen[place] for place in batch], self.keep) for batch in places]
 
@@ -193,32 +350,37 @@ class SequenceDistillation(Refinement):
         return train_student(
             student,
             batches,
-            self._folder(chosen, held_out, start, lesson),
+            self._folder(chosen, held_out, start, distillation_inputs),
             measure=measure if held_out else None,
             checks=self.checks,
             step="the student learns to write",
-            progress=lesson.progress,
+            progress=distillation_inputs.progress,
         )
 
     def _folder(
         self,
-        chosen: Sequence[TaughtText],
-        held_out: Sequence[TaughtText],
+        chosen: Sequence[TeacherGeneration],
+        held_out: Sequence[TeacherGeneration],
         start: LoraAdapter,
-        lesson: Lesson,
+        distillation_inputs: DistillationInputs,
     ) -> Path | None:
         """Return where the unfinished training is kept, named by all that it depends on."""
-        made_of = [
-            [type(self).__name__, asdict(self), lesson.seed],
-            [lesson.teacher.base.fingerprint, lesson.teacher.adapter.content_hash()],
-            [lesson.target.fingerprint, start.content_hash()],
+        key_parts = [
+            [type(self).__name__, asdict(self), distillation_inputs.seed],
+            [
+                distillation_inputs.teacher.base.fingerprint,
+                distillation_inputs.teacher.adapter.content_hash(),
+            ],
+            [distillation_inputs.target.fingerprint, start.content_hash()],
             [[text.written for text in part] for part in (chosen, held_out)],
         ]
-        return cache_folder(lesson.cache, "students", made_of)
+        return cache_folder(distillation_inputs.cache, "students", key_parts)
 
 
 @torch.no_grad()
-def _agreement(student: SequenceStudent, texts: Sequence[TaughtText]) -> ChunkAgreement | None:
+def _agreement(
+    student: SequenceStudent, texts: Sequence[TeacherGeneration]
+) -> ChunkAgreement | None:
     """Compare the student with its teacher; None where there is nothing to compare by."""
     if not texts:
         return None

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..exceptions import ConfigurationError
-from .metric_names import (
+from .loggers import (
     GAP_RECOVERED,
     OBJECTIVE,
     chart_name,

@@ -1,7 +1,11 @@
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 import torch
+from scipy.linalg import solve_sylvester
+from sklearn.decomposition import PCA
+from sklearn.linear_model import Ridge as Ridge_reduced_rank
 from sklearn.linear_model import Ridge as SklearnRidge
 from sklearn.metrics import r2_score
 from torch import Tensor
@@ -11,6 +15,11 @@ from loraport.alignment.linear_maps import (
     MapRule,
     Ridge,
     Rotated,
+    SplitMoments,
+    TwoSidedRidge,
+    explained,
+    gradient_r2,
+    reduced_rank_regression,
 )
 from loraport.alignment.moments import PairedMoments
 from loraport.alignment.procrustes import rotation
@@ -184,3 +193,260 @@ def test_no_strength_is_refused() -> None:
     some = PairedMoments.of(drawn(5, 3), drawn(5, 3))
     with pytest.raises(ValueError, match="at least one strength"):
         Ridge(()).forward(some, some)
+
+
+X, Y, ROWS = 7, 5, 60
+
+
+def normal(*shape: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+def samples(rows: int, seed: int, noise: float = 0.5) -> tuple[Tensor, Tensor]:
+    """Far from the origin, with inputs of very different variances, and a map of rank 2."""
+    scales = torch.logspace(-1, 1, X, dtype=torch.float64)
+    x = 1 + normal(rows, X, seed=seed) * scales
+    planted = normal(X, 2, seed=100) @ normal(2, Y, seed=101)
+    return x, x @ planted + noise * normal(rows, Y, seed=seed + 1)
+
+
+def exact(x: Tensor, y: Tensor, rank: int, penalty: float) -> np.ndarray:
+    """Izenman's estimator by full ridge and the SVD of what it fits, penalty rows included."""
+    ridge = Ridge_reduced_rank(alpha=penalty, fit_intercept=False, solver="svd").fit(
+        x.numpy(), y.numpy()
+    )
+    full = ridge.coef_.T
+    seen = np.concatenate([x.numpy(), penalty**0.5 * np.eye(X)])
+    right = np.linalg.svd(seen @ full)[2][:rank]
+    cut: np.ndarray = full @ right.T @ right
+    return cut
+
+
+@pytest.mark.parametrize("strength", [0.0, 1e-2, 1.0])
+@pytest.mark.parametrize("rank", [1, 3, Y])
+def test_it_is_ridge_cut_in_the_metric_of_what_it_fits(rank: int, strength: float) -> None:
+    x, y = samples(ROWS, seed=0)
+    moments = PairedMoments.of(x, y)
+    fit = reduced_rank_regression(moments, moments, rank, [strength])
+    penalty = strength * float(x.square().sum()) / X
+    made = (fit.B @ fit.A).mT.numpy()
+    np.testing.assert_allclose(made, exact(x, y, rank, penalty), atol=1e-9)
+    torch.testing.assert_close(fit.B.mT @ fit.B, torch.eye(rank, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.1])
+def test_no_other_map_of_that_rank_costs_less(strength: float) -> None:
+    x, y = samples(ROWS, seed=0)
+    moments = PairedMoments.of(x, y)
+    fit = reduced_rank_regression(moments, moments, 2, [strength])
+    penalty = strength * float(x.square().sum()) / X
+
+    def cost(a: Tensor, b: Tensor) -> float:
+        return float((y - x @ a.mT @ b.mT).square().sum() + penalty * (b @ a).square().sum())
+
+    least = cost(fit.A, fit.B)
+    for seed in range(20):
+        for step in (1e-3, 1e-1):
+            a = fit.A + step * normal(*fit.A.shape, seed=seed)
+            b = fit.B + step * normal(*fit.B.shape, seed=seed + 50)
+            assert cost(a, b) > least
+
+
+def test_of_a_space_onto_itself_it_is_principal_component_analysis() -> None:
+    x = normal(ROWS, X, seed=0) * torch.logspace(-1, 1, X, dtype=torch.float64)
+    x = x - x.mean(dim=0)
+    moments = PairedMoments.of(x, x)
+    fit = reduced_rank_regression(moments, moments, 3, [0.0])
+    components = PCA(3).fit(x.numpy())
+    projector = components.components_.T @ components.components_
+    np.testing.assert_allclose((fit.B @ fit.A).numpy(), projector, atol=1e-9)
+    assert fit.r2 == pytest.approx(float(components.explained_variance_ratio_.sum()))
+
+
+def test_a_planted_map_is_recovered_though_inputs_are_fewer_than_dimensions() -> None:
+    x, y = samples(ROWS, seed=0, noise=0.0)
+    moments = PairedMoments.of(x, y)
+    fit = reduced_rank_regression(moments, PairedMoments.of(*samples(30, 7, 0.0)), 2, [0.0, 1.0])
+    assert fit.strength == 0.0
+    assert fit.r2 == pytest.approx(1.0)
+    torch.testing.assert_close(x @ fit.A.mT @ fit.B.mT, y)
+    few = PairedMoments.of(x[:4], y[:4])
+    small = reduced_rank_regression(few, moments, 2, [1e-9])
+    torch.testing.assert_close(x[:4] @ small.A.mT @ small.B.mT, y[:4], rtol=1e-4, atol=1e-4)
+
+
+def test_held_out_samples_choose_the_strength() -> None:
+    x, y = samples(10, seed=0, noise=8.0)
+    other = samples(500, seed=20, noise=8.0)
+    train, held_out = PairedMoments.of(x, y), PairedMoments.of(*other)
+    strengths = [1e-6, 1e-3, 1e-1, 1.0, 100.0]
+    shares = {}
+    for strength in strengths:
+        fit = reduced_rank_regression(train, held_out, 3, [strength])
+        left = (other[1] - other[0] @ fit.A.mT @ fit.B.mT).square().sum()
+        shares[strength] = float(1 - left / other[1].square().sum())
+        assert fit.r2 == pytest.approx(shares[strength])
+    chosen = reduced_rank_regression(train, held_out, 3, strengths)
+    assert chosen.r2 == pytest.approx(max(shares.values()))
+    assert shares[chosen.strength] == max(shares.values())
+    assert chosen.strength > min(strengths)
+
+
+def test_what_exceeds_the_dimensions_is_zero() -> None:
+    moments = PairedMoments.of(*samples(ROWS, seed=0))
+    fit = reduced_rank_regression(moments, moments, Y + 4, [0.1])
+    assert fit.A.shape == (Y + 4, X)
+    assert fit.B.shape == (Y, Y + 4)
+    assert not fit.A[Y:].any()
+    assert not fit.B[:, Y:].any()
+    whole = reduced_rank_regression(moments, moments, Y, [0.1])
+    torch.testing.assert_close(fit.B @ fit.A, whole.B @ whole.A)
+
+
+def test_nothing_to_explain_is_no_map() -> None:
+    x, _ = samples(ROWS, seed=0)
+    moments = PairedMoments.of(x, torch.zeros(ROWS, Y, dtype=torch.float64))
+    fit = reduced_rank_regression(moments, moments, 2, [0.1, 1.0])
+    assert not (fit.B @ fit.A).any()
+    assert fit.r2 == 0.0
+    assert explained(moments, fit.A, fit.B) == 0.0
+
+
+def test_a_singular_problem_is_refused() -> None:
+    x, y = samples(3, seed=0)
+    x[:, 0] = 0
+    moments = PairedMoments.of(x, y)
+    with pytest.raises(ValueError, match="singular at strength 0"):
+        reduced_rank_regression(moments, moments, 2, [0.0])
+
+
+ROWS_TWO_SIDED, CUT = 120, 90
+WIDE, NARROW = 9, 6  # of the target and of the source
+
+
+def split_two_sided(x: Tensor, y: Tensor) -> SplitMoments:
+    """Three quarters to fit on, one held out."""
+    return SplitMoments(PairedMoments.of(x[:CUT], y[:CUT]), PairedMoments.of(x[CUT:], y[CUT:]))
+
+
+PLANTED = drawn(WIDE, NARROW, seed=1)
+OUTPUTS = drawn(ROWS_TWO_SIDED, NARROW, seed=2)
+GRADIENTS = drawn(ROWS_TWO_SIDED, WIDE, seed=3)
+
+
+def noisy(noise: float = 0.5) -> tuple[SplitMoments, SplitMoments]:
+    """What a planted map carries forward and back, with noise on both."""
+    y = OUTPUTS @ PLANTED.mT + noise * drawn(ROWS_TWO_SIDED, WIDE, seed=4)
+    g = GRADIENTS @ PLANTED + noise * drawn(ROWS_TWO_SIDED, NARROW, seed=5)
+    return split_two_sided(OUTPUTS, y).centred(), split_two_sided(g, GRADIENTS)
+
+
+@pytest.mark.parametrize("weight", [0.3, 1.0, 20.0])
+@pytest.mark.parametrize("strength", [1e-4, 0.5])
+def test_it_is_scipys_solution_of_the_sylvester_equation(weight: float, strength: float) -> None:
+    outputs, gradients = noisy()
+    found = TwoSidedRidge(weight, (strength,)).forward(outputs, gradients)
+    y, g = outputs.train, gradients.train
+    one, other = 1 / y.yy.trace(), weight / g.xx.trace()
+    left, right = other * g.yy, one * y.xx
+    left = left + strength * left.trace() / WIDE * torch.eye(WIDE).double()
+    right = right + strength * right.trace() / NARROW * torch.eye(NARROW).double()
+    wanted = one * y.xy.mT + other * g.xy.mT
+    expected = torch.from_numpy(solve_sylvester(left.numpy(), right.numpy(), wanted.numpy()))
+    torch.testing.assert_close(found.matrix, expected, rtol=1e-9, atol=1e-9)
+    assert found.strength == strength
+
+
+def test_it_minimises_both_errors_together() -> None:
+    outputs, gradients = noisy()
+    found = TwoSidedRidge(0.7, (1e-12,)).forward(outputs, gradients).matrix
+    y = OUTPUTS[:CUT] @ PLANTED.mT + 0.5 * drawn(ROWS_TWO_SIDED, WIDE, seed=4)[:CUT]
+    g = GRADIENTS[:CUT] @ PLANTED + 0.5 * drawn(ROWS_TWO_SIDED, NARROW, seed=5)[:CUT]
+    x, y = (part - part.mean(dim=0) for part in (OUTPUTS[:CUT], y))
+
+    matrix = found.clone().requires_grad_()
+    forward = (y - x @ matrix.mT).square().sum() / y.square().sum()
+    back = (g - GRADIENTS[:CUT] @ matrix).square().sum() / g.square().sum()
+    (slope,) = torch.autograd.grad(forward + 0.7 * back, matrix)
+    (alone,) = torch.autograd.grad((y - x @ matrix.mT).square().sum() / y.square().sum(), matrix)
+    assert slope.norm() < 1e-9
+    assert alone.norm() > 1e-3
+
+
+@pytest.mark.parametrize("strengths", [(0.1,), (1e-4, 1e-2, 1.0)])
+def test_weight_0_is_ridge_regression_on_outputs(strengths: tuple[float, ...]) -> None:
+    outputs, gradients = noisy(3.0)
+    found = TwoSidedRidge(0.0, strengths).forward(outputs, gradients)
+    expected = Ridge(strengths).forward(*outputs)
+    torch.testing.assert_close(found.matrix, expected.matrix, rtol=1e-8, atol=1e-9)
+    assert found.strength == expected.strength
+    assert found.error.r2 == pytest.approx(expected.error.r2)
+
+
+def test_directions_without_activations_come_from_gradients() -> None:
+    seen, unseen = torch.eye(NARROW, dtype=torch.float64).split([2, NARROW - 2])
+    flat = OUTPUTS @ seen.mT @ seen
+    outputs = split_two_sided(flat, flat @ PLANTED.mT).centred()
+    gradients = split_two_sided(GRADIENTS @ PLANTED, GRADIENTS)
+    found = TwoSidedRidge(1.0, (1e-9,)).forward(outputs, gradients)
+    torch.testing.assert_close(found.matrix, PLANTED, rtol=0, atol=1e-6)
+    assert gradient_r2(found.matrix, gradients) == pytest.approx(1)
+    alone = Ridge((1e-9,)).forward(*outputs).matrix
+    assert (alone @ unseen.mT).abs().max() < 1e-9
+    assert gradient_r2(alone, gradients) < 0.9
+
+
+def test_directions_without_gradients_come_from_activations() -> None:
+    flat = GRADIENTS.clone()
+    flat[:, 3:] = 0
+    outputs = split_two_sided(OUTPUTS, OUTPUTS @ PLANTED.mT).centred()
+    found = TwoSidedRidge(1.0, (1e-9,)).forward(outputs, split_two_sided(flat @ PLANTED, flat))
+    torch.testing.assert_close(found.matrix, PLANTED, rtol=0, atol=1e-6)
+
+
+def test_strength_is_that_of_least_held_out_loss() -> None:
+    outputs, gradients = noisy(4.0)
+    strengths = (1e-4, 1e-2, 0.1, 1.0, 10.0, 100.0)
+    found = TwoSidedRidge(2.0, strengths).forward(outputs, gradients)
+    y = (OUTPUTS @ PLANTED.mT + 4 * drawn(ROWS_TWO_SIDED, WIDE, seed=4))[CUT:]
+    g = (GRADIENTS @ PLANTED + 4 * drawn(ROWS_TWO_SIDED, NARROW, seed=5))[CUT:]
+    x, y = (part - part.mean(dim=0) for part in (OUTPUTS[CUT:], y))
+    losses = {}
+    for strength in strengths:
+        matrix = TwoSidedRidge(2.0, (strength,)).forward(outputs, gradients).matrix
+        forward = (y - x @ matrix.mT).square().sum() / outputs.train.yy.trace()
+        back = (g - GRADIENTS[CUT:] @ matrix).square().sum() / gradients.train.xx.trace()
+        losses[strength] = float(forward + 2 * back)
+    assert found.strength == min(losses, key=lambda s: losses[s])
+    assert found.strength not in (min(strengths), max(strengths))
+
+
+def test_gradient_r2_is_that_of_held_out_rows() -> None:
+    _, gradients = noisy()
+    g = (GRADIENTS @ PLANTED + 0.5 * drawn(ROWS_TWO_SIDED, NARROW, seed=5))[CUT:]
+    missed = (g - GRADIENTS[CUT:] @ PLANTED).square().sum() / g.square().sum()
+    assert gradient_r2(PLANTED, gradients) == pytest.approx(1 - float(missed))
+    assert gradient_r2(torch.zeros_like(PLANTED), gradients) == pytest.approx(0)
+    nothing = split_two_sided(
+        torch.zeros(ROWS_TWO_SIDED, NARROW), torch.zeros(ROWS_TWO_SIDED, WIDE)
+    )
+    assert gradient_r2(PLANTED, nothing) == 0.0
+
+
+def test_without_gradients_it_is_a_map_of_outputs() -> None:
+    outputs, _ = noisy()
+    nothing = split_two_sided(
+        torch.zeros(ROWS_TWO_SIDED, NARROW), torch.zeros(ROWS_TWO_SIDED, WIDE)
+    )
+    found = TwoSidedRidge(1.0, (0.1,)).forward(outputs, nothing)
+    torch.testing.assert_close(found.matrix, Ridge((0.1,)).forward(*outputs).matrix)
+    nowhere = split_two_sided(
+        torch.zeros(ROWS_TWO_SIDED, NARROW), torch.zeros(ROWS_TWO_SIDED, WIDE)
+    ).centred()
+    assert not TwoSidedRidge().forward(nowhere, nothing).matrix.any()
+
+
+def test_no_strength_is_refused_two_sided() -> None:
+    with pytest.raises(ValueError, match="at least one strength"):
+        TwoSidedRidge(1.0, ()).forward(*noisy())

@@ -6,18 +6,10 @@ import pytest
 import torch
 from lightning import Trainer
 
-from loraport.data import (
-    AlignedBatch,
-    AllEnds,
-    CorpusFolder,
-    LastEnd,
-    TextCorpus,
-    TextSource,
-    TinyTexts,
-)
-from loraport.data.tiny_language import TinyLanguage
+from loraport.data import AlignedBatch, AllEnds, CorpusFolder, LastEnd, TextCorpus, TextSource
 from loraport.exceptions import ConfigurationError, DataError
-from loraport.models.tiny_tokenizers import byte_pairs, word_level
+from loraport.tiny.language import TinyLanguage, TinyTexts
+from loraport.tiny.models import byte_pairs, word_level
 
 SUFFIX = "\nYour verdict?\nAnswer:"
 

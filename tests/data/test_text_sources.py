@@ -6,18 +6,10 @@ from pathlib import Path
 import datasets
 import pytest
 
-from loraport.data import (
-    CorpusFolder,
-    HubTexts,
-    Interleaved,
-    TaskPrompts,
-    TextSource,
-    TinySentences,
-    TinyTexts,
-)
-from loraport.data.text_source import cut_at_word, encodable, split_of
-from loraport.data.tiny_language import TinyLanguage
+from loraport.data import CorpusFolder, HubTexts, Interleaved, TaskPrompts, TextSource
+from loraport.data.corpora import cut_at_word, encodable, split_of
 from loraport.exceptions import ConfigurationError, DataError
+from loraport.tiny.language import TinyLanguage, TinySentences, TinyTexts
 
 ROWS = [f"row number {place}" for place in range(400)]
 

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from loraport.data import AllEnds, CorpusFolder, LastEnd, WordEnds
 from loraport.data.token_alignment import TokenEndReader, TokenEnds, align
 from loraport.exceptions import ModelError
-from loraport.models.tiny_tokenizers import byte_pairs, word_level
+from loraport.tiny.models import byte_pairs, word_level
 
 PIECES = [
     *(

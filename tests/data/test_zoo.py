@@ -1,14 +1,17 @@
 import hashlib
+import itertools
 import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from torch.utils.data import DataLoader
 
-from loraport.adapters import LoraAdapter, read_adapter, write_adapter
-from loraport.data import Zoo, write_manifest
-from loraport.exceptions import AdapterError
+from loraport.adapters import LoraAdapter, LowRank, Role, Site, read_adapter, write_adapter
+from loraport.data import AnchorBatch, AnchorPairs, AnchorSet, Zoo, ZooPairs, write_manifest
+from loraport.exceptions import AdapterError, ConfigurationError
 from loraport.models import BaseModel
 
 MakeAdapter = Callable[..., LoraAdapter]
@@ -137,3 +140,205 @@ def test_manifest_that_cannot_be_written_leaves_the_old_one(folder: Path) -> Non
     with pytest.raises(TypeError, match="set"):
         write_manifest(folder, {"seed": {2}})
     assert json.loads((folder / "manifest.json").read_text())["seed"] == 1
+
+
+TASKS_ANCHOR_PAIRS = [f"t{place}" for place in range(10)]
+SITES = {"source": {Site(0, Role.Q): (4, 3)}, "target": {Site(0, Role.Q): (5, 6)}}
+
+
+def adapter(side: str, seed: int, rank: int = 2, role: Role = Role.Q) -> LoraAdapter:
+    generator = torch.Generator().manual_seed(seed)
+    updates = {}
+    for site, (out, in_) in SITES[side].items():
+        a = torch.randn(rank, in_, generator=generator)
+        b = torch.randn(out, rank, generator=generator)
+        updates[Site(site.layer, role)] = LowRank(a, b)
+    return LoraAdapter(updates, f"pico/{side}")
+
+
+ZOO = ZooPairs(
+    {name: adapter("source", seed) for seed, name in enumerate(TASKS_ANCHOR_PAIRS)},
+    {name: adapter("target", 50 + seed) for seed, name in enumerate(TASKS_ANCHOR_PAIRS)},
+)
+
+
+def places(loader: object) -> list[list[int]]:
+    assert isinstance(loader, DataLoader)
+    batches = list(loader)
+    assert all(isinstance(batch, AnchorBatch) for batch in batches)
+    return [batch.places.tolist() for batch in batches]
+
+
+class TestAnchorSet:
+    def test_pairs_keep_the_order_of_the_names(self) -> None:
+        anchors = AnchorSet.of(ZOO, ["t3", "t1"])
+        assert anchors.names == ("t3", "t1")
+        assert (anchors.source_base, anchors.target_base) == ("pico/source", "pico/target")
+        site = Site(0, Role.Q)
+        assert torch.equal(anchors.source[site].A[0], ZOO.source["t3"][site].A)
+        assert torch.equal(anchors.target[site].A[1], ZOO.target["t1"][site].A)
+
+    def test_select_keeps_pairs_together(self) -> None:
+        chosen, site = AnchorSet.of(ZOO, TASKS_ANCHOR_PAIRS).select([7, 2]), Site(0, Role.Q)
+        assert chosen.names == ("t7", "t2")
+        for place, name in enumerate(chosen.names):
+            assert torch.equal(chosen.source[site].B[place], ZOO.source[name][site].B)
+            assert torch.equal(chosen.target[site].B[place], ZOO.target[name][site].B)
+
+    @pytest.mark.parametrize("side", ["source", "target"])
+    @pytest.mark.parametrize(
+        ("odd", "message"),
+        [
+            ({"rank": 3}, r"has rank 3 .*0\.self_attn\.q_proj, but adapter {side}/t0 has rank 2"),
+            ({"role": Role.K}, r"and adapter {side}/t0 differ in their sites .*q_proj"),
+        ],
+        ids=["rank", "site"],
+    )
+    def test_adapters_that_differ_are_named_with_their_side(
+        self, side: str, odd: dict[str, object], message: str
+    ) -> None:
+        sides = {"source": dict(ZOO.source), "target": dict(ZOO.target)}
+        sides[side]["t4"] = adapter(side, 4, **odd)  # type: ignore[arg-type]
+        with pytest.raises(AdapterError, match=f"adapter {side}/t4 " + message.format(side=side)):
+            AnchorPairs(ZooPairs(**sides), ["t9"])
+
+
+class TestHeldOut:
+    def test_fixed_tasks_are_queries_and_no_anchors(self) -> None:
+        data = AnchorPairs(ZOO, ["t8", "t3", "no such task"])
+        assert data.held_out == ("t8", "t3")
+        assert data.anchors.names == tuple(
+            name for name in TASKS_ANCHOR_PAIRS if name not in ("t3", "t8")
+        )
+        assert list(data.queries) == list(data.oracles) == ["t8", "t3"]
+        assert data.queries["t3"] is ZOO.source["t3"]
+        assert data.oracles["t3"] is ZOO.target["t3"]
+        assert [spare.content_hash() for spare in data.spare] == [ZOO.source["t0"].content_hash()]
+
+    @pytest.mark.parametrize("folds", [2, 3, 10])
+    def test_folds_part_all_tasks(self, folds: int) -> None:
+        parts = [AnchorPairs(ZOO, ["t8"], folds=folds, fold=f).held_out for f in range(folds)]
+        assert sorted(itertools.chain(*parts)) == TASKS_ANCHOR_PAIRS
+        assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+    def test_folds_are_drawn_by_the_seed(self) -> None:
+        one, same, other = (
+            AnchorPairs(ZOO, [], folds=2, fold=0, seed=seed).held_out for seed in (0, 0, 1)
+        )
+        assert one == same
+        assert one != other
+        assert one != tuple(TASKS_ANCHOR_PAIRS[:5])
+
+    @pytest.mark.parametrize(("folds", "fold"), [(1, 0), (11, 0), (3, 3), (3, -1)])
+    def test_folds_that_there_cannot_be(self, folds: int, fold: int) -> None:
+        with pytest.raises(
+            ConfigurationError,
+            match=rf"data\.folds={folds} with data\.fold={fold} does not divide 10 tasks",
+        ):
+            AnchorPairs(ZOO, [], folds=folds, fold=fold)
+
+
+class TestValidation:
+    def test_it_is_a_share_of_the_anchors_apart_from_training(self) -> None:
+        data = AnchorPairs(ZOO, ["t8", "t3"], validation=0.25)
+        left_out = data.validation_anchors
+        assert left_out is not None
+        assert len(left_out.names) == 2
+        assert set(left_out.names).isdisjoint(data.training_anchors.names)
+        assert sorted((*left_out.names, *data.training_anchors.names)) == list(data.anchors.names)
+
+    def test_it_is_drawn_by_the_seed_whatever_the_order_of_the_zoo(self) -> None:
+        names = TASKS_ANCHOR_PAIRS[::-1]
+        backwards = ZooPairs(
+            {name: ZOO.source[name] for name in names}, {name: ZOO.target[name] for name in names}
+        )
+        left_out = [
+            data.validation_anchors.names
+            for seed, zoo in ((0, ZOO), (0, backwards), (1, ZOO))
+            if (data := AnchorPairs(zoo, ["t8"], validation=0.3, seed=seed)).validation_anchors
+        ]
+        assert len(left_out) == 3
+        assert left_out[0] == left_out[1]
+        assert left_out[0] != left_out[2]
+
+    def test_without_a_share_there_is_none(self) -> None:
+        data = AnchorPairs(ZOO, ["t8"])
+        assert data.validation_anchors is None
+        assert data.val_dataloader() == []
+        assert data.training_anchors.names == data.anchors.names
+
+    @pytest.mark.parametrize(
+        ("held_out", "validation", "message"),
+        [
+            (TASKS_ANCHOR_PAIRS[:9], 0.0, r"of 10 tasks 9 are held out and 0 are for validation"),
+            (TASKS_ANCHOR_PAIRS, 0.0, r"10 are held out"),
+            (
+                TASKS_ANCHOR_PAIRS[:2],
+                0.9,
+                r"tasks 2 are held out and 7 are for validation.*fewer than two",
+            ),
+        ],
+    )
+    def test_too_few_anchors_are_refused(
+        self, held_out: list[str], validation: float, message: str
+    ) -> None:
+        with pytest.raises(ConfigurationError, match=message):
+            AnchorPairs(ZOO, held_out, validation=validation)
+
+    def test_no_adapters_at_all_are_refused(self) -> None:
+        with pytest.raises(ConfigurationError, match="of 0 tasks 0 are held out"):
+            AnchorPairs(ZooPairs({}, {}), [])
+
+
+class TestBatches:
+    def test_an_epoch_has_every_training_anchor_once(self) -> None:
+        data = AnchorPairs(ZOO, ["t8"], validation=0.2, batch_size=3)
+        batches = places(data.train_dataloader())
+        assert [len(batch) for batch in batches] == [3, 3, 1]
+        seen = [data.anchors.names[place] for place in itertools.chain(*batches)]
+        assert sorted(seen) == list(data.training_anchors.names)
+        assert seen != sorted(seen)
+
+    def test_the_order_is_that_of_the_seed(self) -> None:
+        one, same, other = (
+            places(AnchorPairs(ZOO, ["t8"], seed=seed).train_dataloader()) for seed in (0, 0, 1)
+        )
+        assert one == same
+        assert one != other
+
+    def test_validation_anchors_come_in_order(self) -> None:
+        data = AnchorPairs(ZOO, ["t8"], validation=0.4, batch_size=3)
+        batches = places(data.val_dataloader())
+        assert data.validation_anchors is not None
+        seen = [data.anchors.names[place] for place in itertools.chain(*batches)]
+        assert seen == list(data.validation_anchors.names)
+
+
+class TestAnchorsDrawn:
+    @pytest.mark.parametrize("seed", range(4))
+    def test_fewer_anchors_are_a_part_of_more(self, seed: int) -> None:
+        drawn = [
+            set(AnchorPairs(ZOO, ["t9"], anchors=count, seed=seed).anchors.names)
+            for count in range(2, 10)
+        ]
+        assert [len(names) for names in drawn] == list(range(2, 10))
+        assert all(few < more for few, more in itertools.pairwise(drawn))
+        assert (
+            drawn[-1] == set(TASKS_ANCHOR_PAIRS[:9]) == set(AnchorPairs(ZOO, ["t9"]).anchors.names)
+        )
+
+    def test_the_seed_decides_which(self) -> None:
+        drawn = {AnchorPairs(ZOO, ["t9"], anchors=3, seed=seed).anchors.names for seed in range(20)}
+        assert len(drawn) > 10
+        assert all(list(names) == sorted(names) for names in drawn)
+
+    def test_validation_is_a_share_of_those_drawn(self) -> None:
+        data = AnchorPairs(ZOO, ["t9"], anchors=5, validation=0.4)
+        assert data.validation_anchors is not None
+        names = (*data.training_anchors.names, *data.validation_anchors.names)
+        assert (len(data.training_anchors.names), sorted(names)) == (3, list(data.anchors.names))
+
+    @pytest.mark.parametrize("count", [0, 1, 10])
+    def test_a_number_that_cannot_be_had_is_refused(self, count: int) -> None:
+        with pytest.raises(ConfigurationError, match=r"but 9 tasks .* from 2 to 9, or null"):
+            AnchorPairs(ZOO, ["t9"], anchors=count)

@@ -1,30 +1,39 @@
-from collections.abc import Callable
-from dataclasses import replace
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
 
-from loraport.adapters import LoraAdapter
-from loraport.data.answers import answer_tokens, prompt_tokens
-from loraport.data.question import Question
-from loraport.data.tasks import Example, PromptTemplate, Task
+from loraport.adapters import AdapterStack, LoraAdapter, LowRank, Role, Site, cosine
+from loraport.data import Example, PromptTemplate, Task
+from loraport.data.prompts import PromptSpec, answer_tokens, prompt_tokens
 from loraport.evaluation.scoring import (
+    DivergenceCache,
     GenerateScorer,
     LikelihoodScorer,
+    ScoreCache,
     TaskScore,
     prefix_label,
+    random_adapter,
+    swapped,
 )
 from loraport.exceptions import DataError
 from loraport.models import ARCHITECTURES, BaseModel, attached
-from loraport.models.label_likelihoods import length_batches
+from loraport.models.kl import DivergenceGauge
+from loraport.models.likelihood import length_batches
 
 
 def naive(base: BaseModel, task: Task, template: PromptTemplate) -> Tensor:
     """Each label's log-likelihood by a forward pass of its own over the whole sequence."""
-    answers = answer_tokens(base.tokenizer, Question.of(task, template))
+    answers = answer_tokens(base.tokenizer, PromptSpec.of(task, template))
     prompts = prompt_tokens(
-        base.tokenizer, Question.of(task, template), [row.text for row in task.test]
+        base.tokenizer, PromptSpec.of(task, template), [row.text for row in task.test]
     )
     scores = torch.empty(len(prompts), len(task.labels))
     for row, prompt in enumerate(prompts):
@@ -117,10 +126,10 @@ def test_generation_follows_the_most_likely_token(
 ) -> None:
     base: BaseModel = request.getfixturevalue(side)
     longest = max(
-        len(a) for a in answer_tokens(base.tokenizer, Question.of(pico_task, template)).values()
+        len(a) for a in answer_tokens(base.tokenizer, PromptSpec.of(pico_task, template)).values()
     )
     prompts = prompt_tokens(
-        base.tokenizer, Question.of(pico_task, template), [row.text for row in pico_task.test]
+        base.tokenizer, PromptSpec.of(pico_task, template), [row.text for row in pico_task.test]
     )
     written = []
     for prompt in prompts:
@@ -165,3 +174,376 @@ def test_task_without_test_rows_is_refused(
 ) -> None:
     with pytest.raises(DataError, match=r"feeling has no test row.*tasks\.limit"):
         scorer.score(pico_source, replace(pico_task, test=()), template)
+
+
+IDS = torch.arange(12).reshape(1, 12) % 20 + 2
+
+
+@dataclass(frozen=True)
+class CountingScorer:
+    """Scores by the model's logits, so that what is attached shows; counts its calls."""
+
+    setting: int = 0
+    likelihoods: bool = True
+    calls: list[str] = field(default_factory=list, repr=False, compare=False)
+
+    def score(self, base: BaseModel, task: Task, template: PromptTemplate) -> TaskScore:
+        self.calls.append(task.name)
+        with torch.inference_mode():
+            logits = base.network(input_ids=IDS).logits[0, -1, : len(task.test)]
+        nll = logits.exp().log1p()
+        return TaskScore(
+            predictions=tuple(task.labels[0] for _ in task.test),
+            correct=torch.tensor([row.label == task.labels[0] for row in task.test]),
+            row_nll=nll.clone() if self.likelihoods else None,
+        )
+
+
+@pytest.fixture
+def scorer() -> CountingScorer:
+    return CountingScorer()
+
+
+@pytest.fixture
+def scores(scorer: CountingScorer, template: PromptTemplate, tmp_path: Path) -> ScoreCache:
+    return ScoreCache(tmp_path / "scores", scorer, template)
+
+
+@pytest.fixture
+def adapter(pico_source: BaseModel, random_adapter: Callable[..., LoraAdapter]) -> LoraAdapter:
+    return random_adapter(pico_source)
+
+
+def same(one: TaskScore, other: TaskScore) -> bool:
+    if one.row_nll is None or other.row_nll is None:
+        alike = one.row_nll is other.row_nll
+    else:
+        alike = torch.equal(one.row_nll, other.row_nll) and one.row_nll.dtype == other.row_nll.dtype
+    return (
+        alike and one.predictions == other.predictions and torch.equal(one.correct, other.correct)
+    )
+
+
+def test_a_score_is_computed_once_and_kept_to_the_bit(
+    scores: ScoreCache,
+    scorer: CountingScorer,
+    pico_source: BaseModel,
+    pico_task: Task,
+    adapter: LoraAdapter,
+) -> None:
+    first = scores.score(pico_source, adapter, pico_task)
+    again = scores.score(pico_source, adapter, pico_task)
+    assert scorer.calls == ["feeling"]
+    assert same(first, again)
+    assert first.row_nll is not None
+    assert len(list(scores.folder.iterdir())) == 1
+
+
+def test_the_adapter_is_attached_while_it_is_scored_and_only_then(
+    scores: ScoreCache,
+    scorer: CountingScorer,
+    pico_source: BaseModel,
+    pico_task: Task,
+    adapter: LoraAdapter,
+) -> None:
+    plain = scores.score(pico_source, None, pico_task)
+    adapted = scores.score(pico_source, adapter, pico_task)
+    assert len(scorer.calls) == 2
+    assert not same(plain, adapted)
+    scores.folder.rename(scores.folder.with_name("elsewhere"))
+    assert same(scores.score(pico_source, None, pico_task), plain)
+
+
+def test_scores_without_likelihoods_are_kept(
+    template: PromptTemplate, pico_source: BaseModel, pico_task: Task, tmp_path: Path
+) -> None:
+    scorer = CountingScorer(likelihoods=False)
+    cache = ScoreCache(tmp_path, scorer, template)
+    first, again = (cache.score(pico_source, None, pico_task) for _ in range(2))
+    assert len(scorer.calls) == 1
+    assert same(first, again)
+    assert again.row_nll is None
+
+
+@pytest.mark.parametrize(
+    "changed", ["adapter", "scale", "task", "rows", "template", "scorer", "base", "dtype"]
+)
+def test_everything_that_a_score_depends_on_is_in_its_key(
+    changed: str,
+    scores: ScoreCache,
+    scorer: CountingScorer,
+    pico: Callable[[str], BaseModel],
+    pico_source: BaseModel,
+    pico_task: Task,
+    adapter: LoraAdapter,
+) -> None:
+    base, cache, task, used = pico_source, scores, pico_task, adapter
+    cache.score(base, used, task)
+    if changed == "adapter":
+        used = used.map(lambda update: replace(update, A=update.A + 1e-3))
+    elif changed == "scale":
+        used = used.map(lambda update: update.scaled(1.001))
+    elif changed == "task":
+        first = Example(task.test[0].text + " truly", task.test[0].label)
+        task = replace(task, test=(first, *task.test[1:]))
+    elif changed == "rows":
+        task = task.limited(5)
+    elif changed == "template":
+        cache = replace(cache, template=PromptTemplate(prompt="{text} {instruction}"))
+    elif changed == "scorer":
+        cache = replace(cache, scorer=replace(scorer, setting=1))
+    elif changed == "base":
+        base = replace(base, fingerprint="another")
+    else:
+        base = replace(pico("llama"), fingerprint=base.fingerprint)
+        cast("torch.nn.Module", base.network).to(torch.bfloat16)
+    cache.score(base, used, task)
+    assert len(scorer.calls) == 2
+    cache.score(base, used, task)
+    assert len(scorer.calls) == 2
+    assert len(list(scores.folder.iterdir())) == 2
+
+
+def test_the_name_of_a_task_is_not_in_its_key(
+    scores: ScoreCache, scorer: CountingScorer, pico_source: BaseModel, pico_task: Task
+) -> None:
+    scores.score(pico_source, None, pico_task)
+    scores.score(pico_source, None, replace(pico_task, name="renamed"))
+    assert len(scorer.calls) == 1
+
+
+def truncated(content: str) -> str:
+    return content[: len(content) // 2]
+
+
+def without_a_key(content: str) -> str:
+    return json.dumps({key: json.loads(content)[key] for key in ("predictions", "row_nll")})
+
+
+def of_fewer_rows(content: str) -> str:
+    return json.dumps({key: value[:-1] for key, value in json.loads(content).items()})
+
+
+def of_uneven_rows(content: str) -> str:
+    return json.dumps(json.loads(content) | {"correct": [True]})
+
+
+def as_a_list(content: str) -> str:
+    return json.dumps([content])
+
+
+def emptied(content: str) -> str:
+    return ""
+
+
+@pytest.mark.parametrize(
+    "damage", [truncated, without_a_key, of_fewer_rows, of_uneven_rows, as_a_list, emptied]
+)
+def test_damaged_file_is_computed_again_and_replaced(
+    damage: Callable[[str], str],
+    scores: ScoreCache,
+    scorer: CountingScorer,
+    pico_source: BaseModel,
+    pico_task: Task,
+) -> None:
+    expected = scores.score(pico_source, None, pico_task)
+    (path,) = scores.folder.iterdir()
+    whole = path.read_text()
+    path.write_text(damage(whole))
+    assert same(scores.score(pico_source, None, pico_task), expected)
+    assert len(scorer.calls) == 2
+    assert path.read_text() == whole
+    assert list(scores.folder.iterdir()) == [path]
+
+
+def test_scorer_that_fails_leaves_nothing_behind(
+    scores: ScoreCache, pico_source: BaseModel, pico_task: Task, adapter: LoraAdapter
+) -> None:
+    class Failing(CountingScorer):
+        def score(self, base: BaseModel, task: Task, template: PromptTemplate) -> TaskScore:
+            raise RuntimeError("planted")
+
+    failing = replace(scores, scorer=Failing())
+    before = pico_source.network(input_ids=IDS).logits
+    with pytest.raises(RuntimeError, match="planted"):
+        failing.score(pico_source, adapter, pico_task)
+    assert not scores.folder.exists() or not list(scores.folder.iterdir())
+    assert torch.equal(pico_source.network(input_ids=IDS).logits, before)
+
+
+class Turned:
+    """Attached by hooks of its own: turns the sign of what the first layer's q puts out."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def hooks(self, network: PreTrainedModel) -> list[RemovableHandle]:
+        module = network.get_submodule(Site(0, Role.Q).module_name)
+        return [module.register_forward_hook(lambda _module, _inputs, output: -output)]
+
+    def content_hash(self) -> str:
+        return self.name
+
+
+def test_what_is_attached_by_hooks_of_its_own_is_scored_and_kept_by_its_content(
+    scores: ScoreCache, scorer: CountingScorer, pico_source: BaseModel, pico_task: Task
+) -> None:
+    plain = scores.score(pico_source, None, pico_task)
+    turned = scores.score(pico_source, Turned("one"), pico_task)
+    assert not same(plain, turned)
+    assert same(scores.score(pico_source, Turned("one"), pico_task), turned)
+    assert len(scorer.calls) == 2
+    scores.score(pico_source, Turned("other"), pico_task)
+    assert len(scorer.calls) == 3
+
+
+TEXTS: tuple[str, ...] = ("the film was truly good", "a plot", "is the scene bad ?")
+
+
+@pytest.fixture
+def adapters(
+    pico_target: BaseModel, random_adapter: Callable[..., LoraAdapter]
+) -> tuple[LoraAdapter, LoraAdapter]:
+    return random_adapter(pico_target), random_adapter(pico_target, seed=1)
+
+
+@pytest.fixture
+def runs(pico_target: BaseModel) -> Iterator[list[int]]:
+    """Counts forward passes of the target."""
+    counted: list[int] = []
+    handle = pico_target.network.register_forward_pre_hook(lambda *_: counted.append(1))
+    yield counted
+    handle.remove()
+
+
+def test_what_is_kept_is_what_the_gauge_measures_and_runs_no_model(
+    tmp_path: Path, pico_target: BaseModel, adapters, runs: list[int]
+) -> None:
+    cache = DivergenceCache(tmp_path / "divergences")
+    first = [cache.on(pico_target, TEXTS).of(adapter) for adapter in adapters]
+    assert first[0] != first[1]
+    assert first[0] == DivergenceGauge(pico_target, TEXTS).of(adapters[0])
+    runs.clear()
+    assert [cache.on(pico_target, TEXTS).of(adapter) for adapter in adapters] == first
+    assert runs == []
+
+
+@pytest.mark.parametrize("change", ["texts", "most", "positions", "seed", "scale", "base"])
+def test_whatever_a_number_depends_on_is_in_its_name(
+    change: str, tmp_path: Path, pico_target: BaseModel, pico, adapters, random_adapter
+) -> None:
+    folder = tmp_path / "divergences"
+    DivergenceCache(folder).on(pico_target, TEXTS).of(adapters[0])
+    base, adapter, texts = pico_target, adapters[0], TEXTS
+    settings: dict[str, int] = {}
+    if change == "texts":
+        texts = (*TEXTS, "actor")
+    elif change == "scale":
+        adapter = adapter.map(lambda update: update.scaled(0.5))
+    elif change == "base":
+        base = pico("llama")
+        adapter = random_adapter(base)
+    else:
+        settings = {change: 2}
+    DivergenceCache(folder, **settings).on(base, texts).of(adapter)
+    assert len(list(folder.iterdir())) == 2
+
+
+@pytest.mark.parametrize("damage", ["", "{}", '{"positions": 3, "kl": "much"}', "[1]"])
+def test_a_damaged_file_is_computed_again(
+    damage: str, tmp_path: Path, pico_target: BaseModel, adapters, runs: list[int]
+) -> None:
+    texts = DivergenceCache(tmp_path).on(pico_target, TEXTS)
+    found = texts.of(adapters[0])
+    (file,) = tmp_path.glob("*.json")
+    file.write_text(damage)
+    runs.clear()
+    assert texts.of(adapters[0]) == found
+    assert runs
+    assert json.loads(file.read_text())["kl"] == found.kl
+
+
+def test_cartridges_and_other_hooks_are_measured_too(
+    tmp_path: Path, pico_target: BaseModel
+) -> None:
+    class Louder:
+        def hooks(self, network):
+            head = network.get_output_embeddings()
+            return [head.register_forward_hook(lambda _m, _i, output: output * 1.5)]
+
+        def content_hash(self) -> str:
+            return "louder"
+
+    found = DivergenceCache(tmp_path).on(pico_target, TEXTS).of(Louder())
+    assert found.kl > 0
+    assert found.top1 == 1.0
+
+
+SHAPES = {Site(0, Role.Q): (7, 6), Site(1, Role.DOWN): (5, 9)}
+
+
+def drawn(seed: int, size: float = 1.0) -> LoraAdapter:
+    generator = torch.Generator().manual_seed(seed)
+    updates = {}
+    for place, (site, (out, in_)) in enumerate(SHAPES.items()):
+        a = torch.randn(3, in_, generator=generator) * size
+        updates[site] = LowRank(a, torch.randn(out, 3, generator=generator) * (1 + 9 * place), 0.5)
+    return LoraAdapter(updates, "some/base")
+
+
+ANCHORS = {f"t{seed}": drawn(seed, size=1.0 + seed) for seed in range(4)}
+
+
+class TestRandom:
+    control = random_adapter(AdapterStack.of(ANCHORS), "target/base", seed=0)
+
+    def test_each_site_is_as_large_as_the_anchors_are_on_average(self) -> None:
+        assert self.control.base_model == "target/base"
+        assert list(self.control) == list(SHAPES)
+        for site, update in self.control.items():
+            norms = [
+                float(adapter[site].to(torch.float64).dense().norm())
+                for adapter in ANCHORS.values()
+            ]
+            expected = (sum(norm**2 for norm in norms) / len(norms)) ** 0.5
+            assert float(update.dense().norm()) == pytest.approx(expected, rel=1e-5)
+            assert (update.shape, update.rank) == (SHAPES[site], 3)
+
+    def test_it_is_drawn_by_the_seed(self) -> None:
+        stack = AdapterStack.of(ANCHORS)
+        same, other = (random_adapter(stack, "target/base", seed) for seed in (0, 1))
+        assert same.content_hash() == self.control.content_hash()
+        assert other.content_hash() != self.control.content_hash()
+
+    def test_it_has_no_direction_of_the_anchors(self) -> None:
+        stack = AdapterStack.of(ANCHORS)
+        cosines = [
+            cosine(random_adapter(stack, "target/base", 100 + seed), ANCHORS["t0"])
+            for seed in range(200)
+        ]
+        # Each is about 1 / sqrt(42) or less in size, and their mean vanishes.
+        assert abs(sum(cosines) / len(cosines)) < 0.04
+        assert max(map(abs, cosines)) < 0.8
+
+    def test_sites_that_no_anchor_changes_stay_so(self) -> None:
+        silent = {name: a.map(lambda update: update.scaled(0.0)) for name, a in ANCHORS.items()}
+        assert random_adapter(AdapterStack.of(silent), "target/base", 0).norm() == 0
+
+
+class TestSwapped:
+    def test_each_task_has_the_next_one_s_adapter(self) -> None:
+        partners = swapped(ANCHORS, [drawn(9)])
+        assert partners == {
+            "t0": ANCHORS["t1"],
+            "t1": ANCHORS["t2"],
+            "t2": ANCHORS["t3"],
+            "t3": ANCHORS["t0"],
+        }
+
+    def test_single_task_has_the_first_spare_one(self) -> None:
+        spare = drawn(9)
+        assert swapped({"t0": ANCHORS["t0"]}, [spare, drawn(8)]) == {"t0": spare}
+
+    def test_there_may_be_none(self) -> None:
+        assert swapped({"t0": ANCHORS["t0"]}, []) == {}
+        assert swapped({}, [drawn(9)]) == {}

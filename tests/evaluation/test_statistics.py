@@ -1,20 +1,31 @@
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from scipy import stats
+from scipy.stats import binomtest, spearmanr
+from statsmodels.stats.contingency_tables import mcnemar as reference
+from statsmodels.stats.proportion import proportion_confint
 
+from loraport.evaluation import statistics as rank_correlation
 from loraport.evaluation.statistics import (
     Interval,
     PairedScores,
     gap_recovered,
+    is_binary,
     is_usable,
+    item_change,
+    item_mean,
+    mcnemar,
     mean_difference,
     mean_gap,
     relative_to_oracle,
     retention,
+    sign_test,
     task_gap,
+    wilson,
 )
 
 
@@ -244,3 +255,204 @@ def test_rows_must_be_the_same():
 def test_interval_contains_its_ends():
     assert Interval(0.0, 1.0).contains(0.0)
     assert not Interval(0.1, math.inf).contains(0.0)
+
+
+NAN = math.nan
+
+
+def normal(items: int, seed: int) -> torch.Tensor:
+    return torch.randn(items, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize(("successes", "trials"), [(0, 10), (3, 10), (10, 10), (150, 200), (1, 1)])
+def test_wilson_agrees_with_statsmodels(successes: int, trials: int) -> None:
+    wanted = proportion_confint(successes, trials, method="wilson")
+    assert wilson(successes, trials) == pytest.approx(wanted, abs=1e-12)
+
+
+def test_the_mean_of_0_and_1_has_wilsons_interval_over_the_items_that_count() -> None:
+    found = item_mean(torch.tensor([1.0, NAN, 0.0, 1.0, 1.0]))
+    assert found.value == 0.75
+    assert found.interval == wilson(3, 4)
+
+
+def test_another_mean_has_a_bootstrap_interval() -> None:
+    rows = normal(200, 0)
+    found = item_mean(torch.cat([rows, torch.tensor([NAN])]), draws=20_000)
+    assert found.value == pytest.approx(float(rows.mean()))
+    reference = stats.bootstrap(
+        (rows.numpy(),), np.mean, method="percentile", n_resamples=20_000, rng=1
+    ).confidence_interval
+    assert found.interval == pytest.approx(tuple(reference), abs=0.01)
+    assert item_mean(rows, seed=3) == item_mean(rows, seed=3) != item_mean(rows, seed=4)
+
+
+def test_a_change_leaves_out_items_pairwise() -> None:
+    before = torch.tensor([0.0, 1.0, NAN, 0.0, 1.0, 0.0])
+    after = torch.tensor([1.0, 1.0, 1.0, NAN, 0.0, 1.0])
+    found = item_change(before, after)
+    assert found.items == 4
+    assert found.difference.value == pytest.approx(0.25)
+    assert found.test is not None
+    assert (found.test.gained, found.test.lost) == (2, 1)
+    low, high = found.difference.interval
+    assert low < 0.25 < high
+
+
+def test_a_change_is_paired() -> None:
+    before = normal(100, 1)
+    found = item_change(before, before + 0.1)
+    assert found.difference.value == pytest.approx(0.1)
+    assert found.difference.interval == pytest.approx((0.1, 0.1))
+    assert found.test is None
+
+
+def test_nothing_that_counts_is_nan() -> None:
+    nothing = torch.full((3,), NAN)
+    assert math.isnan(item_mean(nothing).value)
+    found = item_change(nothing, torch.zeros(3))
+    assert found.items == 0
+    assert found.test is None
+    assert math.isnan(found.difference.value)
+
+
+def test_items_must_be_the_same() -> None:
+    with pytest.raises(ValueError, match="3 before, but 2 after"):
+        item_change(torch.zeros(3), torch.zeros(2))
+
+
+def answers(*counts: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Items that are right under both, gained, lost, and wrong under both."""
+    both, gained, lost, neither = counts
+    before = torch.tensor([1.0] * both + [0.0] * gained + [1.0] * lost + [0.0] * neither)
+    after = torch.tensor([1.0] * both + [1.0] * gained + [0.0] * lost + [0.0] * neither)
+    order = torch.randperm(len(before), generator=torch.Generator().manual_seed(0))
+    return before[order], after[order]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_it_agrees_with_statsmodels_and_scipy(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    top = 5 if seed < 10 else 120
+    both, gained, lost, neither = torch.randint(0, top, (4,), generator=generator).tolist()
+    found = mcnemar(*answers(both, gained, lost, neither))
+    assert (found.gained, found.lost) == (gained, lost)
+    table = [[both, lost], [gained, neither]]
+    assert found.p == pytest.approx(reference(table, exact=True).pvalue, rel=1e-12)
+    if gained + lost:
+        assert found.p == pytest.approx(binomtest(gained, gained + lost).pvalue, rel=1e-9)
+
+
+def test_many_changes_do_not_overflow() -> None:
+    assert sign_test(1500, 1400) == pytest.approx(binomtest(1500, 2900).pvalue, rel=1e-9)
+    assert sign_test(0, 5000) == pytest.approx(0.0, abs=1e-300)
+
+
+def test_no_change_is_no_evidence() -> None:
+    assert mcnemar(*answers(4, 0, 0, 3)).p == 1.0
+    assert sign_test(3, 3) == 1.0
+
+
+def test_items_that_do_not_count_are_left_out_pairwise() -> None:
+    before = torch.tensor([0.0, math.nan, 0.0, 1.0, 1.0])
+    after = torch.tensor([1.0, 1.0, math.nan, 0.0, 1.0])
+    found = mcnemar(before, after)
+    assert (found.gained, found.lost) == (1, 1)
+
+
+def test_what_is_not_paired_or_not_binary_is_refused() -> None:
+    with pytest.raises(ValueError, match="3 before, but 2 after"):
+        mcnemar(torch.zeros(3), torch.zeros(2))
+    with pytest.raises(ValueError, match="0 or 1"):
+        mcnemar(torch.zeros(2), torch.tensor([0.0, 0.5]))
+
+
+def test_is_binary() -> None:
+    assert is_binary(torch.tensor([0.0, 1.0, math.nan]))
+    assert not is_binary(torch.tensor([0.0, 2.0]))
+
+
+spearman: Any = rank_correlation.spearman
+group_weights: Any = rank_correlation._group_weights
+
+
+def drawn(count: int, seed: int, values: int | None = None) -> list[float]:
+    generator = torch.Generator().manual_seed(seed)
+    if values is None:
+        return torch.randn(count, generator=generator).tolist()
+    return torch.randint(values, (count,), generator=generator).double().tolist()
+
+
+@pytest.mark.parametrize("count", [4, 7, 30])
+@pytest.mark.parametrize("values", [None, 3, 8])
+@pytest.mark.parametrize("seed", range(4))
+def test_it_agrees_with_scipy_with_and_without_ties(count, values, seed) -> None:
+    x, y = drawn(count, 2 * seed, values), drawn(count, 2 * seed + 1, values)
+    if len(set(x)) == 1 or len(set(y)) == 1:
+        pytest.skip("nothing varies in this draw")
+    found = spearman(x, y, range(count))
+    assert found is not None
+    assert found.value == pytest.approx(spearmanr(x, y).statistic, abs=1e-12)
+    assert found.points == count
+
+
+def test_orders_are_told_whatever_the_scale() -> None:
+    x = [1.0, 2.0, 3.0, 1e9]
+    assert spearman(x, [math.exp(-v / 1e9) for v in x], "abcd").value == pytest.approx(-1)
+    assert spearman(x, [2.0, 3.0, 4.0, 5.0], "abcd").value == pytest.approx(1)
+
+
+def test_too_few_points_and_what_does_not_vary_have_none() -> None:
+    assert spearman([1.0, 2.0, 3.0], [1.0, 2.0, 3.0], "abc") is None
+    assert spearman([1.0] * 5, [1.0, 2.0, 3.0, 4.0, 5.0], "abcde") is None
+    assert spearman([1.0, 2.0, 3.0, 4.0], [7.0] * 4, "abcd") is None
+    assert spearman([], [], []) is None
+
+
+def test_few_groups_have_no_interval() -> None:
+    found = spearman([1.0, 2.0, 3.0, 4.0], [1.0, 3.0, 2.0, 4.0], "aabb")
+    assert found.value == pytest.approx(0.8)
+    assert all(math.isnan(end) for end in found.interval)
+
+
+def test_the_interval_is_the_one_of_writing_drawn_groups_down() -> None:
+    """Each draw compared with scipy on the resampled points themselves."""
+    groups = [0, 0, 0, 1, 1, 2, 3, 3, 3, 3, 4]
+    x, y = drawn(11, 1, 5), drawn(11, 2, 6)
+    weights = group_weights(groups, seed=5, draws=400)
+    wanted = []
+    for row in weights.long().tolist():
+        places = np.repeat(np.arange(11), row)
+        a, b = np.array(x)[places], np.array(y)[places]
+        if len(set(a)) > 1 and len(set(b)) > 1:
+            wanted.append(spearmanr(a, b).statistic)
+    found = spearman(x, y, groups, seed=5, draws=400)
+    assert found.interval == pytest.approx(np.percentile(wanted, [2.5, 97.5]), abs=1e-9)
+
+
+def test_whole_groups_are_drawn() -> None:
+    groups = ["a", "b", "a", "c", "c"]
+    weights = group_weights(groups, seed=0, draws=200)
+    assert torch.equal(weights[:, 0], weights[:, 2])
+    assert torch.equal(weights[:, 3], weights[:, 4])
+    assert (weights[:, [0, 1, 3]].sum(dim=1) == 3).all()
+    assert not torch.equal(weights[:, 0], weights[:, 1])
+
+
+def test_points_that_repeat_within_a_group_make_an_interval_no_narrower() -> None:
+    x, y = drawn(8, 3), drawn(8, 4)
+    single = spearman(x, y, range(8), draws=4000)
+    tenfold = spearman(x * 10, y * 10, list(range(8)) * 10, draws=4000)
+    assert tenfold.interval == pytest.approx(single.interval, abs=0.02)
+    assert tenfold.points == 80
+
+
+def test_the_seed_decides_the_interval_rank_correlation() -> None:
+    x, y = drawn(12, 5), drawn(12, 6)
+    assert spearman(x, y, range(12), seed=1) == spearman(x, y, range(12), seed=1)
+    assert spearman(x, y, range(12), seed=1) != spearman(x, y, range(12), seed=2)
+
+
+def test_lengths_must_agree() -> None:
+    with pytest.raises(ValueError, match="4, 3, 4"):
+        spearman([1.0] * 4, [1.0] * 3, "abcd")

@@ -20,10 +20,10 @@ from torch import Tensor
 
 from loraport.adapters import AdapterStack, LoraAdapter, LowRank, Role, Site
 from loraport.alignment import relative_depth
-from loraport.alignment.layer_pairing import LayerPairing
+from loraport.alignment.layer_matching import LayerPairing
 from loraport.data import AllEnds, AnchorPairs, TextCorpus, ZooPairs
 from loraport.mappers import BasePair, LearnedMapper, load_mapper
-from loraport.mappers.corpus_mapper import CorpusMapper, ModelPair
+from loraport.mappers.from_text import CorpusMapper, ModelPair
 from loraport.models import BaseModel, StreamedWeights
 
 LATENTS = 3

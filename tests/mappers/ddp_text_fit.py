@@ -13,9 +13,9 @@ from pathlib import Path
 from lightning import Trainer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from loraport.alignment.layer_pairing import LayerPairing
+from loraport.alignment.layer_matching import LayerPairing
 from loraport.data import AllEnds, TextCorpus
-from loraport.mappers.corpus_mapper import ModelPair
+from loraport.mappers.from_text import ModelPair
 from loraport.mappers.transport import TransportMapper
 from loraport.models import BaseModel
 

@@ -13,12 +13,12 @@ from lightning.pytorch.callbacks import EarlyStopping
 from torch import Tensor
 
 from loraport.adapters import LoraAdapter, Role, Site
-from loraport.alignment.layer_pairing import LayerPairing
+from loraport.alignment.layer_matching import LayerPairing
 from loraport.data import AllEnds, TextCorpus
 from loraport.exceptions import AdapterError, ConfigurationError
 from loraport.mappers import load_mapper
 from loraport.mappers.cast import CastMapper
-from loraport.mappers.corpus_mapper import ModelPair
+from loraport.mappers.from_text import ModelPair
 from loraport.models import BaseModel
 
 pytestmark = [

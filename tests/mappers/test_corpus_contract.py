@@ -13,12 +13,12 @@ from hydra.utils import instantiate
 from lightning import Trainer
 
 from loraport.adapters import LoraAdapter, Role, Site, relative_error
-from loraport.alignment.layer_pairing import LayerPairing
+from loraport.alignment.layer_matching import LayerPairing
+from loraport.evaluation.records import plain
 from loraport.exceptions import AdapterError, ConfigurationError
 from loraport.mappers import load_mapper
-from loraport.mappers.corpus_mapper import CorpusMapper, ModelPair
+from loraport.mappers.from_text import CorpusMapper, ModelPair
 from loraport.models import BaseModel
-from loraport.reporting.results import plain
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "mapper"
 NAMES = sorted(
@@ -108,7 +108,7 @@ class TestCorpusMapperContract:
         adapter: LoraAdapter,
     ) -> None:
         mapper = fitted(name).mapper
-        assert mapper.information_class == "generic text"
+        assert mapper.data_access == "generic text"
         result = mapper.map(adapter)
         expected = {
             site: shape

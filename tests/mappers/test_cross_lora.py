@@ -11,7 +11,7 @@ from loraport.alignment import TruncatedSvd
 from loraport.exceptions import ConfigurationError
 from loraport.mappers import BasePair
 from loraport.mappers.cross_lora import CrossLoraMapper
-from loraport.models import FactorCache, StreamedWeights
+from loraport.models import BaseModel, FactorCache, StreamedWeights
 
 RANK = 8
 
@@ -157,3 +157,58 @@ class TestOptions:
         again = mapped("sign_fixed", pair, adapter)
         assert again.content_hash() == first.content_hash()
         assert {path: path.stat().st_mtime_ns for path in kept} == kept
+
+
+# LoRA-X, which is Cross-LoRA as printed, for two models of the same shapes.
+
+Opened = Callable[[BaseModel], StreamedWeights]
+
+
+@pytest.fixture(scope="module")
+def pair(pico: Callable[[str], BaseModel], opened: Opened) -> BasePair:
+    """llama and qwen2 have the same shapes here, and other weights."""
+    source, target = opened(pico("llama")), opened(pico("qwen2"))
+    assert source.sites.shapes == target.sites.shapes
+    # The pico models of one seed share their draws: these weights shall be unrelated.
+    weights = {site: target.weight(site).flip(0) for site in target.sites.shapes}
+    object.__setattr__(target, "weight", weights.__getitem__)
+    return BasePair(source, target)
+
+
+@pytest.fixture(scope="module")
+def adapter_lora_x(pair: BasePair, adapter_of: Callable[..., LoraAdapter]) -> LoraAdapter:
+    return adapter_of(pair.source)
+
+
+def test_it_is_the_update_within_the_targets_subspaces(
+    pair: BasePair, adapter_lora_x: LoraAdapter
+) -> None:
+    mapper = CrossLoraMapper("lora_x", rank=6)
+    mapper.use(pair)
+    result = mapper.map(adapter_lora_x)
+    for site, update in adapter_lora_x.items():
+        u, _, vt = torch.linalg.svd(pair.target.weight(site).double(), full_matrices=False)
+        u, v = u[:, :6], vt[:6].mT
+        expected = u @ u.mT @ update.dense().double() @ v @ v.mT
+        torch.testing.assert_close(result[site].dense().double(), expected, rtol=1e-3, atol=1e-3)
+        own, _, _ = torch.linalg.svd(pair.source.weight(site).double(), full_matrices=False)
+        alike = float((own[:, :6].mT @ u).square().sum()) / 6
+        told = mapper.report()["sites"][site.label]["output_subspace_similarity"]
+        assert told == pytest.approx(alike, abs=1e-3)
+
+
+def test_cross_lora_as_printed_is_the_same(pair: BasePair, adapter_lora_x: LoraAdapter) -> None:
+    results = []
+    for mapper in (CrossLoraMapper("lora_x", rank=6), CrossLoraMapper("paper", rank=6)):
+        mapper.use(pair)
+        results.append(mapper.map(adapter_lora_x))
+    assert relative_error(*results) == 0
+
+
+def test_other_shapes_are_refused(
+    pair: BasePair, adapter_lora_x: LoraAdapter, pico_target: BaseModel, opened: Opened
+) -> None:
+    mapper = CrossLoraMapper("lora_x")
+    mapper.use(BasePair(pair.source, opened(pico_target)))
+    with pytest.raises(ConfigurationError, match="defined for equal shapes only"):
+        mapper.map(adapter_lora_x)

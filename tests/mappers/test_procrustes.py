@@ -7,11 +7,11 @@ from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
 
 from loraport.adapters import LoraAdapter, LowRank, Role, Site, relative_error
-from loraport.alignment.anchor_locks import AnchorLocks
 from loraport.alignment.linear_maps import Rotated
+from loraport.alignment.procrustes import AnchorLocks
 from loraport.exceptions import ConfigurationError
 from loraport.mappers import load_mapper
-from loraport.mappers.corpus_mapper import ModelPair
+from loraport.mappers.from_text import ModelPair
 from loraport.mappers.procrustes import ProcrustesMapper
 from loraport.models import BaseModel
 
@@ -103,7 +103,7 @@ def test_inputs_and_outputs_have_rotations_of_their_own(
 
 
 def test_locks_are_off_unless_they_are_switched_on_as_the_yaml_says() -> None:
-    kind = "++mapper.locks._target_=loraport.alignment.anchor_locks.AnchorLocks"
+    kind = "++mapper.locks._target_=loraport.alignment.procrustes.AnchorLocks"
     for overrides, expected in (
         ([], None),
         ([kind], AnchorLocks()),

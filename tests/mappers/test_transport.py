@@ -7,22 +7,31 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from loraport.adapters import LoraAdapter, LowRank, Role, Site, relative_error
+from loraport.alignment.linear_maps import SplitMoments
+from loraport.alignment.moments import PairedMoments
 from loraport.exceptions import ConfigurationError
 from loraport.mappers import load_mapper
-from loraport.mappers.corpus_mapper import ModelPair
-from loraport.mappers.transport import TransportMapper
+from loraport.mappers.from_text import ModelPair
+from loraport.mappers.transport import (
+    AdjointTransportMapper,
+    RopeBlocks,
+    TransportMapper,
+    nearest_frequencies,
+)
+from loraport.mappers.unit_matching import HeadShape
 from loraport.models import BaseModel
-from loraport.models.gradients import readings
-from loraport.models.statistics_store import StatisticsStore
-
-FITTING = "loraport.mappers.linear_corpus_mapper"
+from loraport.models.capture import readings
+from loraport.models.statistics import StatisticsStore
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
     pytest.mark.filterwarnings("ignore:.*this fit will run with no optimizer.*"),
 ]
+
+FITTING = "loraport.mappers.from_text"
 
 
 @pytest.fixture
@@ -200,3 +209,233 @@ def test_two_devices_fit_what_one_fits(
     runpy.run_path(str(script))["main"](str(tmp_path), str(one), "1")
     expected = load_mapper(one).map(adapter)
     assert relative_error(load_mapper(two).map(adapter), expected) < 1e-4
+
+
+@pytest.fixture
+def models_adjoint_transport(pico: Callable[[str], BaseModel], pico_target: BaseModel) -> ModelPair:
+    return ModelPair(pico("llama"), pico_target)
+
+
+@pytest.fixture
+def adapter_adjoint_transport(
+    random_adapter: Callable[..., LoraAdapter], models_adjoint_transport: ModelPair
+) -> LoraAdapter:
+    return random_adapter(models_adjoint_transport.source, roles=(Role.Q, Role.V))
+
+
+def carried_back(mapper: AdjointTransportMapper) -> list[float]:
+    """The R^2 of the gradients, a site each."""
+    found = [writer.gradient_r2 for writer in mapper.maps.writers.values()]
+    assert None not in found
+    return [r2 for r2 in found if r2 is not None]
+
+
+def test_planted_change_of_basis_is_recovered_and_carries_gradients_back(
+    twisted: Callable[[torch.Tensor], ModelPair],
+    fit_on_text: Callable[..., Path],
+    random_adapter: Callable[..., LoraAdapter],
+) -> None:
+    generator = torch.Generator().manual_seed(3)
+    turn = torch.linalg.qr(torch.randn(32, 32, generator=generator)).Q
+    pair = twisted(turn)
+    mapper = AdjointTransportMapper(strengths=[1e-9])
+    fit_on_text(mapper, pair)
+    given = random_adapter(pair.source, roles=(Role.Q, Role.V))
+    # x_T = x_S Q in row convention, so that A_T = A_S Q; outputs and their effects are the same.
+    expected = given.map(lambda u: LowRank(u.A @ turn, u.B, u.scale))
+    assert relative_error(mapper.map(given), expected) < 1e-4
+    assert carried_back(mapper) == pytest.approx([1.0] * 4, abs=1e-5)
+
+
+def test_what_is_written_comes_back_where_outputs_do_not_vary(
+    twisted: Callable[[torch.Tensor], ModelPair],
+    fit_on_text: Callable[..., Path],
+    random_adapter: Callable[..., LoraAdapter],
+) -> None:
+    pair = twisted(torch.eye(32))
+    site, plain = Site(0, Role.V), TransportMapper(roles=["v"], strengths=[1e-6])
+    weights: list[Any] = [
+        model.network.get_submodule(site.module_name) for model in (pair.source, pair.target)
+    ]
+    for module in weights:  # half of what v writes is always zero, but would not be without effect
+        module.weight.data[::2] = 0
+    given = random_adapter(pair.source, roles=(Role.V,))
+    mapper = AdjointTransportMapper(roles=["v"], strengths=[1e-6])
+    errors = {}
+    for one in (plain, mapper):
+        fit_on_text(one, pair)
+        errors[one] = float((one.map(given)[site].B - given[site].B).norm() / given[site].B.norm())
+    assert errors[mapper] < 1e-2
+    assert errors[plain] > 0.5
+
+
+def test_without_behaviour_it_is_transport(
+    models_adjoint_transport: ModelPair,
+    adapter_adjoint_transport: LoraAdapter,
+    fit_on_text: Callable[..., Path],
+) -> None:
+    plain, alone, both = (
+        TransportMapper(),
+        AdjointTransportMapper(behaviour=0.0),
+        AdjointTransportMapper(),
+    )
+    for mapper in (plain, alone, both):
+        fit_on_text(mapper, models_adjoint_transport)
+    assert (
+        relative_error(alone.map(adapter_adjoint_transport), plain.map(adapter_adjoint_transport))
+        < 1e-3
+    )
+    assert (
+        relative_error(both.map(adapter_adjoint_transport), plain.map(adapter_adjoint_transport))
+        > 0.01
+    )
+    for pair, reader in both.maps.readers.items():
+        torch.testing.assert_close(reader.matrix, plain.maps.readers[pair].matrix)
+    assert sum(carried_back(both)) > sum(carried_back(alone))
+
+
+def test_report_says_how_well_gradients_come_back(
+    models_adjoint_transport: ModelPair,
+    adapter_adjoint_transport: LoraAdapter,
+    fit_on_text: Callable[..., Path],
+) -> None:
+    mapper, plain = AdjointTransportMapper(), TransportMapper()
+    checkpoint = fit_on_text(mapper, models_adjoint_transport)
+    fit_on_text(plain, models_adjoint_transport)
+    loaded = load_mapper(checkpoint)
+    assert isinstance(loaded, AdjointTransportMapper)
+    assert carried_back(loaded) == carried_back(mapper)
+    assert loaded.two_sided == mapper.two_sided
+    for one, told in ((mapper, True), (loaded, True), (plain, False)):
+        one.map(adapter_adjoint_transport)
+        report = one.report()
+        fits = [fit for found in report["fits"].values() for fit in found.values()]
+        assert all(("gradient_r2" in fit) == told for fit in fits)
+        assert all(("gradient_r2" in site) == told for site in report["sites"].values())
+    first = mapper.maps.writers[Site(0, Role.Q), Site(0, Role.Q)]
+    assert mapper.report()["sites"]["0.q"]["gradient_r2"] == first.gradient_r2
+
+
+def test_blocks_of_layers_give_the_maps_of_one_epoch_adjoint_transport(
+    models_adjoint_transport: ModelPair,
+    adapter_adjoint_transport: LoraAdapter,
+    fit_on_text: Callable[..., Path],
+) -> None:
+    whole, blocks = AdjointTransportMapper(), AdjointTransportMapper(memory_gb=1e-6)
+    fit_on_text(whole, models_adjoint_transport)
+    fit_on_text(blocks, models_adjoint_transport)
+    assert blocks.trainer.fit_loop.max_epochs == 3
+    assert (
+        relative_error(blocks.map(adapter_adjoint_transport), whole.map(adapter_adjoint_transport))
+        < 1e-4
+    )
+
+
+def test_statistics_with_gradients_are_kept_apart_from_those_without(
+    models_adjoint_transport: ModelPair,
+    adapter_adjoint_transport: LoraAdapter,
+    fit_on_text: Callable[..., Path],
+    tmp_path: Path,
+) -> None:
+    store = StatisticsStore(tmp_path)
+    fit_on_text(TransportMapper(), models_adjoint_transport, store=store)
+    first, second = AdjointTransportMapper(), AdjointTransportMapper()
+    fit_on_text(first, models_adjoint_transport, store=store)
+    assert len(list(tmp_path.rglob("*.safetensors"))) == 2
+    fit_on_text(second, models_adjoint_transport, store=store)
+    assert (
+        second.map(adapter_adjoint_transport).content_hash()
+        == first.map(adapter_adjoint_transport).content_hash()
+    )
+
+
+@pytest.mark.parametrize("behaviour", [-0.1, float("inf"), float("nan")])
+def test_impossible_weight_is_refused(behaviour: float) -> None:
+    with pytest.raises(ConfigurationError, match=r"mapper\.behaviour is .*; it takes a finite"):
+        AdjointTransportMapper(behaviour=behaviour)
+
+
+@pytest.mark.parametrize("strengths", [[], [0.0], [float("inf")]])
+def test_impossible_strengths_are_refused_adjoint_transport(strengths: list[float]) -> None:
+    with pytest.raises(ConfigurationError, match=r"mapper\.strengths is \["):
+        AdjointTransportMapper(strengths=strengths)
+
+
+SHAPE = HeadShape(groups=2, heads=2, dims=8)
+
+
+def drawn(*shape: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+def split(x: Tensor, y: Tensor) -> SplitMoments:
+    return SplitMoments(PairedMoments.of(x[:300], y[:300]), PairedMoments.of(x[300:], y[300:]))
+
+
+def turned(x: Tensor, heads: list[int], pairs: list[int], dims: int, seed: int) -> Tensor:
+    """Every target head is a source head whose pairs are scaled and rotated."""
+    z = x.unflatten(1, (-1, 2, dims // 2))
+    z = torch.complex(z[:, :, 0], z[:, :, 1])[:, heads][:, :, pairs]
+    w = z * torch.complex(*drawn(2, len(heads), len(pairs), seed=seed))
+    return torch.stack([w.real, w.imag], dim=2).flatten(1)
+
+
+def test_planted_heads_and_rotations_are_recovered() -> None:
+    q, k = drawn(400, 32), drawn(400, 16, seed=1)
+    pairs = [0, 1, 2, 3]
+    # The two groups change places, and the heads of one of them too.
+    q_heads, k_heads = [3, 2, 0, 1], [1, 0]
+    targets = {
+        Role.Q: turned(q, q_heads, pairs, 8, 5),
+        Role.K: turned(k, k_heads, pairs, 8, 6),
+    }
+    moments = {Role.Q: split(q, targets[Role.Q]), Role.K: split(k, targets[Role.K])}
+    blocks = RopeBlocks(SHAPE, SHAPE, torch.tensor(pairs))
+    for role, x in ((Role.Q, q), (Role.K, k)):
+        found = blocks.fit(role, moments)
+        assert torch.allclose(x @ found.matrix.mT, targets[role], atol=1e-8)
+        assert found.error.r2 == pytest.approx(1)
+        alone = blocks.fit(role, {role: moments[role]})
+        assert torch.allclose(alone.matrix, found.matrix)
+
+
+def test_map_commutes_with_rotary_embeddings() -> None:
+    x, y = drawn(400, 16), drawn(400, 24, seed=1) + drawn(400, 16, seed=0) @ drawn(16, 24, seed=2)
+    source, target = HeadShape(1, 2, 8), HeadShape(1, 2, 12)
+    frequencies = torch.tensor([1.0, 0.5, 0.2, 0.1])
+    pairs = torch.tensor([0, 0, 1, 2, 2, 3])
+    matrix = RopeBlocks(source, target, pairs).fit(Role.Q, {Role.Q: split(x, y)}).matrix
+
+    def turn(rows: Tensor, dims: int, by: Tensor) -> Tensor:
+        z = rows.unflatten(1, (-1, 2, dims // 2))
+        w = torch.complex(z[:, :, 0], z[:, :, 1]) * torch.polar(torch.ones_like(by), 7 * by)
+        return torch.stack([w.real, w.imag], dim=2).flatten(1)
+
+    before = turn(x, 8, frequencies.double()) @ matrix.mT
+    after = turn(x @ matrix.mT, 12, frequencies[pairs].double())
+    assert torch.allclose(before, after, atol=1e-9)
+    assert float(matrix.norm()) > 0.1
+
+
+def test_each_block_is_the_least_squares_one() -> None:
+    x, y = drawn(400, 2), drawn(400, 2, seed=1) + 0.5 * drawn(400, 2).flip(1)
+    one = HeadShape(1, 1, 2)
+    matrix = RopeBlocks(one, one, torch.tensor([0])).fit(Role.K, {Role.K: split(x, y)}).matrix
+    a, b = float(matrix[0, 0]), float(matrix[1, 0])
+    assert matrix.tolist() == [[a, -b], [b, a]]
+    # |y - (aI + bJ) x|^2 is least squares on the two columns x and Jx.
+    columns = torch.stack([x[:300].flatten(), torch.stack([-x[:300, 1], x[:300, 0]], 1).flatten()])
+    expected = torch.linalg.lstsq(columns.mT, y[:300].flatten()).solution
+    assert torch.allclose(torch.tensor([a, b]).double(), expected)
+
+
+def test_heads_that_never_vary_give_zero() -> None:
+    x, y = torch.zeros(400, 16), drawn(400, 16)
+    blocks = RopeBlocks(SHAPE, SHAPE, torch.arange(4))
+    assert not blocks.fit(Role.K, {Role.K: split(x, y)}).matrix.any()
+
+
+def test_nearest_frequencies() -> None:
+    source, target = torch.tensor([0.0, -1.0, -2.0]), torch.tensor([0.3, -0.6, -0.4, -9.0])
+    assert nearest_frequencies(source, target).tolist() == [0, 1, 0, 2]

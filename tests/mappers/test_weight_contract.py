@@ -9,9 +9,9 @@ from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
 
 from loraport.adapters import LoraAdapter, Role, Site, relative_error
+from loraport.evaluation.records import plain
 from loraport.exceptions import AdapterError
 from loraport.mappers import BasePair, WeightMapper
-from loraport.reporting.results import plain
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "mapper"
 # Learned mappers name the data that they are trained on.

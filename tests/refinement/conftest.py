@@ -9,8 +9,7 @@ import pytest
 from lightning import Trainer
 
 from loraport.adapters import LoraAdapter, Role
-from loraport.data.answers import LengthBuckets, TokenizedAnswer, answer_tokens
-from loraport.data.question import Question
+from loraport.data.prompts import LengthBuckets, PromptSpec, TokenizedAnswer, answer_tokens
 from loraport.models import BaseModel, LoraFineTuning
 from loraport.refinement.base import Teacher
 
@@ -53,12 +52,12 @@ class Lines:
 
 
 @pytest.fixture(scope="session")
-def question() -> Question:
-    return Question("{text}", tuple(ANSWERS.values()))
+def question() -> PromptSpec:
+    return PromptSpec("{text}", tuple(ANSWERS.values()))
 
 
 @pytest.fixture(scope="session")
-def word_teacher(pico_source: BaseModel, question: Question) -> Teacher:
+def word_teacher(pico_source: BaseModel, question: PromptSpec) -> Teacher:
     """The source with an adapter that answers by the last word."""
     draw = random.Random("teacher")
     tokens = answer_tokens(pico_source.tokenizer, question)

@@ -9,16 +9,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from loraport.adapters import LoraAdapter, LowRank, Role
-from loraport.data.shuffled_batches import seeded_batches
+from loraport.data.prompts import seeded_batches
 from loraport.models import BaseModel
-from loraport.refinement.chunk_likelihoods import (
+from loraport.refinement.teacher_generations import (
     ChunkReader,
     ChunkTokens,
+    Continuation,
     batch_chunk_likelihoods,
 )
-from loraport.refinement.continuations import Continuation
-from loraport.refinement.student import Student
-from loraport.refinement.student_training import train_student
+from loraport.refinement.trainer import Student, train_student
 
 
 class StyleStudent(Student):

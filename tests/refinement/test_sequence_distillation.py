@@ -9,17 +9,19 @@ import pytest
 import torch
 
 from loraport.adapters import LoraAdapter, Role
-from loraport.data import TinySentences
-from loraport.data.question import Question
-from loraport.data.text_source import TextSource
-from loraport.data.tiny_language import ATTRIBUTES, TinyLanguage
+from loraport.data.corpora import TextSource
+from loraport.data.prompts import PromptSpec
 from loraport.exceptions import ConfigurationError, DataError
-from loraport.models import BaseModel, TinyModel
-from loraport.refinement.base import Lesson, Refined, Teacher
-from loraport.refinement.continuations import continuations
-from loraport.refinement.sequence_distillation import SequenceDistillation
-from loraport.refinement.sequence_student import ChunkBatch, SequenceStudent
-from loraport.refinement.taught_texts import taught_texts
+from loraport.models import BaseModel
+from loraport.refinement.base import DistillationInputs, Refined, Teacher
+from loraport.refinement.sequence_distillation import (
+    ChunkBatch,
+    SequenceDistillation,
+    SequenceStudent,
+)
+from loraport.refinement.teacher_generations import continuations, teacher_generations
+from loraport.tiny.language import ATTRIBUTES, TinyLanguage, TinySentences
+from loraport.tiny.models import TinyModel
 
 from .conftest import Lines, Sentences
 from .style_adapter import format_rate, nothing, style_adapter
@@ -36,16 +38,18 @@ def teacher(pico_source: BaseModel, random_adapter: Callable[..., LoraAdapter]) 
 
 
 @pytest.fixture
-def lesson(teacher: Teacher, pico_target: BaseModel) -> Lesson:
-    return Lesson(teacher, pico_target, texts=Sentences())
+def distillation_inputs(teacher: Teacher, pico_target: BaseModel) -> DistillationInputs:
+    return DistillationInputs(teacher, pico_target, texts=Sentences())
 
 
-def refined(lesson: Lesson, refinement: SequenceDistillation = QUICK) -> Refined:
-    return refinement.refine(nothing(lesson.target, roles=ROLES), lesson)
+def refined(
+    distillation_inputs: DistillationInputs, refinement: SequenceDistillation = QUICK
+) -> Refined:
+    return refinement.refine(nothing(distillation_inputs.target, roles=ROLES), distillation_inputs)
 
 
-def test_agreement_on_held_out_prompts_grows(lesson: Lesson):
-    report = refined(lesson, replace(QUICK, epochs=4)).report
+def test_agreement_on_held_out_prompts_grows(distillation_inputs: DistillationInputs):
+    report = refined(distillation_inputs, replace(QUICK, epochs=4)).report
     before, after = report["agreement_before"], report["agreement_after"]
     assert after["gap"] < 0.7 * before["gap"]
     assert after["cross_entropy"] < 0.7 * before["cross_entropy"]
@@ -62,7 +66,9 @@ def test_no_loss_and_no_gradient_where_the_student_is_its_teacher(
 ):
     adapter = random_adapter(pico_target)
     prompts = list(islice(Sentences().texts("train"), 6))
-    taught = taught_texts(Teacher(pico_target, adapter), pico_target, prompts, max_new_tokens=8)
+    taught = teacher_generations(
+        Teacher(pico_target, adapter), pico_target, prompts, max_new_tokens=8
+    )
     batch = ChunkBatch.of(taught.texts, 1.0)
 
     def gradient(start: LoraAdapter) -> tuple[float, float]:
@@ -81,12 +87,16 @@ def test_no_loss_and_no_gradient_where_the_student_is_its_teacher(
     assert same[1] < 1e-2 * other[1]
 
 
-def test_kept_chunks_alone_count(lesson: Lesson):
+def test_kept_chunks_alone_count(distillation_inputs: DistillationInputs):
     prompts = list(islice(Sentences().texts("train"), 3))
-    texts = taught_texts(lesson.teacher, lesson.target, prompts, max_new_tokens=6).texts
+    texts = teacher_generations(
+        distillation_inputs.teacher, distillation_inputs.target, prompts, max_new_tokens=6
+    ).texts
     batch = ChunkBatch.of(texts, 0.5)
-    start = nothing(lesson.target)
-    with closing(SequenceStudent(lesson.target, start, tau=10.0, ce_weight=0.5)) as student:
+    start = nothing(distillation_inputs.target)
+    with closing(
+        SequenceStudent(distillation_inputs.target, start, tau=10.0, ce_weight=0.5)
+    ) as student:
         loss = float(student.loss(batch).detach())
         changed = torch.where(batch.kept, batch.expected, batch.expected - 3)
         assert float(student.loss(batch._replace(expected=changed)).detach()) == loss
@@ -95,10 +105,10 @@ def test_kept_chunks_alone_count(lesson: Lesson):
 
 
 def test_same_seed_same_bits_also_when_it_was_stopped(
-    lesson: Lesson, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    distillation_inputs: DistillationInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    whole = refined(lesson).adapter.content_hash()
-    kept = replace(lesson, cache=tmp_path)
+    whole = refined(distillation_inputs).adapter.content_hash()
+    kept = replace(distillation_inputs, cache=tmp_path)
     real, steps = SequenceStudent.loss, 0
 
     def stopped(student: SequenceStudent, batch: ChunkBatch) -> Any:
@@ -115,20 +125,23 @@ def test_same_seed_same_bits_also_when_it_was_stopped(
     assert refined(kept).adapter.content_hash() == whole
     assert steps == 4 + 3, "the three steps before it was stopped are not made again"
     assert not list(tmp_path.glob("students/*"))
-    assert refined(replace(lesson, seed=1)).adapter.content_hash() != whole
+    assert refined(replace(distillation_inputs, seed=1)).adapter.content_hash() != whole
 
 
-def test_unlabelled_inputs_come_before_generic_texts(lesson: Lesson):
+def test_unlabelled_inputs_come_before_generic_texts(distillation_inputs: DistillationInputs):
     inputs = tuple(dict.fromkeys(islice(Sentences().texts("validation"), 20)))
-    report = refined(replace(lesson, inputs=inputs, texts=Lines([], []))).report
+    report = refined(replace(distillation_inputs, inputs=inputs, texts=Lines([], []))).report
     assert report["pool"] + report["held_out"] + report["empty"] == len(inputs)
     assert 0 < report["held_out"] <= len(inputs) // 4
     assert "could be learned from, of 24 asked for" in report["notes"][0]
 
 
-def test_without_held_out_texts_it_is_said(lesson: Lesson):
+def test_without_held_out_texts_it_is_said(distillation_inputs: DistillationInputs):
     report = QUICK.distil(
-        nothing(lesson.target), lesson, list(islice(Sentences().texts("train"), 8)), []
+        nothing(distillation_inputs.target),
+        distillation_inputs,
+        list(islice(Sentences().texts("train"), 8)),
+        [],
     ).report
     assert report["agreement_after"] is None
     assert any("not known" in note for note in report["notes"])
@@ -138,9 +151,11 @@ def test_without_held_out_texts_it_is_said(lesson: Lesson):
     ("texts", "message"),
     [(None, "neither texts nor inputs"), (Lines([], []), "has 0 texts"), (Lines(["a"], []), "1")],
 )
-def test_too_few_texts_are_refused(lesson: Lesson, texts: TextSource | None, message: str):
+def test_too_few_texts_are_refused(
+    distillation_inputs: DistillationInputs, texts: TextSource | None, message: str
+):
     with pytest.raises(DataError, match=message):
-        refined(replace(lesson, texts=texts))
+        refined(replace(distillation_inputs, texts=texts))
 
 
 @pytest.mark.parametrize(
@@ -155,7 +170,7 @@ def test_options_out_of_range_are_refused(option: dict[str, Any]):
         replace(QUICK, **option)
 
 
-TINY = Question("{text}\nAnswer:")
+TINY = PromptSpec("{text}\nAnswer:")
 FORMAT = r"(warm|cold) and (loud|quiet)\."
 
 
@@ -191,8 +206,10 @@ def test_a_style_is_ported_between_the_tiny_models(cache: Path):
     start = nothing(target, roles=ROLES)
 
     def ported(teacher: LoraAdapter) -> Refined:
-        lesson = Lesson(Teacher(source, teacher), target, TINY, TinySentences(seed=9))
-        return distillation.refine(start, lesson)
+        distillation_inputs = DistillationInputs(
+            Teacher(source, teacher), target, TINY, TinySentences(seed=9)
+        )
+        return distillation.refine(start, distillation_inputs)
 
     taught, base, (port, report) = written(source, adapter), written(target, None), ported(adapter)
     control = ported(nothing(source, roles=ROLES)).adapter

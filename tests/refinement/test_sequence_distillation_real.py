@@ -9,16 +9,16 @@ import pytest
 
 from loraport.adapters import LoraAdapter
 from loraport.data import CorpusFolder
-from loraport.data.question import Question
+from loraport.data.prompts import PromptSpec
 from loraport.models import BaseModel, LocalModel
-from loraport.refinement.base import Lesson, Teacher
-from loraport.refinement.continuations import continuations
+from loraport.refinement.base import DistillationInputs, Teacher
 from loraport.refinement.sequence_distillation import SequenceDistillation
+from loraport.refinement.teacher_generations import continuations
 
 from .style_adapter import format_rate, nothing, style_adapter
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
-QUESTION = Question("Text: {text}\nAnswer:", text_chars=100)
+QUESTION = PromptSpec("Text: {text}\nAnswer:", text_chars=100)
 FORMAT = r"Keywords: \w+; \w+; \w+\."
 
 
@@ -57,11 +57,11 @@ def test_a_style_is_ported(shared: Path, cache: Path):
     adapter = style_adapter(
         source, [QUESTION.ask(text) for text in train[-112:]], styled, epochs=2, lr=4e-3
     )
-    lesson = Lesson(Teacher(source, adapter), target, QUESTION, corpus)
+    distillation_inputs = DistillationInputs(Teacher(source, adapter), target, QUESTION, corpus)
     distillation = SequenceDistillation(
         texts=96, pool=96, held_out=16, epochs=2, max_new_tokens=24, checks=1
     )
-    ported, report = distillation.refine(nothing(target), lesson)
+    ported, report = distillation.refine(nothing(target), distillation_inputs)
     prompts = [QUESTION.ask(text) for text in islice(corpus.texts("validation"), 32, 56)]
 
     def written(base: BaseModel, acting: LoraAdapter | None) -> list[str]:

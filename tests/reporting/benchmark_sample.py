@@ -5,24 +5,24 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-from loraport.reporting.benchmark_results import (
+from loraport.evaluation.records import (
     BenchmarkResults,
-    Example,
-    MethodResult,
-    Verdict,
-)
-from loraport.reporting.calibration_record import (
     CalibrationPoint,
     CalibrationResult,
-    DiagnosticResult,
-)
-from loraport.reporting.results import Margin, PairRecord, Provenance, Summary, TaskResult
-from loraport.reporting.suite_record import (
     Condition,
+    DiagnosticResult,
     Divergence,
+    Example,
+    Margin,
+    MethodResult,
+    PairRecord,
+    Provenance,
     SuiteChange,
     SuiteResult,
     SuiteScores,
+    Summary,
+    TaskResult,
+    Verdict,
 )
 
 PAIR = "small_to_large"
@@ -99,7 +99,7 @@ def summary_of(tasks: Sequence[TaskResult]) -> Summary:
 
 def method_of(
     name: str,
-    information_class: str = "generic text",
+    data_access: str = "generic text",
     recovered: float = 0.3,
     *,
     tasks: Sequence[str] = TASKS,
@@ -119,7 +119,7 @@ def method_of(
         "name": name,
         "mapper": mapper,
         "refine": refine or None,
-        "information_class": information_class,
+        "data_access": data_access,
         "pair": PAIR,
         "seed": seed,
         "controls": CONTROLS,
@@ -136,7 +136,7 @@ def refused(name: str = "copy", seed: int = 0, pair: str = PAIR) -> MethodResult
     return MethodResult(
         name=name,
         mapper=name,
-        information_class="weights only",
+        data_access="weights only",
         pair=pair,
         seed=seed,
         refused=reason,

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 
+from loraport.evaluation.assembly import summarise, task_result
+from loraport.evaluation.records import PairRecord, Provenance, Results
 from loraport.evaluation.scoring import TaskScore
-from loraport.reporting.assembly import summarise, task_result
-from loraport.reporting.results import PairRecord, Provenance, Results
 
 CONTROLS = ("mean", "random", "swapped")
 
@@ -33,7 +33,7 @@ def results_of(tasks: Mapping[str, Mapping[str, TaskScore]], **fields: Any) -> R
         "config": {"mapper": {"_target_": "loraport.mappers.PcaMlp", "components": 8}},
         "pair": PairRecord(name="tiny", source="tiny-source", target="tiny-target"),
         "mapper": "pca_mlp",
-        "information_class": "anchors",
+        "data_access": "anchors",
         "space": "delta",
         "seed": 0,
         "controls": CONTROLS,

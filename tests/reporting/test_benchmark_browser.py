@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from PIL import Image, ImageChops
 
-from loraport.reporting.benchmark_report import write_report
+from loraport.reporting.pages import write_report
 
 from .benchmark_sample import full_benchmark, thousand_rows, verdicts
-from .test_benchmark_page import attacked
+from .test_pages import attacked
 
 playwright = pytest.importorskip("playwright.sync_api")
 

@@ -3,20 +3,27 @@ import re
 
 import pytest
 
-from loraport.reporting.benchmark_lines import control_lines, sorted_methods, unusable_tasks
-from loraport.reporting.benchmark_results import MethodResult
-from loraport.reporting.benchmark_tables import benchmark_table, print_benchmark
-from loraport.reporting.calibration_tables import calibration_table, points_table
-from loraport.reporting.confidence_table import confidence_table
-from loraport.reporting.information_order import INFORMATION_CLASSES
-from loraport.reporting.report_table import Estimated
-from loraport.reporting.suite_tables import (
+from loraport.evaluation.records import MethodResult
+from loraport.reporting.benchmark_tables import (
+    benchmark_table,
     changes_table,
     divergence_table,
+    print_benchmark,
     retention_table,
     suite_table,
 )
-from loraport.reporting.task_tables import task_table, transfer_table
+from loraport.reporting.tables import (
+    INFORMATION_CLASSES,
+    Estimated,
+    calibration_table,
+    confidence_table,
+    control_lines,
+    points_table,
+    sorted_methods,
+    task_table,
+    transfer_table,
+    unusable_tasks,
+)
 
 from .benchmark_sample import (
     METHODS,
@@ -72,10 +79,10 @@ def gap_of(method: MethodResult) -> float:
 
 def test_methods_are_sorted_by_cost_and_then_by_gap():
     methods = sorted_methods(full_benchmark())
-    ranks = [INFORMATION_CLASSES.index(method.information_class) for method in methods]
+    ranks = [INFORMATION_CLASSES.index(method.data_access) for method in methods]
     assert ranks == sorted(ranks)
     for kind in INFORMATION_CLASSES:
-        gaps = [gap_of(m) for m in methods if m.information_class == kind]
+        gaps = [gap_of(m) for m in methods if m.data_access == kind]
         assert gaps == sorted(gaps, reverse=True)
     assert len(methods) == 2 * len(METHODS)
 
@@ -192,7 +199,7 @@ def test_odd_results_print(made, monkeypatch):
 
 def test_transfer_has_tasks_as_columns_and_many_tasks_as_rows():
     wide = transfer_table(full_benchmark())
-    assert columns_of(wide)[:4] == ["method", "information_class", "seed", "sst2"]
+    assert columns_of(wide)[:4] == ["method", "data_access", "seed", "sst2"]
     assert lines_of(wide)[0]["trec"] == "not usable"
     tall = transfer_table(thousand_rows())
     assert (len(tall.rows), len(tall.columns)) == (200, 6)

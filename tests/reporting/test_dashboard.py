@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from loraport.exceptions import ConfigurationError
-from loraport.reporting.benchmark_logging import benchmark_tables
 from loraport.reporting.dashboard import CHARTS, SWEPT, build_dashboard, save_dashboard
-from loraport.reporting.metric_names import (
+from loraport.reporting.loggers import (
     benchmark_metrics,
+    benchmark_tables,
     chart_name,
     method_label,
     page_name,

@@ -1,13 +1,111 @@
+"""Names are stable: what docs and dashboards say is what is logged."""
+
 import csv
+import re
 from pathlib import Path
 
 import pytest
 import wandb
-from lightning.pytorch.loggers import CSVLogger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from loraport.exceptions import ConfigurationError
 from loraport.reporting import WandbRunLogger, finish_loggers, log_results, write_chart
-from loraport.reporting.loggers import _sweep_group
+from loraport.reporting.loggers import (
+    TensorBoardRunLogger,
+    _sweep_group,
+    benchmark_metrics,
+    benchmark_of,
+    benchmark_tables,
+    log_benchmark,
+    method_label,
+    plain_summary,
+    plain_table,
+)
+from loraport.reporting.tables import Column, Estimated, ReportTable
+
+from .benchmark_sample import PAIR, all_refused, full_benchmark, nothing_known, two_pairs
+from .offline_run import OfflineRun, read_offline_run
+
+KNOWN = re.compile(
+    r"(gap|gap_nll|retention|accuracy|nll)/[^/]+/[^/]+"
+    r"|summary/[^/]+/(gap_recovered(_low|_high|_nll)?|usable|margin(_over_mean)?|retention|drift)"
+    r"|cost/[^/]+/\w+"
+    r"|suites/[^/]+/[^/]+/[^/]+(/[^/]+)?"
+    r"|drift/[^/]+/(kl|js|top1)/[^/]+(/[^/]+)?"
+)
+
+
+def test_every_name_is_one_of_those_documented():
+    metrics = benchmark_metrics(full_benchmark())
+    assert set(metrics) >= {0, 1}
+    odd = {n for found in metrics.values() for n in found if not KNOWN.fullmatch(n)}
+    assert odd == set()
+
+
+def test_numbers_stand_under_their_method_task_and_seed():
+    results = full_benchmark()
+    metrics = benchmark_metrics(results)
+    for method in results.methods:
+        if method.summary is None:
+            assert not any(f"/{method.name}/" in name for name in metrics[method.seed])
+            continue
+        found = metrics[method.seed]
+        assert found[f"summary/{method.name}/gap_recovered"] == method.summary.gap_recovered
+        for task, evidence in method.tasks.items():
+            assert found.get(f"gap/{method.name}/{task}") == evidence.gap_recovered
+            assert found[f"accuracy/{method.name}/{task}"] == evidence.scores["predicted"]
+
+
+def test_drift_is_the_mean_over_the_tasks_on_generic_text():
+    results = full_benchmark()
+    mine = [
+        d.kl
+        for d in results.divergences
+        if (d.condition.method, d.condition.seed, d.texts) == ("cast", 1, "generic")
+    ]
+    assert None not in mine
+    found = benchmark_metrics(results)[1]
+    assert found["summary/cast/drift"] == pytest.approx(sum(filter(None, mine)) / len(mine))
+    assert "summary/copy/drift" not in found
+
+
+def test_what_has_no_seed_stands_with_the_first():
+    metrics = benchmark_metrics(full_benchmark())
+    base = {seed: [n for n in found if n.endswith("/base")] for seed, found in metrics.items()}
+    assert base[0]
+    assert not base[1]
+
+
+def test_variants_and_pairs_are_told_apart():
+    method = full_benchmark().methods[0]
+    assert method_label(method, [PAIR]) == method.name
+    varied = method.model_copy(update={"variant": {"data.anchors": "4"}})
+    assert method_label(varied, [PAIR]) == f"{method.name}[data.anchors=4]"
+    several = two_pairs()
+    labels = {method_label(m, several.pairs) for m in several.methods}
+    assert {label.rpartition("@")[2] for label in labels} == set(several.pairs)
+
+
+@pytest.mark.parametrize("results", [nothing_known(), all_refused()], ids=["nothing", "refused"])
+def test_nothing_to_log_is_no_error(results):
+    assert not any("gap" in name for found in benchmark_metrics(results).values() for name in found)
+
+
+def test_a_training_run_has_the_names_of_a_benchmark(results):
+    found = benchmark_metrics(benchmark_of(results))[0]
+    assert found["gap/pca_mlp/trec" if results.tasks["trec"].usable else "gap/pca_mlp/emotion"]
+    assert found["summary/pca_mlp/gap_recovered"] == results.summary.gap_recovered
+    assert found["cost/pca_mlp/fit"] == 1.5
+    plain = plain_summary(results)
+    assert plain["summary/gap_recovered"] == results.summary.gap_recovered
+    assert "summary/objective" not in plain
+
+
+def test_what_a_run_was_chosen_by_is_logged(results):
+    report = {"objective": {"name": "validation_nll", "value": 0.7}}
+    chosen = results.model_copy(update={"mapper_report": report})
+    assert plain_summary(chosen)["summary/objective"] == 0.7
 
 
 @pytest.fixture(autouse=True)
@@ -119,3 +217,141 @@ def test_csv_has_the_summary(results, tmp_path):
     assert float(row["summary/gap_recovered"]) == pytest.approx(results.summary.gap_recovered)
     assert float(row["summary/usable"]) == 4
     assert Path(place) == tmp_path / "csv"
+
+
+def test_it_writes_into_the_runs_folder(tmp_path):
+    assert Path(TensorBoardRunLogger(tmp_path).log_dir) == tmp_path / "tensorboard"
+
+
+def test_without_tensorboard_the_extra_is_named(tmp_path, monkeypatch):
+    def missing(logger, *rest, **more):
+        raise ModuleNotFoundError("neither tensorboard nor tensorboardX")
+
+    monkeypatch.setattr(TensorBoardLogger, "__init__", missing)
+    with pytest.raises(ConfigurationError, match=r"pip install 'loraport\[dashboards\]'"):
+        TensorBoardRunLogger(tmp_path)
+
+
+# Everything of a benchmark arrives in W&B and TensorBoard, and can be read back.
+
+TABLES = {"benchmark/methods", "benchmark/tasks", "benchmark/suites", "benchmark/divergences"}
+
+
+@pytest.fixture(autouse=True)
+def _offline(tmp_path, monkeypatch):
+    for name in ("WANDB_API_KEY", "WANDB_PROJECT"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / name.lower()))
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    wandb.teardown()
+    yield
+    wandb.teardown()
+
+
+@pytest.fixture
+def files(results, tmp_path) -> list[Path]:
+    page = tmp_path / "report.html"
+    page.write_text("<!DOCTYPE html><title>report</title>it works")
+    (tmp_path / "methods.csv").write_text("a,b\n")
+    return [write_chart(results, tmp_path / "gap_by_task.png"), page, tmp_path / "methods.csv"]
+
+
+def logged(folder: Path, log) -> OfflineRun:
+    logger = WandbRunLogger(folder)
+    log([logger])
+    finish_loggers([logger])
+    wandb.teardown()  # as at the end of a process: what is still on its way is written
+    [run] = (folder / "wandb").glob("offline-run-*")
+    return read_offline_run(run)
+
+
+def test_an_offline_run_is_whole_and_has_every_name(tmp_path, files):
+    results = full_benchmark()
+    run = logged(tmp_path, lambda loggers: log_benchmark(loggers, results, files))
+    assert run.ended
+    expected = benchmark_metrics(results)
+    assert {name for found in expected.values() for name in found} <= run.names
+    assert TABLES | {"charts/gap_by_task", "pages/report"} <= run.names
+    for seed, found in expected.items():
+        [row] = [row for row in run.history if row.get("seed") == seed]
+        assert {name: row[name] for name in found} == pytest.approx(found)
+    assert run.config["methods"] == [method.name for method in results.methods]
+
+
+def test_media_of_a_run_lie_beside_it(tmp_path, files):
+    run = logged(tmp_path, lambda loggers: log_benchmark(loggers, full_benchmark(), files))
+    for name in (*TABLES, "charts/gap_by_task", "pages/report"):
+        told = run.last(name)
+        places = told["filenames"] if "filenames" in told else [told["path"]]
+        assert set(places) <= run.files, name
+
+
+def test_a_training_run_has_the_same_names(results, tmp_path):
+    chart = write_chart(results, tmp_path / "scores.png")
+    run = logged(tmp_path, lambda loggers: log_results(loggers, results, chart))
+    assert {
+        *("summary/gap_recovered", "summary/pca_mlp/gap_recovered", "gap/pca_mlp/emotion"),
+        *("benchmark/methods", "benchmark/tasks", "charts/scores"),
+    } <= run.names
+    assert run.last("summary/gap_recovered") == results.summary.gap_recovered
+    assert run.config["mapper"]["components"] == 8
+
+
+def test_tensorboard_has_numbers_tables_and_charts(tmp_path, files):
+    results = full_benchmark()
+    logger = TensorBoardRunLogger(tmp_path)
+    log_benchmark([logger], results, files)
+    [place] = finish_loggers([logger])
+    events = EventAccumulator(place).Reload()
+    tags = events.Tags()
+    for seed, found in benchmark_metrics(results).items():
+        for name, number in found.items():
+            values = {event.step: event.value for event in events.Scalars(name)}
+            assert values[seed] == pytest.approx(number, rel=1e-6), name
+    assert tags["images"] == ["charts/gap_by_task"]
+    assert {f"{name}/text_summary" for name in TABLES} <= set(tags["tensors"])
+    [event] = events.Tensors("benchmark/methods/text_summary")
+    assert "transport+corpus_distill" in event.tensor_proto.string_val[0].decode()
+
+
+def test_csv_has_a_row_a_seed(tmp_path):
+    results = full_benchmark()
+    logger = CSVLogger(tmp_path, name="csv", version="")
+    log_benchmark([logger], results)
+    [place] = finish_loggers([logger])
+    rows = list(csv.DictReader((Path(place) / "metrics.csv").read_text().splitlines()))
+    assert [(float(row["seed"]), int(row["step"])) for row in rows] == [(0, 0), (1, 1)]
+    found = benchmark_metrics(results)
+    for row, seed in zip(rows, found, strict=True):
+        number = found[seed]["summary/pca_mlp/gap_recovered"]
+        assert float(row["summary/pca_mlp/gap_recovered"]) == pytest.approx(number)
+
+
+def test_tables_are_plain_numbers():
+    table = ReportTable(
+        "t",
+        "T",
+        "",
+        (Column("name", "name"), Column("gap", "gap"), Column("rows", "rows")),
+        (
+            ("a", Estimated(0.5, (0.25, None)), 3),
+            ("b", "not usable", 4),
+            ("c", Estimated(None, None), None),
+        ),
+    )
+    assert plain_table(table) == (
+        ["name", "gap", "gap_low", "gap_high", "rows"],
+        [
+            ["a", 0.5, 0.25, None, 3],
+            ["b", None, None, None, 4],
+            ["c", None, None, None, None],
+        ],
+    )
+
+
+def test_the_tables_of_a_benchmark_have_a_cell_a_column():
+    for table in benchmark_tables(full_benchmark()):
+        columns, rows = plain_table(table)
+        assert {len(row) for row in rows} == {len(columns)}
+        assert len(set(columns)) == len(columns)

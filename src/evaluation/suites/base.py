@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ...models.base import BaseModel
+from ...models.loading import BaseModel
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...exceptions import DataError
-from ...models.base import BaseModel
-from ...models.label_tree import LabelTree, TreeInputs, attention_masks
-from ...models.logits import LOGIT_POSITIONS
+from ...models.likelihood import LOGIT_POSITIONS, LabelTree, TreeInputs, attention_masks
+from ...models.loading import BaseModel
 
 Request = tuple[str, str]
 """A context and the continuation whose likelihood is asked for, as lm-eval says it."""

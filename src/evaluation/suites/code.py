@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from ...exceptions import ConfigurationError
-from ...models.base import BaseModel
+from ...models.loading import BaseModel
 from ..sandbox.limits import Limits
 from ..sandbox.runner import Sandbox
 from .base import SuiteScore

@@ -7,9 +7,9 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from ...exceptions import ConfigurationError
-from ...models.base import BaseModel
 from ...models.generation import MostLikely, NucleusSampling, generate
-from ...models.label_likelihoods import length_batches
+from ...models.likelihood import length_batches
+from ...models.loading import BaseModel
 
 
 @dataclass(frozen=True)

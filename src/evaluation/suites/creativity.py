@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from ...exceptions import ConfigurationError, DataError
-from ...models.base import BaseModel
+from ...models.loading import BaseModel
 from .base import SuiteScore
 from .diversity import distinct, self_bleu, words
 from .prompt_forms import PLAIN_PROMPT, ChatTemplate, check_chat, prompt_form

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ...models.base import BaseModel
+from ...models.loading import BaseModel
 from .base import SuiteScore
 from .choice_likelihoods import Request, choice_log_likelihoods
 

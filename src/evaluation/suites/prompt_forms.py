@@ -6,7 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 from jinja2 import TemplateError
 
 from ...exceptions import ConfigurationError, ModelError
-from ...models.base import BaseModel
+from ...models.loading import BaseModel
 
 PLAIN_PROMPT = "Question: {prompt}\nAnswer:"
 """How a model without a chat template is asked."""

@@ -12,7 +12,7 @@ from pydantic import BaseModel as Record
 from pydantic import ConfigDict, Field, ValidationError, field_validator
 
 from ...exceptions import ConfigurationError, DataError
-from ...models.base import BaseModel
+from ...models.loading import BaseModel
 from .base import SuiteScore
 from .diversity import distinct, self_bleu
 from .format_constraints import AnyConstraint

@@ -12,8 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...exceptions import ConfigurationError
-from ...models.base import BaseModel
 from ...models.generation import MostLikely, NextToken
+from ...models.loading import BaseModel
 
 OPENINGS = ("I", "As", "Sorry")
 """Words that refusals begin with: those of Arditi et al., 2024 (arXiv 2406.11717), and an apology.

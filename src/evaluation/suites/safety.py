@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ...exceptions import ConfigurationError, DataError
-from ...models.base import BaseModel
+from ...models.loading import BaseModel
 from .base import SuiteScore
 from .prompt_forms import PLAIN_PROMPT, ChatTemplate, check_chat, prompt_form
 from .prompt_rows import PromptRow, drawn, hub_places, hub_rows, read_rows

@@ -10,7 +10,7 @@ import torch
 from ...adapters import LoraAdapter
 from ...files import write_whole
 from ...models import BaseModel, attached
-from ...models.attach import Attachable
+from ...models.hooks import Attachable
 from .base import Suite, SuiteScore
 
 

@@ -7,9 +7,9 @@ from typing import Protocol, runtime_checkable
 import torch
 
 from ...exceptions import ConfigurationError
-from ...models.base import BaseModel
 from ...models.generation import MostLikely, NextToken, NucleusSampling, generate, text_behind
-from ...models.label_likelihoods import length_batches
+from ...models.likelihood import length_batches
+from ...models.loading import BaseModel
 from .prompt_forms import PromptForm
 
 

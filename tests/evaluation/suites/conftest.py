@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from loraport.evaluation.suites import written_answers
-from loraport.models.base import BaseModel
 from loraport.models.generation import NextToken
+from loraport.models.loading import BaseModel
 
 Planner = Callable[[BaseModel, Mapping[str, str | Sequence[str]]], list[int]]
 

@@ -1,0 +1,403 @@
+"""What a combiner is: anything that merges several adapters of one base model into one."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..exceptions import AdapterError, ConfigurationError
+from .lora import LoraAdapter, LowRank, Site, stacked
+from .sparsify import (
+    Combined,
+    CombinedSite,
+    check_dropped,
+    cut,
+    cut_site,
+    dropped_at_random,
+    largest,
+    low_rank,
+    widened,
+)
+
+
+class Term(NamedTuple):
+    """One adapter's part in a site: its place among the adapters, its weight, its update."""
+
+    place: int
+    weight: float
+    update: LowRank
+
+
+class Combiner(ABC):
+    """Merges adapters of one base model into one.
+
+    A single adapter is returned as it is, times its weight, by every combiner: nothing
+    interferes with it, so that there is nothing to trim, drop or turn. The same holds at a site
+    that only one of several adapters has; the others are zero there.
+
+    Attributes:
+        averages: Whether the weights are divided by their sum, so that a single adapter's is 1.
+    """
+
+    averages: ClassVar[bool] = False
+
+    def __call__(
+        self,
+        adapters: Sequence[LoraAdapter],
+        weights: Sequence[float] | None = None,
+        rank: int | None = None,
+    ) -> Combined:
+        """Merge adapters.
+
+        Args:
+            adapters: At least one; they may adapt different sites, at different ranks.
+            weights: One for each adapter; None: 1 each.
+            rank: The most that a site of the result may have. None: the sum of the ranks that
+                the site has in the adapters, at which the exact combiners lose nothing and those
+                that make a dense update lose little.
+
+        Raises:
+            AdapterError: two adapters have different shapes at a site.
+            ConfigurationError: there is no adapter, or the weights do not fit.
+        """
+        given = self._weights(len(adapters), weights)
+        if len(adapters) == 1:
+            (adapter,), (weight,) = adapters, given
+            return cut(_scaled(adapter, weight), rank)
+        sites = {
+            site: self._site(site, _terms(site, adapters, given), rank)
+            for site in dict.fromkeys(site for adapter in adapters for site in adapter)
+        }
+        return Combined.of(sites, adapters[0].base_model)
+
+    @abstractmethod
+    def merge(self, site: Site, terms: Sequence[Term], rank: int | None) -> CombinedSite:
+        """Merge what two or more adapters do at one site, in float32 at least."""
+
+    def _site(self, site: Site, terms: Sequence[Term], rank: int | None) -> CombinedSite:
+        if len(terms) == 1:
+            return cut_site(terms[0].update.scaled(terms[0].weight), rank)
+        wide = [term._replace(update=widened(term.update)) for term in terms]
+        return self.merge(site, wide, rank)
+
+    def _weights(self, count: int, weights: Sequence[float] | None) -> list[float]:
+        if count == 0:
+            raise ConfigurationError("merge got no adapter, it takes at least one")
+        given = [1.0] * count if weights is None else [float(weight) for weight in weights]
+        if len(given) != count or not all(math.isfinite(weight) for weight in given):
+            raise ConfigurationError(
+                f"merge.weights is {given}, but {count} adapters are merged (the ported ones and "
+                "those of merge.with): it takes one finite number for each of them, or null for "
+                "1 each"
+            )
+        if not self.averages:
+            return given
+        total = math.fsum(given)
+        if min(given) < 0 or total == 0:
+            raise ConfigurationError(
+                f"merge.weights is {given}, but an average takes weights that are not negative "
+                "and not all 0; take merge=linear to subtract an adapter"
+            )
+        return [weight / total for weight in given]
+
+
+def _scaled(adapter: LoraAdapter, weight: float) -> LoraAdapter:
+    return adapter if weight == 1 else adapter.map(lambda update: update.scaled(weight))
+
+
+def _terms(site: Site, adapters: Sequence[LoraAdapter], weights: Sequence[float]) -> Sequence[Term]:
+    terms = [
+        Term(place, weight, adapter[site])
+        for place, (adapter, weight) in enumerate(zip(adapters, weights, strict=True))
+        if site in adapter
+    ]
+    first = terms[0]
+    for term in terms[1:]:
+        if term.update.shape != first.update.shape:
+            raise AdapterError(
+                f"adapter {term.place + 1} of those to merge has shape {term.update.shape} at "
+                f"{site.module_name}, but adapter {first.place + 1} has shape "
+                f"{first.update.shape}; adapters that are merged take the same base model: leave "
+                "one out of merge.with"
+            )
+    return terms
+
+
+# Combiners that sum updates, or vote entry by entry: linear, weight average, TIES, DARE.
+#
+# All of them work on the updates, never on A and B separately: the product of summed factors has
+# the cross terms B_i A_j, which are nobody's update.
+
+
+@dataclass(frozen=True)
+class Linear(Combiner):
+    """The weighted sum of the updates, ``sum_i w_i D_i``: task arithmetic.
+
+    Exact, by stacking the factors. Source: Ilharco et al., 2023 (arXiv 2212.04089).
+    """
+
+    def merge(self, site: Site, terms: Sequence[Term], rank: int | None) -> CombinedSite:
+        """Stack the factors; cut back only if ``rank`` is given."""
+        total = stacked([term.update for term in terms], [term.weight for term in terms])
+        return cut_site(total, rank)
+
+
+@dataclass(frozen=True)
+class WeightAverage(Linear):
+    """The weighted mean of the updates: :class:`Linear` with weights divided by their sum.
+
+    Of the updates and not of the factors, and exact. A site that an adapter lacks is zero there.
+    """
+
+    averages: ClassVar[bool] = True
+
+
+class DenseCombiner(Combiner):
+    """A combiner whose result has no low rank of its own: one site is dense at a time."""
+
+    def merge(self, site: Site, terms: Sequence[Term], rank: int | None) -> CombinedSite:
+        """Merge the dense updates, and cut back to ``rank`` or to the sum of the ranks."""
+        merged = self.merge_dense(site, terms)
+        most = sum(term.update.rank for term in terms) if rank is None else rank
+        near, lost = low_rank(merged, min(most, *merged.shape))
+        share = int(merged.count_nonzero()) / merged.numel()
+        return CombinedSite(near, lost, {"kept_share": share})
+
+    @abstractmethod
+    def merge_dense(self, site: Site, terms: Sequence[Term]) -> Float[Tensor, "out in"]:
+        """Return the merged update of one site."""
+
+
+def disjoint_mean(deltas: Sequence[Float[Tensor, "out in"]]) -> Float[Tensor, "out in"]:
+    """Elect a sign for each entry, and return the mean of the updates that agree with it.
+
+    The sign is that of the sum over the updates, positive where that is 0. Zeros do not agree
+    with any sign, and are not counted in the mean.
+    """
+    total = torch.stack(list(deltas)).sum(dim=0)
+    sign = torch.where(total >= 0, 1.0, -1.0).to(total.dtype)
+    agreeing = [torch.where(delta * sign > 0, delta, 0.0) for delta in deltas]
+    count = sum((delta != 0).to(total.dtype) for delta in agreeing)
+    return torch.stack(agreeing).sum(dim=0) / torch.as_tensor(count).clamp_min(1)
+
+
+@dataclass(frozen=True)
+class Ties(DenseCombiner):
+    """Trim, elect signs, and take the mean of the entries that agree.
+
+    Source: Yadav et al., 2023 (TIES-Merging, arXiv 2306.01708). Trimmed are the updates of each
+    site by themselves. Weights multiply the trimmed updates before signs are elected; the mean
+    divides by the number of agreeing entries, so that the same weight for all is the paper's
+    lambda (1 without validation).
+
+    Attributes:
+        density: Share of entries of each update that trimming keeps, in (0, 1].
+
+    Raises:
+        ConfigurationError: the density is out of its range.
+    """
+
+    density: float = 0.2
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.density, int | float) and 0 < self.density <= 1):
+            raise ConfigurationError(
+                f"merge.method.density is {self.density!r}, but it is the share of entries that "
+                "is kept and takes a number above 0 and up to 1; try 0.2"
+            )
+
+    def merge_dense(self, site: Site, terms: Sequence[Term]) -> Float[Tensor, "out in"]:
+        """Return the disjoint mean of the trimmed and weighted updates."""
+        trimmed = [t.weight * largest(t.update.dense(), self.density) for t in terms]
+        return disjoint_mean(trimmed)
+
+
+@dataclass(frozen=True)
+class Dare(DenseCombiner):
+    """Drops entries of each update at random, divides by ``1 - p``, and sums by weight.
+
+    Each adapter has its own draw at each site. Unbiased: the mean over seeds is :class:`Linear`.
+    Source: Yu et al., 2024 (DARE, arXiv 2311.03099). Why not entries of the factors:
+    :class:`loraport.adapters.sparsify.Dare`.
+
+    Attributes:
+        p: Probability that an entry is dropped, in [0, 1).
+        seed: Of the draws.
+
+    Raises:
+        ConfigurationError: p is out of its range.
+    """
+
+    p: float = 0.9
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_dropped("merge.method.p", self.p)
+
+    def merge_dense(self, site: Site, terms: Sequence[Term]) -> Float[Tensor, "out in"]:
+        """Return the sum of the thinned updates."""
+        return torch.stack(self._thinned(site, terms)).sum(dim=0)
+
+    def _thinned(self, site: Site, terms: Sequence[Term]) -> list[Float[Tensor, "out in"]]:
+        """Return the weighted updates with entries dropped and the rest divided by 1 - p."""
+        return [
+            dropped_at_random(t.update.dense(), self.p, self.seed, site, t.place)
+            * (t.weight / (1 - self.p))
+            for t in terms
+        ]
+
+
+@dataclass(frozen=True)
+class DareTies(Dare):
+    """Drops and rescales as :class:`Dare`, then elects signs and takes the disjoint mean.
+
+    Source: Yu et al., 2024, section 4: DARE in front of TIES, whose trimming it replaces.
+    """
+
+    def merge_dense(self, site: Site, terms: Sequence[Term]) -> Float[Tensor, "out in"]:
+        """Return the disjoint mean of the thinned updates."""
+        return disjoint_mean(self._thinned(site, terms))
+
+
+# The decoupled combiner: magnitudes and directions of the columns are averaged separately.
+
+# A column this much smaller than the largest has no direction but that of its rounding.
+_NEGLIGIBLE = 1e-6
+
+
+class Orthogonalised(NamedTuple):
+    """Factors turned towards orthogonality, and the overlap before and after.
+
+    Attributes:
+        factors: One for each adapter, its rows the directions that were turned.
+        before: ``sum_{i != j} |a_i a_j^T|^2`` of the normalised factors that were given.
+        after: The same of those that are returned.
+        perturbation: ``(sum_i |delta_i|^2 / sum_i |a_i|^2)^(1/2)``.
+    """
+
+    factors: list[Tensor]
+    before: float
+    after: float
+    perturbation: float
+
+
+@dataclass(frozen=True)
+class Decoupled(Combiner):
+    """Turns the updates' factors towards orthogonality, and averages size and direction apart.
+
+    At each site:
+
+    1. Small perturbations are found by gradient descent that make the rows of the A_i of
+       different adapters (directions that are read) more orthogonal, and likewise the columns of
+       the B_i (directions that are written): ``sum_{i != j} |a_i a_j^T|^2 + gamma sum_i
+       |delta_i|^2`` with ``a_i = a_i^0 + delta_i``.
+    2. Each update is split into the magnitudes and the unit directions of its columns; both are
+       averaged by weight, and multiplied. Adapters of very different norms thus have an equal
+       say in the direction.
+
+    The result is a sum of updates whose columns are rescaled, so that it is exact at the sum of
+    the ranks and nothing is ever dense. Directions that disagree cancel, as in any average.
+
+    Source: Zheng et al., 2025 (DO-Merging, arXiv 2505.15875), known here by its abstract and a
+    summary. Not found there, and chosen: the values of gamma, steps and lr; ``A_i A_j^T`` (rank
+    by rank) for the printed ``A_i^T A_j``, which does not measure a common direction; factors in
+    canonical form and divided by their spectral norm, so that gamma has no unit and neither the
+    gauge nor the adapters' norms matter; columns, the effect of one input feature, as the axis of
+    the magnitudes; magnitudes of the updates as given, since those of the perturbed ones would
+    let the descent lower the overlap by shrinking.
+
+    Attributes:
+        gamma: Weight of the perturbation, above 0. At 1, the leading direction of two adapters
+            that share it in full shrinks to 0.59 of itself in both.
+        steps: Steps of gradient descent; 0 leaves the factors as they are.
+        lr: Step size, in (0, 2), as a share of ``1 / (12 (n - 1) + 2 gamma)``, the inverse of the
+            largest curvature that n adapters can have at the start.
+
+    Raises:
+        ConfigurationError: an option is out of its range.
+    """
+
+    averages: ClassVar[bool] = True
+
+    gamma: float = 1.0
+    steps: int = 100
+    lr: float = 1.0
+
+    def __post_init__(self) -> None:
+        ranges = {
+            "gamma": (0 < self.gamma < math.inf, "a number above 0"),
+            "steps": (self.steps >= 0, "0 or a positive whole number"),
+            "lr": (0 < self.lr < 2, "a number between 0 and 2"),
+        }
+        for option, (fits, takes) in ranges.items():
+            if not fits:
+                raise ConfigurationError(
+                    f"merge.method.{option} is {getattr(self, option)!r}, it takes {takes}; "
+                    f"the default is {getattr(Decoupled, option)}"
+                )
+
+    def merge(self, site: Site, terms: Sequence[Term], rank: int | None) -> CombinedSite:
+        """Average magnitudes and directions; cut back only if ``rank`` is given."""
+        updates = [term.update.to(torch.float64).canonical() for term in terms]
+        weights = [term.weight for term in terms]
+        read = self.orthogonalised([update.A for update in updates])
+        written = self.orthogonalised([update.B.mT for update in updates])
+        turned = [LowRank(a, b.mT) for a, b in zip(read.factors, written.factors, strict=True)]
+        magnitudes = [w * _column_norms(u) for w, u in zip(weights, updates, strict=True)]
+        magnitude = torch.stack(magnitudes).sum(dim=0)
+        columns = [LowRank(u.A * _inverse(_column_norms(u)) * magnitude, u.B) for u in turned]
+        merged = stacked(columns, weights).to(terms[0].update.A.dtype)
+        near, lost, _ = cut_site(merged, rank)
+        notes = {
+            "overlap_read_before": read.before,
+            "overlap_read_after": read.after,
+            "overlap_written_before": written.before,
+            "overlap_written_after": written.after,
+            "perturbation_read": read.perturbation,
+            "perturbation_written": written.perturbation,
+        }
+        return CombinedSite(near, lost, notes)
+
+    def orthogonalised(self, factors: Sequence[Float[Tensor, "_ width"]]) -> Orthogonalised:
+        """Turn the rows of several factors towards orthogonality between the factors."""
+        norms = [max(float(torch.linalg.matrix_norm(f, ord=2)), 1e-300) for f in factors]
+        # Every gradient lies in the span of all rows: the descent runs in its coordinates.
+        basis = torch.linalg.qr(torch.cat(list(factors)).mT).Q
+        start = [f @ basis / norm for f, norm in zip(factors, norms, strict=True)]
+        now = start
+        step = self.lr / (12 * (len(factors) - 1) + 2 * self.gamma)
+        for _ in range(self.steps):
+            gram = sum((a.mT @ a for a in now), torch.zeros(()).double())
+            now = [
+                a - step * (4 * (a @ gram - a @ a.mT @ a) + 2 * self.gamma * (a - first))
+                for a, first in zip(now, start, strict=True)
+            ]
+        moved = math.fsum(float((a - b).square().sum()) for a, b in zip(now, start, strict=True))
+        size = math.fsum(float(a.square().sum()) for a in start)
+        return Orthogonalised(
+            [norm * a @ basis.mT for a, norm in zip(now, norms, strict=True)],
+            _overlap(start),
+            _overlap(now),
+            (moved / size) ** 0.5 if size > 0 else 0.0,
+        )
+
+
+def _overlap(factors: Sequence[Float[Tensor, "_ width"]]) -> float:
+    """Return ``sum_{i != j} |a_i a_j^T|^2``."""
+    return math.fsum(
+        float((a @ b.mT).square().sum()) for a in factors for b in factors if a is not b
+    )
+
+
+def _column_norms(update: LowRank) -> Float[Tensor, " in"]:
+    """Return the norm of each column of the update, from a QR of B."""
+    return torch.linalg.vector_norm(torch.linalg.qr(update.B).R @ update.A, dim=0)
+
+
+def _inverse(norms: Float[Tensor, " in"]) -> Float[Tensor, " in"]:
+    return torch.where(norms > _NEGLIGIBLE * norms.max(), 1 / norms, 0.0)

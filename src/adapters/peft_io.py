@@ -1,0 +1,359 @@
+"""PEFT's ``adapter_config.json``: what is exact, what is refused, and how a scale is resolved.
+
+Source: peft 0.21, ``tuners/lora/model.py`` (``_create_and_replace``) and
+``tuners/tuners_utils.py`` (``check_target_module_exists``).
+"""
+
+import json
+import re
+import shutil
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ..exceptions import AdapterError
+from ..files import staged_folder, writing
+from .lora import LoraAdapter, LowRank, Site
+
+# Options that do not change what a saved adapter computes, or that are resolved below.
+_EXACT = {
+    "alpha_pattern",
+    "auto_mapping",
+    "base_model_name_or_path",
+    "corda_config",  # read only where init_lora_weights asks for it, which is refused
+    "ensure_weight_tying",
+    "eva_config",
+    "exclude_modules",
+    "inference_mode",
+    "init_lora_weights",
+    "layers_pattern",
+    "layers_to_transform",
+    "loftq_config",
+    "lora_alpha",
+    "lora_dropout",
+    "lora_ga_config",
+    "megatron_core",
+    "peft_type",
+    "peft_version",
+    "qalora_group_size",
+    "r",
+    "rank_pattern",
+    "revision",
+    "runtime_config",
+    "target_modules",
+    "task_type",
+    "use_rslora",
+}
+_WHY_REFUSED = {
+    "use_dora": "DoRA rescales the base weights by trained magnitudes, which no low-rank update "
+    "can hold; train it again with use_dora=False, or merge it into the base and extract a LoRA",
+    "modules_to_save": "it replaces whole modules of the base; train it again without them",
+    "lora_bias": "trained biases are no part of a low-rank update; train with lora_bias=False",
+    "trainable_token_indices": "it changes token embeddings; train it again without them",
+    "fan_in_fan_out": "it stores transposed weights, which no supported architecture uses",
+    "layer_replication": "it adds copies of layers to the base; train it on the plain base",
+}
+_DEFAULT_R_AND_ALPHA = 8
+_EXACT_INITS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
+
+
+@dataclass(frozen=True)
+class PeftConfig:
+    """The exact part of an ``adapter_config.json``.
+
+    Raises:
+        AdapterError: an option is set whose effect a low-rank update cannot hold exactly.
+    """
+
+    raw: Mapping[str, object]
+    name: str
+
+    def __post_init__(self) -> None:
+        kind = self.raw.get("peft_type")
+        if kind != "LORA":
+            raise AdapterError(
+                f"adapter {self.name} has peft_type {kind!r}, but only LORA can be ported; "
+                "train a LoRA adapter on the same data"
+            )
+        for option, value in self.raw.items():
+            if option in _EXACT or not value or (option, value) == ("bias", "none"):
+                continue
+            why = _WHY_REFUSED.get(
+                option, "its effect is not known to be exact; train it again without this option"
+            )
+            raise AdapterError(f"adapter {self.name} has {option}={value!r}: {why}")
+        init = self.raw.get("init_lora_weights", True)
+        if init not in _EXACT_INITS:
+            raise AdapterError(
+                f"adapter {self.name} has init_lora_weights={init!r}, which changed the base "
+                f"weights before training; it takes one of {list(_EXACT_INITS)}: convert it with "
+                "PEFT's save_pretrained(..., path_initial_model_for_weight_conversion=...)"
+            )
+
+    @property
+    def base_model(self) -> str:
+        """The base model that the adapter says it was trained on; empty if it does not say."""
+        return str(self.raw.get("base_model_name_or_path") or "")
+
+    def rank(self, site: Site) -> int:
+        """Return the rank that PEFT gives a site, by ``rank_pattern`` or ``r``."""
+        rank = self._pattern("rank_pattern", "r", site)
+        if not (rank.is_integer() and rank > 0):
+            raise AdapterError(
+                f"adapter {self.name} has rank {rank} at {site.module_name} by r or rank_pattern, "
+                "it takes a positive whole number"
+            )
+        return int(rank)
+
+    def scale(self, site: Site) -> float:
+        """Return what PEFT multiplies ``B A x`` by: ``alpha / r``, or ``alpha / sqrt(r)``."""
+        alpha, rank = self._pattern("alpha_pattern", "lora_alpha", site), self.rank(site)
+        return alpha / rank**0.5 if self.raw.get("use_rslora") else alpha / rank
+
+    def _pattern(self, patterns: str, default: str, site: Site) -> float:
+        table = self.raw.get(patterns) or {}
+        if not isinstance(table, Mapping):
+            raise AdapterError(f"adapter {self.name}: {patterns} is {table!r}, it takes a mapping")
+        for pattern, value in table.items():
+            if re.match(rf"(.*\.)?({pattern})$", site.module_name):
+                return self._number(f"{patterns}[{pattern!r}]", value)
+        return self._number(default, self.raw.get(default, _DEFAULT_R_AND_ALPHA))
+
+    def _number(self, option: str, value: object) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise AdapterError(f"adapter {self.name}: {option} is {value!r}, it takes a number")
+        return float(value)
+
+    def targets(self, site: Site) -> bool:
+        """Return whether PEFT would load weights for this site."""
+        module, targets = site.module_name, self.raw.get("target_modules")
+        excluded = self.raw.get("exclude_modules")
+        if excluded and _matches(excluded, module):
+            return False
+        if targets == "all-linear":
+            return True
+        if isinstance(targets, str) or not targets:
+            return bool(targets) and _matches(targets, module)
+        # A full name is targeted whatever layers_to_transform says.
+        full = isinstance(targets, Collection) and module in targets
+        return full or (_matches(targets, module) and self._transforms(module))
+
+    def _transforms(self, module: str) -> bool:
+        layers: Any = self.raw.get("layers_to_transform")
+        if layers is None or layers == []:
+            return True
+        patterns: Any = self.raw.get("layers_pattern") or "layers"
+        for pattern in [patterns] if isinstance(patterns, str) else patterns:
+            found = re.match(rf"(?:^|.*?\.){pattern}\.(?P<layer>\d+)\.", module)
+            if found:
+                return int(found["layer"]) in ([layers] if isinstance(layers, int) else layers)
+        return False
+
+
+def _matches(names: object, module: str) -> bool:
+    """A string is a regular expression for the whole name; a list holds names or suffixes."""
+    if isinstance(names, str):
+        return re.fullmatch(names, module) is not None
+    if not isinstance(names, list | tuple | set):
+        return False
+    return any(module == name or module.endswith(f".{name}") for name in names)
+
+
+# Reading and writing PEFT adapter folders, exactly.
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+_PREFIX = "base_model.model."
+_PICKLE_FILE = "adapter_model.bin"
+_CONVERSION = (
+    'python -c "import torch, safetensors.torch as s; s.save_file({k: v.contiguous() for k, v in '
+    "torch.load('adapter_model.bin', weights_only=True).items()}, 'adapter_model.safetensors')\""
+)
+
+
+def read_adapter(folder: str | Path) -> LoraAdapter:
+    """Read a PEFT LoRA folder; every option that is exact is resolved, any other refused.
+
+    Raises:
+        AdapterError: a file is missing, truncated or a pickle; an option or a tensor cannot be
+            held exactly; a tensor is missing its partner, is one that PEFT would not load, has
+            another rank than the config says, or is not finite.
+    """
+    folder = Path(folder)
+    config = PeftConfig(_read_config(folder), str(folder))
+    pairs: dict[Site, dict[str, Tensor]] = {}
+    for key, tensor in _read_weights(folder).items():
+        site, factor = _parse_key(key, folder)
+        pairs.setdefault(site, {})[factor] = tensor
+    sites = {site: _low_rank(site, factors, config) for site, factors in pairs.items()}
+    try:
+        return LoraAdapter(sites, config.base_model, config.raw)
+    except AdapterError as error:
+        raise AdapterError(f"{folder}: {error}") from None
+
+
+def _read_config(folder: Path) -> Mapping[str, object]:
+    path = folder / CONFIG_FILE
+    if not path.is_file():
+        raise AdapterError(
+            f"{folder} is not a PEFT adapter: it has no {CONFIG_FILE}; give the folder that "
+            f"save_pretrained wrote, with {CONFIG_FILE} and {WEIGHTS_FILE}"
+        )
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise AdapterError(f"{path} is not valid JSON ({error}); save the adapter again") from None
+    if not isinstance(raw, dict):
+        raise AdapterError(f"{path} holds a {type(raw).__name__}, it takes a JSON object")
+    return raw
+
+
+def _read_weights(folder: Path) -> dict[str, Tensor]:
+    path = folder / WEIGHTS_FILE
+    if not path.is_file():
+        if (folder / _PICKLE_FILE).is_file():
+            raise AdapterError(
+                f"{folder} holds its weights as a pickle ({_PICKLE_FILE}), which can run code "
+                f"when it is read; it takes {WEIGHTS_FILE}: in that folder run {_CONVERSION}"
+            )
+        raise AdapterError(f"{folder} has no {WEIGHTS_FILE}; copy or save the adapter again")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise AdapterError(
+            f"{path} ({path.stat().st_size} bytes) is truncated or damaged ({error}); it takes a "
+            "whole safetensors file: copy or save the adapter again"
+        ) from None
+
+
+def _parse_key(key: str, folder: Path) -> tuple[Site, str]:
+    module, _, factor = key.removeprefix(_PREFIX).rpartition(".lora_")
+    site = Site.parse(module)
+    if factor not in ("A.weight", "B.weight") or site is None or site.module_name != module:
+        raise AdapterError(
+            f"adapter {folder} holds the tensor {key!r}, which is no lora_A or lora_B of a "
+            "decoder layer's q, k, v, o, gate, up or down projection and would be lost; train "
+            "the adapter again on these modules only"
+        )
+    return site, factor[0]
+
+
+def _low_rank(site: Site, factors: dict[str, Tensor], config: PeftConfig) -> LowRank:
+    module = site.module_name
+    if set(factors) != {"A", "B"}:
+        raise AdapterError(
+            f"adapter {config.name} has only lora_{''.join(factors)} of {module}; it takes both "
+            "lora_A and lora_B: copy or save the adapter again"
+        )
+    if not config.targets(site):
+        raise AdapterError(
+            f"adapter {config.name} holds weights for {module}, but its {CONFIG_FILE} does not "
+            "target that module, so that PEFT would drop them; add it to target_modules"
+        )
+    a, b, rank = factors["A"], factors["B"], config.rank(site)
+    if a.ndim != 2 or b.ndim != 2 or a.shape[0] != rank or b.shape[1] != rank:
+        raise AdapterError(
+            f"adapter {config.name} has lora_A {tuple(a.shape)} and lora_B {tuple(b.shape)} at "
+            f"{module}, but its {CONFIG_FILE} gives rank {rank}: it takes ({rank}, in) and "
+            f"(out, {rank}); correct r or rank_pattern"
+        )
+    return LowRank(a, b, config.scale(site))
+
+
+def write_adapter(
+    adapter: LoraAdapter,
+    folder: str | Path,
+    *,
+    extra: Mapping[str, str] | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write a PEFT folder, whole or not at all.
+
+    Args:
+        adapter: What to write; its own config is kept where it still describes the adapter.
+        folder: The folder to make.
+        extra: Text files to put beside the weights, by name, such as ``README.md``.
+        overwrite: Replace a folder that is there already.
+
+    Raises:
+        OutputError: the folder exists and is not to be replaced, or it cannot be written.
+    """
+    with staged_folder(Path(folder), overwrite=overwrite) as whole, writing(Path(folder)):
+        write_peft_files(adapter, whole)
+        for name, text in (extra or {}).items():
+            (whole / name).write_text(text, encoding="utf-8")
+
+
+def write_peft_files(adapter: LoraAdapter, folder: Path) -> None:
+    """Write the two files of a PEFT adapter into a folder that exists; see also staged_folder."""
+    save_file(_tensors(adapter), folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    config = json.dumps(peft_config(adapter), indent=2)
+    (folder / CONFIG_FILE).write_text(config + "\n", encoding="utf-8")
+    # safetensors lets nobody but the owner read its files, whatever the umask.
+    shutil.copymode(folder / CONFIG_FILE, folder / WEIGHTS_FILE)
+
+
+def _tensors(adapter: LoraAdapter) -> dict[str, Tensor]:
+    tensors = {}
+    for site, update in adapter.items():
+        for name, factor in (("A", update.A), ("B", update.B)):
+            key = f"{_PREFIX}{site.module_name}.lora_{name}.weight"
+            # Copies, since safetensors refuses a factor that two sites share.
+            tensors[key] = factor.detach().cpu().clone(memory_format=torch.contiguous_format)
+    return tensors
+
+
+def peft_config(adapter: LoraAdapter) -> dict[str, object]:
+    """Return the ``adapter_config.json`` that makes PEFT compute exactly this adapter."""
+    if adapter.config is not None:
+        config = PeftConfig(adapter.config, adapter.base_model)
+        if all(
+            config.targets(site)
+            and (config.rank(site), config.scale(site)) == (update.rank, update.scale)
+            for site, update in adapter.items()
+        ):
+            return {**adapter.config, "base_model_name_or_path": adapter.base_model}
+    return _plain_config(adapter)
+
+
+def _plain_config(adapter: LoraAdapter) -> dict[str, object]:
+    ranks = {site: update.rank for site, update in adapter.items()}
+    # alpha / r gives the scale back within one rounding, and exactly where r is a power of two.
+    alphas = {site: update.scale * update.rank for site, update in adapter.items()}
+    rank = Counter(ranks.values()).most_common(1)[0][0]
+    alpha = Counter(alphas.values()).most_common(1)[0][0]
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": adapter.base_model,
+        "r": rank,
+        "lora_alpha": alpha,
+        "rank_pattern": {_regex(site): r for site, r in ranks.items() if r != rank},
+        "alpha_pattern": {_regex(site): a for site, a in alphas.items() if a != alpha},
+        **_targets(adapter),
+        "lora_dropout": 0.0,
+        "use_rslora": False,
+        "bias": "none",
+        "init_lora_weights": True,
+        "inference_mode": True,
+    }
+
+
+def _regex(site: Site) -> str:
+    return site.module_name.replace(".", r"\.")
+
+
+def _targets(adapter: LoraAdapter) -> dict[str, object]:
+    """Roles and layers where each of the layers has every role, else the modules' full names."""
+    layers = sorted({site.layer for site in adapter})
+    if len(adapter) == len(layers) * len(adapter.roles):
+        names = [role.module for role in adapter.roles]
+        return {"target_modules": names, "layers_to_transform": layers}
+    return {"target_modules": [site.module_name for site in adapter]}

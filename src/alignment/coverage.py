@@ -1,0 +1,261 @@
+"""Similarity beyond what rows that are not paired would show.
+
+Any measure of two high-dimensional representations is above zero by chance, and by how much
+depends on rows, widths and spectra. So the rows of one side are permuted, and a score counts only
+as far as it exceeds the 95th percentile of what that gives:
+``s_cal = max(0, (s - tau) / (1 - tau))``. Source: arXiv 2602.14486.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from .layer_matching import relative_depth
+from .similarity import LayerMeasure, Layers, rows_of
+
+PERMUTATIONS = 200
+LEVEL = 0.95
+
+
+class CalibratedScore(NamedTuple):
+    """A score, and what is left of it.
+
+    Attributes:
+        raw: As the measure gives it.
+        threshold: What it exceeds in 5 % of permutations.
+        calibrated: 0 for a raw score up to the threshold, 1 for a raw score of 1.
+    """
+
+    raw: float
+    threshold: float
+    calibrated: float
+
+
+def row_orders(rows: int, permutations: int, seed: int) -> Int[Tensor, "permutations rows"]:
+    """Return random orders of rows; the same seed gives the same ones."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.stack([torch.randperm(rows, generator=generator) for _ in range(permutations)])
+
+
+def rescaled(
+    score: Float[Tensor, "*shape"], threshold: Float[Tensor, "*shape"]
+) -> Float[Tensor, "*shape"]:
+    """Return ``max(0, (s - tau) / (1 - tau))``; 0 where the threshold is 1."""
+    room = 1 - threshold
+    return torch.where(room > 0, (score - threshold) / room, 0.0).clamp_min(0)
+
+
+def calibrated(
+    measure: Callable[[Tensor, Tensor], float],
+    x: Float[Tensor, "rows x"],
+    y: Float[Tensor, "rows y"],
+    *,
+    permutations: int = PERMUTATIONS,
+    seed: int = 0,
+) -> CalibratedScore:
+    """Calibrate any measure of two matrices against permuted rows of the second.
+
+    Args:
+        measure: Takes two matrices with paired rows; 1 is the greatest value.
+        x: Rows in one space.
+        y: The same rows in another.
+        permutations: How many times the rows are permuted; the measure runs once for each.
+        seed: Draws the permutations.
+    """
+    raw = measure(x, y)
+    orders = row_orders(len(y), permutations, seed)
+    null = torch.tensor([measure(x, y[order]) for order in orders], dtype=torch.float64)
+    threshold = null.quantile(LEVEL)
+    score = rescaled(torch.tensor(raw, dtype=torch.float64), threshold)
+    return CalibratedScore(raw, float(threshold), float(score))
+
+
+# A measure between every target layer and every source layer, calibrated.
+
+# Scores that no permutation changes have no spread but rounding.
+_LEAST_SPREAD = 1e-9
+
+
+@dataclass(frozen=True, eq=False)
+class LayerMap:
+    """How alike the layers of two models are, and how alike they are with permuted rows.
+
+    Attributes:
+        raw: The measure, float64.
+        null: The measure with the target's rows permuted, in each permutation the same way for
+            all layers.
+    """
+
+    raw: Float[Tensor, "target source"]
+    null: Float[Tensor, "permutations target source"]
+
+    @property
+    def calibrated(self) -> Float[Tensor, "target source"]:
+        """Each pair of layers calibrated by itself: what pairings and heat maps show."""
+        return rescaled(self.raw, self.null.quantile(LEVEL, dim=0))
+
+    @property
+    def best(self) -> Float[Tensor, " target"]:
+        """The greatest score of each target layer, calibrated as the maximum that it is.
+
+        The threshold is taken from the maximum over source layers in each permutation.
+        """
+        null = self.null.amax(dim=2).quantile(LEVEL, dim=0)
+        return rescaled(self.raw.amax(dim=1), null)
+
+    @property
+    def certain(self) -> Float[Tensor, "target source"]:
+        """Scores calibrated so strictly that hardly a map of noise shows any.
+
+        The threshold of a pair is the mean of its null plus as many standard deviations as any
+        pair deviates by in any permutation: with 200 of these, noise has a score above 0
+        anywhere in 1 of 201 maps (maxT; Westfall and Young, 1993). Layers of one model resemble
+        one another, so that chance hits many at once.
+        """
+        mean, spread = self.null.mean(dim=0), self.null.std(dim=0).clamp_min(_LEAST_SPREAD)
+        most = ((self.null - mean) / spread).max()
+        exceeds = (self.raw - mean) / spread > most
+        return rescaled(self.raw, mean + most * spread) * exceeds
+
+
+def layer_map(
+    measure: LayerMeasure,
+    target: Layers,
+    source: Layers,
+    *,
+    permutations: int = PERMUTATIONS,
+    seed: int = 0,
+) -> LayerMap:
+    """Compare every target layer with every source layer.
+
+    Args:
+        measure: Such as :class:`MutualKnn`.
+        target: Activations of each target layer.
+        source: Activations of each source layer at the same tokens, row by row.
+        permutations: How many times the rows are permuted.
+        seed: Draws the permutations.
+
+    Raises:
+        ValueError: the layers have different numbers of rows, or too few.
+    """
+    comparison = measure.compare(target, source)
+    raw = comparison.matrix(torch.arange(comparison.rows))
+    orders = row_orders(comparison.rows, permutations, seed)
+    return LayerMap(raw, torch.stack([comparison.matrix(order) for order in orders]))
+
+
+# Of how many target layers it is certain which part of the source they resemble.
+
+BAND = 0.25
+
+
+@dataclass(frozen=True, eq=False)
+class Coverage:
+    """Which target layers have a counterpart in the source.
+
+    Attributes:
+        best: The source layer that each target layer resembles most.
+        scores: The calibrated score of that layer.
+        in_band: Whether it lies at a plausible depth.
+        covered: Score above 0 and plausible depth.
+    """
+
+    best: tuple[int, ...]
+    scores: Float[Tensor, " target"]
+    in_band: Bool[Tensor, " target"]
+    covered: Bool[Tensor, " target"]
+
+    @property
+    def share(self) -> float:
+        """The share of target layers that are covered."""
+        return float(self.covered.double().mean())
+
+
+def depth_band(
+    target_layers: int, source_layers: int, width: float = BAND
+) -> Bool[Tensor, "target source"]:
+    """Return which source layers lie about as deep in the source as a target layer does.
+
+    Those at most ``width`` of the source's depth, and at least one layer, away from the one of
+    the same relative depth.
+    """
+    partners = torch.tensor(relative_depth(source_layers, target_layers))
+    reach = max(1.0, width * (source_layers - 1))
+    return (torch.arange(source_layers) - partners[:, None]).abs() <= reach
+
+
+def coverage(similarity: LayerMap, band: float = BAND) -> Coverage:
+    """Find the target layers that resemble a source layer of about their own depth.
+
+    A target layer is covered if its most similar source layer (by raw score; equal ones: the
+    first) scores above chance, chance being what the most deviating of all pairs of layers
+    reaches in permutations (:attr:`LayerMap.certain`), and if it lies within the band around
+    the same relative depth, so that it beats all layers outside. A high score with any layer
+    alone says little: tokens that are alike are near one another in almost every layer.
+
+    Args:
+        similarity: Of all layers, calibrated.
+        band: Width of the band to each side, as a share of the source's depth.
+    """
+    best = similarity.raw.argmax(dim=1, keepdim=True)
+    scores = similarity.certain.gather(1, best)[:, 0]
+    target, source = similarity.raw.shape
+    in_band = depth_band(target, source, band).gather(1, best)[:, 0]
+    return Coverage(tuple(best[:, 0].tolist()), scores, in_band, (scores > 0) & in_band)
+
+
+# Does a measure lead from a layer to its counterpart and, on other text, back again.
+
+
+@dataclass(frozen=True)
+class LayerIdentification:
+    """How well layers of two models identify one another.
+
+    Attributes:
+        accuracy: Share of target layers that are found again.
+        within_one: Share of which a layer at most one away is found.
+        chance: The accuracy of a measure that leads to the same layer, or any, from each.
+    """
+
+    accuracy: float
+    within_one: float
+    chance: float
+
+
+def layer_identification(
+    measure: LayerMeasure, target: Layers, source: Layers, seed: int = 0
+) -> LayerIdentification:
+    """Go from each target layer to the source layer most like it, and from there back.
+
+    The way there is found on one half of the rows, the way back on the other. A measure that
+    scores nearly all pairs alike, or has one favourite layer, does not come back. Where no
+    correspondence is known this stands for the test of Kornblith et al., 2019, section 6.1.
+
+    Args:
+        measure: Such as :class:`MutualKnn`.
+        target: Activations of each target layer.
+        source: Activations of each source layer at the same tokens.
+        seed: Draws the halves.
+
+    Raises:
+        ValueError: the layers have different numbers of rows, or too few in a half.
+    """
+    rows = rows_of(target, source, 2)
+    order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
+    there, back = (
+        measure.compare([x[half] for x in target], [y[half] for y in source]).matrix(
+            torch.arange(len(half))
+        )
+        for half in (order[: rows // 2], order[rows // 2 :])
+    )
+    found = back.argmax(dim=0)[there.argmax(dim=1)]
+    away = (found - torch.arange(len(target))).abs()
+    return LayerIdentification(
+        accuracy=float((away == 0).double().mean()),
+        within_one=float((away <= 1).double().mean()),
+        chance=1 / len(target),
+    )

@@ -1,0 +1,1001 @@
+"""Adapters by whatever a user calls them: a folder, a task of the pair's zoo, a hub id."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from ..adapters import LoraAdapter, LowRank, read_adapter
+from ..adapters.merge import Combiner
+from ..adapters.sparsify import Combined, Sparsifier, cut
+from ..data import HubTasks, Interleaved, PromptTemplate, TextSource
+from ..data.corpora import CorpusFolder, TaskPrompts
+from ..data.prompts import PromptSpec
+from ..data.tasks import Example
+from ..data.zoo import SIDES
+from ..evaluation.records import DriftRecord, ExpectedRecord, RefinementRecord
+from ..exceptions import AdapterError, ConfigurationError, DataError
+from ..mappers import BasePair, LearnedMapper, Mapper, WeightMapper, load_mapper
+from ..mappers.base import Progress, Report
+from ..mappers.from_text import CorpusMapper
+from ..models.architectures import SiteTable
+from ..models.loading import DTYPES
+from ..refinement.base import (
+    DistillationInputs,
+    Refinement,
+    RefinementProgress,
+    RefinementReport,
+    Teacher,
+)
+from ..refinement.expected_recovery import LEAST_POINTS, AnchorCalibration, ExpectedRecovery
+from ..refinement.kl_budget import DriftBudget, check_drift
+from ..refinement.text_selection import WrittenTexts
+from .anchors import CPU_TRAINER, builds_zoo, train_zoo
+from .context import (
+    RunContext,
+    SharedContext,
+    build,
+    costliest,
+    listed,
+    option,
+    optional,
+    shown_bars,
+)
+
+_HUB_ID = re.compile(r"[\w][\w.-]*/[\w.-]+")
+_FILES = ("adapter_config.json", "adapter_model.safetensors")
+
+
+def given_adapter(context: RunContext, given: str) -> LoraAdapter:
+    """Read the source's adapter that ``adapter=`` names.
+
+    A folder goes first; a bare name is looked up among the source's adapters of the pair's zoo,
+    which a pair that brings its own tasks trains where it is missing; ``owner/name`` is an id of
+    the hub.
+
+    Raises:
+        AdapterError: it is none of them, or what is there cannot be read exactly.
+    """
+    folder = Path(given).expanduser()
+    if given and folder.is_dir():
+        return read_adapter(folder)
+    if builds_zoo(context) and given in context.task_source().names():
+        train_zoo(context, SIDES, list(context.task_source().names()), CPU_TRAINER)
+    known = _zoo_tasks(context)
+    if given in known:
+        return read_adapter(known[given])
+    if _HUB_ID.fullmatch(given):
+        return read_adapter(_fetched(given))
+    zoo = f", or a task of the pair's zoo: {', '.join(sorted(known))}" if known else ""
+    raise AdapterError(
+        f"adapter={given} is no folder; it takes a PEFT adapter's folder, a hub id such as "
+        f"owner/name{zoo}"
+    )
+
+
+def _zoo_tasks(context: RunContext) -> dict[str, Path]:
+    paths = context.config.paths
+    side = Path(paths.zoo_source) if paths.zoo_source else context.zoo_folder() / "source"
+    if not side.is_dir():
+        return {}
+    return {path.name: path for path in side.iterdir() if (path / _FILES[0]).is_file()}
+
+
+def _fetched(name: str) -> Path:
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(_FILES)))
+    except (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise AdapterError(
+            f"the adapter {name} is no folder here, nor in the hub's cache, nor could it be "
+            f"fetched ({why}); correct the path, connect to the network, or run `hf auth login` "
+            "if it is private"
+        ) from error
+
+
+# What the adapter that is ported is asked: all that a port knows of its task.
+
+_INSTRUCTION = "{instruction}"
+
+
+def prompt_spec(context: RunContext, place: str) -> PromptSpec:
+    """Return the prompt and the labels of ``prompt``, or of the task that the adapter is of.
+
+    What is given goes first. A task of the pair's zoo brings its instruction and its labels;
+    none of its rows is used. Where neither says how the adapter is asked, it is asked with the
+    text itself.
+
+    Args:
+        context: The options.
+        place: The adapter, as it was given.
+
+    Raises:
+        DataError: the template has no ``{text}``, or the labels are no choice.
+        ConfigurationError: the template takes an instruction, and there is none.
+    """
+    config = context.config
+    template = config.prompt.template
+    if not isinstance(template, str):
+        raise ConfigurationError(f"prompt.template is {template!r}; it takes text with {{text}}")
+    instruction = optional(config, "prompt.instruction", str)
+    labels = None if config.prompt.labels is None else listed(config, "prompt.labels", str)
+    task = task_of(context, place)
+    if task is not None and (instruction is None or labels is None):
+        known = described(context, task)
+        instruction = known[0] if instruction is None else instruction
+        labels = list(known[1]) if labels is None else labels
+    if instruction is None and _INSTRUCTION in template:
+        if _template_is_given():
+            raise ConfigurationError(
+                f"prompt.template is {template!r}, and nothing says what {_INSTRUCTION} is; give "
+                "prompt.instruction=TEXT, or write it into the template"
+            )
+        template = "{text}"
+    # A shell and Hydra hand on a backslash and an n where a new line is meant.
+    prompt = template.replace("\\n", "\n").replace(_INSTRUCTION, instruction or "")
+    return PromptSpec(
+        prompt, tuple(labels or ()), config.prompt.completion, config.prompt.text_chars
+    )
+
+
+def _template_is_given() -> bool:
+    words = HydraConfig.get().overrides.task
+    return any(word.lstrip("+").startswith("prompt.template=") for word in words)
+
+
+def task_of(context: RunContext, place: str) -> str | None:
+    """Return the task that an adapter was trained on, where it lies in the pair's zoo."""
+    paths = context.config.paths
+    folder = Path(place).expanduser()
+    if folder.is_dir():
+        side = Path(paths.zoo_source) if paths.zoo_source else context.zoo_folder() / "source"
+        if folder.resolve().parent != side.expanduser().resolve():
+            return None
+    elif folder.name != place:
+        return None
+    return folder.name if folder.name in context.task_source().names() else None
+
+
+def described(context: RunContext, task: str) -> tuple[str, tuple[str, ...]]:
+    """Return the instruction and the labels of a task; of the hub's no row is fetched."""
+    source = context.task_source()
+    if isinstance(source, HubTasks):
+        definition = source.definitions[task]
+        return definition.instruction, definition.labels
+    known = source.load([task])[task]
+    return known.instruction, known.labels
+
+
+def told(question: PromptSpec) -> dict[str, object]:
+    """Return what reports say of a question."""
+    return {
+        "prompt": question.prompt,
+        "labels": list(question.labels),
+        "completion": question.completion,
+        "text_chars": question.text_chars,
+    }
+
+
+# The mapper of a transfer: by its name, or out of a checkpoint, and ready for the pair.
+
+
+def chosen_mapper(config: DictConfig) -> Mapper:
+    """Return the mapper of ``mapper=``, or of ``ckpt=`` where that is given.
+
+    Raises:
+        ConfigurationError: a learned mapper lacks its checkpoint, or another one has one.
+    """
+    hydra = HydraConfig.get()
+    name = hydra.runtime.choices["mapper"]
+    asked = any(word.startswith("mapper=") for word in hydra.overrides.task)
+    built: Mapper = build(config.mapper)
+    ckpt = optional(config, "ckpt", str)
+    if ckpt is None:
+        if isinstance(built, LearnedMapper):
+            raise ConfigurationError(
+                f"mapper={name} is learned, and there is no checkpoint of it: fit it by `python "
+                f"train.py mapper={name} pair={config.pair.name}` and give its mapper.ckpt as ckpt="
+            )
+        return built
+    loaded = load_mapper(Path(ckpt).expanduser())
+    if not loaded.fitted:
+        raise ConfigurationError(
+            f"ckpt={ckpt} holds a {type(loaded).__name__} that was never fitted; give the "
+            "mapper.ckpt of a run that came to its end"
+        )
+    if asked and type(loaded) is not type(built):
+        raise ConfigurationError(
+            f"ckpt={ckpt} holds a {type(loaded).__name__}, but mapper={name} is a "
+            f"{type(built).__name__}; leave mapper= out, or give the checkpoint of that mapper"
+        )
+    return loaded
+
+
+def give_models(mapper: Mapper, pair: BasePair, config: DictConfig, progress: Progress) -> None:
+    """Give a mapper whatever it needs of the pair to map an adapter.
+
+    Args:
+        mapper: A mapper, fitted if it is a learned one.
+        pair: Both models on disk.
+        config: Of the command, for messages.
+        progress: Is told how far the mapper is.
+
+    Raises:
+        ConfigurationError: the mapper was fitted for other models.
+    """
+    if isinstance(mapper, WeightMapper):
+        mapper.use(pair, progress)
+    elif isinstance(mapper, CorpusMapper):
+        _check_pair(mapper, pair, config)
+
+
+def _check_pair(mapper: CorpusMapper, pair: BasePair, config: DictConfig) -> None:
+    """Raise ConfigurationError unless a mapper was fitted for the models of a pair."""
+    frame = mapper.frame
+    fitted = {
+        "source": (frame.source_name, frame.source),
+        "target": (frame.target_name, frame.target),
+    }
+    for side in SIDES:
+        model, (name, sites) = getattr(pair, side), fitted[side]
+        if model.name == name and model.sites == sites:
+            continue
+        differs = "" if model.name != name else ", with modules of other shapes"
+        raise ConfigurationError(
+            f"ckpt={config.get('ckpt')} was fitted for {frame.source_name} and "
+            f"{frame.target_name}, but the {side} of pair={config.pair.name} is {model.name}"
+            f"{differs}; choose the pair that it was fitted for, or fit one for this pair by "
+            "`python train.py` with the same pair"
+        )
+
+
+# The steps from source adapters to one adapter of the target, without files or configurations.
+
+# Of an update's norm, that rounding its factors may change; bfloat16 changes some 0.3 %.
+_ROUNDING = 1e-2
+
+
+class Mapped(NamedTuple):
+    """What became of one source adapter, before anything is combined.
+
+    Attributes:
+        adapter: The target's.
+        report: What the mapper reports of it.
+        acts: False where it is meant to do nothing.
+    """
+
+    adapter: LoraAdapter
+    report: Report
+    acts: bool
+
+
+class Ported(NamedTuple):
+    """An adapter of the target, and what was found on the way.
+
+    Attributes:
+        adapter: As it is to be written.
+        mapping: What the mapper reports of each source adapter.
+        steps: What each step after the mapper lost and found, by its name.
+    """
+
+    adapter: LoraAdapter
+    mapping: tuple[Report, ...]
+    steps: dict[str, Combined]
+
+
+@dataclass(frozen=True)
+class Porting:
+    """Map, sparsify, merge, cut to a rank, scale, convert: in this order, each where asked for.
+
+    Attributes:
+        mapper: Turns a source adapter into one of the target.
+        target: The target's modules, which the result must fit.
+        sparsify: Applied to each mapped adapter.
+        merge: Merges the mapped adapters and those of the target.
+        weights: Of the merged adapters, the mapped ones first; None: as the combiner has it.
+        output_rank: The most that a site may have.
+        scale: Multiplies the result.
+        dtype: Of its factors.
+
+    Raises:
+        ConfigurationError: a number is out of its range.
+    """
+
+    mapper: Mapper
+    target: SiteTable
+    sparsify: Sparsifier | None = None
+    merge: Combiner | None = None
+    weights: Sequence[float] | None = None
+    output_rank: int | None = None
+    scale: float = 1.0
+    dtype: torch.dtype = field(default=torch.float32)
+
+    def __post_init__(self) -> None:
+        if self.output_rank is not None and self.output_rank < 1:
+            raise ConfigurationError(
+                f"output_rank is {self.output_rank}; it takes a whole number of at least 1, or "
+                "null for the rank that the mapper made"
+            )
+        if not 0 < abs(self.scale) < float("inf"):
+            raise ConfigurationError(
+                f"scale is {self.scale}; it takes a finite number other than 0 (mapper=noop makes "
+                "an adapter that does nothing)"
+            )
+
+    def port(self, adapters: Sequence[LoraAdapter], others: Sequence[LoraAdapter] = ()) -> Ported:
+        """Port source adapters, and merge them with others of the target into one.
+
+        Raises:
+            AdapterError: an adapter does not fit its model, nothing of it is left, or the dtype
+                cannot hold it.
+            ConfigurationError: there is no adapter, or the weights do not fit.
+        """
+        self.check_others(others)
+        return self.combined(self.mapped(adapters), others)
+
+    def check_others(self, others: Sequence[LoraAdapter]) -> None:
+        """Raise AdapterError unless the adapters to merge with fit the target."""
+        for other in others:
+            check_target(other, self.target, "the adapter of merge.with")
+
+    def mapped(self, adapters: Sequence[LoraAdapter]) -> list[Mapped]:
+        """Map source adapters: the first step, which others may better before they are combined.
+
+        Raises:
+            AdapterError: an adapter does not fit its model.
+            ConfigurationError: there is no adapter.
+        """
+        if not adapters:
+            raise ConfigurationError("there is no adapter to port; adapter= takes at least one")
+        acts = not isinstance(self.mapper, WeightMapper) or self.mapper.acts
+        found = []
+        for adapter in adapters:
+            made = self.mapper.map(adapter)
+            check_target(made, self.target, "the mapper's result")
+            found.append(Mapped(made, self.mapper.report(), acts))
+        return found
+
+    def combined(self, mapped: Sequence[Mapped], others: Sequence[LoraAdapter] = ()) -> Ported:
+        """Do everything that follows the mapper; the others are those that were checked.
+
+        Raises:
+            AdapterError: nothing is left, or the dtype cannot hold it.
+            ConfigurationError: the weights do not fit.
+        """
+        steps, parts = {}, [one.adapter for one in mapped]
+        if self.sparsify is not None:
+            for place, part in enumerate(parts):
+                sparse = self.sparsify(part, place=place)
+                steps[_numbered("sparsify", place, len(parts))] = sparse
+                parts[place] = sparse.adapter
+        result = parts[0]
+        several = len(parts) + len(others) > 1
+        if self.merge is not None and (several or self.weights is not None):
+            steps["merge"] = self.merge([*parts, *others], self.weights, self.output_rank)
+            result = LoraAdapter(steps["merge"].adapter.sites, parts[0].base_model)
+        if self.output_rank is not None and any(u.rank > self.output_rank for u in result.values()):
+            steps["output_rank"] = cut(result, self.output_rank)
+            result = steps["output_rank"].adapter
+        finished = self._finished(result, acts=any(one.acts for one in mapped))
+        return Ported(finished, tuple(one.report for one in mapped), steps)
+
+    def _finished(self, adapter: LoraAdapter, acts: bool) -> LoraAdapter:
+        if self.scale != 1:
+            adapter = adapter.map(lambda update: update.scaled(self.scale))
+        if acts and adapter.norm() == 0:
+            raise AdapterError(
+                "the ported adapter is zero at every site, so that it would do nothing on the "
+                "target; give a source adapter that was trained, or drop less of it"
+            )
+        for site, update in adapter.items():
+            error = _rounding_error(update, self.dtype)
+            if not error <= _ROUNDING:
+                raise AdapterError(
+                    f"dtype={str(self.dtype).removeprefix('torch.')} cannot hold the factors of "
+                    f"{site.module_name}: the update would change by {error:.1%} of its norm; use "
+                    "dtype=float32"
+                )
+        return adapter.map(lambda update: update.to(self.dtype))
+
+
+def check_target(adapter: LoraAdapter, target: SiteTable, what: str) -> None:
+    """Raise AdapterError unless an adapter's sites and shapes are modules of the target."""
+    misfit = target.misfit(adapter)
+    if misfit is not None:
+        site, found = misfit
+        raise AdapterError(
+            f"{what}, for {adapter.base_model or 'an unnamed model'!r}, has shape "
+            f"{adapter[site].shape} at {site.module_name}, but the pair's target has {found}; "
+            "choose the pair whose target it belongs to"
+        )
+
+
+def _rounding_error(update: LowRank, dtype: torch.dtype) -> float:
+    """Return by what share of its norm an update changes in ``dtype``; NaN beyond its range."""
+    rounded, norm = update.to(dtype), update.norm()
+    squared = rounded.inner(rounded) - 2 * rounded.inner(update) + norm**2
+    return max(squared, 0.0) ** 0.5 / norm if norm > 0 else 0.0
+
+
+def _numbered(name: str, place: int, count: int) -> str:
+    return name if count == 1 else f"{name} {place + 1}"
+
+
+# What a configuration asks for after the mapper, read before anything is done.
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The options of the steps after the mapper; see :class:`~loraport.commands.porting.Porting`.
+
+    Raises:
+        ConfigurationError: an option is of the wrong kind or out of its range.
+    """
+
+    sparsify: Sparsifier | None
+    merge: Combiner
+    weights: list[float] | None
+    output_rank: int | None
+    scale: float
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, config: DictConfig) -> "Plan":
+        """Read ``sparsify``, ``merge``, ``output_rank``, ``scale`` and ``dtype``."""
+        dtype = option(config, "dtype", str)
+        if dtype not in DTYPES:
+            raise ConfigurationError(f"dtype is {dtype!r}; it takes one of {', '.join(DTYPES)}")
+        weighted = config.merge.weights is not None
+        return cls(
+            sparsify=build(config.sparsify) if "_target_" in config.sparsify else None,
+            merge=build(config.merge.method),
+            weights=listed(config, "merge.weights", float) if weighted else None,
+            output_rank=optional(config, "output_rank", int),
+            scale=option(config, "scale", float),
+            dtype=DTYPES[dtype],
+        )
+
+    def porting(self, mapper: Mapper, pair: BasePair) -> Porting:
+        """Return the steps for a mapper between the models of a pair."""
+        return Porting(mapper, pair.target.sites, **vars(self))
+
+
+# Inputs and labelled examples out of files that a user gives.
+
+_INPUTS = 'inputs= takes a file with a text a line, or *.jsonl with rows {"text": ...}'
+_EXAMPLES = 'examples= takes *.jsonl with rows {"text": ..., "label": ...}'
+
+
+def given_inputs(file: str | Path) -> tuple[str, ...]:
+    """Return the texts of a file, each once, in their order.
+
+    Raises:
+        DataError: the file cannot be read, is empty, or a row has no text.
+    """
+    path = Path(file).expanduser()
+    if path.suffix == ".jsonl":
+        texts = [_field(row, "text", where, _INPUTS) for where, row in _rows(path, _INPUTS)]
+    else:
+        texts = [line for _, line in _lines(path, _INPUTS)]
+    return tuple(dict.fromkeys(texts))
+
+
+def given_examples(file: str | Path, labels: tuple[str, ...]) -> tuple[Example, ...]:
+    """Return the labelled texts of a file.
+
+    Args:
+        file: The file.
+        labels: The labels that there are; none where answers are written freely.
+
+    Raises:
+        DataError: the file cannot be read, is empty, or a row has no text or a label that is
+            not among them.
+    """
+    path = Path(file).expanduser()
+    examples = []
+    for where, row in _rows(path, _EXAMPLES):
+        text, label = (_field(row, name, where, _EXAMPLES) for name in ("text", "label"))
+        if labels and label not in labels:
+            raise DataError(
+                f"{where} has the label {label!r}, but the labels are {', '.join(labels)}; "
+                "correct the row, or prompt.labels"
+            )
+        examples.append(Example(text, label))
+    return tuple(examples)
+
+
+def _lines(path: Path, wanted: str) -> list[tuple[str, str]]:
+    """Return where each line is, and the line, empty ones left out."""
+    try:
+        # Not str.splitlines: a text may hold a line separator that JSON need not escape.
+        content = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read ({error}); {wanted}") from None
+    found = [
+        (f"{path}, line {number},", line.strip())
+        for number, line in enumerate(content, start=1)
+        if line.strip()
+    ]
+    if not found:
+        raise DataError(f"{path} is empty; {wanted}")
+    return found
+
+
+def _rows(path: Path, wanted: str) -> Iterator[tuple[str, Any]]:
+    for where, line in _lines(path, wanted):
+        try:
+            yield where, json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{where} is not JSON ({error}); {wanted}") from None
+
+
+def _field(row: Any, name: str, where: str, wanted: str) -> str:
+    value = row.get(name) if isinstance(row, dict) else None
+    if not isinstance(value, str) or not value.strip():
+        raise DataError(f'{where} has no "{name}" with text; {wanted}')
+    return value
+
+
+# What a user gives for a refinement, checked against what it takes.
+
+
+def check_adapters(refinement: Refinement, name: str, given: dict[str, LoraAdapter]) -> None:
+    """Refuse adapters of which nothing can be learned.
+
+    Raises:
+        ConfigurationError: there are several, and the refinement asks one question.
+        AdapterError: one of them does nothing.
+    """
+    if len(given) > 1 and not isinstance(refinement, DriftBudget):
+        raise ConfigurationError(
+            f"refine={name} refines one adapter, as it asks one question, but adapter= names "
+            f"{len(given)}; port each by itself, and merge the results by merge.with=[DIR] and "
+            "refine=none"
+        )
+    for place, adapter in given.items():
+        if adapter.norm() == 0:
+            raise AdapterError(
+                f"{place} is zero at every site, so that there is nothing to learn from it; give "
+                "a source adapter that was trained"
+            )
+
+
+def given_data(
+    context: RunContext, refinement: Refinement, name: str, question: PromptSpec
+) -> tuple[tuple[str, ...], tuple[Example, ...]]:
+    """Return the inputs and the examples, each where the refinement takes them.
+
+    Raises:
+        DataError: what it takes is missing, or cannot be used.
+        ConfigurationError: something is given that it does not take.
+    """
+    used = refinement.data_access
+    inputs, examples = (optional(context.config, key, str) for key in ("inputs", "examples"))
+    if used == "generic text":
+        refuse_unused(context, name, "inputs", "examples")
+    if used == "unlabelled prompts":
+        refuse_unused(context, name, "examples")
+        if inputs is None:
+            raise DataError(
+                f"refine={name} learns from the task's own inputs, and none are given; give "
+                'inputs=FILE, a text a line, or *.jsonl with rows {"text": ...}'
+            )
+    if used == "few-shot":
+        refuse_unused(context, name, "inputs")
+        if examples is None:
+            raise DataError(
+                f"refine={name} learns from labelled examples, and none are given; give "
+                'examples=FILE, *.jsonl with rows {"text": ..., "label": ...}'
+            )
+    return (
+        given_inputs(inputs) if inputs is not None else (),
+        given_examples(examples, question.labels) if examples is not None else (),
+    )
+
+
+def refuse_unused(context: RunContext, name: str, *keys: str) -> None:
+    """Raise ConfigurationError where one of some options is given, but nothing takes it."""
+    takes = {"inputs": "refine=prompt_distill", "examples": "refine=few_shot"}
+    for key in keys:
+        if optional(context.config, key, str) is not None:
+            raise ConfigurationError(
+                f"refine={name} does not use {key}=; leave it out, or set {takes[key]}"
+            )
+
+
+# The texts that a refinement learns from, and those that drift is measured on.
+
+
+def corpus(context: RunContext) -> TextSource | None:
+    """Return the corpus; None where none is named.
+
+    Raises:
+        DataError: it is named, and not there.
+    """
+    node = context.config.corpus
+    named = node.get("_target_", "").rpartition(".")[2] != CorpusFolder.__name__
+    if not named and optional(context.config, "paths.corpus", str) is None:
+        return None
+    return build(node)
+
+
+def needed_corpus(context: RunContext, name: str) -> TextSource:
+    """Return the corpus that a refinement cannot do without.
+
+    Raises:
+        DataError: there is none.
+    """
+    found = corpus(context)
+    if found is None:
+        raise DataError(
+            f"refine={name} puts generic texts into the adapter's prompt, and there is no corpus; "
+            "give paths.corpus=DIR (*.txt with a text a line, or *.jsonl), or let the source write "
+            "some by refine_texts.written=256, or name a mapper, such as mapper=cross_lora"
+        )
+    return found
+
+
+def generic_texts(context: RunContext) -> TextSource:
+    """Return what drift is measured on: the corpus, or the probes where there is none."""
+    source: TextSource = corpus(context) or build(context.config.probes)
+    return source
+
+
+def anchor_texts(context: RunContext, place: str) -> TaskPrompts | None:
+    """Return the training texts of the anchor tasks, without question or answer.
+
+    Held-out tasks are never among them, nor is the task that is ported. None unless
+    ``refine_texts.anchors`` asks for them; where it says nothing, ``paths.tasks`` decides.
+
+    Raises:
+        ConfigurationError: no anchor task is left.
+    """
+    asked = optional(context.config, "refine_texts.anchors", bool)
+    if not (context.config.paths.tasks if asked is None else asked):
+        return None
+    source, tasks = context.task_source(), context.config.tasks
+    names = (
+        list(source.names()) if tasks.names is None else listed(context.config, "tasks.names", str)
+    )
+    others = {
+        *listed(context.config, "tasks.held_out", str),
+        Path(place).name,
+        task_of(context, place),
+    }
+    anchors = [name for name in names if name not in others]
+    if not anchors and asked is None:
+        return None
+    if not anchors:
+        raise ConfigurationError(
+            "refine_texts.anchors takes texts of tasks that are neither held out nor ported, and "
+            "none is left; shorten tasks.held_out, or set refine_texts.anchors=false"
+        )
+    loaded = source.load(anchors)
+    return TaskPrompts(list(loaded.values()), PromptTemplate("{text}"), context.config.seed)
+
+
+def written_texts(context: RunContext) -> int:
+    """Return how many texts ``refine_texts.written`` asks the source to write.
+
+    Raises:
+        ConfigurationError: it is no number of texts.
+    """
+    count = option(context.config, "refine_texts.written", int)
+    if count < 0:
+        raise ConfigurationError(f"refine_texts.written is {count}; it takes 0 or more")
+    return count
+
+
+# What a refinement shows while it works.
+
+
+@contextmanager
+def refining_progress() -> Iterator[RefinementProgress]:
+    """Show a bar for each thing that is done, how far it is, and how long the rest takes."""
+    with shown_bars() as shown:
+        bars = {"": shown.add_task("loading models", total=None)}
+
+        def tell(step: str, done: int, total: int) -> None:
+            if step not in bars:
+                # What came before is over; a bar of its own has a time of its own.
+                for bar in bars.values():
+                    shown.update(bar, visible=False)
+                bars[step] = shown.add_task(step, total=total)
+            shown.update(bars[step], completed=done, total=total, visible=True)
+
+        yield tell
+
+
+# Refinement within a transfer: what it learns from, and the models that it is given.
+
+
+@dataclass(frozen=True, eq=False)
+class Refining:
+    """A refinement that was asked for, with what was given for it, checked.
+
+    Attributes:
+        name: As in ``refine=``.
+        refinement: The refinement.
+        questions: What each adapter is asked, by the place that it was given as.
+        texts: Sources of texts by what they are called; all of them are mixed.
+        generic: What drift is measured on.
+        inputs: Unlabelled inputs.
+        examples: Labelled ones.
+        written: Number of texts that the source writes itself.
+    """
+
+    context: SharedContext
+    name: str
+    refinement: Refinement
+    questions: dict[str, PromptSpec]
+    texts: dict[str, TextSource]
+    generic: TextSource
+    inputs: tuple[str, ...] = ()
+    examples: tuple[Example, ...] = ()
+    written: int = 0
+
+    @classmethod
+    def of(cls, context: RunContext, given: dict[str, LoraAdapter]) -> "Refining | None":
+        """Read what ``refine`` asks for; None for ``refine=none``.
+
+        Raises:
+            LoraportError: something that the refinement needs is missing, or cannot be used.
+        """
+        if "_target_" not in context.config.refine:
+            refuse_unused(context, "none", "inputs", "examples")
+            return None
+        refinement: Refinement = build(context.config.refine)
+        # One refinement a file, each called like its YAML.
+        name = type(refinement).__module__.rpartition(".")[2]
+        check_adapters(refinement, name, given)
+        questions = {place: prompt_spec(context, place) for place in given}
+        place = next(iter(given), "")
+        inputs, examples = given_data(context, refinement, name, questions.get(place, PromptSpec()))
+        return cls(
+            context=SharedContext(context.config),
+            name=name,
+            refinement=refinement,
+            questions=questions,
+            texts=taught_by(context, refinement, name, place),
+            generic=generic_texts(context),
+            inputs=inputs,
+            examples=examples,
+            written=written_texts(context),
+        )
+
+    @property
+    def data_access(self) -> str:
+        """What the refinement may use, its texts included."""
+        own = self.refinement.data_access
+        return costliest(own, "anchors") if "anchors" in self.texts else own
+
+    @property
+    def budget(self) -> float:
+        """The drift that the finished adapter should keep within, in nats."""
+        own = isinstance(self.refinement, DriftBudget)
+        return option(self.context.config, "refine.budget" if own else "drift.budget", float)
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """What reports say of the texts that were given."""
+        facts: dict[str, Any] = {"texts": [*self.texts, *(["written"] if self.written else [])]}
+        facts |= {"inputs": len(self.inputs)} if self.inputs else {}
+        return facts | ({"examples": len(self.examples)} if self.examples else {})
+
+    def question(self) -> dict[str, object]:
+        """Return what reports say of how the adapter was asked."""
+        return told(next(iter(self.questions.values())))
+
+    def distillation_inputs(
+        self, place: str, adapter: LoraAdapter, progress: RefinementProgress
+    ) -> DistillationInputs:
+        """Return what the target learns from: one adapter of the source.
+
+        Raises:
+            LoraportError: a model cannot be loaded.
+        """
+        seed, cache = self.context.config.seed, self.context.cache / "refinement"
+        sources = list(self.texts.values())
+        if self.written:
+            source, question = self.context.learner("source"), self.questions[place]
+            sources.append(
+                WrittenTexts(
+                    source, question, count=self.written, cache=cache, seed=seed, progress=progress
+                )
+            )
+        alone = next(iter(sources), None)
+        return DistillationInputs(
+            teacher=Teacher(self.context.learner("source"), adapter),
+            target=self.context.learner("target"),
+            question=self.questions[place],
+            texts=Interleaved(sources, seed=seed) if len(sources) > 1 else alone,
+            inputs=self.inputs,
+            examples=self.examples,
+            cache=cache,
+            seed=seed,
+            progress=progress,
+        )
+
+    def refine_all(
+        self,
+        given: Mapping[str, LoraAdapter],
+        mapped: Sequence[Mapped],
+        progress: RefinementProgress,
+    ) -> tuple[list[Mapped], list[RefinementReport]]:
+        """Refine what a mapper has made of each adapter.
+
+        Returns:
+            The better adapters in the place of the mapped ones, and what was done for each.
+
+        Raises:
+            LoraportError: the refinement cannot use what it was given.
+        """
+        better, reports = [], []
+        for (place, adapter), one in zip(given.items(), mapped, strict=True):
+            made = self.refinement.refine(
+                one.adapter, self.distillation_inputs(place, adapter, progress)
+            )
+            # What is zero now was meant to be, as with a drift budget of zero; it is said.
+            better.append(Mapped(made.adapter, one.report, acts=made.adapter.norm() > 0))
+            reports.append(made.report)
+        return better, reports
+
+    def drift(
+        self, given: Mapping[str, LoraAdapter], finished: LoraAdapter, progress: RefinementProgress
+    ) -> DriftRecord:
+        """Measure how far the finished adapter moves the target, and the source's own the source.
+
+        Raises:
+            LoraportError: there are no generic texts, or a model cannot use the adapter.
+        """
+        adapter = next(iter(given.values()))
+        # In the models' own dtype: rounding would be much of a small divergence.
+        distillation_inputs = DistillationInputs(
+            Teacher(self.context.model("source"), adapter),
+            self.context.model("target"),
+            texts=self.generic,
+            seed=self.context.config.seed,
+            progress=progress,
+        )
+        asked = self.context.config.drift
+        found = check_drift(
+            finished, distillation_inputs, texts=asked.texts, positions=asked.positions
+        )
+        own, source = found["drift"], found["source_drift"]
+        return DriftRecord(
+            mean=own["mean"],
+            p95=own["p95"],
+            source_mean=source["mean"],
+            source_p95=source["p95"],
+            budget=self.budget,
+            texts=found["drift_texts"],
+        )
+
+
+def taught_by(
+    context: RunContext, refinement: Refinement, name: str, place: str
+) -> dict[str, TextSource]:
+    """Return the sources of texts that a refinement is given."""
+    if isinstance(refinement, DriftBudget):
+        return {"generic": generic_texts(context)}
+    needs = refinement.data_access == "generic text" and not written_texts(context)
+    found = needed_corpus(context, name) if needs else corpus(context)
+    anchors = anchor_texts(context, place)
+    named: Sequence[tuple[str, TextSource | None]] = (("corpus", found), ("anchors", anchors))
+    return {called: source for called, source in named if source is not None}
+
+
+# What is measured of a refined adapter without task data, and what that lets one expect.
+
+
+def numbers(report: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, float]]:
+    """Give every number of a report by the dotted names that lead to it.
+
+    >>> dict(numbers({"agreement": {"after": 0.9}, "notes": ["few texts"], "texts": 3}))
+    {'agreement.after': 0.9, 'texts': 3.0}
+    """
+    for name, value in report.items():
+        if isinstance(value, Mapping):
+            yield from numbers(value, f"{above}{name}.")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield f"{above}{name}", float(value)
+
+
+def given_calibration(context: RunContext) -> AnchorCalibration | None:
+    """Return the anchors of ``calibration=FILE``, or those that come with loraport for the pair.
+
+    Raises:
+        DataError: the file cannot be used.
+        ConfigurationError: it is of another pair.
+    """
+    file, pair = optional(context.config, "calibration", str), context.config.pair.name
+    if file is None:
+        return AnchorCalibration.packaged(pair)
+    found = AnchorCalibration.read(Path(file).expanduser())
+    if found.pair != pair:
+        raise ConfigurationError(
+            f"calibration={file} was measured on pair={found.pair}, but this is pair={pair}, of "
+            "which it says nothing; leave it out, or give one of this pair"
+        )
+    return found
+
+
+def expected(
+    calibration: AnchorCalibration | None,
+    refinement: str,
+    tasks: tuple[str, ...],
+    measured: RefinementReport,
+) -> ExpectedRecord:
+    """Return what to expect of an adapter.
+
+    Args:
+        calibration: The anchors, if there are any.
+        refinement: Name of the refinement.
+        tasks: What is ported: of these tasks nothing may be known.
+        measured: What was measured of the adapter.
+    """
+    if calibration is None:
+        return ExpectedRecord(why_not="no anchors of this pair were measured")
+    if calibration.refinement != refinement:
+        return ExpectedRecord(
+            why_not=f"the anchors of this pair were measured with refine={calibration.refinement}"
+        )
+    anchors = calibration.without(tasks).points
+    found = dict(numbers(measured))
+    missing = [name for name in calibration.features if name not in found]
+    if missing:
+        return ExpectedRecord(why_not=f"{', '.join(missing)} was not measured of this adapter")
+    if len(anchors) < LEAST_POINTS:
+        return ExpectedRecord(
+            why_not=f"only {len(anchors)} other anchors of this pair were measured"
+        )
+    fit = ExpectedRecovery.fit(anchors, calibration.features)
+    value = fit.expect(found)
+    return ExpectedRecord(
+        value=value.value,
+        low=value.low,
+        high=value.high,
+        go=value.go,
+        level=fit.level,
+        loo_error=fit.loo_error,
+        anchors=fit.anchors,
+        features={name: found[name] for name in calibration.features},
+    )
+
+
+def refinement_record(
+    refining: Refining,
+    places: tuple[str, ...],
+    reports: Sequence[RefinementReport],
+    drift: DriftRecord,
+    calibration: AnchorCalibration | None,
+) -> RefinementRecord:
+    """Return what reports hold of a refinement.
+
+    Args:
+        refining: The refinement.
+        places: The adapters that it was done for, as they were given.
+        reports: What it reports of each.
+        drift: Of the finished adapter.
+        calibration: What to expect by, if there is anything.
+    """
+    tasks = tuple(Path(place).name for place in places)
+    measured = {**reports[0], "drift": drift.model_dump()}
+    return RefinementRecord(
+        name=refining.name,
+        data_access=refining.data_access,
+        question=refining.question(),
+        data=refining.data,
+        measured=tuple(reports),
+        drift=drift,
+        expected=expected(calibration, refining.name, tasks, measured),
+    )

@@ -1,0 +1,739 @@
+"""What mappers that learn from text are trained on: both models, paired layers, and a corpus."""
+
+import hashlib
+import json
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from lightning import LightningDataModule, Trainer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig
+from rich.console import Console
+
+from ..adapters import LoraAdapter, cosine, relative_error, write_adapter
+from ..alignment.layer_matching import LayerPairing, Pairing, RelativeDepth, Spread
+from ..data import AnchorPairs, Task, TextCorpus, ZooPairs
+from ..data.tasks import refuse_unknown
+from ..data.zoo import SIDES
+from ..evaluation.assembly import summarise, task_result
+from ..evaluation.records import (
+    PairRecord,
+    Provenance,
+    Results,
+    git_revision,
+    library_versions,
+    write_results,
+)
+from ..evaluation.scoring import ScoreCache, TaskScore, random_adapter, swapped
+from ..exceptions import AdapterError, ConfigurationError
+from ..mappers import LearnedMapper, Mapper, load_mapper
+from ..mappers.cartridge import CartridgeMapper
+from ..mappers.controls import MeanMapper
+from ..mappers.from_text import CorpusMapper, ModelPair
+from ..models import BaseModel
+from ..models.hooks import Attachable
+from ..models.loading import one_thread
+from ..models.lora_training import interruptible
+from ..models.statistics import StatisticsStore
+from ..reporting.cards import adapter_card
+from ..reporting.figures import write_chart
+from ..reporting.loggers import finish_loggers, log_results
+from ..reporting.tables import print_results
+from .anchors import CPU_TRAINER, builds_zoo, train_zoo
+from .compatibility import Compatibility, check_compatibility, kept_at
+from .context import (
+    RunContext,
+    Stopwatch,
+    build,
+    listed,
+    option,
+    plain_config,
+    quiet_libraries,
+    shown_bars,
+)
+
+
+class TextFit(NamedTuple):
+    """What a mapper is trained on.
+
+    Attributes:
+        models: The two base models.
+        data: What the trainer is given.
+        corpus: The texts behind it.
+        pairing: Of the two models' layers.
+    """
+
+    models: ModelPair
+    data: LightningDataModule
+    corpus: TextCorpus
+    pairing: LayerPairing
+
+    @classmethod
+    def of(cls, context: RunContext, mapper: CorpusMapper) -> "TextFit":
+        """Load the models, pair their layers, read the corpus, and give the mapper all of it.
+
+        Raises:
+            LoraportError: one of them cannot be used.
+        """
+        models = ModelPair(*(context.model(side) for side in SIDES))
+        corpus = text_corpus(context, models)
+        pairing = layer_pairing(context, models)
+        mapper.use(models, pairing, StatisticsStore(context.cache / "statistics"))
+        data = mapper.data_module(corpus, context.cache / "activations")
+        return cls(models, data, corpus, pairing)
+
+    def facts(self) -> dict[str, Any]:
+        """Return what reports say of the texts."""
+        return {
+            "tokens": self.corpus.tokens,
+            "held_out_tokens": self.corpus.held_out_tokens,
+            "aligned_share": self.corpus.aligned_share,
+            "corpus": self.corpus.content_hash(),
+        }
+
+
+def text_corpus(context: RunContext, models: ModelPair) -> TextCorpus:
+    """Return the corpus, aligned for both models.
+
+    Raises:
+        DataError: there is none, or it has hardly any text.
+    """
+    config = context.config
+    suffixes = listed(config, "data.suffixes", str)
+    if option(config, "anchor_questions", bool):
+        suffixes += anchor_questions(context)
+    corpus: TextCorpus = build(
+        config.data,
+        texts=build(config.corpus),
+        source_tokenizer=models.source.tokenizer,
+        target_tokenizer=models.target.tokenizer,
+        suffixes=suffixes,
+    )
+    return corpus
+
+
+def anchor_questions(context: RunContext) -> list[str]:
+    """Return what each anchor task puts behind a text, once with each of its labels.
+
+    No row of any task is read for it, and no held-out task's question or label. Tasks take turns,
+    so that one of many labels does not take up more texts.
+    """
+    source, template = context.task_source(), context.template
+    held_out = set(context.config.tasks.held_out)
+    names = [name for name in context.config.tasks.names or source.names() if name not in held_out]
+    tasks = list(source.load(names).values())
+    rounds = max(len(task.labels) for task in tasks)
+    return list(
+        dict.fromkeys(
+            template.ask(task, "") + template.answer(task.labels[turn % len(task.labels)])
+            for turn in range(rounds)
+            for task in tasks
+        )
+    )
+
+
+def layer_pairing(context: RunContext, models: ModelPair) -> LayerPairing:
+    """Return which source layers feed each target layer, by the diagnosis's similarity.
+
+    Raises:
+        ConfigurationError: the pairing goes by similarity, but the diagnosis is left out.
+    """
+    pairing: Pairing = build(context.config.pairing)
+    shape = models.target.sites.layers, models.source.sites.layers
+    if isinstance(pairing, RelativeDepth | Spread):
+        return pairing.pair(torch.zeros(shape))
+    found = None
+    if "_target_" in context.config.diagnosis:
+        diagnosis, probes = build(context.config.diagnosis), build(context.config.probes)
+        found = Compatibility.read(kept_at(context, diagnosis, probes))
+    if found is None:
+        raise ConfigurationError(
+            f"the pairing {type(pairing).__name__} goes by how alike layers are, which "
+            "diagnosis=none leaves out; take diagnosis=cheap, or pairing=relative_depth or spread"
+        )
+    return pairing.pair(torch.tensor(found.similarity))
+
+
+# Fitting a learned mapper with Lightning's trainer.
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """A mapper, and what it is fitted on.
+
+    Attributes:
+        context: The configuration.
+        mapper: What is fitted.
+        data: What the trainer is given.
+        text: Where the mapper learns from text: the models and the corpus behind ``data``.
+    """
+
+    context: RunContext
+    mapper: LearnedMapper
+    data: LightningDataModule
+    text: TextFit | None
+
+    @classmethod
+    def of(
+        cls, context: RunContext, mapper: LearnedMapper, anchors: AnchorPairs | None
+    ) -> "Fitting":
+        """Load what the mapper learns from.
+
+        Raises:
+            LoraportError: it cannot be used.
+        """
+        if isinstance(mapper, CorpusMapper):
+            text = TextFit.of(context, mapper)
+            return cls(context, mapper, text.data, text)
+        if anchors is None:
+            raise ValueError(f"{type(mapper).__name__} is fitted on anchors, but there are none")
+        return cls(context, mapper, anchors, None)
+
+    def fit(self, loggers: list[Logger], folder: Path) -> tuple[Trainer, LearnedMapper]:
+        """Fit, save ``mapper.ckpt`` in the folder, and return the mapper with its best weights.
+
+        Training on text is also saved at the end of each epoch, in the cache, and goes on from
+        there when it was stopped.
+
+        Raises:
+            KeyboardInterrupt: it was stopped, at the keyboard or by the system.
+        """
+        config = self.context.config
+        callbacks: list[Callback] = [build(node) for node in config.callbacks.values()]
+        chosen = [callback for callback in callbacks if isinstance(callback, ModelCheckpoint)]
+        # The matrices of anchors are small: more threads would wait rather than work.
+        with nullcontext() if self.text else one_thread(), self._resumable(chosen) as unfinished:
+            if unfinished is not None:
+                callbacks.append(unfinished)
+            trainer: Trainer = build(
+                config.trainer, logger=loggers, callbacks=callbacks, default_root_dir=folder
+            )
+            with interruptible():
+                trainer.fit(self.mapper, datamodule=self.data, ckpt_path=_last(unfinished))
+            trainer.save_checkpoint(folder / "mapper.ckpt", weights_only=True)
+            best = [callback.best_model_path for callback in chosen]
+            if not (best and best[0] and trainer.is_global_zero):
+                return trainer, self.mapper
+            shutil.move(best[0], folder / "mapper.ckpt")
+        return trainer, load_mapper(folder / "mapper.ckpt")
+
+    def facts(self) -> dict[str, Any]:
+        """Return what reports say of the texts, where there are any."""
+        return {} if self.text is None else {"text": self.text.facts()}
+
+    @contextmanager
+    def _resumable(self, chosen: list[ModelCheckpoint]) -> Iterator[ModelCheckpoint | None]:
+        """Give a callback that keeps the last epoch until the training has come to its end.
+
+        The best weights so far are kept beside it, where the next run, which has another folder
+        of its own, finds them.
+        """
+        if self.text is None or not self.mapper.automatic_optimization:
+            yield None
+            return
+        folder = self.context.cache / "training" / self._key(self.text)
+        for callback in chosen:
+            callback.dirpath = str(folder / "best")
+        yield ModelCheckpoint(dirpath=folder, filename="last", enable_version_counter=False)
+        shutil.rmtree(folder, ignore_errors=True)
+
+    def _key(self, text: TextFit) -> str:
+        """Return a hash of all that the training depends on."""
+        config = plain_config(self.context.config)
+        key_parts = {
+            part: config[part] for part in ("mapper", "data", "corpus", "pairing", "trainer")
+        }
+        key_parts["models"] = [m.fingerprint for m in vars(text.models).values()]
+        key_parts["text"] = text.corpus.content_hash()
+        content = json.dumps(key_parts, sort_keys=True, default=str)
+        return hashlib.sha256(content.encode()).hexdigest()[:32]
+
+
+def _last(unfinished: ModelCheckpoint | None) -> str | None:
+    """Return the checkpoint to go on from, where there is one."""
+    if unfinished is None or unfinished.dirpath is None:
+        return None
+    path = Path(unfinished.dirpath) / "last.ckpt"
+    return str(path) if path.exists() else None
+
+
+# Predicting and scoring the held-out tasks' adapters.
+
+CONTROLS = ("random", "swapped")
+
+
+class Cell(NamedTuple):
+    """One score that a table needs: a task under a condition."""
+
+    task: str
+    condition: str
+    adapter: LoraAdapter | Attachable | None
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """The predicted adapters of the held-out tasks, and what stands beside them.
+
+    Attributes:
+        predicted: Task name to the mapper's adapter.
+        mean: The anchors' mean adapter.
+        oracles: Task name to the adapter that was trained on the target.
+        queries: Task name to the source's adapter.
+        controls: Control to task name to adapter.
+        cartridges: Task name to the mapper's cartridge; none of a mapper that makes only LoRA.
+    """
+
+    predicted: Mapping[str, LoraAdapter]
+    mean: LoraAdapter
+    oracles: Mapping[str, LoraAdapter]
+    queries: Mapping[str, LoraAdapter]
+    controls: Mapping[str, Mapping[str, LoraAdapter]]
+    cartridges: Mapping[str, Attachable] = field(default_factory=dict)
+
+    def target_cells(self) -> Iterator[Cell]:
+        """Give what is to be scored on the target."""
+        for task in self.queries:
+            yield Cell(task, "base", None)
+            yield Cell(task, "mean", self.mean)
+            for control, adapters in self.controls.items():
+                if task in adapters:
+                    yield Cell(task, control, adapters[task])
+            if task in self.cartridges:
+                yield Cell(task, "cartridge", self.cartridges[task])
+            yield Cell(task, "predicted", self.predicted[task])
+            yield Cell(task, "oracle", self.oracles[task])
+
+    def source_cells(self) -> Iterator[Cell]:
+        """Give what is to be scored on the source."""
+        for task, adapter in self.queries.items():
+            yield Cell(task, "source_base", None)
+            yield Cell(task, "source", adapter)
+
+    def distances(self) -> dict[str, dict[str, float]]:
+        """Return how far each prediction is from the mean adapter, relative to the mean's norm."""
+        return {
+            task: {"distance_to_mean": relative_error(adapter, self.mean)}
+            for task, adapter in self.predicted.items()
+        }
+
+    def likeness(self, task: str) -> tuple[float, float]:
+        """Return the cosine of a prediction with its oracle, and its relative error."""
+        oracle = self.oracles[task]
+        return cosine(self.predicted[task], oracle), relative_error(self.predicted[task], oracle)
+
+
+def check_controls(controls: Sequence[str]) -> None:
+    """Raise ConfigurationError unless all controls exist."""
+    unknown = sorted(set(controls) - set(CONTROLS))
+    if unknown:
+        raise ConfigurationError(
+            f"evaluation.controls has {', '.join(unknown)}; it takes any of {', '.join(CONTROLS)}"
+        )
+
+
+def predict(mapper: Mapper, data: AnchorPairs, controls: list[str], seed: int) -> Predictions:
+    """Predict every held-out task's adapter, and build the controls.
+
+    The mean adapter is that of all anchors, with those that a mapper was validated on.
+    """
+    queries = dict(data.queries)
+    mean = MeanMapper()
+    mean.fit(data.anchors)
+    made: dict[str, Mapping[str, LoraAdapter]] = {}
+    if "random" in controls:
+        drawn = random_adapter(data.anchors.target, data.anchors.target_base, seed)
+        made["random"] = dict.fromkeys(queries, drawn)
+    if "swapped" in controls:
+        given = swapped(queries, data.spare)
+        made["swapped"] = {task: mapper.map(adapter) for task, adapter in given.items()}
+    cartridges = {}
+    if isinstance(mapper, CartridgeMapper):
+        cartridges = {task: mapper.cartridge(adapter) for task, adapter in queries.items()}
+    return Predictions(
+        predicted={task: mapper.map(adapter) for task, adapter in queries.items()},
+        mean=mean.map(next(iter(queries.values()))),
+        oracles=data.oracles,
+        queries=queries,
+        controls=made,
+        cartridges=cartridges,
+    )
+
+
+def check_base(base: BaseModel, adapter: LoraAdapter, side: str) -> None:
+    """Raise unless an adapter's sites and shapes are modules of a base model."""
+    misfit = base.sites.misfit(adapter)
+    if misfit is not None:
+        site, found = misfit
+        raise AdapterError(
+            f"the {side} adapters have shape {adapter[site].shape} at {site.module_name}, but the "
+            f"pair's {side} model {base.name} has {found}; the zoo was trained on "
+            f"{adapter.base_model!r}: choose the pair it belongs to"
+        )
+
+
+def score_cells(
+    scores: ScoreCache, base: BaseModel, cells: list[Cell], tasks: Mapping[str, Task]
+) -> Iterator[tuple[Cell, TaskScore]]:
+    """Give the score of each cell, in order."""
+    for cell in cells:
+        yield cell, scores.score(base, cell.adapter, tasks[cell.task])
+
+
+# What a sweep chooses by: never the held-out tasks, which only measure what was chosen.
+
+_BY_HAND = "basic"
+"""Hydra's own sweeper, which tries what it is given and chooses nothing."""
+
+
+class Objective(ABC):
+    """A number that says how good the options of a run are; less is better."""
+
+    @abstractmethod
+    def check(self, mapper: LearnedMapper, data: AnchorPairs) -> None:
+        """Raise ConfigurationError unless it can be computed; before the mapper is fitted."""
+
+    @abstractmethod
+    def facts(
+        self, context: RunContext, mapper: LearnedMapper, data: AnchorPairs
+    ) -> dict[str, Any]:
+        """Return its ``name``, its ``value`` and what it was computed from, as plain data."""
+
+
+class LeaveOneOutError(Objective):
+    """The leave-one-out error that a mapper finds on its anchors, relative to the mean adapter's.
+
+    Below 1 the mapper predicts an anchor that it has not seen better than the mean of the others.
+    """
+
+    def check(self, mapper: LearnedMapper, data: AnchorPairs) -> None:
+        """Do nothing: what a mapper finds is known when it is fitted."""
+
+    def facts(
+        self, context: RunContext, mapper: LearnedMapper, data: AnchorPairs
+    ) -> dict[str, Any]:
+        """Take it from the mapper's report.
+
+        Raises:
+            ConfigurationError: the mapper computes none.
+        """
+        value = mapper.report().get("loo_error_relative_to_mean")
+        if value is None:
+            raise ConfigurationError(
+                f"objective=leave_one_out takes a mapper that leaves out its anchors in turn "
+                f"(global_ridge, pertensor_ridge, pca_ridge), not {type(mapper).__name__}; choose "
+                "objective=validation_nll"
+            )
+        return {"name": "leave_one_out", "value": float(value)}
+
+
+class ValidationNLL(Objective):
+    """Mean negative log-likelihood, in nats, of anchor tasks that the mapper has not seen.
+
+    Their source adapters are mapped and scored on the target with test rows of their tasks.
+
+    Args:
+        tasks: How many of them at most, drawn by the seed; None takes all.
+        rows: Test rows of each.
+        seed: Of the draw.
+
+    Raises:
+        ConfigurationError: a number is below 1.
+    """
+
+    def __init__(self, tasks: int | None = 8, rows: int = 100, seed: int = 0) -> None:
+        for name, number in (("tasks", tasks), ("rows", rows)):
+            if number is not None and number < 1:
+                raise ConfigurationError(
+                    f"objective.{name} is {number}; it takes a whole number of at least 1"
+                )
+        self.tasks, self.rows, self.seed = tasks, rows, seed
+
+    def names(self, mapper: LearnedMapper, data: AnchorPairs) -> list[str]:
+        """Return the tasks that it is computed on.
+
+        Raises:
+            ConfigurationError: the mapper is fitted on all anchors.
+        """
+        unseen = data.anchors if isinstance(mapper, CorpusMapper) else data.validation_anchors
+        if unseen is None:
+            raise ConfigurationError(
+                "objective=validation_nll takes anchors that the mapper is not fitted on, but "
+                "data.validation leaves none out; set it to a share such as data.validation=0.2"
+            )
+        order = torch.randperm(
+            len(unseen.names), generator=torch.Generator().manual_seed(self.seed)
+        )
+        return sorted(unseen.names[place] for place in order.tolist()[: self.tasks])
+
+    def check(self, mapper: LearnedMapper, data: AnchorPairs) -> None:
+        """Raise ConfigurationError where the mapper is fitted on all anchors."""
+        self.names(mapper, data)
+
+    def facts(
+        self, context: RunContext, mapper: LearnedMapper, data: AnchorPairs
+    ) -> dict[str, Any]:
+        """Map the anchors' source adapters and score them.
+
+        Raises:
+            ConfigurationError: the scorer gives no likelihoods.
+        """
+        names = self.names(mapper, data)
+        given, tasks = context.zoo().read(names).source, context.task_source().load(names)
+        target, scores = context.model("target"), context.scores
+        nll, accuracy = {}, {}
+        for name in names:
+            task = tasks[name].limited(self.rows)
+            score = scores.score(target, mapper.map(given[name]), task)
+            if score.nll is None:
+                raise ConfigurationError(
+                    "objective=validation_nll takes likelihoods; set evaluation.scoring=likelihood"
+                )
+            nll[name], accuracy[name] = score.nll, score.accuracy
+        value = sum(nll.values()) / len(nll)
+        return {"name": "validation_nll", "value": value, "nll": nll, "accuracy": accuracy}
+
+
+def chosen_objective(config: DictConfig) -> Objective | None:
+    """Build what ``objective=`` names; None where nothing is chosen.
+
+    Raises:
+        ConfigurationError: an optimiser is to choose, but has nothing to choose by.
+    """
+    if config.objective:
+        objective: Objective = build(config.objective)
+        return objective
+    hydra = HydraConfig.get()
+    sweeper = hydra.runtime.choices.get("hydra/sweeper", _BY_HAND)
+    if hydra.mode == RunMode.MULTIRUN and sweeper != _BY_HAND:
+        raise ConfigurationError(
+            f"hydra/sweeper={sweeper} chooses options, and may not do so by the held-out tasks; "
+            "set objective=validation_nll or objective=leave_one_out, which go by anchors"
+        )
+    return None
+
+
+def check_objective(objective: Objective, mapper: LearnedMapper, data: AnchorPairs | None) -> None:
+    """Raise ConfigurationError unless an objective can be computed; before anything is fitted."""
+    if data is None:
+        raise ConfigurationError(
+            "objective= goes by anchors, but there is no zoo of this pair; set paths.zoo=DIR to one"
+        )
+    objective.check(mapper, data)
+
+
+# ``train.py``: fit a mapper, predict the held-out adapters, score them, report.
+
+TaskScores = dict[str, dict[str, TaskScore]]
+
+
+def run(config: DictConfig) -> float | None:
+    """Run the whole of ``train.py``.
+
+    A mapper that learns from text is fitted and saved also where there is no zoo to score it on.
+
+    Returns:
+        What ``objective=`` asks for, on anchors, for sweeps that choose; None without.
+
+    Raises:
+        LoraportError: something that was asked for or given cannot be used, or the two models
+            are not compatible.
+    """
+    quiet_libraries()
+    mapper, objective = learned_mapper(config), chosen_objective(config)
+    context, watch = RunContext(config), Stopwatch()
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    check_controls(config.evaluation.controls)
+    scores = context.scores
+    with watch.step("diagnose"):
+        compatible = check_compatibility(context)
+    with watch.step("zoo"):
+        data = anchor_pairs(context, mapper)
+        if objective is not None:
+            check_objective(objective, mapper, data)
+        tasks = {} if data is None else context.tasks(list(data.held_out))
+    loggers: list[Logger] = [build(node) for node in config.logger.values()]
+    with watch.step("fit"):
+        fitting = Fitting.of(context, mapper, data)
+        trainer, mapper = fitting.fit(loggers, folder)
+    if not trainer.is_global_zero:  # the other devices have done their part
+        return None
+    if data is None:
+        say_fitted(folder)
+        return None
+    facts = fitting.facts() | ({} if compatible is None else {"diagnosis": dict(compatible)})
+    if objective is not None:
+        with watch.step("choose"):
+            facts["objective"] = objective.facts(context, mapper, data)
+    with watch.step("predict"), one_thread():
+        predictions = predict(mapper, data, list(config.evaluation.controls), config.seed)
+    with watch.step("score"):
+        found, hashes = score(context, scores, predictions, tasks)
+    results = assemble(context, mapper, predictions, found, hashes, watch.seconds, facts)
+    write(results, predictions, loggers, folder)
+    return facts["objective"]["value"] if objective is not None else None
+
+
+def learned_mapper(config: DictConfig) -> LearnedMapper:
+    """Build the mapper that is to be trained.
+
+    Raises:
+        ConfigurationError: there is nothing to train in it.
+    """
+    mapper: Mapper = build(config.mapper)
+    if not isinstance(mapper, LearnedMapper):
+        name = HydraConfig.get().runtime.choices["mapper"]
+        raise ConfigurationError(
+            f"mapper={name} has nothing to train: port an adapter by `python transfer.py "
+            f"mapper={name} pair={config.pair.name} adapter=DIR output=DIR`"
+        )
+    return mapper
+
+
+def anchor_pairs(context: RunContext, mapper: LearnedMapper) -> AnchorPairs | None:
+    """Return the zoo's adapters; for a pair that brings its own tasks, train them first.
+
+    Returns:
+        The pairs that the mapper learns from, or that a mapper of text is scored on; None where
+        there is no zoo for the latter.
+    """
+    config = context.config
+    on_text = isinstance(mapper, CorpusMapper)
+    if on_text and not (builds_zoo(context) or context.has_zoo()):
+        return None
+    pairs, held_out = zoo_pairs(context), list(config.tasks.held_out)
+    data: AnchorPairs = (
+        AnchorPairs(pairs, held_out=held_out)
+        if on_text
+        else build(config.data, zoo=pairs, held_out=held_out)
+    )
+    if not data.held_out:
+        raise ConfigurationError(
+            f"none of tasks.held_out={held_out} is in the zoo, so that nothing is left to predict; "
+            f"it has {', '.join(pairs.source)}: name at least one of them"
+        )
+    return data
+
+
+def zoo_pairs(context: RunContext) -> ZooPairs:
+    """Return the zoo's adapters; for a pair that brings its own tasks, train them first.
+
+    Raises:
+        LoraportError: a task does not exist, or there is no zoo that can be used.
+    """
+    config = context.config
+    names = list(config.tasks.names) if config.tasks.names else None
+    known = context.task_source().names()
+    refuse_unknown([*(names or []), *config.tasks.held_out], known, f"tasks of {config.pair.name}")
+    if builds_zoo(context):
+        train_zoo(context, SIDES, names or list(known), CPU_TRAINER)
+    pairs = context.zoo().read(names)
+    refuse_unknown(list(pairs.source), known, "the task source")
+    return pairs
+
+
+def say_fitted(folder: Path) -> None:
+    """Say that there was nothing to score on, and where the mapper lies."""
+    console = Console()
+    console.print(
+        "fitted and saved, but not scored: there is no zoo of this pair; set paths.zoo=DIR to one"
+    )
+    console.print(f"checkpoint  {folder / 'mapper.ckpt'}", highlight=False, soft_wrap=True)
+
+
+def score(
+    context: RunContext, scores: ScoreCache, predictions: Predictions, tasks: dict[str, Task]
+) -> tuple[TaskScores, dict[str, str]]:
+    """Score every condition on both models; return also the models' and tasks' hashes."""
+    cells = {
+        "source": list(predictions.source_cells()),
+        "target": list(predictions.target_cells()),
+    }
+    examples = {"source": predictions.queries, "target": predictions.oracles}
+    found: TaskScores = {name: {} for name in tasks}
+    hashes = {f"task/{name}": task.content_hash() for name, task in tasks.items()}
+    with shown_bars() as progress:
+        bars = {
+            side: progress.add_task(f"scoring {side}", total=len(cells[side])) for side in SIDES
+        }
+        for side in SIDES:
+            base = context.model(side)
+            check_base(base, next(iter(examples[side].values())), side)
+            hashes[f"model/{base.name}"] = base.fingerprint
+            for cell, value in score_cells(scores, base, cells[side], tasks):
+                found[cell.task][cell.condition] = value
+                progress.advance(bars[side])
+    return found, hashes
+
+
+def assemble(
+    context: RunContext,
+    mapper: Mapper,
+    predictions: Predictions,
+    scores: TaskScores,
+    hashes: dict[str, str],
+    seconds: dict[str, float],
+    facts: dict[str, Any],
+) -> Results:
+    """Return everything that ``results.json`` holds."""
+    config: dict[str, Any] = plain_config(context.config)
+    controls = ("mean", *predictions.controls)
+    hashes |= {f"source/{n}": a.content_hash() for n, a in predictions.queries.items()}
+    hashes |= {f"oracle/{n}": a.content_hash() for n, a in predictions.oracles.items()}
+    tasks = {}
+    for name, conditions in scores.items():
+        alike, error = predictions.likeness(name)
+        tasks[name] = task_result(conditions, controls, alike, error, config["seed"])
+    pair = PairRecord(
+        name=config["pair"]["name"],
+        source=next(iter(predictions.queries.values())).base_model,
+        target=predictions.mean.base_model,
+    )
+    return Results(
+        command="train",
+        config=config,
+        pair=pair,
+        mapper=str(HydraConfig.get().runtime.choices["mapper"]),
+        data_access=mapper.data_access,
+        space=config["mapper"].get("space"),
+        seed=config["seed"],
+        controls=controls,
+        tasks=tasks,
+        summary=summarise(scores, controls, config["seed"]),
+        mapper_report=mapper.report() | facts | {"predictions": predictions.distances()},
+        timing={name: round(value, 2) for name, value in seconds.items()},
+        provenance=Provenance(
+            versions=library_versions(), hashes=hashes, revisions={"checkout": git_revision()}
+        ),
+    )
+
+
+def write(results: Results, predictions: Predictions, loggers: list[Logger], folder: Path) -> None:
+    """Write results, chart and adapters, log them, print the table and where things lie."""
+    path = write_results(results, folder / "results.json")
+    chart = write_chart(results, folder / "scores.png")
+    for task, adapter in predictions.predicted.items():
+        card = adapter_card(results, task)
+        write_adapter(
+            adapter, folder / "adapters" / task, extra={"README.md": card}, overwrite=True
+        )
+    log_results(loggers, results, chart)
+    records = finish_loggers(loggers)
+    print_results(results)
+    console = Console()
+    for what, place in (
+        ("results", path),
+        ("chart", chart),
+        ("adapters", folder / "adapters"),
+        ("checkpoint", folder / "mapper.ckpt"),
+        *(("log", record) for record in records),
+    ):
+        console.print(f"{what:>10}  {place}", highlight=False, soft_wrap=True)

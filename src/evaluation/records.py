@@ -1,0 +1,981 @@
+"""``results.json``: what a run was, what it scored, and what that was made from.
+
+The file is versioned and validated on writing and on reading. A number that is undefined or
+unbounded is ``null`` there, never NaN.
+"""
+
+import json
+import math
+import platform
+import subprocess
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from ..exceptions import DataError
+from ..files import write_whole
+
+SCHEMA: Literal[1] = 1
+"""Version of the file's format; it rises with every change that a reader would notice."""
+
+CONDITIONS = ("base", "source_base", "source", "oracle", "mean", "predicted")
+"""The conditions under which every task is scored; controls may come on top."""
+
+CARTRIDGE = "cartridge"
+"""A further condition, of a mapper that also gives its prediction without making it linear."""
+
+
+def plain(value: Any) -> Any:
+    """Return ``value`` as JSON can hold it: containers rebuilt, NaN and infinity as None.
+
+    >>> plain({"strength": float("inf"), "sites": ("0.q", "0.v")})
+    {'strength': None, 'sites': ['0.q', '0.v']}
+
+    Raises:
+        ValueError: something in it is no plain data, such as a tensor.
+    """
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, Path):
+        return str(value)
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    raise ValueError(f"takes plain data, not {type(value).__name__}")
+
+
+Number = Annotated[float | None, BeforeValidator(plain)]
+"""A number; None where it is undefined."""
+
+Ends = Annotated[tuple[Number, Number] | None, BeforeValidator(plain)]
+"""The ends of a 95 % interval, an end None where it is unbounded; None where there is none."""
+
+Free = Annotated[dict[str, Any], BeforeValidator(plain)]
+"""Any plain data under names."""
+
+
+class Record(BaseModel):
+    """A part of a file that a run writes; an unknown field is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_by_name=True)
+
+
+class PairRecord(Record):
+    """The base pair: its name, and the names of its two models."""
+
+    name: str
+    source: str
+    target: str
+
+
+class TaskResult(Record):
+    """The evidence of one held-out task.
+
+    Attributes:
+        usable: Whether the oracle is far enough above the base for a gap to be recovered.
+        n: Test rows scored.
+        scores: Accuracy under each condition: those of :data:`CONDITIONS`, the controls, and
+            :data:`CARTRIDGE` where there is one.
+        nll: Mean negative log-likelihood of the right label, in nats, under each condition.
+        gap_recovered: ``(predicted - base) / (oracle - base)``; None where not usable.
+        ci95: Its paired-bootstrap interval over the test rows.
+        gap_recovered_nll: The same on minus the negative log-likelihood, with its own headroom.
+        ci95_nll: Its interval.
+        retention: ``predicted / source``; see :func:`~loraport.evaluation.statistics.retention`.
+        relative_to_oracle: ``predicted / oracle``.
+        margin: ``predicted`` minus the best of base and controls.
+        weight_cosine: Cosine of the predicted and the oracle's update.
+        relative_error: ``|predicted - oracle| / |oracle|`` of the updates, Frobenius.
+    """
+
+    usable: bool
+    n: int
+    scores: dict[str, Number]
+    nll: dict[str, Number]
+    gap_recovered: Number
+    ci95: Ends
+    gap_recovered_nll: Number
+    ci95_nll: Ends
+    retention: Number
+    relative_to_oracle: Number
+    margin: Number
+    weight_cosine: Number = None
+    relative_error: Number = None
+
+    @field_validator("scores", "nll")
+    @classmethod
+    def _has_every_condition(cls, scores: dict[str, Number]) -> dict[str, Number]:
+        missing = [name for name in CONDITIONS if name not in scores]
+        if missing:
+            raise ValueError(f"lacks {', '.join(missing)}")
+        return scores
+
+
+class Margin(Record):
+    """How far the prediction lies above a control, in accuracy, mean over the held-out tasks."""
+
+    control: str
+    value: Number
+    ci95: Ends
+
+
+class Summary(Record):
+    """The evidence over all held-out tasks.
+
+    Attributes:
+        tasks: How many held-out tasks there are.
+        usable: How many of them have a gap to recover.
+        gap_recovered: Mean over the usable tasks.
+        ci95: Its bootstrap interval over tasks and test rows.
+        gap_recovered_nll: The same on minus the negative log-likelihood, with its own headroom.
+        ci95_nll: Its interval.
+        control_gaps: Gap recovered by each control in place of the prediction.
+        margin: Over the best of base and controls, by mean accuracy.
+        margin_over_mean: Over the anchors' mean adapter.
+        cartridge_gap: Gap recovered by the cartridges in place of the prediction; None without.
+        cartridge_gap_nll: The same on minus the negative log-likelihood.
+    """
+
+    tasks: int
+    usable: int
+    gap_recovered: Number
+    ci95: Ends
+    gap_recovered_nll: Number
+    ci95_nll: Ends
+    control_gaps: dict[str, Number]
+    margin: Margin
+    margin_over_mean: Margin
+    cartridge_gap: Number = None
+    cartridge_gap_nll: Number = None
+
+
+class Provenance(Record):
+    """What the run was made from.
+
+    Attributes:
+        versions: Of Python and the libraries.
+        hashes: SHA-256 of models, adapters and tasks by name.
+        revisions: Of the checkout and of what came from the hub.
+    """
+
+    versions: dict[str, str]
+    hashes: dict[str, str] = Field(default_factory=dict)
+    revisions: dict[str, str | None] = Field(default_factory=dict)
+
+
+class Results(Record):
+    """Everything that ``results.json`` holds.
+
+    Attributes:
+        schema_version: Version of the format, ``schema`` in the file.
+        command: Which command wrote it.
+        config: Its whole configuration.
+        pair: The base pair.
+        mapper: Name of the mapper.
+        data_access: What the mapper may use, in the words of the evaluation protocol.
+        space: ``delta`` or ``factors``; None for a mapper without such a choice.
+        seed: Of the run.
+        controls: The conditions that are controls, beside the base.
+        tasks: Each held-out task's evidence.
+        summary: The evidence over them.
+        mapper_report: What was chosen in fitting.
+        timing: Seconds of each step.
+        provenance: What the run was made from.
+    """
+
+    schema_version: Literal[1] = Field(default=SCHEMA, alias="schema")
+    command: str
+    config: Free
+    pair: PairRecord
+    mapper: str
+    data_access: str
+    space: str | None = None
+    seed: int
+    controls: tuple[str, ...]
+    tasks: dict[str, TaskResult]
+    summary: Summary
+    mapper_report: Free = Field(default_factory=dict)
+    timing: dict[str, Number] = Field(default_factory=dict)
+    provenance: Provenance
+
+
+def write_results(results: Results, path: str | Path) -> Path:
+    """Write ``results.json``, whole or not at all, and return its path."""
+    content = json.dumps(results.model_dump(mode="json", by_alias=True), indent=2, allow_nan=False)
+    return write_whole(Path(path), content + "\n")
+
+
+def read_results(path: str | Path) -> Results:
+    """Read and validate ``results.json``.
+
+    Raises:
+        DataError: the file is missing, is no JSON, has another schema version, or lacks a field.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{path} cannot be read ({error}); it takes a results.json that a run has written"
+        ) from None
+    version = content.get("schema") if isinstance(content, dict) else None
+    if version != SCHEMA:
+        raise DataError(
+            f"{path} has the schema version {version!r}, but this release reads version "
+            f"{SCHEMA}; run again, or read it with the release that wrote it"
+        )
+    try:
+        return Results.model_validate(content)
+    except ValidationError as error:
+        faults = "; ".join(
+            f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()[:5]
+        )
+        raise DataError(f"{path} is no valid results.json ({faults}); run again") from None
+
+
+# What models score on suites and how far adapters move them, as ``results.json`` holds it.
+
+
+class Condition(Record):
+    """Which model was asked: the target (or the source) of a pair, with which adapter.
+
+    Attributes:
+        pair: Name of the pair.
+        method: ``base``, ``oracle``, ``source_base``, ``source`` or the name of a method.
+        task: Whose adapter; None without an adapter.
+        seed: Of the method; None where there is none.
+    """
+
+    pair: str
+    method: str
+    task: str | None = None
+    seed: int | None = None
+
+
+class SuiteScores(Record):
+    """What one model scores on a suite: means of its metrics, with 95 % intervals over items."""
+
+    condition: Condition
+    means: dict[str, Number]
+    ci95: dict[str, Ends]
+
+
+class SuiteChange(Record):
+    """How an adapter changes one metric of a suite against the same model without it.
+
+    Attributes:
+        condition: The model with the adapter.
+        metric: Which metric.
+        value: Mean difference over the items, paired.
+        ci95: Its paired-bootstrap interval.
+        n: Items that count for the metric in both.
+        gained: Items that went from 0 to 1; None for a metric that is not 0 or 1.
+        lost: Items that went from 1 to 0.
+        p: Of McNemar's exact test; None for a metric that is not 0 or 1.
+    """
+
+    condition: Condition
+    metric: str
+    value: Number
+    ci95: Ends
+    n: int
+    gained: int | None = None
+    lost: int | None = None
+    p: Number = None
+
+
+class SuiteResult(Record):
+    """A suite: what every model scores on it, and how adapters change that.
+
+    Attributes:
+        name: As in ``suite=``.
+        items: How many there are.
+        metrics: In the order in which they are shown.
+        scores: Of every condition.
+        changes: Of every adapter, against the model without it.
+    """
+
+    name: str
+    items: int
+    metrics: tuple[str, ...]
+    scores: tuple[SuiteScores, ...]
+    changes: tuple[SuiteChange, ...] = ()
+
+
+class Divergence(Record):
+    """How far an adapter moves a model's next-token distributions.
+
+    Attributes:
+        condition: The model with the adapter.
+        texts: On what: ``generic`` text, or the prompts of a suite, by its name.
+        positions: How many positions were compared.
+        kl: Mean KL divergence from the model without the adapter, in nats a token.
+        kl_p95: Its 95th percentile over the positions.
+        js: Mean Jensen-Shannon divergence, in nats a token, at most ln 2.
+        top1: Share of the positions where the most likely token is the same.
+    """
+
+    condition: Condition
+    texts: str
+    positions: int
+    kl: Number
+    kl_p95: Number
+    js: Number
+    top1: Number
+
+
+# Whether a diagnosis before a transfer tells what comes of it, as ``results.json`` holds it.
+
+
+class CalibrationPoint(Record):
+    """One ported adapter: what was known before, and what it recovered.
+
+    Attributes:
+        condition: Pair, method, task and seed.
+        gap_recovered: On the task; None where it is not usable.
+        diagnostics: Name to value of what was known before the transfer.
+    """
+
+    condition: Condition
+    gap_recovered: Number
+    gap_recovered_nll: Number = None
+    diagnostics: dict[str, Number]
+
+
+class DiagnosticResult(Record):
+    """How well one diagnostic tells in advance what a port recovers.
+
+    Attributes:
+        name: Of the diagnostic.
+        method: Over whose ports; None over all methods.
+        points: How many ported adapters.
+        spearman: Rank correlation with the gap recovered.
+        ci95: Its bootstrap interval.
+        threshold: A port is expected to succeed on that side of it; None where none was fitted.
+        above: Whether success lies above the threshold.
+        hit_rate: Share of right expectations, by leave-one-task-out cross-validation.
+        majority_rate: Share of right expectations of always saying what is more frequent.
+    """
+
+    name: str
+    method: str | None = None
+    points: int
+    spearman: Number
+    ci95: Ends
+    threshold: Number = None
+    above: bool = True
+    hit_rate: Number = None
+    majority_rate: Number = None
+
+
+class CalibrationResult(Record):
+    """Whether diagnostics before a transfer tell what comes of it."""
+
+    success: float
+    points: tuple[CalibrationPoint, ...]
+    diagnostics: tuple[DiagnosticResult, ...]
+
+
+# ``results.json`` of ``evaluate.py``: methods, suites, drift, calibration and verdicts of a pair.
+#
+# It is versioned and validated like that of a training run, which it takes its parts from.
+
+
+class MethodResult(Record):
+    """The evidence of one method, in one run with one seed.
+
+    Attributes:
+        name: As in ``methods=``: a mapper, ``mapper+refine``, or ``default``.
+        mapper: Name of the mapper.
+        refine: Name of the refinement; None without one.
+        data_access: What it may use, in the words of the evaluation protocol.
+        pair: Name of the pair; see :attr:`BenchmarkResults.pairs`.
+        seed: Of everything that it draws.
+        variant: Options in which runs of a sweep differ, as on the command line.
+        controls: The conditions that are controls, beside the base.
+        tasks: Each held-out task's evidence; ``predicted`` is what the method scores.
+        summary: The evidence over them; None where the method refused.
+        seconds: Wall-clock seconds of ``fit`` (once a pair) and of ``port`` (mean over the tasks),
+            as they were when the work was done.
+        refused: Why the method could not be used on this pair; None where it could.
+        report: What the mapper or the refinement has to say.
+    """
+
+    name: str
+    mapper: str
+    refine: str | None = None
+    data_access: str
+    pair: str
+    seed: int
+    variant: dict[str, str] = Field(default_factory=dict)
+    controls: tuple[str, ...] = ()
+    tasks: dict[str, TaskResult] = Field(default_factory=dict)
+    summary: Summary | None = None
+    seconds: dict[str, Number] = Field(default_factory=dict)
+    refused: str | None = None
+    report: Free = Field(default_factory=dict)
+
+
+class Verdict(Record):
+    """Whether a hypothesis of the protocol stands.
+
+    Attributes:
+        hypothesis: ``H1`` (transfer is possible) or ``H2`` (safety is preserved).
+        state: What was found.
+        words: The same as a sentence with the figures that decide.
+    """
+
+    hypothesis: Literal["H1", "H2"]
+    state: Literal["supported", "falsified", "open", "not tested"]
+    words: str
+
+
+class Example(Record):
+    """One test row, and what each condition answered.
+
+    Attributes:
+        text: Of the row.
+        label: The right answer.
+        answers: Condition (``base``, ``oracle``, or a method's name) to its answer.
+    """
+
+    text: str
+    label: str
+    answers: dict[str, str]
+
+
+class BenchmarkResults(Record):
+    """Everything that ``results.json`` of ``evaluate.py`` holds.
+
+    Attributes:
+        schema_version: Version of the format, ``schema`` in the file.
+        command: Which command wrote it.
+        config: Its whole configuration; of collected runs, that of the collection.
+        pairs: Base pairs by name.
+        methods: Evidence of every method, pair, seed and variant.
+        suites: Of what else was asked.
+        divergences: Of every adapter on generic text and on the suites' prompts.
+        calibration: Of the diagnosis; None where it was not asked for.
+        similarities: Pair to the calibrated similarity of every target layer (rows) with every
+            source layer (columns): the intersection map.
+        verdicts: On the protocol's hypotheses.
+        examples: Task to some of its rows.
+        timing: Seconds of each step of this run.
+        provenance: What the run was made from.
+    """
+
+    schema_version: Literal[1] = Field(default=SCHEMA, alias="schema")
+    command: Literal["evaluate"] = "evaluate"
+    config: Free
+    pairs: dict[str, PairRecord]
+    methods: tuple[MethodResult, ...]
+    suites: tuple[SuiteResult, ...] = ()
+    divergences: tuple[Divergence, ...] = ()
+    calibration: CalibrationResult | None = None
+    similarities: dict[str, list[list[Number]]] = Field(default_factory=dict)
+    verdicts: tuple[Verdict, ...] = ()
+    examples: dict[str, tuple[Example, ...]] = Field(default_factory=dict)
+    timing: dict[str, Number] = Field(default_factory=dict)
+    provenance: Provenance
+
+
+def write_benchmark(results: BenchmarkResults, path: str | Path) -> Path:
+    """Write ``results.json``, whole or not at all, and return its path."""
+    content = json.dumps(results.model_dump(mode="json", by_alias=True), indent=1, allow_nan=False)
+    return write_whole(Path(path), content + "\n")
+
+
+def read_benchmark(path: str | Path) -> BenchmarkResults:
+    """Read and validate ``results.json`` of ``evaluate.py``.
+
+    Raises:
+        DataError: the file is missing, is no JSON, or is not of this command and version.
+    """
+    try:
+        return BenchmarkResults.model_validate_json(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error}); give a results.json") from None
+    except ValidationError as error:
+        faults = "; ".join(
+            f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()[:5]
+        )
+        raise DataError(
+            f"{path} is no results.json of evaluate.py that this release reads ({faults}); run "
+            "evaluate.py again"
+        ) from None
+
+
+# What the diagnosis of a pair said, as reports of other commands hold it.
+
+
+class CompatibilityRecord(Record):
+    """How much of a pair's target has a counterpart in its source.
+
+    Attributes:
+        coverage: Share of the target's layers with a counterpart, calibrated against chance.
+        minimum: The coverage that is asked for.
+        identification: Share of the layers that their counterparts lead back to.
+        rows: Aligned word ends that were compared.
+        forced: Whether ``force=true`` overrode too low a coverage.
+    """
+
+    coverage: float
+    minimum: float
+    identification: float
+    rows: int
+    forced: bool
+
+    @property
+    def words(self) -> str:
+        """One sentence for cards and consoles."""
+        found = (
+            f"diagnosis: {self.coverage:.0%} of the target's layers have a counterpart in the "
+            f"source, on {self.rows} words"
+        )
+        if self.forced:
+            return (
+                f"{found}; at least {self.minimum:.0%} are needed, which force=true overrode: do "
+                "not expect this adapter to work"
+            )
+        return found
+
+
+# How an adapter was refined, what was measured without task data, and what to expect of it.
+
+
+class DriftRecord(Record):
+    """How far the finished adapter moves the target on generic text, in nats a token.
+
+    Attributes:
+        mean: KL divergence of the target with the adapter from the target, mean over tokens.
+        p95: Its 95th percentile.
+        source_mean: The same of the source's own adapter on the source.
+        source_p95: Its 95th percentile.
+        budget: What the mean is compared with.
+        texts: Number of texts that it was measured on.
+    """
+
+    mean: float
+    p95: float
+    source_mean: float
+    source_p95: float
+    budget: float
+    texts: int
+
+
+class ExpectedRecord(Record):
+    """What part of the gap is to be expected, as measured anchors of the pair say.
+
+    Attributes:
+        value: The part; None where nothing can be said.
+        low: Lower end of its interval.
+        high: Upper end.
+        go: Whether it is enough; None where nothing can be said.
+        level: The coverage that the interval stands for.
+        loo_error: Mean absolute leave-one-out error over the anchors.
+        anchors: How many there are.
+        features: What was fitted on, with this adapter's values.
+        why_not: Why nothing is said.
+    """
+
+    value: Number = None
+    low: Number = None
+    high: Number = None
+    go: bool | None = None
+    level: Number = None
+    loo_error: Number = None
+    anchors: int = 0
+    features: dict[str, float] = Field(default_factory=dict)
+    why_not: str = ""
+
+
+class RefinementRecord(Record):
+    """One refinement.
+
+    Attributes:
+        name: Of the refinement.
+        data_access: What it may use, with the texts that it was given.
+        question: How the adapter was asked: prompt, labels, completion.
+        data: Number of texts, inputs and examples that it was given, or what they come from.
+        measured: What the refinement reports of each source adapter.
+        drift: Of the finished adapter.
+        expected: What to expect.
+    """
+
+    name: str
+    data_access: str
+    question: Free
+    data: Free
+    measured: tuple[Free, ...]
+    drift: DriftRecord
+    expected: ExpectedRecord
+
+
+# ``report.json``: how one adapter was ported, beside the adapter itself.
+
+SCHEMA_TRANSFER_REPORT: Literal[2] = 2
+"""Version of the file's format; it rises with every change that a reader would notice."""
+
+
+class AdapterRecord(Record):
+    """One adapter that went in or came out.
+
+    Attributes:
+        place: The folder, hub id or task by which it was given; None for the one that was made.
+        base_model: What it says it was trained on.
+        sites: How many modules it adapts.
+        roles: Which of a layer's.
+        ranks: The least and the greatest of their ranks.
+        norm: Frobenius norm over all sites.
+        sha256: Of what it computes.
+    """
+
+    place: str | None
+    base_model: str
+    sites: int
+    roles: tuple[str, ...]
+    ranks: tuple[int, int]
+    norm: float
+    sha256: str
+
+
+class StepRecord(Record):
+    """One step after the mapper: sparsifying, merging, or cutting to a rank.
+
+    Attributes:
+        name: Of the step.
+        options: It was done with.
+        lost_energy: Share of the squared norm that cutting back to a rank lost.
+        sites: What was found at each site.
+    """
+
+    name: str
+    options: Free = Field(default_factory=dict)
+    lost_energy: float
+    sites: dict[str, dict[str, Number]] = Field(default_factory=dict)
+
+
+class TransferReport(Record):
+    """Everything that ``report.json`` holds.
+
+    Attributes:
+        schema_version: Version of the format, ``schema`` in the file.
+        command: Which command wrote it.
+        config: Its whole configuration.
+        pair: The base pair.
+        compatibility: What the diagnosis of the pair said; None where it was left out.
+        mapper: Name of the mapper.
+        trained_with: The options that a mapper out of a checkpoint was trained with.
+        data_access: The dearest of what mapper and refinement may use, in the words of the
+            evaluation protocol.
+        adapters: The source's adapters, as they were given.
+        merged_with: Adapters of the target that were merged with the ported ones.
+        mapping: What the mapper reports of each source adapter, in their order.
+        refinement: What was made of that by how the models behave; None where nothing was.
+        steps: What came after the mapper.
+        output: The adapter that was made, as it was written.
+        dtype: Of its factors.
+        scale: By which it was multiplied.
+        verification: What PEFT made of it on the target.
+        anchor_scores: What the same steps do with adapters of anchor tasks, where asked for.
+        warnings: What a user should know before using it.
+        timing: Seconds of each step.
+        provenance: What the run was made from.
+    """
+
+    schema_version: Literal[2] = Field(default=SCHEMA_TRANSFER_REPORT, alias="schema")
+    command: Literal["transfer"] = "transfer"
+    config: Free
+    pair: PairRecord
+    compatibility: CompatibilityRecord | None = None
+    mapper: str
+    trained_with: Free = Field(default_factory=dict)
+    data_access: str
+    adapters: tuple[AdapterRecord, ...]
+    merged_with: tuple[AdapterRecord, ...] = ()
+    mapping: tuple[Free, ...]
+    refinement: RefinementRecord | None = None
+    steps: tuple[StepRecord, ...] = ()
+    output: AdapterRecord
+    dtype: str
+    scale: float
+    verification: Free
+    anchor_scores: Free = Field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    timing: dict[str, Number] = Field(default_factory=dict)
+    provenance: Provenance
+
+    def json_text(self) -> str:
+        """Return the text of ``report.json``."""
+        content = self.model_dump(mode="json", by_alias=True)
+        return json.dumps(content, indent=1, allow_nan=False) + "\n"
+
+
+# ``intersection_map.json``: how far two base models represent the same text alike, in all layers.
+#
+# The file is versioned and validated, like ``results.json``.
+
+"""Version of the file's format; it rises with every change that a reader would notice."""
+
+Grid = tuple[tuple[Number, ...], ...]
+"""One row a target layer, one column a source layer."""
+
+
+class MeasureMap(Record):
+    """One measure of similarity between every target layer and every source layer.
+
+    Attributes:
+        title: What the measure is called in tables and above heat maps.
+        raw: Its value on the paired rows.
+        calibrated: The part of it above what rows in random order give, from 0 to 1.
+        rows: Rows that it was computed on.
+    """
+
+    title: str
+    raw: Grid
+    calibrated: Grid
+    rows: int
+
+    @model_validator(mode="after")
+    def _are_of_one_shape(self) -> "MeasureMap":
+        if [len(row) for row in self.raw] != [len(row) for row in self.calibrated]:
+            raise ValueError("raw and calibrated are not of one shape")
+        return self
+
+
+class TransportCell(Record):
+    """Entropic Gromov-Wasserstein between one target layer and one source layer.
+
+    Attributes:
+        target: The target layer.
+        source: The source layer.
+        rows: Rows that were matched.
+        diagonal_mass: Mass of the plan that stays with its own row; by chance ``1 / rows``.
+        matched: Share of the rows whose most likely partner is their own; chance is the same.
+        ratio: Distance over that of the same search with rows in random order.
+    """
+
+    target: int
+    source: int
+    rows: int
+    diagonal_mass: Number
+    matched: Number
+    ratio: Number
+
+
+class LayerConfidence(Record):
+    """How sure the counterpart of one target layer is.
+
+    Attributes:
+        target: The target layer.
+        source: The source layer with the highest mutual k-NN.
+        similarity: That value, as far as it exceeds what the bare text gives.
+        covered: Whether it counts for the coverage.
+        agreement: Share of the measures whose own best source layer is at most one further.
+        procrustes_error: Relative error of the best rotation between the paired layers on
+            held-out rows; 1 is no better than nothing.
+        anchor_coverage: Share of the held-out rows' variance in the directions that the anchors
+            determine, on the target's side.
+    """
+
+    target: int
+    source: int
+    similarity: Number
+    covered: bool
+    agreement: Number
+    procrustes_error: Number = None
+    anchor_coverage: Number = None
+
+
+class ModuleFit(Record):
+    """How well linear maps between one target module and its source module predict held-out text.
+
+    Attributes:
+        target: The target's site.
+        source: The source's site that it is paired with.
+        inputs: Held-out R^2 of what the source module reads, from what the target's reads.
+        outputs: Held-out R^2 of what the target module writes, from what the source's writes.
+        adapter_inputs: The first in the directions that the adapter reads; None without one.
+        adapter_outputs: The second for the directions that the adapter writes.
+    """
+
+    target: str
+    source: str
+    inputs: Number
+    outputs: Number
+    adapter_inputs: Number = None
+    adapter_outputs: Number = None
+
+
+class Geometry(Record):
+    """Rotations between the paired layers' residual streams, fitted on half of the rows.
+
+    Attributes:
+        mean_error: Mean over the layers of the relative error on the other half.
+        max_error: The greatest of them.
+        roughness: How much the rotation changes from one target layer to the next, from 0 (not at
+            all) to 1 (as much as two random ones).
+        anchor_coverage: Mean over the layers; see :class:`LayerConfidence`.
+    """
+
+    mean_error: Number
+    max_error: Number
+    roughness: Number
+    anchor_coverage: Number
+
+
+class Probes(Record):
+    """The text at which the two models were compared.
+
+    Attributes:
+        name: Of the probe set.
+        texts: How many there are.
+        aligned: Word ends at which both models have read the same.
+        rows: Those of them that were compared.
+        tokens: Distinct tokens of the target among them.
+    """
+
+    name: str
+    texts: int
+    aligned: int
+    rows: int
+    tokens: int
+
+
+class CompatibilityVerdict(Record):
+    """Whether an adapter can be expected to be carried over; see :class:`CompatibilityRecord`.
+
+    Attributes:
+        coverage: Share of the target's layers that have a counterpart in the source.
+        minimum: The coverage that is asked for.
+        identification: Share of the layers that are found again by the other half of the rows.
+        compatible: Whether the coverage is high enough.
+        forced: Whether ``force=true`` overrides that.
+        words: The verdict in words.
+    """
+
+    coverage: float
+    minimum: float
+    identification: float
+    compatible: bool
+    forced: bool
+    words: str
+
+    def record(self, rows: int) -> CompatibilityRecord:
+        """Return it as reports of other commands hold it."""
+        return CompatibilityRecord(
+            coverage=self.coverage,
+            minimum=self.minimum,
+            identification=self.identification,
+            rows=rows,
+            forced=self.forced,
+        )
+
+
+class IntersectionMap(Record):
+    """Everything that ``intersection_map.json`` holds.
+
+    Attributes:
+        schema_version: Version of the format, ``schema`` in the file.
+        command: Which command wrote it.
+        config: Its whole configuration.
+        pair: The base pair.
+        probes: The text.
+        verdict: What comes of it.
+        measures: Every measure's map by its name.
+        transport: Gromov-Wasserstein for some pairs of layers.
+        layers: One entry a target layer.
+        geometry: Of the rotations.
+        pairing: For each target layer the source layers that feed it, with their weights.
+        pairing_name: How they were chosen.
+        adapter: By which the directions of ``modules`` are restricted; None without one.
+        modules: Linear maps between paired modules; empty without a corpus.
+        warnings: What a user should know before transferring.
+        timing: Seconds of each step.
+        provenance: What the run was made from.
+    """
+
+    schema_version: Literal[1] = Field(default=SCHEMA, alias="schema")
+    command: Literal["diagnose"] = "diagnose"
+    config: Free
+    pair: PairRecord
+    probes: Probes
+    verdict: CompatibilityVerdict
+    measures: dict[str, MeasureMap]
+    transport: tuple[TransportCell, ...] = ()
+    layers: tuple[LayerConfidence, ...]
+    geometry: Geometry
+    pairing: tuple[tuple[tuple[int, float], ...], ...]
+    pairing_name: str
+    adapter: str | None = None
+    modules: tuple[ModuleFit, ...] = ()
+    warnings: tuple[str, ...] = ()
+    timing: dict[str, Number] = Field(default_factory=dict)
+    provenance: Provenance
+
+
+def write_intersection_map(content: IntersectionMap, path: str | Path) -> Path:
+    """Write ``intersection_map.json``, whole or not at all, and return its path."""
+    text = json.dumps(content.model_dump(mode="json", by_alias=True), indent=1, allow_nan=False)
+    return write_whole(Path(path), text + "\n")
+
+
+# What a run was made from: library versions and the revision of the checkout.
+
+LIBRARIES = ("torch", "lightning", "transformers", "peft", "datasets", "loraport")
+
+
+def library_versions() -> dict[str, str]:
+    """Return the versions of Python and of the libraries that results depend on."""
+    versions = {"python": platform.python_version()}
+    for library in LIBRARIES:
+        try:
+            versions[library] = version(library)
+        except PackageNotFoundError:
+            versions[library] = "not installed"
+    return versions
+
+
+def git_revision(folder: Path | None = None) -> str | None:
+    """Return the commit that is checked out, with ``+changes`` where files differ from it.
+
+    None where there is no checkout, no commit yet, or no git.
+
+    Args:
+        folder: Root of the checkout; None for the one that this package is run from.
+    """
+    root = Path(__file__).resolve().parents[2] if folder is None else folder
+    # Without this an installed package would report the repository that its environment lies in.
+    if not (root / ".git").exists():
+        return None
+    commit = _git(root, "rev-parse", "--verify", "HEAD")
+    changes = _git(root, "status", "--porcelain")
+    return f"{commit}+changes" if commit and changes else commit or None
+
+
+def _git(root: Path, *arguments: str) -> str:
+    """Return what a git command prints, empty where it fails."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip()

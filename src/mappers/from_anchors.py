@@ -1,0 +1,328 @@
+"""In which space adapters are compared and combined: their updates, or their raw factors."""
+
+import math
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ..adapters import AdapterStack, LoraAdapter, LowRank, Site, StackedSite
+from ..alignment import relative_depth
+from ..data import AnchorBatch, AnchorPairs, AnchorSet
+from ..exceptions import AdapterError, ConfigurationError
+from .base import LearnedMapper, Report
+
+
+@runtime_checkable
+class Space(Protocol):
+    """How inner products and weighted sums of the updates of one site are taken."""
+
+    gauge_dependent: bool
+
+    def gram(self, one: StackedSite, other: StackedSite) -> Float[Tensor, "adapters others"]:
+        """Return the inner products of all pairs, in float64."""
+        ...
+
+    def combine(
+        self, site: StackedSite, coefficients: Float[Tensor, " adapters"], rank: int
+    ) -> LowRank:
+        """Return the weighted sum, of at most the given rank."""
+        ...
+
+
+class DeltaSpace:
+    """The updates ``B A`` themselves: free of the gauge of their factors, and exact by Grams."""
+
+    gauge_dependent = False
+
+    def gram(self, one: StackedSite, other: StackedSite) -> Float[Tensor, "adapters others"]:
+        """Return ``<B_i A_i, B_j A_j>``."""
+        return one.delta_gram(other)
+
+    def combine(
+        self, site: StackedSite, coefficients: Float[Tensor, " adapters"], rank: int
+    ) -> LowRank:
+        """Return ``sum_i c_i B_i A_i``, cut to the nearest update of ``rank``."""
+        return site.delta_sum(coefficients, rank)
+
+
+class FactorSpace:
+    """The flattened factors A and B, as the anchor methods were published.
+
+    A and B are predicted apart, so that their product has cross terms ``c_i c_j B_i A_j``, and
+    the same update in another gauge gives another prediction.
+    """
+
+    gauge_dependent = True
+
+    def gram(self, one: StackedSite, other: StackedSite) -> Float[Tensor, "adapters others"]:
+        """Return ``<A_i, A_j> + <B_i, B_j>``.
+
+        Raises:
+            ConfigurationError: the ranks differ, so that the factors cannot be compared.
+        """
+        if one.A.shape[1] != other.A.shape[1]:
+            raise ConfigurationError(
+                f"mapper.space=factors compares factors of rank {one.A.shape[1]} with factors of "
+                f"rank {other.A.shape[1]}; it takes one rank: use mapper.space=delta"
+            )
+        return one.factor_gram(other)
+
+    def combine(
+        self, site: StackedSite, coefficients: Float[Tensor, " adapters"], rank: int
+    ) -> LowRank:
+        """Return ``(sum_i c_i B_i) (sum_i c_i A_i)``; its rank is that of the anchors."""
+        return site.factor_sum(coefficients)
+
+
+SPACES: dict[str, Space] = {"delta": DeltaSpace(), "factors": FactorSpace()}
+
+
+def space_named(name: str) -> Space:
+    """Return the space of a name.
+
+    Raises:
+        ConfigurationError: there is no such space.
+    """
+    if name not in SPACES:
+        raise ConfigurationError(
+            f"mapper.space is {name!r}; it takes one of {', '.join(SPACES)} (delta is the default)"
+        )
+    return SPACES[name]
+
+
+# Mappers that predict a target adapter as a weighted sum of the anchors' target adapters.
+#
+# Each of them is a rule that turns inner products of source adapters into coefficients, one set a
+# target site: ``predicted(site) = sum_i c_i(site) target_i(site)``, truncated to the anchors' rank.
+
+Grams = Mapping[Site, Float[Tensor, "anchors anchors"]]
+Inners = Mapping[Site, Float[Tensor, "queries anchors"]]
+Coefficients = dict[Site, Float[Tensor, "queries anchors"]]
+
+
+class AnchorMapper(LearnedMapper):
+    """A mapper that is fitted on anchor adapters: takes their Gram matrices, gives coefficients.
+
+    Args:
+        space: ``delta`` compares and combines updates, ``factors`` raw A and B.
+    """
+
+    data_access: ClassVar[str] = "anchors"
+
+    def __init__(self, space: str = "delta") -> None:
+        super().__init__()
+        self.space = space_named(space)
+        # Of a subclass with options of its own, these are saved beside it.
+        self.save_hyperparameters({"space": space})
+        self._anchors: AnchorSet | None = None
+
+    @abstractmethod
+    def solve(self, source: Grams, target: Grams) -> None:
+        """Fit on the inner products of the anchors, per source site and per target site."""
+
+    @abstractmethod
+    def coefficients(self, inner: Inners) -> Coefficients:
+        """Return the weights of the anchors for each target site.
+
+        Args:
+            inner: Inner products of the queries with the anchors, per source site.
+        """
+
+    @property
+    def gauge_dependent(self) -> bool:
+        """True in factor space."""
+        return self.space.gauge_dependent
+
+    @property
+    def fitted(self) -> bool:
+        """Whether anchors have been seen."""
+        return self._anchors is not None
+
+    @property
+    def anchors(self) -> AnchorSet:
+        """The anchors that the mapper is fitted on."""
+        if self._anchors is None:
+            name = type(self).__name__
+            raise RuntimeError(f"{name} has no anchors yet: call fit(anchors), or train it first")
+        return self._anchors
+
+    @property
+    def data(self) -> AnchorPairs:
+        """The data module of the trainer that fits this mapper."""
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if not isinstance(data, AnchorPairs):
+            raise RuntimeError(f"{type(self).__name__} trains on AnchorPairs, not on {data!r}")
+        return data
+
+    def fit(self, anchors: AnchorSet) -> None:
+        """Fit on a set of paired adapters.
+
+        Raises:
+            AdapterError: the target has a role that the source lacks.
+        """
+        self._anchors = anchors
+        self.source_site = paired_sites(anchors.source, anchors.target)
+        source = {s: self._gram(anchors.source, anchors.source, s) for s in anchors.source}
+        target = {s: self._gram(anchors.target, anchors.target, s) for s in anchors.target}
+        self.solve(source, target)
+
+    def _gram(self, one: AdapterStack, other: AdapterStack, site: Site) -> Tensor:
+        return self.space.gram(one[site], other[site]).cpu()
+
+    def map(self, adapter: LoraAdapter) -> LoraAdapter:
+        """Return the predicted target adapter, of the anchors' rank, in float32."""
+        anchors = self.anchors
+        check_fits(adapter, anchors)
+        query = AdapterStack.of({"the given adapter": adapter})
+        inner = {s: self._gram(query, anchors.source, s) for s in anchors.source}
+        weights = self.coefficients(inner)
+        return LoraAdapter(
+            {
+                site: self.space.combine(stack, weights[site][0], stack.A.shape[1])
+                for site, stack in anchors.target.items()
+            },
+            anchors.target_base,
+        )
+
+    def report(self) -> Report:
+        """Return the anchors' names; subclasses add what they chose."""
+        return {"anchors": list(self.anchors.names)}
+
+    def fitted_state(self) -> dict[str, Any]:
+        """Return the anchors; everything else is solved again from them."""
+        anchors = self.anchors
+        return {
+            "names": list(anchors.names),
+            "source": anchors.source.tensors(),
+            "target": anchors.target.tensors(),
+            "source_base": anchors.source_base,
+            "target_base": anchors.target_base,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Fit again on the anchors of the checkpoint: the same numbers, bit for bit."""
+        self.fit(
+            AnchorSet(
+                tuple(state["names"]),
+                AdapterStack.from_tensors(state["source"]),
+                AdapterStack.from_tensors(state["target"]),
+                state["source_base"],
+                state["target_base"],
+            )
+        )
+
+
+def paired_sites(source: AdapterStack, target: AdapterStack) -> dict[Site, Site]:
+    """Return the source site of each target site: the same role at the same relative depth.
+
+    Raises:
+        AdapterError: the source's adapters lack a role that the target's have.
+    """
+    # Among the layers that are adapted: adapters may leave out some of the model's.
+    sources, targets = (sorted({site.layer for site in stack}) for stack in (source, target))
+    depth = relative_depth(len(sources), len(targets))
+    partner_layer = {layer: sources[place] for layer, place in zip(targets, depth, strict=True)}
+    pairs = {site: Site(partner_layer[site.layer], site.role) for site in target}
+    for site, partner in pairs.items():
+        if partner not in source:
+            have = sorted({s.role.module for s in source})
+            raise AdapterError(
+                f"the target's adapters have {site.module_name}, which is paired with the source's "
+                f"{partner.module_name}, but the source's adapters have only {have}, not "
+                "in every layer; train both sides on the same roles"
+            )
+    return pairs
+
+
+def check_fits(adapter: LoraAdapter, anchors: AnchorSet) -> None:
+    """Raise unless an adapter has exactly the sites and shapes of the anchors' source side."""
+    expected = set(anchors.source)
+    if set(adapter) != expected:
+        odd = sorted(set(adapter) ^ expected, key=lambda site: site.sort_key)[0]
+        what = "lacks" if odd in expected else "has"
+        raise AdapterError(
+            f"the adapter of {adapter.base_model} {what} {odd.module_name}, unlike the anchors of "
+            f"this mapper, which adapt {', '.join(sorted({s.role.module for s in expected}))}; "
+            "give an adapter of the same modules, or train the mapper on anchors like it"
+        )
+    for site, update in adapter.items():
+        stack = anchors.source[site]
+        shape = (stack.B.shape[1], stack.A.shape[2])
+        if update.shape != shape:
+            raise AdapterError(
+                f"the adapter of {adapter.base_model} has shape {update.shape} at "
+                f"{site.module_name}, but the anchors of this mapper, trained on "
+                f"{anchors.source_base}, have {shape}; give an adapter of that base model"
+            )
+
+
+# Closed-form mappers as LightningModules: one epoch that gathers, then a solution.
+
+
+class ClosedFormMapper(AnchorMapper):
+    """An anchor mapper without gradient steps.
+
+    ``training_step`` notes which anchors it was given; at the end of the epoch all devices
+    exchange their notes, and each of them fits on the whole.
+    """
+
+    def __init__(self, space: str = "delta") -> None:
+        super().__init__(space)
+        self.automatic_optimization = False
+        self._seen: list[AnchorBatch] = []
+        # Nothing is learnt in it: DistributedDataParallel refuses a module without a parameter.
+        self.unused = nn.Parameter(torch.zeros(()))
+
+    def configure_optimizers(self) -> None:
+        """There is nothing to descend."""
+
+    def training_step(self, batch: AnchorBatch, batch_idx: int) -> None:
+        """Note the anchors of the batch."""
+        self._seen.append(batch)
+
+    def on_train_epoch_end(self) -> None:
+        """Fit on all anchors that were seen on any device."""
+        places = torch.cat([batch.places for batch in self._seen])
+        gathered: Any = self.all_gather(places)
+        # In the anchors' order, without the copies that a distributed sampler pads with.
+        self.fit(self.data.anchors.select(gathered.flatten().unique().tolist()))
+        self._seen = []
+
+
+# The ridge strengths that a mapper chooses among.
+
+STRENGTHS = (1e-3, 1e-2, 1e-1, 0.3, 1.0, 3.0, 10.0, float("inf"))
+
+
+def checked_strengths(strengths: Sequence[float]) -> tuple[float, ...]:
+    """Return the strengths that were asked for.
+
+    Raises:
+        ConfigurationError: there are none, or one is not positive: without a penalty a
+            regression in more dimensions than anchors meets every anchor, and leave-one-out
+            says nothing.
+    """
+    if not strengths or not all(strength > 0 for strength in strengths):
+        raise ConfigurationError(
+            f"mapper.strengths is {list(strengths)}; it takes one or more positive numbers, inf "
+            "for the mean adapter, such as [0.01,0.1,1,inf]"
+        )
+    return tuple(float(strength) for strength in strengths)
+
+
+def finite_strengths(strengths: Sequence[float]) -> tuple[float, ...]:
+    """Return the strengths that were asked for, of a mapper that fits maps on text.
+
+    Raises:
+        ConfigurationError: there are none, or one is not positive and finite.
+    """
+    if not strengths or not all(0 < strength < math.inf for strength in strengths):
+        raise ConfigurationError(
+            f"mapper.strengths is {list(strengths)}; it takes one or more positive finite "
+            "numbers, such as [0.001,0.01,0.1,1]"
+        )
+    return tuple(float(strength) for strength in strengths)

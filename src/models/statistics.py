@@ -1,0 +1,442 @@
+"""Moments of paired activations of two models, gathered batch by batch."""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..alignment.moments import PairedMoments
+from ..data.text_corpus import AlignedBatch
+from ..exceptions import DataError
+from ..files import writing
+from .capture import PairedCapture, Progress
+from .hooks import SIDES, Tap
+
+TapPair = tuple[Tap, Tap]
+"""Where the source model is read, and where the target model."""
+
+# Fewer rows wait for the next batch: the float64 additions cost as much as a product of some
+# hundred rows.
+LEAST_ROWS = 1024
+# More rows are multiplied in pieces, so that float32 sums over few.
+_MOST_ROWS = 4096
+# Rows of a Gram that are multiplied at once. The fewer, the less is computed below the diagonal;
+# under 256 the products lose more speed than that saves.
+SLAB = 256
+
+
+class PairStatistics:
+    """Sums, Grams and cross products of paired activations, for any number of pairs of taps.
+
+    A tap that several pairs read is multiplied by itself once. Products are float32, their sums
+    over batches float64. Of a Gram only the slabs right of the diagonal are computed and kept.
+    The same batches in the same order give the same bits, also when the statistics were saved by
+    :meth:`tensors` and restored in between.
+
+    Args:
+        pairs: The taps whose activations are related; all their rows are paired tokens.
+
+    Attributes:
+        pairs: The same, each once.
+        rows: How many pairs of tokens came in.
+    """
+
+    def __init__(self, pairs: Sequence[TapPair]) -> None:
+        self.pairs: tuple[TapPair, ...] = tuple(dict.fromkeys(pairs))
+        self.rows = 0
+        self._names = {
+            tap.label_on(side): (place, tap)
+            for place, side in enumerate(SIDES)
+            for tap in dict.fromkeys(pair[place] for pair in self.pairs)
+        }
+        self._crosses = {
+            f"cross.{x}.{y}": (x, y)
+            for x, y in ((x.label_on("source"), y.label_on("target")) for x, y in self.pairs)
+        }
+        self._totals: dict[str, Tensor] = {}
+        self._waiting: dict[str, list[Tensor]] = {name: [] for name in self._names}
+        self._waiting_rows = 0
+
+    def add(
+        self,
+        source: Mapping[Tap, Float[Tensor, "rows _"]],
+        target: Mapping[Tap, Float[Tensor, "rows _"]],
+    ) -> None:
+        """Take in a batch; taps that no pair names are passed over.
+
+        Args:
+            source: What the source model's taps gave, a row a token.
+            target: What the target model's gave for the tokens that the source's are paired with.
+        """
+        sides = (source, target)
+        rows = 0
+        for name, (side, tap) in self._names.items():
+            activation = sides[side][tap]
+            rows = len(activation)
+            self._waiting[name].append(activation)
+        self.rows += rows
+        self._waiting_rows += rows
+        if self._waiting_rows >= LEAST_ROWS:
+            self.settle()
+
+    def settle(self) -> None:
+        """Add the rows that wait to the totals.
+
+        When it is called decides where the float32 sums end, and with them the last bits.
+        """
+        if self._waiting_rows:
+            waiting = {name: _joined(parts) for name, parts in self._waiting.items()}
+            self._waiting = {name: [] for name in self._names}
+            for first in range(0, self._waiting_rows, _MOST_ROWS):
+                piece = {name: x[first : first + _MOST_ROWS] for name, x in waiting.items()}
+                self._multiply(piece)
+            self._waiting_rows = 0
+
+    def moments(self, source_tap: Tap, target_tap: Tap) -> PairedMoments:
+        """Return the moments of a pair: x is the source's activation, y the target's.
+
+        Raises:
+            DataError: no rows have come in.
+        """
+        if self.rows == 0:
+            raise DataError(
+                "the corpus has no token at which both models have read the same text, so that "
+                "nothing relates their activations; give a corpus with more or longer texts"
+            )
+        self.settle()
+        x, y = source_tap.label_on("source"), target_tap.label_on("target")
+        return PairedMoments(
+            self.rows,
+            # Copies, which the next batch does not change.
+            self._totals[f"sum.{x}"].clone(),
+            self._totals[f"sum.{y}"].clone(),
+            self._gram(x),
+            self._gram(y),
+            self._totals[f"cross.{x}.{y}"].clone(),
+        )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return everything that came in, for a file: also the rows that still wait.
+
+        They are the sums themselves, which the next batch changes.
+        """
+        waiting = {
+            f"waiting.{name}": _joined(parts) for name, parts in self._waiting.items() if parts
+        }
+        return {"rows": torch.tensor(self.rows), **self._totals, **waiting}
+
+    @classmethod
+    def from_tensors(
+        cls, pairs: Sequence[TapPair], tensors: Mapping[str, Tensor]
+    ) -> "PairStatistics":
+        """Return the statistics whose :meth:`tensors` are given; it goes on adding to them.
+
+        Raises:
+            ValueError: they are those of other pairs.
+        """
+        statistics = cls(pairs)
+        statistics.rows = int(tensors["rows"])
+        for name, tensor in tensors.items():
+            if name.startswith("waiting."):
+                statistics._waiting[name.removeprefix("waiting.")] = [tensor]
+                statistics._waiting_rows = len(tensor)
+            elif name != "rows":
+                statistics._totals[name] = tensor
+        if statistics.rows > statistics._waiting_rows:
+            known = {name for name in statistics._totals if not name.startswith("gram.")}
+            if known != {*(f"sum.{name}" for name in statistics._names), *statistics._crosses}:
+                raise ValueError("the tensors are those of other pairs of taps")
+        return statistics
+
+    def reduced(self, reduce: Callable[[Tensor], Tensor]) -> "PairStatistics":
+        """Return the statistics of all devices together.
+
+        Args:
+            reduce: Gives the sum of a tensor over the devices; it is called for the same tensors
+                in the same order on each.
+        """
+        self.settle()
+        together = PairStatistics(self.pairs)
+        together.rows = int(reduce(torch.tensor(self.rows)))
+        together._totals = {name: reduce(total) for name, total in self._totals.items()}
+        return together
+
+    def _multiply(self, rows: Mapping[str, Tensor]) -> None:
+        """Add the products of some rows."""
+        for name in self._names:
+            x = rows[name]
+            self._accumulate(f"sum.{name}", x.sum(dim=0))
+            for first in _slabs(x.shape[1]):
+                slab = x[:, first : first + SLAB].mT @ x[:, first:]
+                self._accumulate(f"gram.{first}.{name}", slab)
+        for name, (x_name, y_name) in self._crosses.items():
+            self._accumulate(name, rows[x_name].mT @ rows[y_name])
+
+    def _accumulate(self, name: str, product: Tensor) -> None:
+        total = self._totals.get(name)
+        # What was restored lies on the CPU, wherever the models compute.
+        self._totals[name] = (
+            product.double() if total is None else total.to(product.device).add_(product)
+        )
+
+    def _gram(self, name: str) -> Float[Tensor, "width width"]:
+        """Return a whole Gram, exactly symmetric."""
+        total = self._totals[f"sum.{name}"]
+        gram = total.new_zeros(len(total), len(total))
+        for first in _slabs(len(total)):
+            gram[first : first + SLAB, first:] = self._totals[f"gram.{first}.{name}"]
+        return gram.triu_().add_(gram.triu(1).mT)
+
+
+def gram_entries(width: int) -> int:
+    """Return how many entries of a Gram are computed and kept.
+
+    >>> gram_entries(SLAB) == SLAB**2, gram_entries(2 * SLAB) == 3 * SLAB**2
+    (True, True)
+    """
+    return sum(min(SLAB, width - first) * (width - first) for first in _slabs(width))
+
+
+def _slabs(width: int) -> range:
+    """Return the first rows of a Gram's slabs."""
+    return range(0, width, SLAB)
+
+
+def _joined(parts: Sequence[Tensor]) -> Float[Tensor, "rows width"]:
+    """Return float32 rows below one another; a single part is not copied."""
+    return parts[0].float() if len(parts) == 1 else torch.cat([part.float() for part in parts])
+
+
+# Paired statistics on disk, so that the base models run once over a corpus.
+
+# Raise it when the code changes what is kept or what comes out of it.
+_FORMAT = 1
+_PARTS = ("train", "held_out")
+
+
+@dataclass
+class RunningTotals:
+    """Statistics of training and held-out text, as far as they have been gathered.
+
+    Attributes:
+        train: Statistics of the text that maps are fitted on.
+        held_out: Statistics of the text that their strengths are chosen on.
+        train_batches: How many batches are in ``train``.
+        held_out_batches: How many are in ``held_out``.
+        complete: Whether these are all.
+    """
+
+    train: PairStatistics
+    held_out: PairStatistics
+    train_batches: int = 0
+    held_out_batches: int = 0
+    complete: bool = False
+
+    @classmethod
+    def empty(cls, pairs: Sequence[TapPair]) -> "RunningTotals":
+        """Return the totals before the first batch."""
+        return cls(PairStatistics(pairs), PairStatistics(pairs))
+
+
+class StatisticsStore:
+    """Keeps running totals in a file under a key; one that is finished is never gathered again.
+
+    A file appears whole, by a rename; what is damaged is gathered again.
+
+    Args:
+        folder: Where the files lie; None keeps nothing.
+        seconds: The least time between two writings of one file, on the clock. It changes no
+            bit of what comes out.
+    """
+
+    def __init__(self, folder: Path | None, *, seconds: float = 60.0) -> None:
+        self._folder = folder
+        self._seconds = seconds
+
+    def gather(
+        self,
+        key: str,
+        pairs: Sequence[TapPair],
+        capture: PairedCapture,
+        train: Iterable[AlignedBatch],
+        held_out: Iterable[AlignedBatch],
+        *,
+        progress: Progress | None = None,
+    ) -> RunningTotals:
+        """Return the statistics of all batches, those that are kept and those still to be run.
+
+        Args:
+            key: Says all that the activations depend on, but not the pairs: both models, what is
+                attached to them, and the batches.
+            pairs: The taps whose activations are related.
+            capture: Runs the models.
+            train: The batches to fit on, in the order they always have.
+            held_out: The batches to choose on.
+            progress: Told how many batches are done, of both kinds together.
+
+        Raises:
+            OutputError: the disk is full, or the place forbidden.
+        """
+        totals = self.resume(key, pairs)
+        if totals.complete:
+            return totals
+        saver = self.saver(key, totals)
+        source_taps, target_taps = ({pair[side] for pair in totals.train.pairs} for side in (0, 1))
+        for read in capture.run(train, source_taps, target_taps, skip=totals.train_batches):
+            totals.train.add(read.source, read.target)
+            totals.train_batches += 1
+            saver.step(progress)
+        totals.train.settle()
+        for read in capture.run(held_out, source_taps, target_taps, skip=totals.held_out_batches):
+            totals.held_out.add(read.source, read.target)
+            totals.held_out_batches += 1
+            saver.step(progress)
+        totals.held_out.settle()
+        totals.complete = True
+        self.save(key, totals)
+        return totals
+
+    def resume(self, key: str, pairs: Sequence[TapPair]) -> RunningTotals:
+        """Return what is kept under a key for these pairs; empty totals where that is nothing."""
+        file = self._file(key, pairs)
+        kept = None if file is None else _read(file, pairs)
+        return RunningTotals.empty(pairs) if kept is None else kept
+
+    def save(self, key: str, totals: RunningTotals) -> None:
+        """Keep the totals, in place of what was kept before.
+
+        Raises:
+            OutputError: the disk is full, or the place forbidden.
+        """
+        file = self._file(key, totals.train.pairs)
+        if file is not None:
+            _write(file, totals)
+
+    def saver(self, key: str, totals: RunningTotals) -> "Saver":
+        """Return what keeps totals under a key from time to time, as they grow."""
+        return Saver(self, key, totals)
+
+    def _file(self, key: str, pairs: Sequence[TapPair]) -> Path | None:
+        if self._folder is None:
+            return None
+        labels = sorted({f"{x.label} {y.label}" for x, y in pairs})
+        content = "\n".join((str(_FORMAT), key, *labels))
+        name = hashlib.sha256(content.encode()).hexdigest()
+        return self._folder / name[:2] / f"{name}.safetensors"
+
+
+class Saver:
+    """Keeps running totals from time to time."""
+
+    def __init__(self, store: StatisticsStore, key: str, totals: RunningTotals) -> None:
+        self._store, self._key, self._totals = store, key, totals
+        self._saved = time.monotonic()
+
+    def step(self, progress: Progress | None = None) -> None:
+        """Note that a batch is done."""
+        if time.monotonic() - self._saved >= self._store._seconds:
+            self._store.save(self._key, self._totals)
+            self._saved = time.monotonic()
+        if progress is not None:
+            progress(self._totals.train_batches + self._totals.held_out_batches)
+
+
+def _read(file: Path, pairs: Sequence[TapPair]) -> RunningTotals | None:
+    """Return what a file holds; None if it is not there or damaged."""
+    try:
+        with safe_open(file, framework="pt") as opened:
+            state = json.loads(opened.metadata()["state"])
+            # Copied out of the memory map, where they are aligned otherwise than what was
+            # computed: products with them would not round alike.
+            tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118
+        train, held_out = (
+            PairStatistics.from_tensors(
+                pairs,
+                {
+                    name.removeprefix(f"{part}."): tensor
+                    for name, tensor in tensors.items()
+                    if name.startswith(f"{part}.")
+                },
+            )
+            for part in _PARTS
+        )
+        return RunningTotals(train, held_out, **state)
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+        return None
+
+
+def _write(file: Path, totals: RunningTotals) -> None:
+    """Write the totals, whole or not at all, without a second copy of them in memory."""
+    state = {
+        "train_batches": totals.train_batches,
+        "held_out_batches": totals.held_out_batches,
+        "complete": totals.complete,
+    }
+    tensors = {
+        f"{part}.{name}": tensor
+        for part, statistics in zip(_PARTS, (totals.train, totals.held_out), strict=True)
+        for name, tensor in statistics.tensors().items()
+    }
+    unfinished = file.with_name(f".{file.name}.{os.getpid()}")
+    with writing(file):
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            save_file(tensors, unfinished, {"state": json.dumps(state)})
+            unfinished.replace(file)
+        except BaseException:
+            unfinished.unlink(missing_ok=True)
+            raise
+
+
+# How much of two networks fits into memory at once when statistics are gathered.
+
+
+def layer_blocks(
+    pairs: Sequence[TapPair],
+    widths: tuple[Mapping[Tap, int], Mapping[Tap, int]],
+    budget_gb: float = 2.0,
+) -> tuple[tuple[TapPair, ...], ...]:
+    """Split pairs of taps by target layer into blocks whose statistics fit into a budget.
+
+    Each block costs one more pass of both models, up to its deepest tap. A layer that is over the
+    budget by itself is a block of its own: a layer is never split.
+
+    Args:
+        pairs: Source and target taps.
+        widths: Of the source's taps and of the target's (:func:`~.taps.tap_widths`).
+        budget_gb: Gigabytes (10^9 bytes) for the statistics of training and held-out text
+            together, and the rows that wait to be multiplied.
+    """
+    ordered = sorted(dict.fromkeys(pairs), key=lambda pair: pair[1].layer)
+    blocks: list[tuple[TapPair, ...]] = []
+    for _, group in groupby(ordered, key=lambda pair: pair[1].layer):
+        layer = tuple(group)
+        joined = (*blocks[-1], *layer) if blocks else layer
+        if blocks and statistics_bytes(joined, widths) <= budget_gb * 1e9:
+            blocks[-1] = joined
+        else:
+            blocks.append(layer)
+    return tuple(blocks)
+
+
+def statistics_bytes(
+    pairs: Sequence[TapPair], widths: tuple[Mapping[Tap, int], Mapping[Tap, int]]
+) -> int:
+    """Return what two :class:`~.pair_statistics.PairStatistics` of some pairs hold, in bytes.
+
+    Two, as held-out text has its own; and one set of rows that wait.
+    """
+    read = [widths[side][tap] for side in (0, 1) for tap in {pair[side] for pair in pairs}]
+    grams = sum(gram_entries(width) + width for width in read)
+    crosses = sum(widths[0][x] * widths[1][y] for x, y in set(pairs))
+    return 2 * 8 * (grams + crosses) + 4 * LEAST_ROWS * sum(read)

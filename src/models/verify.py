@@ -1,0 +1,137 @@
+"""Is what was written what PEFT reads, and does it change what the model says?"""
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from peft import PeftModel
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ..adapters import LoraAdapter, LowRank, Site
+from ..exceptions import VerificationError
+from .streaming import StreamedWeights, hollow_network, streaming
+
+# As many token ids, spread over the vocabulary, are asked for the next token.
+_PROBE_TOKENS = 12
+# Of an update's norm; bfloat16, the coarsest dtype that is written, rounds to 2^-9.
+_TOLERANCE = 1e-2
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What PEFT made of an adapter's folder.
+
+    Attributes:
+        sites: Modules that PEFT put an update on.
+        smallest_norm: The least Frobenius norm among the updates.
+        largest_norm: The greatest.
+        logit_change: Greatest absolute change of a next-token logit over a short probe.
+        changed_top_token: Share of the probe's positions whose most likely token changed.
+    """
+
+    sites: int
+    smallest_norm: float
+    largest_norm: float
+    logit_change: float
+    changed_top_token: float
+
+
+def verify(
+    folder: Path, target: StreamedWeights, adapter: LoraAdapter, *, called: Path | None = None
+) -> Verification:
+    """Load a folder through PEFT onto its base model and compare it with what was meant.
+
+    The base model's weights are streamed, so that it never is whole in memory. An adapter that
+    is zero everywhere, as that of ``mapper=noop``, must leave the logits as they are.
+
+    Args:
+        folder: With the two files of a PEFT adapter.
+        target: The base model.
+        adapter: What the folder should hold.
+        called: What the folder is called in messages, where its own name is a passing one.
+
+    Raises:
+        VerificationError: PEFT lacks a site, has one too many, or another update there; an
+            update is not finite, or zero where it should not be; or the logits do not change.
+    """
+    network = hollow_network(target)
+    width = int(target.config.vocab_size)
+    ids = torch.linspace(1, width - 1, _PROBE_TOKENS).long()[None]
+    with torch.inference_mode(), streaming(network, target):
+        before = network(input_ids=ids).logits
+    name = called or folder
+    model = _loaded(network, folder, f"{name} on {target.name}")
+    norms = _compared(_updates(model), adapter, name)
+    with torch.inference_mode(), streaming(model, target):
+        after = model(input_ids=ids).logits
+    change = _change(before, after, name, expected=adapter.norm() > 0)
+    changed = (before.argmax(-1) != after.argmax(-1)).double().mean()
+    return Verification(len(norms), min(norms), max(norms), change, float(changed))
+
+
+def _loaded(network: PreTrainedModel, folder: Path, what: str) -> nn.Module:
+    try:
+        # PEFT draws the factors that it is about to overwrite.
+        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+            warnings.simplefilter("ignore")  # every one of them is checked below, and named
+            model: nn.Module = PeftModel.from_pretrained(network, str(folder))
+    except (OSError, SafetensorError, RuntimeError, ValueError, KeyError, TypeError) as error:
+        told = " ".join(str(error).split())[:300]
+        raise VerificationError(f"PEFT cannot put the adapter in {what}: {told}") from error
+    return model
+
+
+def _updates(model: nn.Module) -> dict[Site, LowRank]:
+    """Return the update of each module that PEFT has put one on."""
+    updates = {}
+    for name, module in model.named_modules():
+        factors = getattr(module, "lora_A", None)
+        site = Site.parse(name.removeprefix("base_model.model."))
+        if isinstance(factors, nn.ModuleDict) and factors and site is not None:
+            (key,) = factors
+            a, b = (getattr(module, part)[key].weight.data for part in ("lora_A", "lora_B"))
+            scaling: dict[str, float] = getattr(module, "scaling")  # noqa: B009 - untyped
+            updates[site] = LowRank(a, b, float(scaling[key]))
+    return updates
+
+
+def _compared(updates: dict[Site, LowRank], adapter: LoraAdapter, folder: Path) -> list[float]:
+    odd = sorted(set(updates) ^ set(adapter), key=lambda site: site.sort_key)
+    if odd:
+        what = "lacks" if odd[0] in adapter else "has too many by"
+        raise VerificationError(
+            f"PEFT reads {folder} and {what} {odd[0].module_name}: of {len(adapter)} sites that "
+            f"were written it finds {len(updates)}"
+        )
+    norms = []
+    for site, meant in adapter.items():
+        read, norm = updates[site], meant.norm()
+        finite = bool(torch.isfinite(read.A).all() and torch.isfinite(read.B).all())
+        squared = read.inner(read) - 2 * read.inner(meant) + norm**2 if finite else float("nan")
+        if not max(squared, 0.0) ** 0.5 <= _TOLERANCE * norm:
+            raise VerificationError(
+                f"PEFT reads another update at {site.module_name} from {folder} than was meant: "
+                f"norm {read.norm() if finite else 'not finite'} instead of {norm}"
+            )
+        norms.append(read.norm())
+    return norms
+
+
+def _change(
+    before: Float[Tensor, "one probe tokens"],
+    after: Float[Tensor, "one probe tokens"],
+    folder: Path,
+    expected: bool,
+) -> float:
+    change = float((after - before).abs().max())
+    if not torch.isfinite(after).all() or (change > 0) != expected:
+        raise VerificationError(
+            f"with the adapter in {folder} the target's logits change by {change} at most, but "
+            f"they should {'change' if expected else 'stay as they are'} and be finite; check "
+            "scale= and the source adapter"
+        )
+    return change

@@ -1,0 +1,1 @@
+"""The tiny pair: models, language and tasks that need no download."""

@@ -1,0 +1,408 @@
+import itertools
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from loraport.adapters import LoraAdapter, LowRank, Role, Site, cosine, relative_error, stacked
+from loraport.adapters.lora import concentration, effective_rank, mean_cosine, span_share
+from loraport.exceptions import AdapterError
+
+EVERY = [Site(layer, role) for layer in (0, 1, 12) for role in Role]
+
+
+@pytest.mark.parametrize("site", EVERY, ids=lambda site: site.label)
+def test_names_lead_back_to_the_site(site: Site) -> None:
+    assert Site.parse(site.module_name) == site
+    assert Site.parse(f"base_model.model.{site.module_name}") == site
+    assert Site.from_label(site.label) == site
+
+
+def test_module_names_are_those_of_the_models() -> None:
+    assert Site(3, Role.Q).module_name == "model.layers.3.self_attn.q_proj"
+    assert Site(0, Role.O).module_name == "model.layers.0.self_attn.o_proj"
+    assert Site(11, Role.DOWN).module_name == "model.layers.11.mlp.down_proj"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "lm_head",
+        "model.embed_tokens",
+        "model.layers.3.mlp.q_proj",
+        "model.layers.3.self_attn.up_proj",
+        "model.layers.3.self_attn.qkv_proj",
+        "model.layers.x.self_attn.q_proj",
+        "model.layers.3.self_attn.q_proj.lora_A",
+        "model.blocks.3.self_attn.q_proj",
+        "",
+    ],
+)
+def test_other_modules_are_no_sites(name: str) -> None:
+    assert Site.parse(name) is None
+
+
+def test_order_is_by_layer_as_a_number_then_as_in_a_layer() -> None:
+    for shuffled in itertools.islice(itertools.permutations(EVERY), 0, 5000, 617):
+        assert sorted(shuffled, key=lambda site: site.sort_key) == EVERY
+
+
+def test_label_that_is_none_is_refused() -> None:
+    with pytest.raises(ValueError, match="qkv"):
+        Site.from_label("3.qkv")
+
+
+# (out, in, rank): also a rank above the smaller side, and the smallest there is.
+SHAPES = [(7, 5, 3), (4, 9, 6), (6, 3, 5), (1, 1, 1)]
+
+
+def drawn(
+    out: int,
+    in_: int,
+    rank: int,
+    seed: int = 0,
+    scale: float = 1.0,
+    dtype: torch.dtype = torch.float64,
+) -> LowRank:
+    generator = torch.Generator().manual_seed(seed)
+    a = torch.randn(rank, in_, generator=generator, dtype=torch.float64)
+    b = torch.randn(out, rank, generator=generator, dtype=torch.float64)
+    return LowRank(a.to(dtype), b.to(dtype), scale)
+
+
+def in_another_gauge(update: LowRank, seed: int) -> LowRank:
+    """The same update with factors ``G A`` and ``B G^-1``, singular values of G from 0.5 to 2."""
+    generator = torch.Generator().manual_seed(seed)
+    r = update.rank
+    left = torch.linalg.qr(torch.randn(r, r, generator=generator, dtype=torch.float64)).Q
+    right = torch.linalg.qr(torch.randn(r, r, generator=generator, dtype=torch.float64)).Q
+    gauge = left @ torch.linspace(0.5, 2, r, dtype=torch.float64).diag() @ right
+    return LowRank(gauge @ update.A, update.B @ torch.linalg.inv(gauge), update.scale)
+
+
+def reference(update: LowRank) -> Tensor:
+    return torch.from_numpy(update.scale * (update.B.numpy() @ update.A.numpy()))
+
+
+@pytest.mark.parametrize(("out", "in_", "rank"), SHAPES)
+class TestAgainstDenseMatrices:
+    def test_shape_rank_and_dense(self, out: int, in_: int, rank: int) -> None:
+        update = drawn(out, in_, rank, scale=-0.5)
+        assert (update.shape, update.rank) == ((out, in_), rank)
+        torch.testing.assert_close(update.dense(), reference(update))
+
+    def test_inner_and_norm(self, out: int, in_: int, rank: int) -> None:
+        one, other = drawn(out, in_, rank, 1, 0.3), drawn(out, in_, rank + 2, 2, -1.7)
+        expected = float((reference(one) * reference(other)).sum())
+        assert one.inner(other) == pytest.approx(expected, rel=1e-12)
+        assert one.norm() == pytest.approx(float(reference(one).norm()), rel=1e-12)
+
+    def test_svd(self, out: int, in_: int, rank: int) -> None:
+        update = drawn(out, in_, rank, scale=-2.0)
+        u, sigma, vt = update.factors_svd()
+        k = min(rank, out, in_)
+        expected = np.linalg.svd(reference(update).numpy(), compute_uv=False)[:k]
+        np.testing.assert_allclose(sigma.numpy(), expected, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(u @ sigma.diag() @ vt, reference(update))
+        torch.testing.assert_close(u.mT @ u, torch.eye(k, dtype=torch.float64))
+        torch.testing.assert_close(vt @ vt.mT, torch.eye(k, dtype=torch.float64))
+        largest = u.gather(0, u.abs().argmax(dim=0, keepdim=True))
+        assert (largest > 0).all()
+
+    def test_truncation_is_that_of_eckart_and_young(self, out: int, in_: int, rank: int) -> None:
+        update = drawn(out, in_, rank, scale=1.5)
+        u, sigma, vt = np.linalg.svd(reference(update).numpy(), full_matrices=False)
+        for kept in range(1, rank + 1):
+            truncation = update.truncated(kept)
+            best = (u[:, :kept] * sigma[:kept]) @ vt[:kept]
+            np.testing.assert_allclose(truncation.matrix.dense().numpy(), best, atol=1e-10)
+            lost = (sigma[kept:] ** 2).sum() / (sigma**2).sum()
+            assert truncation.lost_energy == pytest.approx(lost, abs=1e-12)
+            assert truncation.matrix.rank == kept
+
+    def test_canonical_form_is_balanced_and_free_of_the_gauge(
+        self, out: int, in_: int, rank: int
+    ) -> None:
+        update = drawn(out, in_, rank, scale=0.7)
+        canonical = update.canonical()
+        torch.testing.assert_close(canonical.dense(), reference(update))
+        torch.testing.assert_close(canonical.B.mT @ canonical.B, canonical.A @ canonical.A.mT)
+        for seed in range(5):
+            moved = in_another_gauge(update, seed)
+            assert not torch.allclose(moved.A, update.A)
+            again = moved.canonical()
+            # The square root of a vanishing singular value is only exact to 1e-8.
+            torch.testing.assert_close(again.A, canonical.A, rtol=1e-7, atol=1e-7)
+            torch.testing.assert_close(again.B, canonical.B, rtol=1e-7, atol=1e-7)
+
+
+def test_truncation_to_a_higher_rank_pads_with_zeros() -> None:
+    update = drawn(5, 4, 2)
+    matrix, lost = update.truncated(6)
+    assert (matrix.A.shape, matrix.B.shape, lost) == ((6, 4), (5, 6), 0.0)
+    assert matrix.A[2:].count_nonzero() == matrix.B[:, 2:].count_nonzero() == 0
+    torch.testing.assert_close(matrix.dense(), reference(update))
+
+
+def test_zero_update_loses_nothing() -> None:
+    matrix, lost = LowRank(torch.ones(2, 4), torch.zeros(5, 2)).truncated(1)
+    assert lost == 0.0
+    assert matrix.dense().count_nonzero() == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_factors_keep_their_dtype_and_inner_products_are_in_float64(dtype: torch.dtype) -> None:
+    update = drawn(6, 8, 3, scale=0.25, dtype=dtype)
+    assert (update.canonical().A.dtype, update.canonical().B.dtype) == (dtype, dtype)
+    exact = 0.25 * update.B.double() @ update.A.double()
+    assert update.inner(update) == pytest.approx(float(exact.square().sum()), rel=1e-12)
+    assert update.to(torch.float64).A.dtype == torch.float64
+
+
+def test_scaled_changes_the_scale_alone() -> None:
+    update = drawn(4, 3, 2, scale=0.5)
+    double = update.scaled(-2.0)
+    assert double.scale == -1.0
+    assert double.A is update.A
+    torch.testing.assert_close(double.dense(), -2 * update.dense())
+
+
+def test_stacked_is_the_weighted_sum() -> None:
+    terms = [drawn(6, 5, rank, seed, 0.5 + seed) for seed, rank in enumerate((1, 2, 4))]
+    coefficients = [0.5, -2.0, 3.0]
+    total = stacked(terms, coefficients)
+    pairs = zip(coefficients, terms, strict=True)
+    expected = torch.stack([c * reference(term) for c, term in pairs]).sum(dim=0)
+    torch.testing.assert_close(total.dense(), expected)
+    assert total.rank == 7
+    with pytest.raises(ValueError, match="zip"):
+        stacked(terms, [1.0])
+
+
+Q, V, DOWN = Site(0, Role.Q), Site(1, Role.V), Site(1, Role.DOWN)
+SHAPES_ADAPTER = {DOWN: (6, 9), V: (4, 6), Q: (5, 6)}
+
+
+def drawn_adapter(
+    seed: int, sites: tuple[Site, ...] = (DOWN, V, Q), scale: float = 0.5
+) -> LoraAdapter:
+    generator = torch.Generator().manual_seed(seed)
+    updates = {}
+    for site in sites:
+        out, in_ = SHAPES_ADAPTER[site]
+        a = torch.randn(2, in_, generator=generator)
+        updates[site] = LowRank(a, torch.randn(out, 2, generator=generator), scale)
+    return LoraAdapter(updates, "some/base")
+
+
+def flat(adapter: LoraAdapter) -> Tensor:
+    """Every update of the three sites in one vector, zeros where there is none."""
+    parts = [
+        adapter[site].to(torch.float64).dense().flatten()
+        if site in adapter
+        else torch.zeros(math.prod(SHAPES_ADAPTER[site]), dtype=torch.float64)
+        for site in SHAPES_ADAPTER
+    ]
+    return torch.cat(parts)
+
+
+def test_it_is_a_mapping_in_the_order_of_the_layers() -> None:
+    adapter = drawn_adapter(0)
+    assert list(adapter) == [Q, V, DOWN]
+    assert len(adapter) == 3
+    assert adapter.roles == (Role.Q, Role.V, Role.DOWN)
+    assert adapter[V].shape == (4, 6)
+    assert Site(7, Role.Q) not in adapter
+
+
+def test_it_cannot_be_changed() -> None:
+    updates = dict(drawn_adapter(0).sites)
+    adapter = LoraAdapter(updates, "some/base")
+    del updates[Q]
+    assert Q in adapter
+    with pytest.raises(TypeError, match="item assignment"):
+        adapter.sites[Q] = adapter[V]  # type: ignore[index]
+
+
+def test_no_site_is_refused() -> None:
+    with pytest.raises(AdapterError, match=r"some/base has no site.*lora_A and lora_B"):
+        LoraAdapter({}, "some/base")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("factor", ["A", "B"])
+def test_entries_that_are_not_finite_are_counted_and_named(value: float, factor: str) -> None:
+    good = drawn_adapter(0)
+    broken = {"A": good[V].A.clone(), "B": good[V].B.clone()}
+    broken[factor].view(-1)[1:4] = value
+    with pytest.raises(AdapterError, match=rf"3 NaN or inf.* lora_{factor} of .*1\.self_attn\.v_p"):
+        replace(good, sites={**good.sites, V: LowRank(broken["A"], broken["B"])})
+
+
+def test_scale_that_is_not_finite_is_named() -> None:
+    good = drawn_adapter(0)
+    with pytest.raises(AdapterError, match=r"scale nan at model\.layers\.1\.self_attn\.v_proj"):
+        replace(good, sites={**good.sites, V: good[V].scaled(float("nan"))})
+
+
+def test_inner_products_equal_those_of_the_dense_updates() -> None:
+    one, other, part = drawn_adapter(1), drawn_adapter(2, scale=-3.0), drawn_adapter(3, (V,))
+    for left, right in ((one, other), (one, part), (part, one), (one, one)):
+        expected = float(flat(left) @ flat(right))
+        assert left.inner(right) == pytest.approx(expected, rel=1e-9)
+    assert one.norm() == pytest.approx(float(flat(one).norm()))
+    assert part.inner(drawn_adapter(3, (Q,))) == 0.0
+
+
+def test_cosine_and_relative_error_equal_those_of_the_dense_updates() -> None:
+    one, other = drawn_adapter(1), drawn_adapter(2, (Q, DOWN))
+    x, y = flat(one), flat(other)
+    assert cosine(one, other) == pytest.approx(float(x @ y / x.norm() / y.norm()))
+    assert cosine(one, one) == pytest.approx(1.0)
+    assert relative_error(one, other) == pytest.approx(float((x - y).norm() / y.norm()))
+    assert relative_error(one, one) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_cosine_and_relative_error_with_a_zero_update() -> None:
+    one, zero = drawn_adapter(1), drawn_adapter(1).map(lambda update: update.scaled(0.0))
+    assert cosine(one, zero) == 0.0
+    assert relative_error(one, zero) == float("inf")
+    assert relative_error(zero, one) == pytest.approx(1.0)
+
+
+def test_map_changes_every_site_and_forgets_the_config() -> None:
+    adapter = replace(drawn_adapter(1), config={"r": 2})
+    double = adapter.map(lambda update: update.scaled(2.0))
+    torch.testing.assert_close(flat(double), 2 * flat(adapter))
+    assert (double.base_model, double.config) == ("some/base", None)
+
+
+class TestContentHash:
+    def test_it_is_of_what_the_adapter_computes_alone(self) -> None:
+        adapter = drawn_adapter(1)
+        backwards = dict(reversed(list(adapter.sites.items())))
+        assert LoraAdapter(backwards, "other/base", {"r": 2}).content_hash() == (
+            adapter.content_hash()
+        )
+        strided = {site: LowRank(u.A.mT.clone().mT, u.B, u.scale) for site, u in adapter.items()}
+        assert LoraAdapter(strided, "some/base").content_hash() == adapter.content_hash()
+
+    def test_every_part_changes_it(self) -> None:
+        adapter = drawn_adapter(1)
+        a, b = adapter[Q].A.clone(), adapter[Q].B.clone()
+        a[1, 2] += 1e-6
+        b[0, 0] = -b[0, 0]
+        rest = {site: update for site, update in adapter.items() if site != Q}
+        variants = [
+            adapter,
+            replace(adapter, sites=rest),
+            replace(adapter, sites={**rest, Site(1, Role.Q): adapter[Q]}),
+            replace(adapter, sites={**rest, Q: LowRank(a, adapter[Q].B, 0.5)}),
+            replace(adapter, sites={**rest, Q: LowRank(adapter[Q].A, b, 0.5)}),
+            replace(adapter, sites={**rest, Q: adapter[Q].scaled(1 + 1e-12)}),
+            replace(adapter, sites={**rest, Q: adapter[Q].to(torch.bfloat16)}),
+        ]
+        assert len({variant.content_hash() for variant in variants}) == len(variants)
+
+
+SITES = (Site(0, Role.Q), Site(0, Role.V), Site(1, Role.Q))
+
+
+def planted(*spectra: list[float], seed: int = 0) -> LoraAdapter:
+    """Updates of width 6 x 7 with the given singular values."""
+    generator = torch.Generator().manual_seed(seed)
+    updates = {}
+    for site, values in zip(SITES, spectra, strict=False):
+        u = torch.linalg.qr(torch.randn(6, 6, generator=generator)).Q[:, : len(values)]
+        v = torch.linalg.qr(torch.randn(7, 7, generator=generator)).Q[: len(values)]
+        updates[site] = LowRank(v, 0.5 * u * torch.tensor(values), 2.0)
+    return LoraAdapter(updates, "base")
+
+
+def drawn_geometry(seed: int) -> LoraAdapter:
+    generator = torch.Generator().manual_seed(seed)
+    return LoraAdapter(
+        {
+            site: LowRank(
+                torch.randn(2, 7, generator=generator), torch.randn(6, 2, generator=generator)
+            )
+            for site in SITES
+        },
+        "base",
+    )
+
+
+def combined(adapters: list[LoraAdapter], weights: list[float]) -> LoraAdapter:
+    return LoraAdapter(
+        {
+            site: LowRank(
+                torch.cat([a[site].A for a in adapters]),
+                torch.cat([w * a[site].B for a, w in zip(adapters, weights, strict=True)], dim=1),
+            )
+            for site in SITES
+        },
+        "base",
+    )
+
+
+def test_the_effective_rank_of_equal_values_is_their_number() -> None:
+    assert effective_rank(planted([2.0] * 4)) == pytest.approx(4.0, rel=1e-5)
+    assert effective_rank(planted([3.0])) == pytest.approx(1.0, rel=1e-5)
+    share = [0.75, 0.25]
+    entropy = -sum(s * math.log(s) for s in share)
+    assert effective_rank(planted([3.0, 1.0])) == pytest.approx(math.exp(entropy), rel=1e-4)
+
+
+def test_sites_weigh_by_their_squared_norm() -> None:
+    # |D|^2 of 4 with rank 4, and of 12 with rank 3.
+    found = effective_rank(planted([1.0] * 4, [2.0] * 3))
+    assert found == pytest.approx((4 * 4 + 12 * 3) / 16, rel=1e-4)
+
+
+def test_concentration_is_that_of_the_squared_norms() -> None:
+    assert concentration(planted([1.0], [1.0], [1.0])) == pytest.approx(1 / 3)
+    assert concentration(planted([1.0], [3.0])) == pytest.approx(0.01 + 0.81)
+    assert concentration(planted([1.0])) == pytest.approx(1.0)
+
+
+def test_the_mean_cosine() -> None:
+    one = drawn_geometry(0)
+    assert mean_cosine(one, [one, one.map(lambda u: u.scaled(-3.0))]) == pytest.approx(0, abs=1e-9)
+    flat = [
+        torch.cat([a[s].dense().flatten() for s in SITES]).double()
+        for a in map(drawn_geometry, (0, 1))
+    ]
+    wanted = float(torch.nn.functional.cosine_similarity(flat[0], flat[1], dim=0))
+    assert mean_cosine(one, [drawn_geometry(1)]) == pytest.approx(wanted, rel=1e-4)
+    assert math.isnan(mean_cosine(one, []))
+
+
+def test_what_is_in_the_span_is_found() -> None:
+    others = [drawn_geometry(seed) for seed in range(3)]
+    assert span_share(combined(others, [0.5, -2.0, 1.0]), others) == pytest.approx(1.0, rel=1e-5)
+    assert span_share(drawn_geometry(9), []) == 0.0
+
+
+@pytest.mark.parametrize("seed", [5, 6])
+def test_the_share_is_that_of_least_squares_whatever_is_doubled(seed: int) -> None:
+    one, others = drawn_geometry(seed), [drawn_geometry(place) for place in range(4)]
+    flat = [torch.cat([a[s].dense().flatten() for s in SITES]).double() for a in (one, *others)]
+    basis = torch.stack(flat[1:], dim=1)
+    best = torch.linalg.lstsq(basis, flat[0][:, None]).solution
+    wanted = float((basis @ best).square().sum() / flat[0].square().sum())
+    assert 0.001 < wanted < 0.9
+    assert span_share(one, others) == pytest.approx(wanted, rel=1e-4)
+    assert span_share(one, [*others, others[0]]) == pytest.approx(wanted, rel=1e-4)
+
+
+def test_an_adapter_of_zeros_has_nothing() -> None:
+    zeros = drawn_geometry(0).map(lambda u: LowRank(u.A, torch.zeros_like(u.B)))
+    assert (
+        effective_rank(zeros)
+        == concentration(zeros)
+        == span_share(zeros, [drawn_geometry(1)])
+        == 0.0
+    )

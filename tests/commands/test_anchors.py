@@ -1,0 +1,118 @@
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from loraport.adapters import read_adapter, write_adapter
+from loraport.commands import anchors as zoo_training
+from loraport.data import Zoo
+
+from .conftest import TASKS, Command, Workspace
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Every file of a zoo, by its hash."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and ".locks" not in path.parts
+    }
+
+
+@pytest.fixture
+def empty(workspace: Workspace) -> Workspace:
+    shutil.rmtree(workspace.zoo)
+    return workspace
+
+
+def test_a_zoo_is_trained_and_read(empty: Workspace, command: Command):
+    end = command("anchors", *empty.options())
+    assert end.code == 0, end.err
+    assert Zoo.open(empty.zoo).names() == tuple(sorted(TASKS))
+    adapter = read_adapter(empty.zoo / "target/films")
+    assert adapter.base_model == "pico/target"
+    assert adapter.norm() > 0
+    manifest = json.loads((empty.zoo / "manifest.json").read_text())
+    assert manifest["recipe"]["rank"] == 2
+    assert len(manifest["adapters"]) == 2 * len(TASKS)
+
+
+def test_stopped_and_started_again_it_ends_with_the_same_files(
+    empty: Workspace, command: Command, monkeypatch: pytest.MonkeyPatch
+):
+    assert command("anchors", *empty.options()).code == 0
+    whole = contents(empty.zoo)
+    shutil.rmtree(empty.zoo)
+    writes = 0
+
+    def stop_at_the_fourth(*arguments: object, **options: object) -> None:
+        nonlocal writes
+        writes += 1
+        if writes == 4:
+            raise KeyboardInterrupt
+        write_adapter(*arguments, **options)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(zoo_training, "write_adapter", stop_at_the_fourth)
+        end = command("anchors", *empty.options())
+    assert end.code == 130
+    assert "goes on" in end.err
+    assert len(list(empty.zoo.glob("*/*/adapter_config.json"))) == 3
+    assert command("anchors", *empty.options()).code == 0
+    assert contents(empty.zoo) == whole
+
+
+def test_what_is_finished_is_kept(empty: Workspace, command: Command):
+    command("anchors", *empty.options(), "side=source", "tasks.names=[films]")
+    weights = empty.zoo / "source/films/adapter_model.safetensors"
+    before = weights.stat().st_mtime_ns
+    command("anchors", *empty.options(), "side=source", "tasks.names=[films,plays]")
+    assert weights.stat().st_mtime_ns == before
+    assert (empty.zoo / "source/plays").is_dir()
+    assert not (empty.zoo / "target").exists()
+
+
+def test_another_recipe_does_not_mix_into_a_zoo(empty: Workspace, command: Command):
+    command("anchors", *empty.options(), "side=source", "tasks.names=[films]")
+    end = command("anchors", *empty.options(), "side=source", "tasks.names=[films]", "recipe.lr=1")
+    assert end.code == 2
+    assert "another recipe" in end.err
+    assert "films" in end.err
+
+
+def test_a_sweep_trains_one_task_a_job(empty: Workspace, command: Command):
+    end = command("anchors", "-m", *empty.options(), "side=source", "tasks.names=[films],[plays]")
+    assert end.code == 0, end.err
+    assert {path.name for path in (empty.zoo / "source").iterdir()} == {"films", "plays"}
+    manifest = json.loads((empty.zoo / "manifest.json").read_text())
+    assert set(manifest["adapters"]) == {"source/films", "source/plays"}
+
+
+def test_scores_are_printed_where_rows_are_given(empty: Workspace, command: Command):
+    end = command(
+        "anchors", *empty.options(), "side=target", "tasks.names=[films]", "evaluation.rows=4"
+    )
+    assert "target films: accuracy" in end.out
+
+
+@pytest.mark.parametrize(
+    ("option", "named"),
+    [
+        ("side=left", ["left", "source, target or both"]),
+        ("tasks.names=[filmz]", ["filmz", "films"]),
+        ("recipe.rnak=3", ["recipe.rnak", "did you mean rank?"]),
+        ("recipe.roles=[q,x]", ["x"]),
+        ("recipe.rank=0", ["rank", "0"]),
+        ("recipe.batch_size=8", ["at zero", "recipe.warmup_steps=4", "recipe.epochs"]),
+    ],
+)
+def test_a_wrong_option_is_refused(
+    empty: Workspace, command: Command, option: str, named: list[str]
+):
+    end = command("anchors", *empty.options(), option)
+    assert end.code == 2, end.err
+    for part in named:
+        assert part in end.err
+    assert "Traceback" not in end.err

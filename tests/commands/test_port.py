@@ -1,0 +1,716 @@
+import copy
+import json
+import re
+import stat
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from omegaconf import OmegaConf
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor
+
+from loraport.adapters import LoraAdapter, LowRank, Role, Site, read_adapter, write_adapter
+from loraport.adapters.merge import Linear
+from loraport.commands.context import RunContext
+from loraport.commands.port import AnchorChoice
+from loraport.commands.porting import Porting
+from loraport.evaluation.records import TransferReport
+from loraport.evaluation.scoring import LikelihoodScorer
+from loraport.exceptions import AdapterError, ConfigurationError, DataError
+from loraport.mappers import BasePair
+from loraport.mappers.controls import CopyMapper
+from loraport.models import BaseModel, SiteTable, StreamedWeights, attached
+
+from .conftest import HELD_OUT, Command, Outcome, Workspace
+
+
+def bench_of(
+    workspace: Workspace, merge_with: list[str] | None = None, **choose: Any
+) -> RunContext:
+    models = workspace.root / "models"
+    scorer = {"_target_": "loraport.evaluation.scoring.LikelihoodScorer", "batch_tokens": 4096}
+    side = {"_target_": "loraport.models.LocalModel", "path": str(models / "target")}
+    config = {
+        "adapter": "films",
+        "choose": {"anchors": [], "rows": 4, "merged": False} | choose,
+        "merge": {"with": merge_with or []},
+        "tasks": {"held_out": list(HELD_OUT)},
+        "paths": {
+            "zoo": str(workspace.zoo),
+            "tasks": str(workspace.root / "tasks"),
+            "cache": str(workspace.root / "cache"),
+            "zoo_source": None,
+            "zoo_target": None,
+        },
+        "prompt": {"template": "{text} {instruction}", "completion": " {label}", "text_chars": 99},
+        "evaluation": {"scoring": "likelihood", "scorers": {"likelihood": scorer}},
+        "pair": {"name": "local", "target": side | {"name": "pico/target"}},
+    }
+    return RunContext(OmegaConf.create(config))
+
+
+@pytest.fixture
+def mapper(workspace: Workspace) -> CopyMapper:
+    models = workspace.root / "models"
+    source, target = (
+        StreamedWeights.open(models / side, f"pico/{side}") for side in ("source", "target")
+    )
+    mapper = CopyMapper()
+    mapper.use(BasePair(source, target))
+    return mapper
+
+
+@pytest.fixture
+def sites(pico_target: BaseModel) -> SiteTable:
+    return pico_target.sites
+
+
+def test_each_anchor_is_ported_in_the_same_way_and_scored(
+    workspace: Workspace, mapper: CopyMapper, sites: SiteTable
+) -> None:
+    context = bench_of(workspace, anchors=["songs", "plays"])
+    porting = Porting(mapper, sites, scale=0.5, output_rank=1)
+    found = AnchorChoice.of(context).scores(context, porting)
+    assert (found["rows"], set(found["anchors"])) == (4, {"songs", "plays"})
+    task = context.task_source().load(["songs"])["songs"].limited(4)
+    target = context.model("target")
+    scorer = LikelihoodScorer(4096)
+    ported = porting.port([read_adapter(workspace.zoo / "source" / "songs")]).adapter
+    conditions: dict[str, LoraAdapter | None] = {
+        "base": None,
+        "ported": ported,
+        "oracle": read_adapter(workspace.zoo / "target" / "songs"),
+    }
+    facts = found["anchors"]["songs"]
+    for name, adapter in conditions.items():
+        with attached(target.network, adapter):
+            expected = scorer.score(target, task, context.template)
+        assert expected.nll is not None
+        assert facts["nll"][name] == pytest.approx(expected.nll, abs=1e-6)
+        assert facts["accuracy"][name] == expected.accuracy
+    assert len(set(facts["nll"].values())) == 3
+    assert facts["nll_gain"] == facts["nll"]["base"] - facts["nll"]["ported"]
+    gains = [row["nll_gain"] for row in found["anchors"].values()]
+    assert AnchorChoice.of(context).value(found) == pytest.approx(sum(gains) / 2)
+
+
+def test_the_merging_with_adapters_of_the_target_is_left_out(
+    workspace: Workspace, mapper: CopyMapper, sites: SiteTable
+) -> None:
+    context = bench_of(workspace, anchors="songs")
+    plain = AnchorChoice.of(context).scores(context, Porting(mapper, sites))
+    merging = Porting(mapper, sites, merge=Linear(), weights=[1.0, 5.0])
+    assert AnchorChoice.of(context).scores(context, merging) == plain
+
+
+@pytest.mark.parametrize("anchors", [[], None])
+def test_without_anchors_nothing_is_opened(
+    workspace: Workspace, mapper: CopyMapper, sites: SiteTable, anchors: list[str] | None
+) -> None:
+    context = bench_of(workspace, anchors=anchors)
+    choice = AnchorChoice.of(context)
+    assert choice.scores(RunContext(OmegaConf.create()), Porting(mapper, sites)) == {}
+    assert choice.value({}) is None
+
+
+def test_a_scorer_without_likelihood_gives_no_value(
+    workspace: Workspace, mapper: CopyMapper, sites: SiteTable
+) -> None:
+    context = bench_of(workspace, anchors=["songs"])
+    generate = {"_target_": "loraport.evaluation.scoring.GenerateScorer", "batch_tokens": 4096}
+    context.config.evaluation.scorers = {"likelihood": generate}
+    found = AnchorChoice.of(context).scores(context, Porting(mapper, sites))
+    assert found["anchors"]["songs"]["nll_gain"] is None
+    assert found["anchors"]["songs"]["accuracy"]["base"] is not None
+    assert AnchorChoice.of(context).value(found) is None
+
+
+@pytest.mark.parametrize("anchors", [["songs", "books"], "games"])
+def test_tasks_that_are_held_out_are_refused(workspace: Workspace, anchors: Any) -> None:
+    named = "books" if "books" in anchors else "games"
+    with pytest.raises(ConfigurationError, match=rf"choose\.anchors has {named}, .*held_out"):
+        AnchorChoice.of(bench_of(workspace, anchors=anchors))
+
+
+@pytest.mark.parametrize("adapter", ["films", "zoo/source/films", "a/films/", ["plays", "x/films"]])
+def test_the_task_that_is_ported_is_refused(workspace: Workspace, adapter: Any) -> None:
+    context = bench_of(workspace, anchors=["songs", "films"])
+    context.config.adapter = adapter
+    with pytest.raises(ConfigurationError, match=r"choose\.anchors has films, which is ported"):
+        AnchorChoice.of(context)
+
+
+@pytest.mark.parametrize("rows", [0, -1, 2.5, "many", None, True])
+def test_rows_that_are_no_number_are_refused(workspace: Workspace, rows: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"choose\.rows is .* it takes a whole number"):
+        AnchorChoice.of(bench_of(workspace, rows=rows))
+
+
+def test_anchors_that_the_zoo_or_the_tasks_lack_are_named(
+    workspace: Workspace, mapper: CopyMapper, sites: SiteTable
+) -> None:
+    porting = Porting(mapper, sites)
+    context = bench_of(workspace, anchors=["songz"])
+    with pytest.raises(AdapterError, match=r"no adapter songz; it has .*songs"):
+        AnchorChoice.of(context).scores(context, porting)
+    for side in ("source", "target"):
+        (workspace.zoo / side / "songs").rename(workspace.zoo / side / "hymns")
+    context = bench_of(workspace, anchors=["hymns"])
+    with pytest.raises(DataError, match="hymns"):
+        AnchorChoice.of(context).scores(context, porting)
+
+
+def test_where_it_is_asked_for_each_anchor_is_merged_too(
+    workspace: Workspace, mapper: CopyMapper, sites: SiteTable
+) -> None:
+    other = workspace.zoo / "target" / "songs"
+    context = bench_of(workspace, merge_with=[str(other)], anchors=["plays"], merged=True)
+    porting = Porting(mapper, sites, merge=Linear(), weights=(0.25, 0.75))
+    others = [read_adapter(other)]
+    given = read_adapter(workspace.zoo / "source" / "plays")
+    found = AnchorChoice.of(context).scores(context, porting, others)
+    target, task = (
+        context.model("target"),
+        context.task_source().load(["plays"])["plays"].limited(4),
+    )
+    merged = context.scores.score(target, porting.port([given], others).adapter, task)
+    alone = context.scores.score(target, Porting(mapper, sites).port([given]).adapter, task)
+    assert found["anchors"]["plays"]["nll"]["ported"] == merged.nll != alone.nll
+    plain = bench_of(workspace, merge_with=[str(other)], anchors=["plays"])
+    unmerged = AnchorChoice.of(plain).scores(plain, porting, others)["anchors"]["plays"]["nll"]
+    assert unmerged["ported"] != merged.nll
+
+
+def test_an_anchor_is_not_merged_with_its_own_answer(workspace: Workspace) -> None:
+    place = str(workspace.zoo / "target" / "plays")
+    context = bench_of(workspace, merge_with=[place], anchors=["plays"], merged=True)
+    with pytest.raises(ConfigurationError, match=r"scored with its own answer"):
+        AnchorChoice.of(context)
+
+
+FILES = ["README.md", "adapter_config.json", "adapter_model.safetensors", "report.json"]
+IDS = torch.tensor([[1, 5, 60, 7, 200, 33, 90]])
+# Each target layer's source layer, by relative depth.
+DEPTH = {0: 0, 1: 1, 2: 1}
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    with warnings.catch_warnings(), torch.inference_mode():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def logits_with(base: BaseModel, folder: Path | None) -> Tensor:
+    """Return the logits of a copy of a base model with what PEFT reads from a folder."""
+    network = copy.deepcopy(base.network)
+    with quiet():
+        model = network if folder is None else PeftModel.from_pretrained(network, str(folder))
+        logits: Tensor = model.eval()(input_ids=IDS).logits
+    return logits
+
+
+def deltas(model: PeftModel) -> dict[Site, Tensor]:
+    """Return what PEFT adds to each weight."""
+    found = {}
+    for name, module in model.named_modules():
+        site = Site.parse(name.removeprefix("base_model.model."))
+        if site is not None and hasattr(module, "get_delta_weight") and module.lora_A:
+            found[site] = module.get_delta_weight("default").detach().float()
+    return found
+
+
+def copied(given: dict[Site, Tensor], target: BaseModel) -> dict[Site, Tensor]:
+    """Copy the dense updates of the source by hand, as ``mapper=copy`` should."""
+    made = {}
+    for site, shape in target.sites.shapes.items():
+        old = given.get(Site(DEPTH[site.layer], site.role))
+        if old is not None:
+            made[site] = torch.zeros(shape)
+            rows, columns = (min(one, other) for one, other in zip(old.shape, shape, strict=True))
+            made[site][:rows, :columns] = old[:rows, :columns]
+    return made
+
+
+def assert_is(adapter: LoraAdapter, expected: dict[Site, Tensor], near: float = 1e-5) -> None:
+    assert set(adapter) == set(expected)
+    for site, update in adapter.items():
+        torch.testing.assert_close(update.dense(), expected[site], rtol=1e-4, atol=near)
+
+
+class Transfers:
+    """Runs ``transfer.py`` on a workspace, by default on the adapter ``books``."""
+
+    def __init__(self, workspace: Workspace, command: Command) -> None:
+        self.workspace = workspace
+        self.command = command
+        self.output = workspace.root / "out" / "ported"
+
+    def call(self, *options: str, adapter: object = None) -> Outcome:
+        given = adapter or self.workspace.zoo / "source" / "books"
+        return self.command(
+            "transfer",
+            *[word for word in options if word.startswith("-")],
+            *self.workspace.options(),
+            f"adapter={given}",
+            *([] if any("output=" in word for word in options) else [f"output={self.output}"]),
+            *[word for word in options if not word.startswith("-")],
+        )
+
+    def copied(self, target: BaseModel, name: str = "books") -> dict[Site, Tensor]:
+        given = read_adapter(self.workspace.zoo / "source" / name)
+        return copied({site: update.dense() for site, update in given.items()}, target)
+
+    def ported(self, *options: str, adapter: object = None) -> LoraAdapter:
+        end = self.call(*options, adapter=adapter)
+        assert end.code == 0, end.err
+        return read_adapter(self.output)
+
+    @property
+    def report(self) -> TransferReport:
+        return TransferReport.model_validate_json((self.output / "report.json").read_bytes())
+
+
+@pytest.fixture
+def transfers(workspace: Workspace, command: Command) -> Transfers:
+    return Transfers(workspace, command)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["mapper=copy"],
+        ["mapper=cross_lora"],
+        ["mapper=cross_lora", "mapper.variant=typed", "mapper.rank=8"],
+        ["mapper=random"],
+        ["mapper=noop"],
+    ],
+    ids=" ".join,
+)
+def test_a_transfer_leaves_an_adapter_with_card_and_report(
+    transfers: Transfers, pico_target: BaseModel, options: list[str]
+) -> None:
+    mapper = options[0].removeprefix("mapper=")
+    end = transfers.call(*options)
+    assert end.code == 0, end.err
+    folder, report = transfers.output, transfers.report
+    assert sorted(path.name for path in folder.iterdir()) == FILES
+    assert [path.name for path in folder.parent.iterdir()] == ["ported"]
+    for path in (folder, *folder.iterdir()):
+        assert stat.S_IMODE(path.stat().st_mode) & 0o044 == 0o044, path
+
+    plain, changed = logits_with(pico_target, None), logits_with(pico_target, folder)
+    if mapper == "noop":
+        assert torch.equal(changed, plain)
+    else:
+        assert float((changed - plain).abs().max()) > 0.01
+    written = read_adapter(folder)
+    assert written.base_model == "pico/target"
+    assert len(written) == 6  # q and v of three layers
+
+    assert report.mapper == mapper
+    assert report.data_access == "weights only"
+    assert (report.pair.source, report.pair.target) == ("pico/source", "pico/target")
+    assert report.output.sites == report.verification["sites"] == 6
+    assert report.output.sha256 == written.content_hash()
+    assert (
+        report.adapters[0].sha256
+        == read_adapter(transfers.workspace.zoo / "source" / "books").content_hash()
+    )
+    assert report.provenance.hashes.keys() == {
+        "source model",
+        "target model",
+        report.adapters[0].place,
+    }
+    assert set(report.timing) == {"read", "diagnose", "open", "port", "verify", "choose"}
+    assert set(report.mapping[0]["sites"]) == {site.label for site in written}
+
+    card = (folder / "README.md").read_text()
+    head = yaml.safe_load(card.split("---\n")[1])
+    assert head["base_model"] == "pico/target"
+    assert head["library_name"] == "peft"
+    assert f"`{mapper}`" in card
+    assert f"{mapper}: pico/source -> pico/target" in end.out
+    assert re.search(r"^\s*q\s+3\b", end.out, re.MULTILINE)
+    assert "2 target sites share the source site that feeds them with another" in end.out
+    assert "verified: PEFT reads 6 sites" in end.out
+    assert end.out.splitlines()[-1] == f"adapter  {folder}"
+
+
+def test_without_output_the_adapter_lies_in_the_runs_folder(transfers: Transfers) -> None:
+    end = transfers.call("mapper=copy", "output=null")
+    assert end.code == 0, end.err
+    (folder,) = (transfers.workspace.root / "work" / "outputs" / "transfer").iterdir()
+    assert sorted(path.name for path in (folder / "adapter").iterdir()) == FILES
+    assert (folder / ".hydra" / "config.yaml").is_file()
+
+
+def test_the_same_command_gives_the_same_bits_with_a_cold_and_a_warm_cache(
+    transfers: Transfers,
+) -> None:
+    first = transfers.ported("mapper=cross_lora").content_hash()
+    factors = list((transfers.workspace.root / "cache" / "factors").rglob("*.safetensors"))
+    assert len(factors) == 4 + 6
+    weights = (transfers.output / "adapter_model.safetensors").read_bytes()
+    second = transfers.ported("mapper=cross_lora", "overwrite=true")
+    assert second.content_hash() == first
+    assert (transfers.output / "adapter_model.safetensors").read_bytes() == weights
+
+
+class TestGiven:
+    def test_a_task_of_the_zoo(self, transfers: Transfers, pico_target: BaseModel) -> None:
+        by_name = transfers.ported("mapper=copy", adapter="songs")
+        assert transfers.report.adapters[0].place == "songs"
+        assert_is(by_name, transfers.copied(pico_target, "songs"))
+
+    def test_another_base_models_name_is_a_warning(self, transfers: Transfers) -> None:
+        folder = transfers.workspace.zoo / "source" / "books"
+        file = folder / "adapter_config.json"
+        options = json.loads(file.read_text())
+        file.write_text(json.dumps(options | {"base_model_name_or_path": "pico/older"}))
+        end = transfers.call("mapper=copy")
+        assert end.code == 0
+        (warning,) = transfers.report.warnings
+        assert "pico/older" in warning
+        assert "pico/source" in warning
+        assert warning in end.out
+        assert warning in (transfers.output / "README.md").read_text()
+
+    def test_a_site_that_does_nothing_is_a_warning(self, transfers: Transfers) -> None:
+        given = read_adapter(transfers.workspace.zoo / "source" / "books")
+        idle = Site(0, Role.V)
+        sites = {s: u if s != idle else LowRank(u.A, 0 * u.B) for s, u in given.items()}
+        write_adapter(LoraAdapter(sites, "pico/source"), transfers.workspace.root / "idle")
+        transfers.ported("mapper=cross_lora", adapter=transfers.workspace.root / "idle")
+        assert transfers.report.warnings == (
+            "1 of 6 sites have an update of zero, and do nothing on the target",
+        )
+
+
+LAYER_1 = ["model.layers.1.self_attn.q_proj", "model.layers.1.mlp.down_proj"]
+ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+VARIANTS: dict[str, dict[str, Any]] = {
+    "all roles": {"target_modules": ALL},
+    "all-linear": {"target_modules": "all-linear"},
+    "q and v": {},
+    "MLP only": {"target_modules": ALL[4:]},
+    "rsLoRA": {"use_rslora": True},
+    "patterns": {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {r"1\..*v_proj": 3}},
+    "layers_to_transform": {"layers_to_transform": [1]},
+    "regex": {"target_modules": r".*\.(0|1)\.self_attn\.(k|o)_proj"},
+    "full names": {"target_modules": LAYER_1},
+    "rank 1": {"r": 1, "target_modules": ALL},
+    "rank 256": {"r": 256, "target_modules": ALL},
+    "bfloat16": {"dtype": torch.bfloat16},
+    "float16": {"dtype": torch.float16},
+}
+
+
+def peft_source(base: BaseModel, folder: Path, **options: Any) -> dict[Site, Tensor]:
+    """Save a LoRA that PEFT itself puts on the source, and return what it adds to each weight."""
+    dtype = options.pop("dtype", torch.float32)
+    given: dict[str, Any] = {
+        "r": 4,
+        "lora_alpha": 6,
+        "target_modules": ["q_proj", "v_proj"],
+    } | options
+    generator = torch.Generator().manual_seed(3)
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        warnings.simplefilter("ignore")
+        model = get_peft_model(copy.deepcopy(base.network), LoraConfig(**given))
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                drawn = torch.randn(parameter.shape, generator=generator) * 0.2
+                parameter.data = drawn.to(dtype)
+        model.save_pretrained(str(folder), save_embedding_layers=False)
+    return deltas(model)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_variant_that_can_be_read_goes_through(
+    transfers: Transfers, pico_source: BaseModel, pico_target: BaseModel, name: str
+) -> None:
+    """The reference is PEFT at both ends, and the copy of the dense updates by hand."""
+    folder = transfers.workspace.root / "peft"
+    given = peft_source(pico_source, folder, **VARIANTS[name])
+    transfers.ported("mapper=copy", adapter=folder)
+    with quiet():
+        made = deltas(
+            PeftModel.from_pretrained(copy.deepcopy(pico_target.network), str(transfers.output))
+        )
+    expected = copied(given, pico_target)
+    assert set(made) == set(expected)
+    for site, delta in made.items():
+        torch.testing.assert_close(delta, expected[site], rtol=1e-2, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["all roles", "rank 256"])
+def test_the_widths_and_ranks_of_the_variants_suit_cross_lora(
+    transfers: Transfers, pico_source: BaseModel, name: str
+) -> None:
+    folder = transfers.workspace.root / "peft"
+    given = peft_source(pico_source, folder, **VARIANTS[name])
+    ported = transfers.ported("mapper=cross_lora", "mapper.rank=24", adapter=folder)
+    source = read_adapter(folder)
+    assert {site.role for site in ported} == {site.role for site in given}
+    for site, update in ported.items():
+        before = source[Site(DEPTH[site.layer], site.role)]
+        assert update.rank == before.rank
+        assert 0 < update.norm() <= before.norm() * 1.001  # projections take, and never add
+
+
+class TestOptions:
+    def test_scale_and_a_rank_that_is_no_lower(
+        self, transfers: Transfers, pico_target: BaseModel
+    ) -> None:
+        scaled = transfers.ported("mapper=copy", "scale=-0.25", "output_rank=9")
+        assert {update.rank for update in scaled.values()} == {2}
+        assert transfers.report.steps == ()
+        plain = transfers.copied(pico_target)
+        assert_is(scaled, {site: -0.25 * delta for site, delta in plain.items()})
+        assert transfers.report.scale == -0.25
+        norm = sum(float(delta.square().sum()) for delta in plain.values()) ** 0.5
+        assert transfers.report.output.norm == pytest.approx(norm / 4, rel=1e-5)
+
+    def test_a_lower_output_rank_tells_what_it_lost(
+        self, transfers: Transfers, pico_target: BaseModel
+    ) -> None:
+        plain = transfers.copied(pico_target)
+        cut = transfers.ported("mapper=copy", "output_rank=1")
+        lost = whole = 0.0
+        for site, update in cut.items():
+            s = torch.linalg.svdvals(plain[site].double())
+            assert update.rank == 1
+            assert update.norm() == pytest.approx(float(s[0]), rel=1e-5)
+            lost, whole = lost + float(s[1:].square().sum()), whole + float(s.square().sum())
+        (step,) = transfers.report.steps
+        assert step.name == "output_rank"
+        assert step.lost_energy == pytest.approx(lost / whole, rel=1e-5)
+        assert 0.01 < step.lost_energy < 0.9
+        assert set(step.sites) == {site.label for site in cut}
+        assert transfers.report.output.ranks == (1, 1)
+        card = (transfers.output / "README.md").read_text()
+        assert f"output_rank: cutting back to the rank lost {step.lost_energy:.1%}" in card
+
+    @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+    def test_dtype(self, transfers: Transfers, pico_target: BaseModel, dtype: str) -> None:
+        half = transfers.ported("mapper=copy", f"dtype={dtype}")
+        source = read_adapter(transfers.workspace.zoo / "source" / "books")
+        for site, update in half.items():
+            assert update.A.dtype == update.B.dtype == getattr(torch, dtype)
+            rounded = source[Site(DEPTH[site.layer], site.role)].A.to(update.A.dtype)
+            assert torch.equal(update.A[:, :32], rounded)
+        assert transfers.report.dtype == dtype
+        changed = logits_with(pico_target, transfers.output)
+        assert torch.isfinite(changed).all()
+        assert not torch.equal(changed, logits_with(pico_target, None))
+
+    def test_an_adapter_that_exists_is_replaced_only_when_asked(self, transfers: Transfers) -> None:
+        transfers.ported("mapper=copy")
+        before = {path.name: path.read_bytes() for path in transfers.output.iterdir()}
+        end = transfers.call("mapper=random")
+        assert end.code == 2
+        assert "exists already" in end.err
+        assert "overwrite=true" in end.err
+        assert {p.name: p.read_bytes() for p in transfers.output.iterdir()} == before
+        transfers.ported("mapper=random", "overwrite=true")
+        assert transfers.report.mapper == "random"
+        assert [path.name for path in transfers.output.parent.iterdir()] == ["ported"]
+
+    def test_the_adapter_may_be_replaced_by_what_it_becomes(
+        self, transfers: Transfers, pico_target: BaseModel
+    ) -> None:
+        """It is read before it is replaced."""
+        folder = transfers.workspace.zoo / "source" / "books"
+        expected = transfers.copied(pico_target)
+        end = transfers.call("mapper=copy", "overwrite=true", f"output={folder}")
+        assert end.code == 0, end.err
+        assert_is(read_adapter(folder), expected)
+
+
+class TestLearned:
+    def checkpoint(self, transfers: Transfers, *options: str) -> Path:
+        end = transfers.command("train", *transfers.workspace.training(), *options)
+        assert end.code == 0, end.err
+        (folder,) = (transfers.workspace.root / "work").glob("outputs/train/*")
+        return folder / "mapper.ckpt"
+
+    def test_a_checkpoint_gives_what_training_predicted(self, transfers: Transfers) -> None:
+        checkpoint = self.checkpoint(transfers, "mapper=global_ridge")
+        predicted = read_adapter(checkpoint.parent / "adapters" / "books")
+        named = transfers.ported(f"ckpt={checkpoint}", "mapper=global_ridge")
+        end = transfers.call(f"ckpt={checkpoint}", "overwrite=true")
+        assert end.code == 0, end.err
+        ported = read_adapter(transfers.output)
+        assert ported.content_hash() == named.content_hash() == predicted.content_hash()
+        assert ported.base_model == predicted.base_model == "pico/target"
+        report = transfers.report
+        assert (report.mapper, report.data_access) == ("global_ridge", "anchors")
+        assert report.mapping[0]["anchors"] == ["films", "plays", "songs"]
+        card = (transfers.output / "README.md").read_text()
+        assert f'"ckpt": "{checkpoint}"' in card
+        assert "CrossLora" not in card
+        assert "verified: PEFT reads 6 sites" in end.out
+
+    def test_a_checkpoint_of_another_mapper_or_of_none_is_refused(
+        self, transfers: Transfers
+    ) -> None:
+        checkpoint = self.checkpoint(transfers, "mapper=mean")
+        end = transfers.call(f"ckpt={checkpoint}", "mapper=global_ridge")
+        assert end.code == 2
+        assert "holds a MeanMapper, but mapper=global_ridge is a GlobalRidgeMapper" in end.err
+        whole = checkpoint.read_bytes()
+        for content in (whole[: len(whole) // 2], b"", b"no checkpoint"):
+            checkpoint.write_bytes(content)
+            end = transfers.call(f"ckpt={checkpoint}")
+            assert end.code == 2, end.err
+            assert "is no checkpoint of a known mapper" in end.err
+            assert "Traceback" not in end.err
+        checkpoint.unlink()
+        end = transfers.call(f"ckpt={checkpoint}")
+        assert end.code == 2
+        assert str(checkpoint) in end.err
+        assert not transfers.output.parent.exists()
+
+    @pytest.mark.parametrize("mapper", ["pca_mlp", "mean"])
+    def test_without_a_checkpoint_the_command_to_train_is_named(
+        self, transfers: Transfers, mapper: str
+    ) -> None:
+        end = transfers.call(f"mapper={mapper}")
+        assert end.code == 2
+        assert f"python train.py mapper={mapper} pair=local" in " ".join(end.err.split())
+        assert "ckpt=" in end.err
+        assert not transfers.output.parent.exists()
+
+    def test_a_mapper_that_needs_no_training_is_not_trained(
+        self, workspace: Workspace, command: Command
+    ) -> None:
+        end = command("train", *workspace.training(), "mapper=cross_lora")
+        assert end.code == 2
+        assert "mapper=cross_lora has nothing to train" in end.err
+        assert "python transfer.py mapper=cross_lora" in end.err
+        assert not list((workspace.root / "work").iterdir())
+
+
+class TestSteps:
+    @pytest.mark.parametrize(
+        ("options", "noted"),
+        [
+            (["sparsify=dare", "sparsify.p=0.5"], "rescale"),
+            (["sparsify=magnitude", "sparsify.p=0.8", "sparsify.rescale=norm"], "cosine"),
+            (["sparsify=rank", "sparsify.p=0.5"], "components"),
+        ],
+        ids=lambda value: value[0] if isinstance(value, list) else value,
+    )
+    def test_sparsifying_comes_after_any_mapper(
+        self, transfers: Transfers, pico_target: BaseModel, options: list[str], noted: str
+    ) -> None:
+        plain = transfers.copied(pico_target)
+        sparse = transfers.ported("mapper=copy", *options)
+        (step,) = transfers.report.steps
+        assert step.name == "sparsify"
+        assert step.options["p"] == float(options[1].partition("=")[2])
+        assert all(noted in facts for facts in step.sites.values())
+        assert 0 < step.lost_energy < 1
+        for site, update in sparse.items():
+            cosine = torch.cosine_similarity(update.dense().flatten(), plain[site].flatten(), dim=0)
+            assert 0.3 < float(cosine) < 0.999
+
+    @pytest.mark.parametrize(
+        "method", ["ties", "linear", "weight_average", "dare", "dare_ties", "do_merge"]
+    )
+    def test_the_ported_adapter_is_merged_with_one_of_the_target(
+        self, transfers: Transfers, pico_target: BaseModel, method: str
+    ) -> None:
+        other = transfers.workspace.zoo / "target" / "films"
+        merged = transfers.ported("mapper=copy", f"merge={method}", f"merge.with=[{other}]")
+        report = transfers.report
+        assert [step.name for step in report.steps] == ["merge"]
+        assert [record.place for record in report.merged_with] == [str(other)]
+        assert report.steps[0].options["method"]["_target_"].startswith("loraport.adapters.")
+        theirs = read_adapter(other)
+        plain = transfers.copied(pico_target)
+        assert merged.inner(theirs) > 0
+        assert sum(float((u.dense() * plain[site]).sum()) for site, u in merged.items()) > 0
+        if method in ("linear", "weight_average"):
+            factor = 1.0 if method == "linear" else 0.5
+            assert_is(merged, {s: factor * (plain[s] + theirs[s].dense()) for s in plain})
+        assert f"`{other}`" in (transfers.output / "README.md").read_text()
+
+    def test_weights_and_a_single_name_are_taken(
+        self, transfers: Transfers, pico_target: BaseModel
+    ) -> None:
+        other = transfers.workspace.zoo / "target" / "films"
+        plain, theirs = transfers.copied(pico_target), read_adapter(other)
+        merged = transfers.ported(
+            *("mapper=copy", "merge=linear", f"merge.with={other}", "merge.weights=[2,-1]"),
+            "output_rank=4",
+        )
+        assert_is(merged, {s: 2 * plain[s] - theirs[s].dense() for s in plain}, near=1e-4)
+
+    def test_several_source_adapters_are_ported_and_merged(
+        self, transfers: Transfers, pico_target: BaseModel
+    ) -> None:
+        places = [transfers.workspace.zoo / "source" / name for name in ("books", "games")]
+        both = transfers.ported("mapper=copy", "merge=linear", adapter=f"[{places[0]},{places[1]}]")
+        one, other = (transfers.copied(pico_target, place.name) for place in places)
+        assert_is(both, {site: one[site] + other[site] for site in one})
+        report = transfers.report
+        assert [record.place for record in report.adapters] == [str(place) for place in places]
+        assert len(report.mapping) == 2
+
+    def test_sparsified_adapters_are_merged(self, transfers: Transfers) -> None:
+        transfers.ported(
+            *("mapper=copy", "sparsify=rank", "sparsify.p=0.5", "merge=ties"),
+            adapter="[books,games]",
+        )
+        names = [step.name for step in transfers.report.steps]
+        assert names == ["sparsify 1", "sparsify 2", "merge"]
+
+    def test_an_adapter_of_the_source_is_not_merged(self, transfers: Transfers) -> None:
+        stranger = transfers.workspace.zoo / "source" / "films"
+        end = transfers.call("mapper=copy", f"merge.with=[{stranger}]")
+        assert end.code == 2
+        assert "the adapter of merge.with, for 'pico/source', has shape" in end.err
+        assert not transfers.output.parent.exists()
+
+
+class TestChoice:
+    def test_a_sweep_scores_anchors_and_keeps_every_adapter(self, transfers: Transfers) -> None:
+        end = transfers.call(
+            *("-m", "mapper=copy", "sparsify=dare", "sparsify.p=0.2,0.5"),
+            *("choose.anchors=[songs,plays]", "choose.rows=4", "output=null"),
+            "tasks.held_out=[books,games]",
+        )
+        assert end.code == 0, end.err
+        (sweep,) = (transfers.workspace.root / "work" / "multirun" / "transfer").iterdir()
+        reports = [
+            TransferReport.model_validate_json((sweep / n / "adapter" / "report.json").read_bytes())
+            for n in "01"
+        ]
+        assert [report.steps[0].options["p"] for report in reports] == [0.2, 0.5]
+        gains = [report.anchor_scores["mean_nll_gain"] for report in reports]
+        assert gains[0] != gains[1]
+        for report in reports:
+            scores = report.anchor_scores["anchors"]
+            assert set(scores) == {"songs", "plays"}
+            assert set(scores["songs"]["nll"]) == {"base", "ported", "oracle"}
+        base, oracle = (
+            {r.anchor_scores["anchors"]["songs"]["nll"][name] for r in reports}
+            for name in ("base", "oracle")
+        )
+        assert len(base) == len(oracle) == 1
+
+    def test_a_held_out_task_chooses_nothing(self, transfers: Transfers) -> None:
+        end = transfers.call(
+            "mapper=copy", "choose.anchors=[games]", "tasks.held_out=[books,games]"
+        )
+        assert end.code == 2
+        assert "choose.anchors has games" in end.err
+        assert not list((transfers.workspace.root / "work").iterdir())

@@ -1,0 +1,941 @@
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
+
+import pytest
+import torch
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from hydra import compose, initialize_config_module
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf, open_dict
+
+from loraport.adapters import LoraAdapter, LowRank, Role, Site, read_adapter, relative_error
+from loraport.adapters.merge import Linear, Ties, WeightAverage
+from loraport.adapters.sparsify import DropComponents, Magnitude
+from loraport.commands import porting as module
+from loraport.commands.context import RunContext
+from loraport.commands.port import settled
+from loraport.commands.porting import (
+    Porting,
+    anchor_texts,
+    expected,
+    given_adapter,
+    given_examples,
+    given_inputs,
+    prompt_spec,
+)
+from loraport.data.prompts import PromptSpec
+from loraport.data.tasks import Example
+from loraport.evaluation.records import TransferReport
+from loraport.exceptions import AdapterError, ConfigurationError, DataError
+from loraport.mappers import Mapper
+from loraport.mappers.base import Report
+from loraport.mappers.controls import NoopMapper
+from loraport.models import BaseModel, SiteTable
+from loraport.refinement.expected_recovery import AnchorCalibration
+from loraport.refinement.label_distillation import LabelStudent
+
+from .conftest import (
+    QUICK_REFINEMENT,
+    TASKS,
+    Command,
+    Outcome,
+    Workspace,
+    new_workspace,
+    run_command,
+    write_inputs,
+    write_texts,
+)
+from .test_port_refused import contents
+
+
+def bench_of(workspace: Workspace, **paths: str | None) -> RunContext:
+    given = {"zoo": str(workspace.zoo), "zoo_source": None, "zoo_target": None} | paths
+    return RunContext(OmegaConf.create({"paths": given, "pair": {"name": "local"}}))
+
+
+def hash_of(folder: Path) -> str:
+    return read_adapter(folder).content_hash()
+
+
+@pytest.fixture
+def fetched(monkeypatch: pytest.MonkeyPatch, workspace: Workspace) -> list[str]:
+    """The ids that were asked of the hub, which has every adapter."""
+    asked: list[str] = []
+
+    def download(name: str, **options: object) -> str:
+        asked.append(name)
+        assert options["allow_patterns"] == ["adapter_config.json", "adapter_model.safetensors"]
+        return str(workspace.zoo / "source" / "plays")
+
+    monkeypatch.setattr(module, "snapshot_download", download)
+    return asked
+
+
+def test_a_folder_is_read(workspace: Workspace, fetched: list[str]) -> None:
+    folder = workspace.zoo / "source" / "books"
+    assert given_adapter(bench_of(workspace), str(folder)).content_hash() == hash_of(folder)
+    assert fetched == []
+
+
+def test_a_home_folder_is_found(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, fetched: list[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(workspace.zoo))
+    given = given_adapter(bench_of(workspace), "~/source/books")
+    assert given.content_hash() == hash_of(workspace.zoo / "source" / "books")
+    assert fetched == []
+
+
+@pytest.mark.parametrize("side", ["source", "target"])
+def test_a_task_is_looked_up_among_the_sources_adapters(workspace: Workspace, side: str) -> None:
+    """Also where paths.zoo_source names them, whatever paths.zoo has."""
+    place = workspace.zoo / side
+    context = bench_of(workspace, zoo_source=None if side == "source" else str(place))
+    assert given_adapter(context, "songs").content_hash() == hash_of(place / "songs")
+
+
+def test_a_folder_goes_before_a_task(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    (workspace.root / "here").mkdir()
+    monkeypatch.chdir(workspace.root / "here")
+    Path("songs").symlink_to(workspace.zoo / "source" / "games")
+    assert given_adapter(bench_of(workspace), "songs").content_hash() == hash_of(
+        workspace.zoo / "source" / "games"
+    )
+
+
+@pytest.mark.parametrize("given", ["songs", "bookz"])
+def test_a_pair_that_brings_its_tasks_trains_its_zoo_for_a_task_of_them(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, given: str
+) -> None:
+    cache = workspace.root / "cache"
+    context = bench_of(workspace, zoo=None, cache=str(cache))
+    source = {"_target_": "loraport.data.TaskFolder", "path": str(workspace.root / "tasks")}
+    context.config.merge_with(
+        {
+            "pair": {"name": "own", "build_zoo": True, "source": {}, "target": {}},
+            "tasks": {"source": source},
+            "recipe": {},
+            "prompt": {"template": "{text}", "completion": " {label}", "text_chars": None},
+        }
+    )
+    context.config.paths.tasks = None
+    trained: list[list[str]] = []
+
+    def train(of: RunContext, sides: tuple[str, ...], names: list[str], *_: object) -> None:
+        trained.append(sorted(names))
+        assert sides == ("source", "target")
+        of.zoo_folder().parent.mkdir(parents=True)
+        of.zoo_folder().symlink_to(workspace.zoo)
+
+    monkeypatch.setattr(module, "train_zoo", train)
+    if given == "songs":
+        made = given_adapter(context, given)
+        assert made.content_hash() == hash_of(workspace.zoo / "source" / "songs")
+        assert trained == [sorted(TASKS)]
+    else:
+        with pytest.raises(AdapterError, match="adapter=bookz is no folder"):
+            given_adapter(context, given)
+        assert trained == []
+
+
+def test_an_id_is_fetched_from_the_hub(workspace: Workspace, fetched: list[str]) -> None:
+    given = given_adapter(bench_of(workspace), "some-one/lora_v1.0")
+    assert given.content_hash() == hash_of(workspace.zoo / "source" / "plays")
+    assert fetched == ["some-one/lora_v1.0"]
+
+
+@pytest.mark.parametrize("given", ["bookz", "/no/where", "a/b/c", "./books/", "~/a", ""])
+def test_anything_else_is_refused_with_what_there_is(
+    workspace: Workspace, fetched: list[str], monkeypatch: pytest.MonkeyPatch, given: str
+) -> None:
+    monkeypatch.chdir(workspace.root)
+    with pytest.raises(AdapterError) as error:
+        given_adapter(bench_of(workspace), given)
+    assert f"adapter={given} is no" in str(error.value)
+    assert ", ".join(sorted(TASKS)) in str(error.value)
+    assert fetched == []
+
+
+def test_without_a_zoo_no_task_is_offered(workspace: Workspace) -> None:
+    with pytest.raises(AdapterError) as error:
+        given_adapter(bench_of(workspace, zoo=str(workspace.root / "none")), "books")
+    assert "owner/name" in str(error.value)
+    assert "zoo" not in str(error.value).replace("adapter=", "")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        LocalEntryNotFoundError("no network\nand more"),
+        OfflineModeIsEnabled("offline"),
+        HfHubHTTPError("401", response=Mock()),
+        OSError(),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_hub_that_cannot_be_reached_is_told_in_one_message(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*_: object, **__: object) -> str:
+        raise error
+
+    monkeypatch.setattr(module, "snapshot_download", fail)
+    with pytest.raises(AdapterError, match=r"owner/name is no folder here.*hf auth login") as told:
+        given_adapter(bench_of(workspace), "owner/name")
+    assert "\n" not in str(told.value)
+
+
+# What an adapter is asked: by the options, by its task, or else by the text itself.
+
+Bench = Callable[..., RunContext]
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> Iterator[Bench]:
+    """A workbench with three tasks and a zoo, as options of transfer.py make it."""
+    for name in ("books", "games", "songs"):
+        folder = tmp_path / "tasks" / name
+        folder.mkdir(parents=True)
+        facts = {"name": name, "instruction": f"What of {name}?", "labels": ["yes", "no"]}
+        (folder / "task.json").write_text(json.dumps(facts))
+        rows = [{"text": f"{name} {place}", "label": "yes"} for place in range(30)]
+        (folder / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        (folder / "test.jsonl").write_text(json.dumps({"text": f"test of {name}", "label": "no"}))
+        (tmp_path / "zoo" / "source" / name).mkdir(parents=True)
+    (tmp_path / "elsewhere" / "books").mkdir(parents=True)
+
+    def make(*options: str) -> RunContext:
+        where = [f"paths.tasks={tmp_path}/tasks", f"paths.zoo={tmp_path}/zoo", "adapter=books"]
+        with initialize_config_module("loraport.conf", version_base="1.3"):
+            config = compose("transfer", [*where, *options], return_hydra_config=True)
+        HydraConfig.instance().set_config(config)
+        with open_dict(config):
+            del config["hydra"]
+        return RunContext(config)
+
+    kept = HydraConfig.instance().cfg
+    yield make
+    HydraConfig.instance().cfg = kept
+
+
+def test_a_task_of_the_zoo_brings_its_instruction_and_its_labels(
+    context: Bench, tmp_path: Path
+) -> None:
+    asked = PromptSpec("{text}\nWhat of books?\nAnswer:", ("yes", "no"), " {label}", 200)
+    assert prompt_spec(context(), "books") == asked
+    assert prompt_spec(context(), str(tmp_path / "zoo" / "source" / "books")) == asked
+
+
+def test_what_is_given_goes_first(context: Bench) -> None:
+    options = ["prompt.instruction='Good, or bad?'", "prompt.labels=[bad,very good]"]
+    found = prompt_spec(context(*options, "prompt.text_chars=null"), "books")
+    assert found.prompt == "{text}\nGood, or bad?\nAnswer:"
+    assert found.labels == ("bad", "very good")
+    assert found.text_chars is None
+
+
+def test_an_empty_list_of_labels_means_that_it_writes_freely(context: Bench) -> None:
+    assert prompt_spec(context("prompt.labels=[]"), "books").labels == ()
+
+
+@pytest.mark.parametrize("place", ["elsewhere/books", "owner/books"])
+def test_of_another_adapter_of_that_name_nothing_is_known(
+    context: Bench, tmp_path: Path, place: str
+) -> None:
+    given = str(tmp_path / place) if place.startswith("else") else place
+    found = prompt_spec(context(), given)
+    assert (found.prompt, found.labels) == ("{text}", ())
+    named = prompt_spec(context("prompt.labels=[a,b]"), given)
+    assert (named.prompt, named.labels) == ("{text}", ("a", "b"))
+
+
+def test_a_backslash_and_an_n_is_a_new_line(context: Bench) -> None:
+    found = prompt_spec(context(r"prompt.template='{text}\nSo: good, or bad?'"), "owner/books")
+    assert found.prompt == "{text}\nSo: good, or bad?"
+
+
+def test_a_template_that_takes_what_nobody_gives(context: Bench) -> None:
+    with pytest.raises(ConfigurationError, match=r"prompt\.instruction=TEXT"):
+        prompt_spec(context("prompt.template='{text} {instruction}'"), "owner/books")
+    with pytest.raises(DataError, match=r"has no \{text\}"):
+        prompt_spec(context("prompt.template='{instruction}'"), "books")
+
+
+def test_options_of_another_kind(context: Bench) -> None:
+    with pytest.raises(ConfigurationError, match=r"prompt\.template is 3; it takes text"):
+        prompt_spec(context("prompt.template=3"), "books")
+    with pytest.raises(ConfigurationError, match=r"prompt\.labels is 1; it takes text"):
+        prompt_spec(context("prompt.labels=[1,2]"), "books")
+
+
+def test_tasks_of_the_hub_are_described_without_a_row(context: Bench) -> None:
+    """The task's definition says it; nothing is fetched."""
+    found = prompt_spec(context("paths.tasks=null", "tasks=seed30"), "sst2")
+    assert found.labels == ("negative", "positive")
+    assert "Classify the sentiment" in found.prompt
+
+
+def test_texts_of_anchors_are_training_texts_of_neither_held_out_nor_ported_tasks(
+    context: Bench,
+) -> None:
+    asked = context("refine_texts.anchors=true", "tasks.held_out=[games]")
+    source = anchor_texts(asked, "books")
+    assert source is not None
+    texts = [text for split in ("train", "validation") for text in source.texts(split)]
+    assert sorted(texts) == sorted(f"songs {place}" for place in range(30))
+    assert anchor_texts(context("refine_texts.anchors=false"), "books") is None
+    nobody = context("refine_texts.anchors=true", "tasks.held_out=[games,songs]")
+    with pytest.raises(ConfigurationError, match="none is left"):
+        anchor_texts(nobody, "books")
+
+
+def test_texts_of_anchors_are_taken_where_a_folder_of_tasks_is_given(context: Bench) -> None:
+    assert anchor_texts(context("tasks.held_out=[games]"), "books") is not None
+    assert anchor_texts(context("tasks.held_out=[games,songs]"), "books") is None
+    assert anchor_texts(context("paths.tasks=null", "tasks=seed30"), "books") is None
+
+
+@pytest.mark.parametrize(
+    ("options", "refined"),
+    [
+        ([], True),
+        (["prompt.labels=[a,b]"], True),
+        (["mapper=copy"], False),
+        (["ckpt=mapper.ckpt"], False),
+        (["mapper=noop"], False),
+        (["mapper=copy", "refine=corpus_distill"], True),
+        (["mapper=copy", "refine.texts=32"], True),
+        (["mapper=copy", "refine_texts.written=8"], True),
+        (["refine=none"], False),
+    ],
+    ids=str,
+)
+def test_a_mapper_that_is_named_is_not_refined_unless_that_is_said(
+    context: Bench, options: list[str], refined: bool
+) -> None:
+    config = context(*options).config
+    assert ("_target_" in settled(config).refine) == refined
+
+
+Q = Site(0, Role.Q)
+
+
+class Passing(Mapper):
+    """Gives back what it gets: the steps behind the mapper are what these tests ask about."""
+
+    data_access = "weights only"
+
+    def __init__(self) -> None:
+        self.mapped: list[LoraAdapter] = []
+
+    @property
+    def gauge_dependent(self) -> bool:
+        return False
+
+    def map(self, adapter: LoraAdapter) -> LoraAdapter:
+        self.mapped.append(adapter)
+        return adapter
+
+    def report(self) -> Report:
+        return {"number": len(self.mapped)}
+
+
+@pytest.fixture(scope="module")
+def sites(pico_target: BaseModel) -> SiteTable:
+    return pico_target.sites
+
+
+@pytest.fixture
+def adapters(
+    pico_target: BaseModel, random_adapter: Callable[..., LoraAdapter]
+) -> list[LoraAdapter]:
+    return [random_adapter(pico_target, seed) for seed in (1, 2, 3)]
+
+
+def dense(adapter: LoraAdapter, site: Site = Q) -> torch.Tensor:
+    return adapter[site].dense().float()
+
+
+def test_without_steps_the_mapped_adapter_comes_back(
+    sites: SiteTable, adapters: list[LoraAdapter]
+) -> None:
+    done = Porting(Passing(), sites).port(adapters[:1])
+    assert done.adapter.content_hash() == adapters[0].content_hash()
+    assert done.mapping == ({"number": 1},)
+    assert done.steps == {}
+
+
+def test_the_steps_come_in_their_order(sites: SiteTable, adapters: list[LoraAdapter]) -> None:
+    """Sparsify each, then merge with the others in full, then cut, then scale, then convert."""
+    sparse = Magnitude(0.5, "none")
+    porting = Porting(
+        Passing(),
+        sites,
+        sparsify=sparse,
+        merge=Linear(),
+        weights=[1.0, 2.0, -1.0],
+        output_rank=2,
+        scale=3.0,
+        dtype=torch.bfloat16,
+    )
+    done = porting.port(adapters[:2], adapters[2:])
+    sites_ = {}
+    for site in adapters[0]:
+        one, other = (sparse(adapter).adapter[site].dense() for adapter in adapters[:2])
+        u, s, vt = torch.linalg.svd((one + 2 * other - adapters[2][site].dense()).double())
+        whole = u[:, :2] * s[:2] @ vt[:2]
+        sites_[site] = LowRank(vt[:2].float(), (3 * u[:, :2] * s[:2]).float())
+        lost = 1 - float(whole.norm() ** 2 / s.norm() ** 2)
+        assert done.steps["merge"].lost_energy[site] == pytest.approx(lost, abs=1e-5)
+    assert relative_error(done.adapter, LoraAdapter(sites_, "x")) < 1e-2
+    assert set(done.steps) == {"sparsify 1", "sparsify 2", "merge"}
+    assert {update.A.dtype for update in done.adapter.values()} == {torch.bfloat16}
+    assert {update.rank for update in done.adapter.values()} == {2}
+    assert done.adapter.base_model == "pico/target"
+    assert len(done.mapping) == 2
+
+
+def test_sparsifying_one_adapter_is_one_step(sites: SiteTable, adapters: list[LoraAdapter]) -> None:
+    done = Porting(Passing(), sites, sparsify=DropComponents(0.5)).port(adapters[:1])
+    assert list(done.steps) == ["sparsify"]
+    assert dense(done.adapter).allclose(
+        DropComponents(0.5)(adapters[0]).adapter[Q].dense(), atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("scale", [2.5, -1.0, 1e-3])
+def test_scale_multiplies_the_update_exactly(
+    sites: SiteTable, adapters: list[LoraAdapter], scale: float
+) -> None:
+    done = Porting(Passing(), sites, scale=scale).port(adapters[:1])
+    for site, update in done.adapter.items():
+        assert update.scale == adapters[0][site].scale * scale
+        assert torch.equal(update.A, adapters[0][site].A)
+
+
+@pytest.mark.parametrize("rank", [1, 2])
+def test_a_lower_output_rank_gives_the_nearest_update_and_tells_the_loss(
+    sites: SiteTable, adapters: list[LoraAdapter], rank: int
+) -> None:
+    done = Porting(Passing(), sites, output_rank=rank).port(adapters[:1])
+    for site, update in done.adapter.items():
+        u, s, vt = torch.linalg.svd(adapters[0][site].dense().double(), full_matrices=False)
+        nearest = u[:, :rank] * s[:rank] @ vt[:rank]
+        torch.testing.assert_close(update.dense().double(), nearest, rtol=1e-4, atol=1e-5)
+        lost = float(s[rank:].square().sum() / s.square().sum())
+        assert done.steps["output_rank"].lost_energy[site] == pytest.approx(lost, rel=1e-4)
+        assert update.rank == rank
+
+
+@pytest.mark.parametrize("rank", [3, 64])
+def test_an_output_rank_that_is_no_lower_changes_nothing(
+    sites: SiteTable, adapters: list[LoraAdapter], rank: int
+) -> None:
+    done = Porting(Passing(), sites, output_rank=rank).port(adapters[:1])
+    assert done.adapter.content_hash() == adapters[0].content_hash()
+    assert done.steps == {}
+
+
+def test_only_sites_above_the_output_rank_are_cut(
+    sites: SiteTable, adapters: list[LoraAdapter]
+) -> None:
+    (whole,) = adapters[:1]
+    mixed = LoraAdapter(
+        {s: u if s == Q else u.truncated(1).matrix for s, u in whole.items()}, whole.base_model
+    )
+    done = Porting(Passing(), sites, output_rank=2).port([mixed])
+    lost = done.steps["output_rank"].lost_energy
+    assert [site for site, share in lost.items() if share > 0] == [Q]
+    assert {site: u.rank for site, u in done.adapter.items() if u.rank == 2} == {Q: 2}
+
+
+def test_one_adapter_is_merged_with_nothing(sites: SiteTable, adapters: list[LoraAdapter]) -> None:
+    done = Porting(Passing(), sites, merge=Ties(0.1)).port(adapters[:1])
+    assert done.adapter.content_hash() == adapters[0].content_hash()
+    assert done.steps == {}
+
+
+def test_weights_of_one_adapter_are_not_forgotten(
+    sites: SiteTable, adapters: list[LoraAdapter]
+) -> None:
+    twice = Porting(Passing(), sites, merge=Linear(), weights=[2.0]).port(adapters[:1])
+    torch.testing.assert_close(dense(twice.adapter), 2 * dense(adapters[0]))
+    with pytest.raises(ConfigurationError, match=r"merge\.weights is \[2\.0, 1\.0\], but 1"):
+        Porting(Passing(), sites, merge=Linear(), weights=[2.0, 1.0]).port(adapters[:1])
+
+
+def test_adapters_of_the_target_are_merged_behind_the_ported_one(
+    sites: SiteTable, adapters: list[LoraAdapter]
+) -> None:
+    porting = Porting(Passing(), sites, merge=WeightAverage(), weights=[3.0, 1.0])
+    done = porting.port(adapters[:1], adapters[1:2])
+    expected = 0.75 * dense(adapters[0]) + 0.25 * dense(adapters[1])
+    torch.testing.assert_close(dense(done.adapter), expected, rtol=1e-4, atol=1e-5)
+    assert {update.rank for update in done.adapter.values()} == {6}
+
+
+def test_merge_of_noop_leaves_the_others(
+    pico_source: BaseModel, adapters: list[LoraAdapter], sites: SiteTable, workspace: Any
+) -> None:
+    """A control that acts on nothing may make a zero, and another adapter may not."""
+    porting = Porting(noop(workspace), sites, merge=Linear())
+    source = LoraAdapter({Q: LowRank(torch.ones(1, 32), torch.ones(32, 1))}, pico_source.name)
+    assert porting.port([source]).adapter.norm() == 0
+    done = porting.port([source], adapters[:1])
+    torch.testing.assert_close(dense(done.adapter), dense(adapters[0]))
+
+
+def noop(workspace: Any) -> NoopMapper:
+    from loraport.mappers import BasePair
+    from loraport.models import StreamedWeights
+
+    models = workspace.root / "models"
+    source, target = (StreamedWeights.open(models / side, side) for side in ("source", "target"))
+    mapper = NoopMapper()
+    mapper.use(BasePair(source, target))
+    return mapper
+
+
+class TestRefused:
+    @pytest.mark.parametrize("rank", [0, -1])
+    def test_output_rank(self, sites: SiteTable, rank: int) -> None:
+        with pytest.raises(ConfigurationError, match=rf"output_rank is {rank}; it takes a whole"):
+            Porting(Passing(), sites, output_rank=rank)
+
+    @pytest.mark.parametrize("scale", [0.0, float("nan"), float("inf"), -float("inf")])
+    def test_scale(self, sites: SiteTable, scale: float) -> None:
+        with pytest.raises(ConfigurationError, match=rf"scale is {scale}; it takes a finite"):
+            Porting(Passing(), sites, scale=scale)
+
+    def test_no_adapter(self, sites: SiteTable) -> None:
+        with pytest.raises(ConfigurationError, match="no adapter to port"):
+            Porting(Passing(), sites).port([])
+
+    def test_a_zero_that_nobody_asked_for(
+        self, sites: SiteTable, adapters: list[LoraAdapter]
+    ) -> None:
+        """PEFT starts B at zero: an adapter that was saved before training does nothing."""
+        fresh = adapters[0].map(lambda u: LowRank(u.A, torch.zeros_like(u.B), u.scale))
+        with pytest.raises(AdapterError, match=r"zero at every site.*give a source adapter that"):
+            Porting(Passing(), sites).port([fresh])
+
+    @pytest.mark.parametrize(
+        ("factor", "dtype", "told"),
+        [(1e6, "float16", "nan%"), (1e-9, "float16", "100.0%"), (1e-6, "float16", r"\d+\.\d%")],
+    )
+    def test_a_dtype_that_cannot_hold_the_factors(
+        self, sites: SiteTable, adapters: list[LoraAdapter], factor: float, dtype: str, told: str
+    ) -> None:
+        odd = adapters[0].map(lambda u: LowRank(u.A, factor * u.B, u.scale))
+        message = rf"dtype={dtype} cannot hold .*q_proj: .*{told} of its norm; use dtype=float32"
+        with pytest.raises(AdapterError, match=message):
+            Porting(Passing(), sites, dtype=getattr(torch, dtype)).port([odd])
+        for other in (torch.float32, torch.bfloat16):
+            kept = Porting(Passing(), sites, dtype=other).port([odd]).adapter
+            assert relative_error(kept, odd) < 5e-3
+
+    def test_a_result_that_fits_no_module(
+        self, pico_source: BaseModel, sites: SiteTable, random_adapter: Callable[..., LoraAdapter]
+    ) -> None:
+        stranger = random_adapter(pico_source)
+        message = r"mapper's result, for 'pico/source', has shape \(32, 32\) at .*\(48, 48\) there"
+        with pytest.raises(AdapterError, match=message):
+            Porting(Passing(), sites).port([stranger])
+
+    def test_adapters_to_merge_with_before_anything_is_mapped(
+        self,
+        pico_source: BaseModel,
+        sites: SiteTable,
+        adapters: list[LoraAdapter],
+        random_adapter: Callable[..., LoraAdapter],
+    ) -> None:
+        mapper = Passing()
+        with pytest.raises(AdapterError, match=r"adapter of merge\.with, for 'pico/source'"):
+            Porting(mapper, sites, merge=Linear()).port(adapters[:1], [random_adapter(pico_source)])
+        assert mapper.mapped == []
+
+    def test_a_site_that_the_target_lacks(
+        self, sites: SiteTable, adapters: list[LoraAdapter]
+    ) -> None:
+        deep = LoraAdapter({Site(7, Role.Q): adapters[0][Q]}, "pico/deeper")
+        with pytest.raises(AdapterError, match=r"layers\.7.*no such module"):
+            Porting(Passing(), sites).port([deep])
+
+
+def written(folder: Path, name: str, content: str | bytes) -> Path:
+    file = folder / name
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return file
+
+
+def test_a_text_a_line_each_once(tmp_path: Path) -> None:
+    file = written(tmp_path, "inputs.txt", "one two\n\n  three  \none two\n{'a': 1}\n")
+    assert given_inputs(file) == ("one two", "three", "{'a': 1}")
+
+
+def test_rows_of_json(tmp_path: Path) -> None:
+    # A line separator of Unicode may stand in a row of JSON as it is.
+    file = written(tmp_path, "rows.jsonl", '{"text": "one\u2028two", "more": 1}\n{"text": "three"}')
+    assert given_inputs(str(file)) == ("one\u2028two", "three")
+
+
+def test_examples(tmp_path: Path) -> None:
+    file = written(
+        tmp_path, "rows.jsonl", '{"text": "a", "label": "x"}\n{"text": "b", "label": "y"}'
+    )
+    assert given_examples(file, ("x", "y")) == (Example("a", "x"), Example("b", "y"))
+    assert given_examples(file, ()) == (Example("a", "x"), Example("b", "y"))
+    with pytest.raises(DataError, match=r"line 2, has the label 'y', but the labels are x, z"):
+        given_examples(file, ("x", "z"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "named"),
+    [
+        ("inputs.txt", "", "is empty"),
+        ("inputs.txt", "\n \n", "is empty"),
+        ("inputs.txt", b"\xff\xfe\x00", "cannot be read"),
+        ("rows.jsonl", "{", "line 1, is not JSON"),
+        ("rows.jsonl", '{"text": "a"}\n[]', 'line 2, has no "text" with text'),
+        ("rows.jsonl", '{"text": 3}', 'line 1, has no "text" with text'),
+        ("rows.jsonl", '{"text": " "}', 'line 1, has no "text" with text'),
+    ],
+)
+def test_files_that_cannot_be_used(
+    tmp_path: Path, name: str, content: str | bytes, named: str
+) -> None:
+    with pytest.raises(DataError, match=r"inputs= takes a file with a text a line") as caught:
+        given_inputs(written(tmp_path, name, content))
+    assert named in str(caught.value)
+
+
+def test_a_row_without_a_label(tmp_path: Path) -> None:
+    file = written(tmp_path, "rows.jsonl", '{"text": "a"}')
+    with pytest.raises(DataError, match=r'has no "label" with text; examples= takes'):
+        given_examples(file, ())
+
+
+def test_a_folder_is_no_file(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="cannot be read"):
+        given_inputs(tmp_path)
+
+
+# The default port, and every refinement after a mapper, on pico models.
+
+QUICK = QUICK_REFINEMENT["corpus_distill"]
+BUDGET = ("refine=drift_budget", *QUICK_REFINEMENT["drift_budget"])
+# The workspace has tasks, whose texts are taken as well unless this says otherwise.
+CORPUS_ALONE = "refine_texts.anchors=false"
+
+
+class Ports:
+    """Runs ``transfer.py`` on the adapter ``books`` of a workspace with a corpus."""
+
+    def __init__(self, workspace: Workspace, command: Command) -> None:
+        self.workspace, self.command = workspace, command
+        self.output = workspace.root / "out" / "ported"
+        self.texts = workspace.root / "texts"
+        write_texts(self.texts)
+        (workspace.root / "work").mkdir()
+
+    def call(self, *options: str, adapter: object = "books", corpus: bool = True) -> Outcome:
+        return self.command(
+            "transfer",
+            *self.workspace.options(),
+            *([f"paths.corpus={self.texts}"] if corpus else []),
+            f"adapter={adapter}",
+            f"output={self.output}",
+            *options,
+        )
+
+    def ported(self, *options: str, adapter: object = "books") -> TransferReport:
+        end = self.call(*options, adapter=adapter)
+        assert end.code == 0, end.err
+        self.out = end.out
+        return TransferReport.model_validate_json((self.output / "report.json").read_bytes())
+
+    def refused(self, *options: str, corpus: bool = True, adapter: object = "books") -> str:
+        """Return the message, on one line."""
+        before = contents(self.workspace.root)
+        end = self.call(*options, corpus=corpus, adapter=adapter)
+        assert end.code == 2, end.err
+        assert "Traceback" not in end.err
+        assert end.out == ""
+        assert contents(self.workspace.root) == before
+        return " ".join(end.err.split())
+
+    def file(self, name: str, *rows: Any) -> Path:
+        place = self.workspace.root / name
+        lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+        place.write_text("\n".join(lines), encoding="utf-8")
+        return place
+
+
+@pytest.fixture(scope="module")
+def plain(
+    tmp_path_factory: pytest.TempPathFactory,
+    models_and_tasks: Path,
+    pico_source: BaseModel,
+    pico_target: BaseModel,
+) -> TransferReport:
+    """The default port of ``books``, made once, in a workspace of its own."""
+    folder, sides = tmp_path_factory.mktemp("plain"), {"source": pico_source, "target": pico_target}
+    workspace = new_workspace(folder, models_and_tasks, sides)
+    write_texts(folder / "texts")
+    words = (f"paths.corpus={folder / 'texts'}", "adapter=books", f"output={folder / 'ported'}")
+    assert run_command(folder, "transfer", *workspace.options(), *words, *QUICK) == 0
+    return TransferReport.model_validate_json((folder / "ported" / "report.json").read_bytes())
+
+
+@pytest.fixture
+def ports(workspace: Workspace, command: Command) -> Ports:
+    return Ports(workspace, command)
+
+
+def test_without_a_mapper_an_adapter_is_distilled_on_the_corpus(ports: Ports) -> None:
+    report = ports.ported(*QUICK, CORPUS_ALONE)
+    refined = report.refinement
+    assert refined is not None
+    assert (report.mapper, refined.name) == ("noop", "corpus_distill")
+    assert report.data_access == refined.data_access == "generic text"
+    assert refined.question["prompt"] == "Which feeling ? {text}"
+    assert refined.question["labels"] == ["good", "bad"]
+    assert refined.data == {"texts": ["corpus"]}
+    assert refined.measured[0]["texts"] == 16
+    assert 0 <= refined.measured[0]["agreement_after"] <= 1
+    assert refined.drift.mean > 0
+    assert refined.drift.source_mean > 0
+    assert refined.drift.texts == 6
+    assert refined.expected.go is None
+    assert {"diagnose", "port", "refine", "drift", "verify"} <= set(report.timing)
+    written = read_adapter(ports.output)
+    assert written.base_model == "pico/target"
+    assert written.norm() > 0
+    assert written.content_hash() == report.output.sha256
+    for told in (
+        "noop, corpus_distill: pico/source -> pico/target",
+        "data used: 16 generic texts, chosen from 24; information class: generic text",
+        "agreement with the source on 8 held-out prompts",
+        "drift on 6 generic texts",
+        "NO PREDICTION: no anchors of this pair were measured",
+        "verified: PEFT reads 6 sites",
+        "took ",
+    ):
+        assert told in ports.out
+    # That sites of the source feed no target layer matters to no student that began from zero.
+    assert "feed no target layer" not in ports.out
+    card = (ports.output / "README.md").read_text()
+    assert "was not trained on its task's data" in card
+    assert "the refinement `corpus_distill`" in card
+    assert "**NO PREDICTION: no anchors" in card
+
+
+def test_stopped_and_started_again_it_ends_in_the_same_bits(
+    ports: Ports, plain: TransferReport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    loss = LabelStudent.loss
+
+    def stop(self: LabelStudent, batch: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return loss(self, batch)
+
+    monkeypatch.setattr(LabelStudent, "loss", stop)
+    end = ports.call(*QUICK)
+    assert end.code == 130
+    assert "Traceback" not in end.err
+    assert "the same command goes on from here" in " ".join(end.err.split())
+    assert not ports.output.parent.exists()
+    assert ports.ported(*QUICK).output.sha256 == plain.output.sha256
+    assert len(calls) == 3 + 2, "of four steps two were left"
+
+
+def test_a_mapper_that_is_named_is_the_whole_port(ports: Ports) -> None:
+    report = ports.ported("mapper=copy", "scale=2")
+    assert report.refinement is None
+    assert report.config["refine"] == {}
+    assert report.data_access == "weights only"
+    assert "data used" not in ports.out
+
+
+def test_a_mapper_and_a_refinement(ports: Ports) -> None:
+    report = ports.ported("mapper=copy", "refine=corpus_distill", *QUICK)
+    assert report.refinement is not None
+    assert (report.mapper, report.refinement.name) == ("copy", "corpus_distill")
+    assert "the mapper `copy` and the refinement" in (ports.output / "README.md").read_text()
+    assert "copy, corpus_distill: pico/source" in ports.out
+
+
+def test_a_drift_budget(ports: Ports) -> None:
+    tight = ports.ported("mapper=copy", *BUDGET, "refine.budget=0.001")
+    assert tight.refinement is not None
+    assert 0 < tight.refinement.drift.mean <= 0.0011
+    assert tight.refinement.measured[0]["drift_before"]["mean"] > 0.0011
+    assert tight.refinement.drift.budget == 0.001
+    nothing = ports.ported("mapper=copy", *BUDGET, "refine.budget=0.0", "overwrite=true")
+    assert nothing.output.norm == 0
+    assert "the refined adapter is zero at every site" in ports.out
+
+
+def test_several_adapters_are_kept_within_a_budget_each(ports: Ports) -> None:
+    report = ports.ported("mapper=copy", *BUDGET, adapter="[books,games]")
+    assert report.refinement is not None
+    assert len(report.refinement.measured) == 2
+
+
+def test_scale_and_dtype_come_after_the_refinement(ports: Ports, plain: TransferReport) -> None:
+    halved = ports.ported(*QUICK, "scale=0.5", "dtype=bfloat16")
+    assert halved.output.norm == pytest.approx(plain.output.norm / 2, rel=1e-2)
+    assert halved.dtype == "bfloat16"
+
+
+def test_unlabelled_inputs(ports: Ports) -> None:
+    inputs, _ = write_inputs(ports.workspace.root)
+    quick = QUICK_REFINEMENT["prompt_distill"]
+    report = ports.ported("refine=prompt_distill", f"inputs={inputs}", *quick)
+    assert report.data_access == "unlabelled prompts"
+    assert report.refinement is not None
+    assert report.refinement.data == {"texts": ["corpus", "anchors"], "inputs": 3}
+    assert "3 unlabelled inputs" in ports.out
+    assert "but for a few unlabelled inputs" in (ports.output / "README.md").read_text()
+
+
+def test_labelled_examples(ports: Ports) -> None:
+    _, examples = write_inputs(ports.workspace.root)
+    quick = QUICK_REFINEMENT["few_shot"]
+    report = ports.ported("refine=few_shot", f"examples={examples}", *quick)
+    assert report.data_access == "few-shot"
+    assert "4 labelled examples" in ports.out
+
+
+def test_texts_of_anchor_tasks_are_another_class(ports: Ports) -> None:
+    report = ports.ported(*QUICK, "tasks.held_out=[games]")
+    assert report.data_access == "anchors"
+    assert report.refinement is not None
+    assert report.refinement.data == {"texts": ["corpus", "anchors"]}
+
+
+def calibration(ports: Ports, **fields: Any) -> Path:
+    agreements = {"plays": 0.2, "films": 0.4, "songs": 0.6, "games": 0.8, "books": 1.0}
+    points = [
+        {"task": task, "agreement_after": value, "gap_recovered": 0.7 + 0.01 * value}
+        for task, value in agreements.items()
+    ]
+    given = {"pair": "local", "refinement": "corpus_distill", "features": ["agreement_after"]}
+    return ports.file("anchors.json", json.dumps(given | {"points": points} | fields))
+
+
+def test_what_to_expect_is_fitted_on_other_anchors(ports: Ports) -> None:
+    report = ports.ported(*QUICK, f"calibration={calibration(ports)}")
+    assert report.refinement is not None
+    expected = report.refinement.expected
+    assert (expected.anchors, expected.go) == (4, True)
+    assert expected.value == pytest.approx(0.7, abs=0.03)
+    assert set(expected.features) == {"agreement_after"}
+    assert "GO: expect 0.7" in ports.out
+    assert "leave-one-out over 4 anchors of this pair" in ports.out
+
+
+class TestRefusedRefining:
+    def test_there_is_no_corpus(self, ports: Ports) -> None:
+        message = ports.refused(corpus=False)
+        for part in ("refine=corpus_distill", "paths.corpus=DIR", "mapper=cross_lora"):
+            assert part in message
+
+    def test_the_corpus_is_empty(self, ports: Ports) -> None:
+        (ports.texts / "all.txt").write_text("\n")
+        assert "0 training texts" in ports.refused(*QUICK, CORPUS_ALONE)
+
+    @pytest.mark.parametrize(
+        ("options", "named"),
+        [
+            (["prompt.labels=[good]"], "at least two different words"),
+            (["adapter=[books,games]"], "refine=corpus_distill refines one adapter"),
+            (["choose.anchors=[songs]"], "choose.anchors ports every anchor as well"),
+            (["inputs=FILE"], "refine=corpus_distill does not use inputs="),
+            (["examples=FILE"], "refine=corpus_distill does not use examples="),
+            (["refine=prompt_distill"], "give inputs=FILE"),
+            (["refine=few_shot"], "give examples=FILE"),
+            (["refine=prompt_distill", "inputs=nowhere.txt"], "nowhere.txt cannot be read"),
+            (["refine=none", "inputs=FILE"], "refine=none does not use inputs="),
+            (["refine_texts.written=-1"], "refine_texts.written is -1"),
+            (["refine_texts.anchors=yes_please"], "refine_texts.anchors is 'yes_please'"),
+            (["calibration=nowhere.json"], "nowhere.json cannot be read"),
+            (["refine=all"], "corpus_distill drift_budget few_shot none prompt_distill"),
+            (["refine.text=3"], "did you mean texts?"),
+            (["refine.texts=0"], "refine.texts=0"),
+        ],
+        ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+    )
+    def test_wrong_options(self, ports: Ports, options: list[str], named: str) -> None:
+        assert named in ports.refused(*options)
+
+    def test_an_unknown_label(self, ports: Ports) -> None:
+        file = ports.file("examples.jsonl", {"text": "a film", "label": "superb"})
+        message = ports.refused("refine=few_shot", f"examples={file}")
+        assert "line 1, has the label 'superb', but the labels are very good, bad" in message
+
+    def test_a_calibration_of_another_pair(self, ports: Ports) -> None:
+        file = calibration(ports, pair="elsewhere")
+        assert "was measured on pair=elsewhere" in ports.refused(f"calibration={file}")
+
+    def test_an_adapter_that_does_nothing(self, ports: Ports) -> None:
+        from .test_port_refused import damage
+
+        damage(ports.workspace.zoo / "source" / "books", "untrained")
+        assert "books is zero at every site" in ports.refused(*QUICK)
+
+
+# What is to be expected of an adapter, by the anchors of its pair.
+
+AGREEMENTS = {"plays": 0.2, "films": 0.4, "songs": 0.6, "games": 0.8, "books": 1.0}
+MEASURED = {"agreement": {"after": 0.5}, "drift": {"mean": 0.1}, "notes": ["few texts"]}
+
+
+def calibration_quality_control(**fields: Any) -> AnchorCalibration:
+    points = [
+        {"task": task, "agreement.after": value, "gap_recovered": 0.7 + 0.01 * value}
+        for task, value in AGREEMENTS.items()
+    ]
+    given = {"pair": "local", "refinement": "corpus_distill", "features": ["agreement.after"]}
+    return AnchorCalibration.parse(json.dumps(given | {"points": points} | fields), "anchors.json")
+
+
+def test_the_task_that_is_ported_is_no_anchor() -> None:
+    found = expected(calibration_quality_control(), "corpus_distill", ("books",), MEASURED)
+    assert (found.anchors, found.go, found.why_not) == (4, True, "")
+    assert found.value == pytest.approx(0.7, abs=0.03)
+    assert found.features == {"agreement.after": 0.5}
+    assert (
+        expected(calibration_quality_control(), "corpus_distill", ("other",), MEASURED).anchors == 5
+    )
+
+
+@pytest.mark.parametrize(
+    ("anchors", "tasks", "why"),
+    [
+        (None, (), "no anchors of this pair were measured"),
+        (
+            calibration_quality_control(refinement="few_shot"),
+            (),
+            "were measured with refine=few_shot",
+        ),
+        (calibration_quality_control(), ("books", "games"), "only 3 other anchors"),
+    ],
+)
+def test_where_nothing_can_be_said_it_is_told_why(
+    anchors: AnchorCalibration | None, tasks: tuple[str, ...], why: str
+) -> None:
+    found = expected(anchors, "corpus_distill", tasks, MEASURED)
+    assert why in found.why_not
+    assert (found.value, found.go) == (None, None)
+
+
+def test_a_feature_that_was_not_measured() -> None:
+    found = expected(calibration_quality_control(), "corpus_distill", (), {"drift": {"mean": 0.1}})
+    assert found.why_not == "agreement.after was not measured of this adapter"

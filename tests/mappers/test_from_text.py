@@ -1,0 +1,166 @@
+"""What becomes of an adapter once maps are there, on maps that are given."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from loraport.adapters import LoraAdapter, LowRank, Role, Site
+from loraport.alignment.layer_matching import LayerPairing
+from loraport.alignment.linear_maps import HeldOutError
+from loraport.exceptions import AdapterError
+from loraport.mappers.from_text import FittedMaps, ModelPair, Reader, RelativeNorms, Writer
+from loraport.mappers.transport import TransportMapper
+from loraport.models import BaseModel
+
+PAIRING = LayerPairing(2, (((0, 1.0),), ((0, 0.25), (1, 0.75)), ((1, 0.5),)))
+
+
+def drawn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture
+def models(pico: Callable[[str], BaseModel], pico_target: BaseModel) -> ModelPair:
+    return ModelPair(pico("llama"), pico_target)
+
+
+@pytest.fixture
+def adapter(random_adapter: Callable[..., LoraAdapter], models: ModelPair) -> LoraAdapter:
+    return random_adapter(models.source, roles=(Role.V,))
+
+
+@pytest.fixture
+def carrier(models: ModelPair) -> Callable[..., TransportMapper]:
+    """A mapper with maps drawn at random; what layer 1 reads is unpredictable."""
+
+    def make(**options: object) -> TransportMapper:
+        mapper = TransportMapper(roles=["v"], **options)  # type: ignore[arg-type]
+        mapper.use(models, PAIRING)
+        readers, writers = {}, {}
+        sizes = [m.sites.shapes[Site(0, Role.V)] for m in (models.source, models.target)]
+        (out_s, in_s), (out_t, in_t) = sizes
+        for target, feeds in mapper.described.feeds().items():
+            for source, _ in feeds:
+                seed = 10 * source.layer + target.layer
+                error = HeldOutError((0.25 + source.layer) * torch.eye(in_s), torch.eye(in_s))
+                inputs = Site(source.layer, Role.Q), Site(target.layer, Role.Q)
+                readers[inputs] = Reader(drawn(in_s, in_t, seed=seed), 0.1, error.r2, error)
+                writers[source, target] = Writer(drawn(out_t, out_s, seed=seed), None, 0.5)
+        mapper.maps = FittedMaps(readers, writers)
+        mapper.norms = RelativeNorms.of(models.source, models.target, mapper.described.feeds())
+        return mapper
+
+    return make
+
+
+def carried(mapper: TransportMapper, update: LowRank, source: int, target: int) -> Tensor:
+    pair = Site(source, Role.V), Site(target, Role.V)
+    reader = mapper.maps.readers[Site(source, Role.Q), Site(target, Role.Q)]
+    return mapper.maps.writers[pair].matrix @ update.dense() @ reader.matrix
+
+
+def test_updates_are_the_weighted_sums_of_their_feeds(
+    carrier: Callable[..., TransportMapper], adapter: LoraAdapter
+) -> None:
+    mapper = carrier()
+    result = mapper.map(adapter)
+    zero, one = adapter[Site(0, Role.V)], adapter[Site(1, Role.V)]
+    first, both, half = (result[Site(layer, Role.V)] for layer in range(3))
+    assert torch.allclose(first.dense(), carried(mapper, zero, 0, 0), atol=1e-4)
+    expected = 0.25 * carried(mapper, zero, 0, 1) + 0.75 * carried(mapper, one, 1, 1)
+    assert torch.allclose(both.dense(), expected, atol=1e-4)
+    assert torch.allclose(half.dense(), 0.5 * carried(mapper, one, 1, 2), atol=1e-4)
+    assert [update.rank for update in (first, both, half)] == [3, 6, 3]
+    assert first.scale == zero.scale
+
+
+def test_report_tells_the_fit_of_every_feed(
+    carrier: Callable[..., TransportMapper], adapter: LoraAdapter
+) -> None:
+    mapper = carrier()
+    result = mapper.map(adapter)
+    report = mapper.report()
+    assert report["fits"]["1.v"] == {
+        "0.v": {"input_r2": 0.75, "output_r2": 0.5, "input_strength": 0.1},
+        "1.v": {"input_r2": -0.25, "output_r2": 0.5, "input_strength": 0.1},
+    }
+    first, both = report["sites"]["0.v"], report["sites"]["1.v"]
+    assert first["source"] == "0.v"
+    assert first["restricted_r2"] == pytest.approx(0.75)
+    before = adapter[Site(0, Role.V)].norm()
+    assert first["kept_norm"] == pytest.approx(result[Site(0, Role.V)].norm() / before, rel=1e-5)
+    assert both["source"] == "0.v + 1.v"
+    assert both["restricted_r2"] == pytest.approx(0.25 * 0.75 - 0.75 * 0.25, abs=1e-6)
+    assert both["feeds"]["1.v"]["weight"] == 0.75
+    assert report["repeated_sites"] == 2
+
+
+def test_gauge_of_the_factors_does_not_change_what_is_left_out(
+    carrier: Callable[..., TransportMapper],
+    adapter: LoraAdapter,
+    regauged: Callable[[LoraAdapter, int], LoraAdapter],
+) -> None:
+    mapper = carrier()
+    for pair, reader in mapper.maps.readers.items():
+        residual = torch.linspace(0, 2, 32).diag()
+        error = HeldOutError(residual, reader.error.covariance)
+        mapper.maps.readers[pair] = Reader(reader.matrix, None, 0.0, error)
+    found = []
+    for given in (adapter, regauged(adapter, 5)):
+        mapper.map(given)
+        found.append([facts["restricted_r2"] for facts in mapper.report()["sites"].values()])
+    assert found[1] == pytest.approx(found[0], rel=1e-3)
+    dense = adapter[Site(0, Role.V)].dense()
+    expected = 1 - (dense @ torch.linspace(0, 2, 32).sqrt().diag()).norm() ** 2 / dense.norm() ** 2
+    assert found[0][0] == pytest.approx(float(expected), rel=1e-3)
+
+
+def test_what_text_does_not_predict_is_left_out_on_request(
+    carrier: Callable[..., TransportMapper], adapter: LoraAdapter
+) -> None:
+    mapper = carrier(min_r2=0.0)
+    result = mapper.map(adapter)
+    assert list(result) == [Site(0, Role.V), Site(1, Role.V)]
+    zero = adapter[Site(0, Role.V)]
+    expected = 0.25 * carried(mapper, zero, 0, 1)
+    assert torch.allclose(result[Site(1, Role.V)].dense(), expected, atol=1e-4)
+    report = mapper.report()
+    assert report["left_out"] == ["1.v > 1.v", "1.v > 2.v"]
+    assert list(report["sites"]) == ["0.v", "1.v"]
+    with pytest.raises(AdapterError, match=r"above mapper\.min_r2=0\.9 at none of its sites"):
+        carrier(min_r2=0.9).map(adapter)
+
+
+def test_norms_are_matched_on_request(
+    carrier: Callable[..., TransportMapper], adapter: LoraAdapter, models: ModelPair
+) -> None:
+    plain, matched = carrier().map(adapter), carrier(match_norm=True).map(adapter)
+
+    def relative(model: BaseModel, update: LowRank, site: Site) -> float:
+        weight = model.network.get_parameter(f"{site.module_name}.weight")
+        return update.norm() / float(weight.norm())
+
+    zero, one = (
+        relative(models.source, adapter[site], site) for site in (Site(0, Role.V), Site(1, Role.V))
+    )
+    for layer, expected in ((0, zero), (1, 0.25 * zero + 0.75 * one), (2, 0.5 * one)):
+        site = Site(layer, Role.V)
+        assert relative(models.target, matched[site], site) == pytest.approx(expected, rel=1e-4)
+        ratio = matched[site].norm() / plain[site].norm()
+        assert torch.allclose(matched[site].dense(), ratio * plain[site].dense(), atol=1e-5)
+
+
+def test_update_of_zeros_stays_zero(
+    carrier: Callable[..., TransportMapper], adapter: LoraAdapter
+) -> None:
+    mapper = carrier(match_norm=True, min_r2=None)
+    nothing = mapper.map(adapter.map(lambda u: LowRank(u.A, 0 * u.B, u.scale)))
+    assert nothing.norm() == 0
+    assert "kept_norm" not in mapper.report()["sites"]["0.v"]
+
+
+def test_pairing_of_other_models_is_refused(models: ModelPair) -> None:
+    with pytest.raises(ValueError, match=r"of \(2, 2\) layers, the models have \(2, 3\)"):
+        TransportMapper().use(models, LayerPairing.one_to_one(2, (0, 1)))

@@ -1,0 +1,704 @@
+import json
+from collections import namedtuple
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from loraport.adapters import LoraAdapter, Role, Site
+from loraport.data.text_corpus import AlignedBatch, TokenBatch
+from loraport.exceptions import ConfigurationError, DataError, OutputError
+from loraport.models import ARCHITECTURES, BaseModel, attached
+from loraport.models.capture import ActivationCache, PairedCapture, activations, readings
+from loraport.models.hooks import Tap, tap_widths
+
+# Twice the window of the pico models, so that a wrong mask of a sliding layer shows.
+LENGTHS = (33, 7, 20)
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def base(request: pytest.FixtureRequest, pico: Callable[[str], BaseModel]) -> BaseModel:
+    return pico(request.param)
+
+
+def texts(lengths: tuple[int, ...] = LENGTHS) -> TokenBatch:
+    """Random tokens, padded on the right by a token that also occurs in texts."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(2, 200, (len(lengths), max(lengths)), generator=generator)
+    mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
+    return TokenBatch(torch.where(mask.bool(), ids, 7), mask)
+
+
+def all_places(batch: TokenBatch) -> Tensor:
+    return batch.attention_mask.flatten().nonzero().flatten()
+
+
+def all_taps(base: BaseModel) -> list[Tap]:
+    sites = list(base.sites.shapes)
+    residual = [Tap.residual(layer) for layer in range(base.sites.layers)]
+    return [*map(Tap.input, sites), *map(Tap.output, sites), *residual]
+
+
+def hooks(network: nn.Module) -> int:
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in network.modules())
+
+
+@contextmanager
+def runs_of(network: nn.Module) -> Iterator[list[str]]:
+    """The names of the modules that are run, in order."""
+    names: list[str] = []
+    handles = [
+        module.register_forward_hook(lambda _m, _i, _o, name=name: names.append(name))
+        for name, module in network.named_modules()
+    ]
+    yield names
+    for handle in handles:
+        handle.remove()
+
+
+def test_taps_give_what_the_modules_read_and_write(base: BaseModel) -> None:
+    batch = texts()
+    seen: dict[str, tuple[Tensor, Tensor]] = {}
+    handles = [
+        base.network.get_submodule(site.module_name).register_forward_hook(
+            lambda _m, inputs, out, name=site.label: seen.update({name: (inputs[0], out)})
+        )
+        for site in base.sites.shapes
+    ]
+    base.network.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+    for handle in handles:
+        handle.remove()
+    places = all_places(batch)[[5, 2, 40]]
+    found = activations(base.network, batch, places, all_taps(base))
+    for site in base.sites.shapes:
+        read, written = (x.flatten(0, 1)[places] for x in seen[site.label])
+        torch.testing.assert_close(found[Tap.input(site)], read)
+        torch.testing.assert_close(found[Tap.output(site)], written)
+        out, in_ = base.sites.shapes[site]
+        assert (read.shape[1], written.shape[1]) == (in_, out)
+
+
+def test_residual_stream_agrees_with_transformers(base: BaseModel) -> None:
+    batch = texts()
+    states = base.network.model(*batch, output_hidden_states=True)
+    taps = [Tap.residual(0), Tap.residual(1)]
+    found = activations(base.network, batch, all_places(batch), taps)
+    inside = batch.attention_mask.bool()
+    torch.testing.assert_close(found[taps[0]], states.hidden_states[1][inside])
+    # transformers gives the last layer's behind the final norm.
+    normed = base.network.model.norm(found[taps[1]])
+    torch.testing.assert_close(normed, states.last_hidden_state[inside])
+
+
+def test_padding_changes_nothing(base: BaseModel) -> None:
+    batch = texts()
+    together = activations(base.network, batch, all_places(batch), all_taps(base))
+    first = 0
+    for text, length in enumerate(LENGTHS):
+        alone = TokenBatch(
+            batch.input_ids[text : text + 1, :length],
+            batch.attention_mask[text : text + 1, :length],
+        )
+        found = activations(base.network, alone, torch.arange(length), all_taps(base))
+        for tap, rows in found.items():
+            torch.testing.assert_close(
+                together[tap][first : first + length], rows, rtol=1e-4, atol=1e-5
+            )
+        first += length
+
+
+def test_attached_adapter_takes_part(
+    base: BaseModel, random_adapter: Callable[..., LoraAdapter]
+) -> None:
+    batch, site = texts(), Site(0, Role.V)
+    adapter = random_adapter(base, roles=(Role.V,))
+    taps = [Tap.input(site), Tap.output(site), Tap.residual(1)]
+    places = all_places(batch)
+    plain = activations(base.network, batch, places, taps)
+    with attached(base.network, adapter):
+        adapted = activations(base.network, batch, places, taps)
+    update = adapter[site]
+    expected = plain[taps[1]] + plain[taps[0]] @ (update.scale * update.B @ update.A).mT
+    torch.testing.assert_close(adapted[taps[1]], expected, rtol=1e-4, atol=1e-5)
+    assert (adapted[taps[2]] - plain[taps[2]]).abs().max() > 1e-3
+
+
+def test_nothing_above_the_deepest_tap_is_run(pico_target: BaseModel) -> None:
+    batch = texts()
+    deepest = Tap.output(Site(1, Role.K))
+    with runs_of(pico_target.network) as names:
+        activations(pico_target.network, batch, all_places(batch), [Tap.residual(0), deepest])
+    assert names[-1] == "model.layers.1.self_attn.k_proj"
+    assert "model.layers.0" in names
+    assert "model.layers.1" not in names
+    assert not [name for name in names if "layers.2" in name or "lm_head" in name]
+
+
+def test_input_of_a_module_is_read_without_running_it(pico_source: BaseModel) -> None:
+    ids = torch.tensor([[4, 5, 6]])
+    with runs_of(pico_source.network) as names:
+        activations(
+            pico_source.network,
+            TokenBatch(ids, torch.ones_like(ids)),
+            torch.arange(3),
+            [Tap.input(Site(0, Role.DOWN))],
+        )
+    assert "model.layers.0.mlp.up_proj" in names
+    assert "model.layers.0.mlp.down_proj" not in names
+
+
+def test_without_taps_nothing_is_run(pico_source: BaseModel) -> None:
+    ids = torch.tensor([[4, 5, 6]])
+    with runs_of(pico_source.network) as names:
+        found = activations(
+            pico_source.network, TokenBatch(ids, torch.ones_like(ids)), torch.arange(3), []
+        )
+    assert found == {}
+    assert names == []
+
+
+def test_rows_are_copies_that_can_be_trained_on(pico_source: BaseModel) -> None:
+    ids = torch.tensor([[4, 5, 6]])
+    tap = Tap.residual(0)
+    batch = TokenBatch(ids, torch.ones_like(ids))
+    rows = activations(pico_source.network, batch, torch.tensor([1]), [tap])[tap]
+    assert rows.untyped_storage().nbytes() == 32 * 4
+    assert not rows.requires_grad
+    weight = torch.ones(32, requires_grad=True)
+    (rows @ weight).sum().backward()
+    torch.testing.assert_close(weight.grad, rows[0])
+
+
+def test_hooks_do_not_stay(pico_target: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    network, batch = pico_target.network, texts()
+    places, before = all_places(batch), hooks(network)
+    first = activations(network, batch, places, all_taps(pico_target))
+    for _ in range(3):
+        again = activations(network, batch, places, all_taps(pico_target))
+    assert hooks(network) == before
+    assert all(torch.equal(first[tap], again[tap]) for tap in first)
+    with pytest.raises(AttributeError):
+        activations(network, batch, places, [Tap.residual(0), Tap.residual(99)])
+    assert hooks(network) == before
+
+    def broken(*_: object) -> Tensor:
+        raise RuntimeError("planted")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(network.model.layers[1].mlp, "forward", broken)
+        with pytest.raises(RuntimeError, match="planted"):
+            activations(network, batch, places, [Tap.residual(0), Tap.residual(2)])
+    assert hooks(network) == before
+    again = activations(network, batch, places, all_taps(pico_target))
+    assert all(torch.equal(first[tap], again[tap]) for tap in first)
+
+
+LENGTHS_GRADIENTS = (21, 6, 14)
+WIDTH = max(LENGTHS_GRADIENTS)
+# Aligned tokens of each text: what lies between the first and the last of them counts.
+ALIGNED = ((5, 9, 14, 17), (2, 5), (3, 12, 13))
+PLACES = torch.tensor(
+    [text * WIDTH + place for text, found in enumerate(ALIGNED) for place in found]
+)
+STEP = 0.01
+Spans = dict[int, tuple[int, int]]
+SPANS = {text: (found[0], found[-1]) for text, found in enumerate(ALIGNED)}
+SITES = (Site(0, Role.Q), Site(0, Role.V), Site(1, Role.K), Site(1, Role.O), Site(1, Role.DOWN))
+
+
+@pytest.fixture(scope="module", params=["llama", "gemma2", "gemma3_text"])
+def base_gradients(request: pytest.FixtureRequest, pico: Callable[[str], BaseModel]) -> BaseModel:
+    return pico(request.param)
+
+
+def texts_gradients() -> TokenBatch:
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(2, 200, (len(LENGTHS_GRADIENTS), WIDTH), generator=generator)
+    mask = (torch.arange(WIDTH) < torch.tensor(LENGTHS_GRADIENTS)[:, None]).long()
+    return TokenBatch(torch.where(mask.bool(), ids, 7), mask)
+
+
+def likelihood(base: BaseModel, spans: Spans) -> Tensor:
+    """Return the log-likelihood of tokens ``(after, up to)`` of some texts, by the whole model."""
+    batch = texts_gradients()
+    logits = base.network(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+    logs = logits.double().log_softmax(dim=2)
+    counted = [
+        logs[text, place - 1, batch.input_ids[text, place]]
+        for text, (after, upto) in spans.items()
+        for place in range(after + 1, upto + 1)
+    ]
+    return torch.stack(counted).sum()
+
+
+def nudged(base: BaseModel, site: Site, place: int, change: Tensor, spans: Spans) -> float:
+    """Return the same with a module's output changed at a place."""
+
+    def change_it(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
+        output = output.clone()
+        output.view(-1, output.shape[-1])[place] += change
+        return output
+
+    handle = base.network.get_submodule(site.module_name).register_forward_hook(change_it)
+    try:
+        return float(likelihood(base, spans))
+    finally:
+        handle.remove()
+
+
+def whole(base: BaseModel, site: Site, places: Tensor, span: tuple[int, int]) -> Tensor:
+    """Return gradients of the first text's tokens ``(after, up to)``, by the whole model."""
+    kept: list[Tensor] = []
+
+    def start_here(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
+        kept.append(output.detach().requires_grad_())
+        return kept[0]
+
+    handle = base.network.get_submodule(site.module_name).register_forward_hook(start_here)
+    try:
+        total = likelihood(base, {0: span})
+    finally:
+        handle.remove()
+    return torch.autograd.grad(total, kept[0])[0].flatten(0, 1)[places]
+
+
+def all_taps_gradients(sites: tuple[Site, ...] = SITES) -> list[Tap]:
+    return [
+        *map(Tap.input, sites),
+        *map(Tap.output, sites),
+        *map(Tap.gradient, sites),
+        Tap.residual(0),
+        Tap.residual(1),
+    ]
+
+
+@pytest.mark.parametrize("site", SITES, ids=lambda site: site.label)
+def test_gradient_is_what_a_small_change_of_the_output_does(
+    base_gradients: BaseModel, site: Site
+) -> None:
+    tap = Tap.gradient(site)
+    found = readings(base_gradients.network, texts_gradients(), PLACES, [tap])[tap]
+    generator = torch.Generator().manual_seed(3)
+    checked = 0
+    for row in (0, 2, 5, 6, 7):
+        way = torch.randn(found.shape[1], generator=generator)
+        # Along the gradient, where there is one, so that there is something to measure.
+        step = STEP * (way / way.norm() + found[row] / found[row].norm().clamp_min(1e-12))
+        place = int(PLACES[row])
+        there, back = (nudged(base_gradients, site, place, sign * step, SPANS) for sign in (1, -1))
+        expected = float(found[row] @ step)
+        assert (there - back) / 2 == pytest.approx(expected, rel=0.03, abs=2e-5)
+        checked += abs(expected) > 1e-4
+    assert checked >= 1
+
+
+def test_only_the_tokens_between_the_first_and_last_aligned_ends_count(
+    base_gradients: BaseModel,
+) -> None:
+    site, places = Site(0, Role.O), torch.tensor([5, 16, 17])
+    found = readings(base_gradients.network, texts_gradients(), places, [Tap.gradient(site)])[
+        Tap.gradient(site)
+    ]
+    torch.testing.assert_close(
+        found, whole(base_gradients, site, places, (5, 17)), rtol=1e-3, atol=1e-4
+    )
+    for span in ((6, 17), (5, 16), (5, 18)):
+        assert (found - whole(base_gradients, site, places, span)).norm() > 0.01 * found.norm()
+
+
+def test_the_last_aligned_token_has_no_gradient(base_gradients: BaseModel) -> None:
+    taps = [Tap.gradient(site) for site in SITES]
+    found = readings(base_gradients.network, texts_gradients(), PLACES, taps)
+    last = torch.tensor([3, 5, 8])
+    for rows in found.values():
+        assert not rows[last].any()
+        assert rows[last - 1].any()
+
+
+def test_texts_do_not_mix(base_gradients: BaseModel) -> None:
+    batch, taps = texts_gradients(), [Tap.gradient(site) for site in SITES]
+    together = readings(base_gradients.network, batch, PLACES, taps)
+    first = 0
+    for text, aligned in enumerate(ALIGNED):
+        length = LENGTHS_GRADIENTS[text]
+        alone = TokenBatch(
+            batch.input_ids[text : text + 1, :length],
+            batch.attention_mask[text : text + 1, :length],
+        )
+        found = readings(base_gradients.network, alone, torch.tensor(aligned), taps)
+        for tap in taps:
+            rows = together[tap][first : first + len(aligned)]
+            torch.testing.assert_close(rows, found[tap], rtol=1e-4, atol=1e-5)
+        first += len(aligned)
+
+
+def test_activations_read_on_the_way_are_those_read_alone(base_gradients: BaseModel) -> None:
+    wanted = [tap for tap in all_taps_gradients() if tap.place != "gradient"]
+    expected = activations(base_gradients.network, texts_gradients(), PLACES, wanted)
+    found = readings(base_gradients.network, texts_gradients(), PLACES, all_taps_gradients())
+    assert found.keys() == set(all_taps_gradients())
+    for tap, rows in expected.items():
+        torch.testing.assert_close(found[tap], rows, rtol=1e-5, atol=1e-6)
+    without = readings(base_gradients.network, texts_gradients(), PLACES, wanted)
+    assert without.keys() == expected.keys()
+    assert all(torch.equal(without[tap], rows) for tap, rows in expected.items())
+
+
+def test_a_text_of_one_aligned_token_has_no_gradient(base_gradients: BaseModel) -> None:
+    taps = [Tap.gradient(site) for site in SITES]
+    found = readings(
+        base_gradients.network, texts_gradients(), torch.tensor([9, 14, WIDTH + 4]), taps
+    )
+    pair = readings(base_gradients.network, texts_gradients(), torch.tensor([9, 14]), taps)
+    for tap, rows in found.items():
+        assert not rows[2].any()
+        torch.testing.assert_close(rows[:2], pair[tap])
+    alone = readings(base_gradients.network, texts_gradients(), torch.tensor([4, WIDTH + 4]), taps)
+    assert not any(rows.any() for rows in alone.values())
+
+
+def test_nothing_stays(base_gradients: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    network, before = base_gradients.network, hooks(base_gradients.network)
+    first = readings(network, texts_gradients(), PLACES, all_taps_gradients())
+    again = readings(network, texts_gradients(), PLACES, all_taps_gradients())
+    assert all(torch.equal(first[tap], again[tap]) for tap in first)
+    with monkeypatch.context() as patch:
+
+        def broken(*_: object) -> Tensor:
+            raise RuntimeError("planted")
+
+        patch.setattr(network.model.layers[1].mlp, "forward", broken)
+        with pytest.raises(RuntimeError, match="planted"):
+            readings(network, texts_gradients(), PLACES, all_taps_gradients())
+    assert hooks(network) == before
+    assert not any(rows.requires_grad for rows in first.values())
+    assert not any(p.requires_grad or p.grad is not None for p in network.parameters())
+    assert torch.is_grad_enabled()
+    with torch.no_grad():
+        inside = readings(network, texts_gradients(), PLACES, all_taps_gradients())
+        assert not torch.is_grad_enabled()
+    assert all(torch.equal(first[tap], inside[tap]) for tap in first)
+
+
+def test_rows_are_copies(base_gradients: BaseModel) -> None:
+    for rows in readings(
+        base_gradients.network, texts_gradients(), PLACES, all_taps_gradients()
+    ).values():
+        assert rows.untyped_storage().nbytes() == rows.nbytes
+
+
+def test_attached_adapter_takes_part_gradients(
+    base_gradients: BaseModel, random_adapter: Callable[..., LoraAdapter]
+) -> None:
+    site = Site(1, Role.V)
+    taps = [Tap.output(site), Tap.gradient(site), Tap.gradient(Site(0, Role.V))]
+    plain = readings(base_gradients.network, texts_gradients(), PLACES, taps)
+    with attached(base_gradients.network, random_adapter(base_gradients, roles=(Role.V,))):
+        adapted = readings(base_gradients.network, texts_gradients(), PLACES, taps)
+        expected = activations(base_gradients.network, texts_gradients(), PLACES, taps[:1])
+    torch.testing.assert_close(adapted[taps[0]], expected[taps[0]], rtol=1e-5, atol=1e-6)
+    for tap in taps:
+        assert (adapted[tap] - plain[tap]).abs().max() > 1e-3
+
+
+SOURCE, TARGET = Tap.residual(1), Tap.input(Site(2, Role.V))
+
+
+def batches(count: int = 4) -> list[AlignedBatch]:
+    """Batches of different sizes, whose places are paired in no simple way."""
+    generator = torch.Generator().manual_seed(0)
+
+    def side(texts: int, tokens: int) -> TokenBatch:
+        ids = torch.randint(2, 20, (texts, tokens), generator=generator)
+        return TokenBatch(ids, torch.ones_like(ids))
+
+    def one(number: int) -> AlignedBatch:
+        rows = 5 + number
+        return AlignedBatch(
+            side(2, 8),
+            side(2, 20),
+            torch.randperm(16, generator=generator)[:rows],
+            torch.randperm(40, generator=generator)[:rows],
+            torch.arange(rows) + 10 * number,
+        )
+
+    return [one(number) for number in range(count)]
+
+
+def test_both_models_are_read_at_their_places(
+    pico_source: BaseModel, pico_target: BaseModel
+) -> None:
+    capture = PairedCapture(pico_source.network, pico_target.network)
+    read = list(capture.run(batches(), [SOURCE], [TARGET]))
+    assert len(read) == 4
+    for found, batch in zip(read, batches(), strict=True):
+        source = activations(pico_source.network, batch.source, batch.source_places, [SOURCE])
+        target = activations(pico_target.network, batch.target, batch.target_places, [TARGET])
+        assert torch.equal(found.source[SOURCE], source[SOURCE])
+        assert torch.equal(found.target[TARGET], target[TARGET])
+        assert torch.equal(found.batch.documents, batch.documents)
+        assert len(found.source[SOURCE]) == len(found.target[TARGET]) == len(batch.documents)
+
+
+def test_skipped_batches_are_not_run(
+    pico_source: BaseModel, pico_target: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[int] = []
+
+    def noting(network: object, tokens: TokenBatch, places: torch.Tensor, taps: object) -> object:
+        ran.append(len(places))
+        return {}
+
+    monkeypatch.setattr("loraport.models.capture.readings", noting)
+    capture = PairedCapture(pico_source.network, pico_target.network)
+    done: list[int] = []
+    read = list(capture.run(batches(), [SOURCE], [TARGET], skip=2, progress=done.append))
+    assert ran == [7, 7, 8, 8]
+    assert [len(found.batch.documents) for found in read] == [7, 8]
+    assert done == [2, 3, 4]
+
+
+def test_progress_follows_the_receiver(pico_source: BaseModel, pico_target: BaseModel) -> None:
+    done: list[int] = []
+    capture = PairedCapture(pico_source.network, pico_target.network)
+    run = capture.run(batches(), [SOURCE], [TARGET], progress=done.append)
+    next(run)
+    assert done == []
+    next(run)
+    assert done == [1]
+    list(run)
+    assert done == [1, 2, 3, 4]
+
+
+WIDTHS = {"source.0.residual": 6, "target.1.q.input": 10}
+SOURCE_ACTIVATION_CACHE, TARGET_ACTIVATION_CACHE = Tap.residual(1), Tap.input(Site(2, Role.Q))
+
+
+def rows(count: int, seed: int = 0) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {x: torch.randn(count, width, generator=generator) for x, width in WIDTHS.items()}
+
+
+def batches_activation_cache(count: int = 4) -> list[AlignedBatch]:
+    generator = torch.Generator().manual_seed(0)
+
+    def one(number: int) -> AlignedBatch:
+        ids = torch.randint(2, 20, (2, 10), generator=generator)
+        tokens = TokenBatch(ids, torch.ones_like(ids))
+        places = torch.randperm(20, generator=generator)[: 5 + number]
+        return AlignedBatch(tokens, tokens, places, places, places // 10)
+
+    return [one(number) for number in range(count)]
+
+
+ROWS = sum(len(batch.documents) for batch in batches_activation_cache())
+
+
+@pytest.fixture
+def capture(pico_source: BaseModel, pico_target: BaseModel) -> PairedCapture:
+    return PairedCapture(pico_source.network, pico_target.network)
+
+
+@pytest.fixture
+def runs(pico_source: BaseModel) -> Iterator[list[int]]:
+    noted: list[int] = []
+    handle = pico_source.network.model.embed_tokens.register_forward_hook(
+        lambda *_: noted.append(1)
+    )
+    yield noted
+    handle.remove()
+
+
+@pytest.fixture
+def widths(pico_source: BaseModel, pico_target: BaseModel) -> dict[str, int]:
+    source = tap_widths(pico_source.sites, [SOURCE_ACTIVATION_CACHE])
+    target = tap_widths(pico_target.sites, [TARGET_ACTIVATION_CACHE])
+    return {
+        SOURCE_ACTIVATION_CACHE.label_on("source"): source[SOURCE_ACTIVATION_CACHE],
+        TARGET_ACTIVATION_CACHE.label_on("target"): target[TARGET_ACTIVATION_CACHE],
+    }
+
+
+def test_rows_come_back_as_bfloat16_holds_them(tmp_path: Path) -> None:
+    cache = ActivationCache.create(tmp_path / "cache", WIDTHS, 50)
+    written = rows(50)
+    cache.write(0, {label: x[:20] for label, x in written.items()})
+    cache.write(20, {label: x[20:] for label, x in written.items()})
+    assert cache.complete
+    index = torch.tensor([40, 3, 3, 19, 20])
+    for opened in (cache, ActivationCache.open(tmp_path / "cache")):
+        assert opened.widths == WIDTHS
+        for label, x in written.items():
+            found = opened.read(label, index)
+            assert found.dtype == torch.float32
+            assert torch.equal(found, x[index].bfloat16().float())
+    assert (
+        cache.bytes
+        == 50 * 16 * 2
+        == sum(file.stat().st_size for file in (tmp_path / "cache").glob("*.bf16"))
+    )
+
+
+def test_what_is_read_can_be_changed_without_changing_the_files(tmp_path: Path) -> None:
+    cache = ActivationCache.create(tmp_path / "cache", WIDTHS, 5)
+    cache.write(0, rows(5))
+    label, index = "source.0.residual", torch.arange(5)
+    first = cache.read(label, index)
+    first.clone().zero_()
+    cache.read(label, index).zero_()
+    assert torch.equal(ActivationCache.open(tmp_path / "cache").read(label, index), first)
+
+
+def test_a_stopped_capture_goes_on_from_the_last_whole_batch(
+    capture: PairedCapture, widths: dict[str, int], runs: list[int], tmp_path: Path
+) -> None:
+    straight = ActivationCache.create(tmp_path / "straight", widths, ROWS)
+    straight.fill(
+        capture, batches_activation_cache(), [SOURCE_ACTIVATION_CACHE], [TARGET_ACTIVATION_CACHE]
+    )
+    assert straight.complete
+    del runs[:]
+
+    def stop(done: int) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    folder = tmp_path / "stopped"
+    with pytest.raises(KeyboardInterrupt):
+        ActivationCache.resume(folder, widths, ROWS).fill(
+            capture,
+            batches_activation_cache(),
+            [SOURCE_ACTIVATION_CACHE],
+            [TARGET_ACTIVATION_CACHE],
+            progress=stop,
+        )
+    # The beginning of a batch that did not end.
+    with (folder / "source.1.residual.bf16").open("r+b") as file:
+        file.seek(11 * 32 * 2)
+        file.write(b"\x11" * 100)
+    stopped = ActivationCache.resume(folder, widths, ROWS)
+    assert (stopped.done, stopped.complete) == (11, False)
+    done: list[int] = []
+    stopped.fill(
+        capture,
+        batches_activation_cache(),
+        [SOURCE_ACTIVATION_CACHE],
+        [TARGET_ACTIVATION_CACHE],
+        progress=done.append,
+    )
+    assert done == [2, 3, 4]
+    assert len(runs) == 4
+    for label in widths:
+        one, other = (tmp_path / name / f"{label}.bf16" for name in ("straight", "stopped"))
+        assert one.read_bytes() == other.read_bytes()
+
+
+def test_a_finished_cache_runs_nothing(
+    capture: PairedCapture, widths: dict[str, int], runs: list[int], tmp_path: Path
+) -> None:
+    cache = ActivationCache.resume(tmp_path / "cache", widths, ROWS)
+    cache.fill(
+        capture, batches_activation_cache(), [SOURCE_ACTIVATION_CACHE], [TARGET_ACTIVATION_CACHE]
+    )
+    del runs[:]
+    again = ActivationCache.resume(tmp_path / "cache", widths, ROWS)
+    again.fill(
+        capture, batches_activation_cache(), [SOURCE_ACTIVATION_CACHE], [TARGET_ACTIVATION_CACHE]
+    )
+    assert runs == []
+    read = list(
+        capture.run(
+            batches_activation_cache(), [SOURCE_ACTIVATION_CACHE], [TARGET_ACTIVATION_CACHE]
+        )
+    )
+    found = again.read("target.2.q.input", torch.arange(ROWS))
+    expected = torch.cat([one.target[TARGET_ACTIVATION_CACHE] for one in read])
+    assert torch.equal(found, expected.bfloat16().float())
+
+
+def test_other_batches_are_refused(
+    capture: PairedCapture, widths: dict[str, int], tmp_path: Path
+) -> None:
+    cache = ActivationCache.create(tmp_path / "cache", widths, ROWS)
+    with pytest.raises(ConfigurationError, match=r"0 of 26 rows.*corpus has 18.*remove the folder"):
+        cache.fill(
+            capture,
+            batches_activation_cache(3),
+            [SOURCE_ACTIVATION_CACHE],
+            [TARGET_ACTIVATION_CACHE],
+        )
+
+
+@pytest.mark.parametrize("damage", ["no progress", "cut", "missing", "format", "no JSON"])
+def test_what_is_damaged_is_refused_and_begun_anew(damage: str, tmp_path: Path) -> None:
+    folder = tmp_path / "cache"
+    ActivationCache.create(folder, WIDTHS, 5).write(0, rows(5))
+    progress, file = folder / "progress.json", folder / "source.0.residual.bf16"
+    if damage == "no progress":
+        progress.unlink()
+    elif damage == "cut":
+        file.write_bytes(file.read_bytes()[:-1])
+    elif damage == "missing":
+        file.unlink()
+    elif damage == "format":
+        progress.write_text(json.dumps({**json.loads(progress.read_text()), "format": 0}))
+    else:
+        progress.write_text("{")
+    with pytest.raises(DataError, match=r"cache holds no activations.*remove the folder"):
+        ActivationCache.open(folder)
+    assert ActivationCache.resume(folder, WIDTHS, 5).done == 0
+    assert ActivationCache.open(folder).done == 0
+
+
+def test_another_shape_begins_anew(tmp_path: Path) -> None:
+    ActivationCache.create(tmp_path / "cache", WIDTHS, 5).write(0, rows(5))
+    assert ActivationCache.resume(tmp_path / "cache", WIDTHS, 5).complete
+    assert ActivationCache.resume(tmp_path / "cache", WIDTHS, 6).done == 0
+    assert ActivationCache.resume(tmp_path / "cache", {"source.0.residual": 6}, 6).done == 0
+
+
+@pytest.mark.parametrize(
+    ("row", "batch"),
+    [
+        (1, rows(2)),
+        (0, rows(6)),
+        (0, {"source.0.residual": torch.zeros(2, 6)}),
+        (0, {**rows(2), "source.0.residual": torch.zeros(2, 7)}),
+    ],
+    ids=["place", "too many", "label", "width"],
+)
+def test_rows_that_do_not_belong_there_are_refused(
+    row: int, batch: dict[str, Tensor], tmp_path: Path
+) -> None:
+    cache = ActivationCache.create(tmp_path / "cache", WIDTHS, 5)
+    with pytest.raises(ConfigurationError, match=r"takes rows from 0 to 5 of the 2 places"):
+        cache.write(row, batch)
+    assert cache.done == 0
+
+
+def test_too_little_room_is_told_before_anything_is_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(
+        "loraport.models.capture.shutil.disk_usage", lambda _: usage(1, 1, 1_500_000_000)
+    )
+    with pytest.raises(OutputError, match=r"needs 3\.2 GB.*1\.5 GB free.*fewer tokens"):
+        ActivationCache.create(tmp_path / "cache", WIDTHS, 100_000_000)
+    assert not list((tmp_path / "cache").glob("*"))
+
+
+def test_forbidden_place_is_told(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file where a folder is due")
+    with pytest.raises(OutputError, match=r"cache.*cannot be written"):
+        ActivationCache.create(tmp_path / "cache", WIDTHS, 5)
+
+
+def test_nothing_to_write_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="at least one of each"):
+        ActivationCache.create(tmp_path / "cache", WIDTHS, 0)
+    with pytest.raises(ConfigurationError, match="at least one of each"):
+        ActivationCache.create(tmp_path / "cache", {}, 5)

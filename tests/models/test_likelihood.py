@@ -1,0 +1,85 @@
+from collections.abc import Callable
+
+import pytest
+import torch
+from transformers import AutoConfig
+
+from loraport.models import ARCHITECTURES, BaseModel, last_logits
+from loraport.models.likelihood import LabelTree, attention_masks, behind_prompts
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("positions", [1, 3])
+def test_logits_are_the_last_ones_of_the_whole(
+    architecture: str, positions: int, pico: Callable[[str], BaseModel]
+) -> None:
+    network = pico(architecture).network
+    ids = torch.arange(2, 42).reshape(2, 20)
+    with torch.inference_mode():
+        whole = network(input_ids=ids).logits
+        last = last_logits(network, positions, input_ids=ids)
+    assert last.shape == (2, positions, 260)
+    torch.testing.assert_close(last, whole[:, -positions:])
+
+
+def test_head_reads_one_block_of_memory_and_keeps_no_hook(pico_target: BaseModel) -> None:
+    head = pico_target.network.get_output_embeddings()
+    seen: list[bool] = []
+    watch = head.register_forward_hook(
+        lambda _m, inputs, _o: seen.append(inputs[0].is_contiguous())
+    )
+    last_logits(pico_target.network, 1, input_ids=torch.arange(2, 12).reshape(2, 5))
+    watch.remove()
+    assert seen == [True]
+    assert not head._forward_pre_hooks
+
+
+def test_tree_shares_what_labels_begin_with_and_leaves_out_their_last_tokens() -> None:
+    tree = LabelTree.of([[5, 6, 7], [5, 6, 8], [5, 9], [4]])
+    assert tree.tokens == (5, 6)
+    assert tree.parents == (-1, 0)
+    assert tree.depths().tolist() == [1, 2]
+    assert tree.ancestry().tolist() == [[True, False], [True, True]]
+
+
+def test_label_that_another_one_begins_with_keeps_its_own_likelihood() -> None:
+    tree = LabelTree.of([[1], [1, 2]])
+    logits = torch.tensor([[[0.0, 2.0, 0.0], [0.0, 0.0, 3.0]]])
+    first, second = tree.log_likelihoods(logits)[0].tolist()
+    steps = logits.log_softmax(dim=-1)[0]
+    assert first == pytest.approx(float(steps[0, 1]))
+    assert second == pytest.approx(float(steps[0, 1] + steps[1, 2]))
+
+
+def test_nodes_stand_behind_their_own_prompt_and_do_not_see_other_branches() -> None:
+    tree = LabelTree.of([[5, 6], [7, 8, 9]])
+    inputs = behind_prompts(tree, torch.tensor([[0, 3], [3, 4]]), torch.tensor([[0, 1], [1, 1]]))
+    assert inputs.input_ids.tolist() == [[0, 3, 5, 7, 8], [3, 4, 5, 7, 8]]
+    assert inputs.position_ids.tolist() == [[0, 0, 1, 1, 2], [0, 1, 2, 2, 3]]
+    assert inputs.sees[0].int().tolist() == [
+        [0, 0, 0, 0, 0],
+        [0, 1, 0, 0, 0],
+        [0, 1, 1, 0, 0],
+        [0, 1, 0, 1, 0],
+        [0, 1, 0, 1, 1],
+    ]
+
+
+def test_sliding_window_cuts_by_position() -> None:
+    tree = LabelTree.of([[5, 6], [7, 8, 9]])
+    inputs = behind_prompts(tree, torch.tensor([[3, 4]]), torch.tensor([[1, 1]]))
+    config = AutoConfig.for_model(
+        "gemma3_text", num_hidden_layers=2, layer_types=["sliding_attention", "full_attention"]
+    )
+    config.sliding_window = 2
+    masks = attention_masks(inputs, config, torch.float32, torch.device("cpu"))
+    assert isinstance(masks, dict)
+    full, near = (masks[kind][0, 0] == 0 for kind in ("full_attention", "sliding_attention"))
+    assert torch.equal(full, inputs.sees[0])
+    assert near.int().tolist() == [
+        [1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0],
+        [0, 1, 1, 0, 0],
+        [0, 1, 0, 1, 0],
+        [0, 0, 0, 1, 1],
+    ]

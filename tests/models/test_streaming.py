@@ -1,0 +1,586 @@
+import copy
+import json
+import multiprocessing
+import resource
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from loraport.adapters import Role, Site
+from loraport.alignment.svd import TruncatedSvd, randomised_svd
+from loraport.exceptions import ModelError, OutputError
+from loraport.models import ARCHITECTURES, BaseModel, StreamedWeights
+from loraport.models import streaming as module
+from loraport.models.streaming import FactorCache, content_hash, hollow_network, streaming
+
+Q0 = Site(0, Role.Q)
+
+
+def save(base: BaseModel, folder: Path) -> Path:
+    base.network.save_pretrained(folder)
+    base.tokenizer.save_pretrained(folder)
+    return folder
+
+
+def saved_in_shards(base: BaseModel, folder: Path) -> list[Path]:
+    base.network.save_pretrained(folder, max_shard_size="20KB")
+    shards = sorted(folder.glob("model-*.safetensors"))
+    assert len(shards) > 2
+    return shards
+
+
+@pytest.fixture
+def folder(pico_source: BaseModel, tmp_path: Path) -> Path:
+    return save(pico_source, tmp_path / "model")
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_site_of_every_architecture_is_read(
+    architecture: str, pico: Callable[[str], BaseModel], tmp_path: Path
+) -> None:
+    base = pico(architecture)
+    weights = StreamedWeights.open(save(base, tmp_path), base.name)
+    assert weights.name == base.name
+    assert weights.sites == base.sites
+    for site in base.sites.shapes:
+        expected = base.network.get_parameter(f"{site.module_name}.weight")
+        assert torch.equal(weights.weight(site), expected)
+    embedding = base.network.get_parameter("model.embed_tokens.weight")
+    assert torch.equal(weights.embedding(), embedding)
+
+
+def module_inputs(network: PreTrainedModel, sites: list[Site]) -> dict[Site, torch.Tensor]:
+    """What each site's module and each layer's norms get, in one forward pass."""
+    seen: dict[Site, torch.Tensor] = {}
+    for site in sites:
+
+        def note(_module: torch.nn.Module, inputs: tuple[torch.Tensor], site: Site = site) -> None:
+            seen[site] = inputs[0][0]
+
+        network.get_submodule(site.module_name).register_forward_pre_hook(note)
+    with torch.inference_mode():
+        network(input_ids=torch.arange(2, 12)[None])
+    return seen
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_gain_is_what_the_normalised_residual_is_multiplied_by(
+    architecture: str, pico: Callable[[str], BaseModel], tmp_path: Path
+) -> None:
+    base = pico(architecture)
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in base.network.named_parameters():
+        if "layernorm" in name:  # Ones and zeros would hide which norm is meant.
+            parameter.copy_(0.5 + torch.rand(parameter.shape, generator=generator))
+    weights = StreamedWeights.open(save(base, tmp_path), base.name)
+    for site, inputs in module_inputs(base.network, list(base.sites.shapes)).items():
+        gain = weights.input_gain(site)
+        if site.role in (Role.O, Role.DOWN):
+            assert gain is None
+            continue
+        assert gain is not None
+        # Divided by its gain, a row has a mean square of 1.
+        squares = (inputs / gain).square().mean(dim=-1)
+        torch.testing.assert_close(squares, torch.ones_like(squares), rtol=1e-3, atol=0)
+
+
+def test_shards_give_what_one_file_gives(pico_target: BaseModel, tmp_path: Path) -> None:
+    one = StreamedWeights.open(save(pico_target, tmp_path / "one"), "pico/target")
+    saved_in_shards(pico_target, tmp_path / "many")
+    many = StreamedWeights.open(tmp_path / "many", "pico/target")
+    assert len(set(many.shards.values())) > 2
+    for site in one.sites.shapes:
+        assert torch.equal(one.weight(site), many.weight(site))
+        assert content_hash(one.weight(site)) == content_hash(many.weight(site))
+
+
+def test_a_tensor_outlives_its_shard_and_keeps_its_dtype(
+    pico_source: BaseModel, tmp_path: Path
+) -> None:
+    file = save(pico_source, tmp_path) / "model.safetensors"
+    stored = {name: tensor.bfloat16() for name, tensor in load_file(file).items()}
+    save_file(stored, file)
+    weights = StreamedWeights.open(tmp_path, "pico/source")
+    weight = weights.weight(Q0)
+    shutil.rmtree(tmp_path)
+    assert weight.dtype == torch.bfloat16
+    assert torch.equal(weight, stored[f"{Q0.module_name}.weight"])
+
+
+def test_content_hash_follows_bytes_dtype_and_shape(folder: Path, tmp_path: Path) -> None:
+    weights = StreamedWeights.open(folder, "pico/source")
+    name = f"{Q0.module_name}.weight"
+    hashes = {site: content_hash(weights.weight(site)) for site in weights.sites.shapes}
+    assert len(set(hashes.values())) == len(hashes)
+    stored = load_file(folder / "model.safetensors")
+    for changed in (stored[name] + 1e-6, stored[name].half(), stored[name].mT.contiguous()):
+        save_file({**stored, name: changed}, folder / "model.safetensors")
+        assert content_hash(StreamedWeights.open(folder, "pico/source").weight(Q0)) != hashes[Q0]
+    save_file(stored, folder / "model.safetensors")
+    assert content_hash(StreamedWeights.open(folder, "another name").weight(Q0)) == hashes[Q0]
+
+
+def test_tokenizer_is_read_when_it_is_asked_for(pico_source: BaseModel, folder: Path) -> None:
+    tokenizer = StreamedWeights.open(folder, "pico/source").tokenizer
+    assert tokenizer("the film was bad") == pico_source.tokenizer("the film was bad")
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    weights = StreamedWeights.open(folder, "pico/source")
+    with pytest.raises(ModelError, match=r"tokenizer in .* could not be read"):
+        _ = weights.tokenizer
+
+
+def test_names_without_the_prefix_are_found(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    expected = load_file(file)
+    save_file({name.removeprefix("model."): t for name, t in expected.items()}, file)
+    weights = StreamedWeights.open(folder, "pico/source")
+    assert torch.equal(weights.weight(Q0), expected[f"{Q0.module_name}.weight"])
+
+
+def test_folder_without_config_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"no config\.json"):
+        StreamedWeights.open(tmp_path, "nothing")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"model_type": "llama", "hidden_size": "wide"}'])
+def test_broken_config_is_refused(text: str, folder: Path) -> None:
+    (folder / "config.json").write_text(text)
+    with pytest.raises(ModelError, match=r"config\.json could not be read"):
+        StreamedWeights.open(folder, "broken")
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "gemma3", "unheard-of"])
+def test_unknown_architecture_is_refused_before_any_weight(
+    architecture: str, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": architecture}))
+    with pytest.raises(ModelError, match=rf"'{architecture}'.*loraport.*gemma3_text.*llama"):
+        StreamedWeights.open(tmp_path, "unknown")
+
+
+def test_quantised_weights_are_refused(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "fp8"}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="are quantised"):
+        StreamedWeights.open(folder, "quantised")
+
+
+def test_pickled_weights_are_refused_with_the_way_to_convert(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(ModelError, match=r"pytorch_model\.bin, a pickle.*save_pretrained"):
+        StreamedWeights.open(folder, "pickled")
+    (folder / "pytorch_model.bin").unlink()
+    with pytest.raises(ModelError, match=r"there is neither; convert"):
+        StreamedWeights.open(folder, "none")
+
+
+def test_missing_shard_is_named(pico_target: BaseModel, tmp_path: Path) -> None:
+    shard = saved_in_shards(pico_target, tmp_path)[1]
+    shard.unlink()
+    with pytest.raises(ModelError, match=rf"{shard.name} is missing.*hf download"):
+        StreamedWeights.open(tmp_path, "missing")
+
+
+def test_truncated_shard_is_named_with_its_size(pico_target: BaseModel, tmp_path: Path) -> None:
+    shard = saved_in_shards(pico_target, tmp_path)[1]
+    shard.write_bytes(shard.read_bytes()[:-100])
+    size = shard.stat().st_size
+    with pytest.raises(ModelError, match=rf"{shard.name} \({size} bytes long\) is damaged"):
+        StreamedWeights.open(tmp_path, "truncated")
+
+
+def test_shard_that_vanishes_later_is_named(folder: Path) -> None:
+    weights = StreamedWeights.open(folder, "pico/source")
+    (folder / "model.safetensors").write_bytes(b"short")
+    with pytest.raises(ModelError, match=r"model\.safetensors \(5 bytes long\)"):
+        weights.weight(Q0)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"model\.safetensors \(missing\)"):
+        weights.weight(Q0)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}"])
+def test_broken_index_is_refused(text: str, pico_target: BaseModel, tmp_path: Path) -> None:
+    saved_in_shards(pico_target, tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(ModelError, match=r"index\.json could not be read"):
+        StreamedWeights.open(tmp_path, "broken")
+
+
+def test_absent_tensor_and_wrong_shape_are_refused(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    stored = load_file(file)
+    name = f"{Q0.module_name}.weight"
+    save_file({key: tensor for key, tensor in stored.items() if key != name}, file)
+    with pytest.raises(ModelError, match=rf"no tensor {name}"):
+        StreamedWeights.open(folder, "absent").weight(Q0)
+    save_file({**stored, name: stored[name][:-1].contiguous()}, file)
+    with pytest.raises(ModelError, match=rf"{name} .*\(31, 32\).*\(32, 32\)"):
+        StreamedWeights.open(folder, "misshapen").weight(Q0)
+    with pytest.raises(ModelError, match=r"has no module model\.layers\.7"):
+        StreamedWeights.open(folder, "shallow").weight(Site(7, Role.Q))
+
+
+IDS = torch.arange(2, 42).reshape(2, 20)  # longer than the sliding window
+
+
+def told(network: nn.Module) -> Tensor:
+    with torch.inference_mode():
+        logits: Tensor = network(input_ids=IDS).logits
+    return logits
+
+
+def streamed(weights: StreamedWeights) -> Tensor:
+    network = hollow_network(weights)
+    with streaming(network, weights):
+        return told(network)
+
+
+def assert_hollow(network: nn.Module) -> None:
+    """Every parameter is one zero, expanded, and no module has a hook or a forward of its own."""
+    for name, parameter in network.named_parameters():
+        assert parameter.untyped_storage().nbytes() <= 4, name
+        assert not parameter.any(), name
+    for name, part in network.named_modules():
+        assert not part._forward_hooks, name
+        assert not part._forward_pre_hooks, name
+        assert "forward" not in vars(part), name
+
+
+def lively(network: PreTrainedModel) -> PreTrainedModel:
+    """Give the biases and gains, which start as zeros and ones, values that would be missed."""
+    generator = torch.Generator().manual_seed(7)
+    for parameter in network.parameters():
+        if parameter.ndim == 1:
+            parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator)
+    return network
+
+
+def reopened(network: PreTrainedModel, folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """Save a network in a dtype, and load it again in float32."""
+    nn.Module.to(network, dtype)
+    network.save_pretrained(folder)
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_logits_are_those_of_the_loaded_network(
+    pico: Callable[[str], BaseModel], tmp_path: Path, architecture: str, tied: bool
+) -> None:
+    config = copy.deepcopy(pico(architecture).network.config)
+    config.tie_word_embeddings = tied
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        network = lively(AutoModelForCausalLM.from_config(config, dtype=torch.float32))
+    loaded = reopened(network, tmp_path, torch.float32)
+    logits = streamed(StreamedWeights.open(tmp_path, "pico"))
+    torch.testing.assert_close(logits, told(loaded), rtol=1e-5, atol=1e-5)
+    assert logits.std() > 0.1
+
+
+# Gemma multiplies embeddings by sqrt(width) in the dtype that they are stored in.
+@pytest.mark.parametrize(("architecture", "near"), [("qwen2", 1e-5), ("gemma3_text", 5e-2)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_in_half_precision_are_multiplied_in_float32(
+    pico: Callable[[str], BaseModel],
+    tmp_path: Path,
+    architecture: str,
+    near: float,
+    dtype: torch.dtype,
+) -> None:
+    network = copy.deepcopy(pico(architecture).network)
+    loaded = reopened(lively(network), tmp_path, dtype)
+    weights = StreamedWeights.open(tmp_path, "pico")
+    assert weights.embedding().dtype == dtype
+    logits = streamed(weights)
+    assert logits.dtype == torch.float32
+    torch.testing.assert_close(logits, told(loaded), rtol=near, atol=near)
+
+
+def test_shards_and_a_head_in_parts_change_nothing(
+    pico_target: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pico_target.network.save_pretrained(tmp_path, max_shard_size="20KB")
+    weights = StreamedWeights.open(tmp_path, "pico")
+    assert len(set(weights.shards.values())) > 2
+    monkeypatch.setattr(module, "_HEAD_ROWS", 7)  # of 260
+    torch.testing.assert_close(streamed(weights), told(pico_target.network), rtol=1e-5, atol=1e-5)
+
+
+@pytest.fixture
+def weights(pico_target: BaseModel, tmp_path: Path) -> StreamedWeights:
+    pico_target.network.save_pretrained(tmp_path / "model")
+    return StreamedWeights.open(tmp_path / "model", "pico/target")
+
+
+def test_a_hollow_network_takes_no_memory_and_draws_nothing(weights: StreamedWeights) -> None:
+    before = torch.get_rng_state()
+    network = hollow_network(weights)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not network.training
+    assert_hollow(network)
+    shapes = {name: tuple(p.shape) for name, p in network.named_parameters()}
+    assert shapes["model.layers.2.self_attn.q_proj.weight"] == (48, 48)
+    assert shapes["model.embed_tokens.weight"] == (260, 48)
+
+
+def test_one_module_at_a_time_is_filled(weights: StreamedWeights) -> None:
+    network = hollow_network(weights)
+    seen: dict[str, list[str]] = {}
+
+    def filled() -> list[str]:
+        return [name for name, p in network.named_parameters() if p.untyped_storage().nbytes() > 4]
+
+    with streaming(network, weights):
+        for name, part in network.named_modules():
+            if isinstance(part, nn.Linear) and name != "lm_head":
+                # torch calls hooks in their order: by then the module has read its weights.
+                part.register_forward_pre_hook(
+                    lambda *_, name=name: seen.__setitem__(name, filled())
+                )
+        told(network)
+    assert len(seen) == 3 * 7
+    assert seen == {name: [f"{name}.weight"] for name in seen}
+
+
+def test_the_network_is_hollow_again_afterwards(weights: StreamedWeights) -> None:
+    network = hollow_network(weights)
+    with streaming(network, weights):
+        first = told(network)
+    assert_hollow(network)
+    assert not told(network).any()
+    with streaming(network, weights):
+        assert torch.equal(told(network), first)
+
+
+def test_the_network_is_hollow_again_after_an_error(weights: StreamedWeights) -> None:
+    file = weights.folder / "model.safetensors"
+    name = "model.layers.1.mlp.down_proj.weight"
+    stored = load_file(file)
+    save_file({key: tensor for key, tensor in stored.items() if key != name}, file)
+    opened = StreamedWeights.open(weights.folder, "pico/target")
+    network = hollow_network(opened)
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(ModelError, match=f"no tensor {name}"), streaming(network, opened):
+        told(network)
+    assert_hollow(network)
+    part = network.get_submodule("model.layers.0.mlp.down_proj")
+    part.forward = stop  # within the module whose weights are there
+    with pytest.raises(KeyboardInterrupt), streaming(network, weights):
+        told(network)
+    del part.forward
+    assert_hollow(network)
+
+
+def test_a_checkpoint_without_the_prefix_is_streamed(
+    weights: StreamedWeights, pico_target: BaseModel
+) -> None:
+    file = weights.folder / "model.safetensors"
+    stored = load_file(file)
+    save_file({name.removeprefix("model."): tensor for name, tensor in stored.items()}, file)
+    logits = streamed(StreamedWeights.open(weights.folder, "pico/target"))
+    torch.testing.assert_close(logits, told(pico_target.network), rtol=1e-5, atol=1e-5)
+
+
+SETTINGS = {"rank": 4, "oversampling": 2, "power_iterations": 1, "seed": 0}
+CPU = torch.device("cpu")
+DOWN = Site(1, Role.DOWN)
+
+
+@pytest.fixture
+def weights_factor_cache(pico_source: BaseModel, tmp_path: Path) -> StreamedWeights:
+    pico_source.network.save_pretrained(tmp_path / "model")
+    return StreamedWeights.open(tmp_path / "model", "pico/source")
+
+
+@pytest.fixture
+def computed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """The shapes of the matrices that were factorised."""
+    shapes: list[tuple[int, ...]] = []
+
+    def noting(matrix: torch.Tensor, rank: int, **settings: int) -> TruncatedSvd:
+        shapes.append(tuple(matrix.shape))
+        return randomised_svd(matrix, rank, **settings)
+
+    monkeypatch.setattr("loraport.models.streaming.randomised_svd", noting)
+    return shapes
+
+
+def svd(
+    cache: FactorCache, weights: StreamedWeights, site: Site = DOWN, **other: Any
+) -> TruncatedSvd:
+    done = cache.svd(weights, site, device=CPU, **{**SETTINGS, **other})
+    cache.flush()  # what is kept is written while the next weight is factorised
+    return done
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def assert_same(one: TruncatedSvd, other: TruncatedSvd) -> None:
+    assert all(torch.equal(a, b) for a, b in zip(one[:3], other[:3], strict=True))
+    assert one.energy == other.energy
+
+
+def test_the_second_time_gives_the_same_bits_without_computing(
+    weights_factor_cache: StreamedWeights, computed: list[Any], tmp_path: Path
+) -> None:
+    cold = svd(FactorCache(tmp_path / "cache"), weights_factor_cache)
+    warm = svd(FactorCache(tmp_path / "cache"), weights_factor_cache)
+    assert computed == [(32, 40)]
+    assert_same(cold, warm)
+    assert_same(cold, randomised_svd(weights_factor_cache.weight(DOWN), **SETTINGS))
+    assert [part.stride() for part in cold[:3]] == [part.stride() for part in warm[:3]]
+    (file,) = files(tmp_path / "cache")
+    assert file.parent.name == file.name[:2]
+    assert file.suffix == ".safetensors"
+    assert set(load_file(file)) == {"U", "S", "V"}
+
+
+def test_without_a_folder_nothing_is_kept(
+    weights_factor_cache: StreamedWeights, computed: list[Any], tmp_path: Path
+) -> None:
+    before = files(tmp_path)
+    cache = FactorCache(None)
+    assert_same(svd(cache, weights_factor_cache), svd(cache, weights_factor_cache))
+    assert len(computed) == 2
+    assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "other", [{"rank": 5}, {"oversampling": 3}, {"power_iterations": 2}, {"seed": 1}]
+)
+def test_every_setting_is_in_the_key(
+    other: dict[str, Any],
+    weights_factor_cache: StreamedWeights,
+    computed: list[Any],
+    tmp_path: Path,
+) -> None:
+    cache = FactorCache(tmp_path / "cache")
+    svd(cache, weights_factor_cache)
+    svd(cache, weights_factor_cache, **other)
+    assert len(computed) == len(files(tmp_path / "cache")) == 2
+
+
+def test_content_is_the_key_and_not_the_name(
+    weights_factor_cache: StreamedWeights, computed: list[Any], tmp_path: Path
+) -> None:
+    cache = FactorCache(tmp_path / "cache")
+    first = svd(cache, weights_factor_cache)
+    weights_factor_cache.folder.rename(tmp_path / "moved")
+    moved = StreamedWeights.open(tmp_path / "moved", "another/name")
+    assert_same(svd(cache, moved), first)
+    assert len(computed) == 1
+    stored = load_file(tmp_path / "moved" / "model.safetensors")
+    stored[f"{DOWN.module_name}.weight"][0, 0] += 1
+    save_file(stored, tmp_path / "moved" / "model.safetensors")
+    changed = svd(cache, StreamedWeights.open(tmp_path / "moved", "another/name"))
+    assert changed.energy != first.energy
+    svd(cache, moved, Site(0, Role.DOWN))
+    assert len(computed) == 3
+
+
+@pytest.mark.parametrize("damage", ["cut", "emptied", "other tensors", "no metadata"])
+def test_damaged_file_is_computed_again(
+    damage: str, weights_factor_cache: StreamedWeights, computed: list[Any], tmp_path: Path
+) -> None:
+    cache = FactorCache(tmp_path / "cache")
+    first = svd(cache, weights_factor_cache)
+    (file,) = files(tmp_path / "cache")
+    whole = file.read_bytes()
+    if damage == "cut":
+        file.write_bytes(whole[:-10])
+    elif damage == "emptied":
+        file.write_bytes(b"")
+    elif damage == "other tensors":
+        save_file({"U": first.U}, file)
+    else:
+        save_file({"U": first.U, "S": first.S, "V": first.V}, file)
+    assert_same(svd(cache, weights_factor_cache), first)
+    assert len(computed) == 2
+    assert_same(svd(cache, weights_factor_cache), first)
+    assert len(computed) == 2
+
+
+@contextmanager
+def files_no_longer_than(size: int) -> Iterator[None]:
+    """Let a write fail half-way, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_full_disk_is_told_and_leaves_nothing(
+    weights_factor_cache: StreamedWeights, tmp_path: Path
+) -> None:
+    cache = FactorCache(tmp_path / "cache")
+    with (
+        pytest.raises(OutputError, match=r"cache.*cannot be written.*free some space"),
+        files_no_longer_than(300),
+    ):
+        svd(cache, weights_factor_cache)
+    assert files(tmp_path / "cache") == []
+    svd(cache, weights_factor_cache)
+    assert len(files(tmp_path / "cache")) == 1
+
+
+def test_forbidden_place_is_told(weights_factor_cache: StreamedWeights, tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file where a folder is due")
+    with pytest.raises(OutputError, match=r"cache.*cannot be written"):
+        svd(FactorCache(tmp_path / "cache"), weights_factor_cache)
+
+
+def test_weight_that_is_not_finite_is_refused(
+    weights_factor_cache: StreamedWeights, tmp_path: Path
+) -> None:
+    file = weights_factor_cache.folder / "model.safetensors"
+    stored = load_file(file)
+    stored[f"{DOWN.module_name}.weight"][0, 0] = float("nan")
+    save_file(stored, file)
+    with pytest.raises(ModelError, match=r"layers\.1\.mlp\.down_proj of pico/source.*not finite"):
+        svd(FactorCache(tmp_path / "cache"), weights_factor_cache)
+    assert not (tmp_path / "cache").exists()
+
+
+def _fill(folder: Path, cache: Path, start: Any) -> None:
+    torch.set_num_threads(1)
+    weights = StreamedWeights.open(folder, "pico/source")
+    start.wait()
+    for site in weights.sites.shapes:
+        svd(FactorCache(cache), weights, site)
+
+
+@pytest.mark.slow
+def test_processes_share_a_folder(weights_factor_cache: StreamedWeights, tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    start = context.Barrier(3)
+    processes = [
+        context.Process(target=_fill, args=(weights_factor_cache.folder, tmp_path / "cache", start))
+        for _ in range(3)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    kept = files(tmp_path / "cache")
+    assert len(kept) == len(weights_factor_cache.sites.shapes)
+    assert all(len(load_file(file)) == 3 for file in kept)

@@ -1,0 +1,394 @@
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from loraport.adapters import LoraAdapter
+from loraport.exceptions import ConfigurationError, DataError
+from loraport.models import BaseModel, attached
+from loraport.refinement import teacher_generations as module
+from loraport.refinement.base import Teacher
+from loraport.refinement.teacher_generations import (
+    ChunkAgreement,
+    ChunkedText,
+    ChunkReader,
+    ChunkTokens,
+    Continuation,
+    TeacherGeneration,
+    batch_chunk_likelihoods,
+    binary_divergence,
+    chunk_likelihoods,
+    chunk_sums,
+    continuations,
+    kept_chunks,
+    most_telling,
+    row_batches,
+    teacher_generations,
+    written,
+)
+
+PROMPTS = ["the film is", "a", "the plot was never dull ?", "Answer : good", "an actor is"]
+
+
+def test_prompts_keep_their_order_and_the_adapter_matters(
+    pico_source: BaseModel, random_adapter: Callable[..., LoraAdapter]
+):
+    adapter = random_adapter(pico_source)
+    found = continuations(pico_source, adapter, PROMPTS, max_new_tokens=6)
+    assert [each.prompt for each in found] == PROMPTS
+    single = [continuations(pico_source, adapter, [p], max_new_tokens=6)[0] for p in PROMPTS]
+    assert found == single
+    assert found != continuations(pico_source, None, PROMPTS, max_new_tokens=6)
+    assert continuations(pico_source, adapter, []) == []
+
+
+class Planned:
+    """Chooses planned tokens."""
+
+    def __init__(self, *steps: list[int]) -> None:
+        self.steps = list(steps)
+
+    def choose(self, logits: torch.Tensor) -> torch.Tensor:
+        return torch.tensor(self.steps.pop(0))
+
+
+def test_text_is_what_stands_behind_the_prompt(pico_source: BaseModel, pico_target: BaseModel):
+    words, end = pico_source.tokenizer, pico_source.tokenizer.eos_token_id
+    prompt = words("the film")["input_ids"]
+    good, is_ = words("good is")["input_ids"]
+    plan = Planned([is_, end, is_], [end, end, good])
+    rows = written(pico_source, [prompt] * 3, max_new_tokens=2, choice=plan)
+    assert rows == [(" is", True), ("", True), (" is good", False)]
+    # A character of two bytes, of which the second no longer fits.
+    pieces = pico_target.tokenizer("é", add_special_tokens=False)["input_ids"]
+    plan = Planned([pieces[0]], [pieces[1]], [pieces[0]])
+    start = pico_target.tokenizer("a")["input_ids"]
+    assert written(pico_target, [start], max_new_tokens=3, choice=plan) == [("é", False)]
+
+
+def test_a_stopped_run_goes_on_and_a_finished_one_runs_no_model(
+    pico_source: BaseModel,
+    random_adapter: Callable[..., LoraAdapter],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+):
+    monkeypatch.setattr(module, "_ROWS", 2)
+    adapter, calls = random_adapter(pico_source), 0
+    told: list[tuple[str, int, int]] = []
+    real = written
+
+    def counted(*args, **options):
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise KeyboardInterrupt
+        return real(*args, **options)
+
+    def run(**options) -> list[Continuation]:
+        return continuations(
+            pico_source,
+            adapter,
+            PROMPTS,
+            max_new_tokens=4,
+            progress=lambda *step: told.append(step),
+            **options,
+        )
+
+    monkeypatch.setattr(module, "written", counted)
+    with pytest.raises(KeyboardInterrupt):
+        run(cache=tmp_path)
+    whole = run(cache=tmp_path)
+    assert calls == 4, "one portion before it was stopped, the one it was stopped in, two after"
+    assert run(cache=tmp_path) == whole
+    assert calls == 4
+    assert run() == whole
+    assert calls == 7
+    assert told[-1] == ("writing", 3, 3)
+    (file,) = tmp_path.glob("continuations/*/00001.json")
+    file.write_text("{damaged")
+    assert run(cache=tmp_path) == whole
+    assert calls == 8
+    other = random_adapter(pico_source, seed=1)
+    continuations(pico_source, other, PROMPTS, max_new_tokens=4, cache=tmp_path)
+    assert calls == 11, "another adapter is another question"
+
+
+def test_no_tokens_are_refused(pico_source: BaseModel):
+    with pytest.raises(ConfigurationError, match="max_new_tokens=0"):
+        continuations(pico_source, None, PROMPTS, max_new_tokens=0)
+
+
+def planted(*pieces: str) -> PreTrainedTokenizerFast:
+    """A tokenizer that knows just these pieces, and cuts a text into them."""
+    vocabulary = {"<eos>": 0, **{piece: place + 1 for place, piece in enumerate(pieces)}}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<eos>"))
+    cut = "|".join(sorted(pieces, key=len, reverse=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(cut), "isolated")
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>")
+
+
+def chunked(
+    source: PreTrainedTokenizerFast, target: PreTrainedTokenizerFast, *row: Any
+) -> ChunkedText:
+    return ChunkReader(source, target).read([Continuation(*row)])[0]
+
+
+def test_chunks_lie_between_bytes_where_both_tokenizers_end_a_token():
+    source, target = planted("ab", "cd", "é", "f", "gh"), planted("a", "b", "cdé", "fg", "h")
+    found = chunked(source, target, "ab", "cdéfgh", True)
+    # cdé is one chunk of two source tokens; fgh one of two and two; then the end.
+    assert found.source == ChunkTokens([1, 2, 3, 4, 5, 0], [0, 2, 4, 5])
+    assert found.target == ChunkTokens([1, 2, 3, 4, 5, 0], [1, 2, 4, 5])
+    assert found.left_out == 0
+    assert (found.source.chunks, found.source.predicted, found.target.predicted) == (3, 5, 4)
+    open_end = chunked(source, target, "ab", "cdéfgh", False)
+    assert open_end.source == ChunkTokens([1, 2, 3, 4, 5], [0, 2, 4])
+
+
+def test_a_token_that_reaches_out_of_the_prompt_is_left_out():
+    source, target = planted("a", "bc", "d", "e"), planted("a", "b", "c", "d", "e")
+    found = chunked(source, target, "ab", "cde", False)
+    assert found.source == ChunkTokens([1, 2, 3, 4], [1, 2, 3])
+    assert found.target == ChunkTokens([1, 2, 3, 4, 5], [2, 3, 4])
+    assert found.left_out == pytest.approx(1 / 3)
+    none = chunked(planted("abc"), planted("a", "b", "c"), "ab", "c", False)
+    assert none.source.chunks == none.target.chunks == 0
+    assert none.left_out == 1
+
+
+def test_an_empty_continuation_that_ended_has_one_chunk():
+    found = chunked(planted("ab"), planted("a", "b"), "ab", "", True)
+    assert found.source == ChunkTokens([1, 0], [0, 1])
+    assert found.target == ChunkTokens([1, 2, 0], [1, 2])
+
+
+ROWS = [
+    Continuation("the film is", " truly very good ?", True),
+    Continuation("a plot was", " never dull", False),
+    Continuation("the actor :", " bad bad bad bad bad bad bad bad", True),
+]
+
+
+@pytest.mark.parametrize("side", ["pico_source", "pico_target"])
+def test_chunks_add_up_to_the_likelihood_of_the_whole(
+    side: str,
+    request: pytest.FixtureRequest,
+    pico_source: BaseModel,
+    pico_target: BaseModel,
+    random_adapter: Callable[..., LoraAdapter],
+):
+    base: BaseModel = request.getfixturevalue(side)
+    texts = ChunkReader(pico_source.tokenizer, pico_target.tokenizer).read(ROWS)
+    rows = [text.source if side == "pico_source" else text.target for text in texts]
+    assert [row.chunks for row in rows] == [5, 2, 9]
+    with attached(base.network, random_adapter(base)):
+        found = chunk_likelihoods(base, rows)
+        for row, written, sums in zip(rows, ROWS, found, strict=True):
+            ids = base.tokenizer(written.prompt + written.text)["input_ids"]
+            if written.ended:
+                ids = [*ids, base.tokenizer.eos_token_id]
+            with torch.inference_mode():
+                steps = base.network(input_ids=torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
+            each = steps.gather(1, torch.tensor(ids)[1:, None])[:, 0]
+            prompt = len(base.tokenizer(written.prompt)["input_ids"])
+            assert float(sums.sum()) == pytest.approx(float(each[prompt - 1 :].sum()), abs=1e-3)
+            single = [each[start:end].sum() for start, end in pairwise(row.bounds)]
+            torch.testing.assert_close(sums, torch.stack(single), atol=1e-4, rtol=1e-4)
+
+
+def test_sums_are_differentiable_and_padding_counts_nothing():
+    rows = [ChunkTokens([3, 4, 5, 6], [0, 1, 3]), ChunkTokens([3, 4], [0, 1])]
+    tokens = torch.tensor([[1.0, 2.0, 4.0], [9.0, 9.0, 5.0]], requires_grad=True)
+    sums = chunk_sums(tokens, rows)
+    assert sums.tolist() == [[1, 6], [5, 0]]
+    (sums * torch.tensor([[1.0, 10.0], [100.0, 1000.0]])).sum().backward()
+    assert tokens.grad is not None
+    assert tokens.grad.tolist() == [[1, 10, 10], [0, 0, 100]]
+
+
+def test_batches_hold_every_row_once_and_little_enough():
+    rows = [ChunkTokens([1] * (5 + place), [place % 5, 4 + place]) for place in range(40)]
+    batches = list(row_batches(rows, tokens=100))
+    assert sorted(place for batch in batches for place in batch) == list(range(40))
+    for batch in batches:
+        assert len(batch) == 1 or len(batch) * max(len(rows[p].input_ids) for p in batch) <= 100
+    assert len(batches) < 20
+
+
+def test_gradients_reach_an_input_of_the_network(pico_source: BaseModel, pico_target: BaseModel):
+    rows = [
+        text.target for text in ChunkReader(pico_source.tokenizer, pico_target.tokenizer).read(ROWS)
+    ]
+    weight = pico_target.network.get_parameter("model.layers.0.self_attn.v_proj.weight")
+    weight.requires_grad_(True)
+    try:
+        batch_chunk_likelihoods(pico_target, rows).sum().backward()
+        assert weight.grad is not None
+        assert float(weight.grad.abs().sum()) > 0
+    finally:
+        weight.requires_grad_(False)
+        weight.grad = None
+
+
+LIKELIHOODS = torch.tensor([-1e-9, -0.01, -0.7, -5.0, -60.0])
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0, 100.0])
+def test_nothing_and_no_gradient_where_the_student_is_the_teacher(temperature: float):
+    student = LIKELIHOODS.clone().requires_grad_(True)
+    loss = binary_divergence(LIKELIHOODS, student, temperature)
+    assert float(loss.detach().abs().max()) < 1e-5
+    loss.sum().backward()
+    assert student.grad is not None
+    assert float(student.grad.abs().max()) < 1e-3
+
+
+@pytest.mark.parametrize("temperature", [1.0, 100.0])
+def test_is_the_divergence_of_two_classes(temperature: float):
+    teacher, student = torch.tensor([-0.2, -3.0]), torch.tensor([-1.5, -0.4])
+    found = binary_divergence(teacher, student, temperature)
+    for place in range(2):
+        p, q = (math.exp(float(x[place]) / temperature) for x in (teacher, student))
+        expected = p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q))
+        assert float(found[place]) == pytest.approx(temperature * expected, rel=1e-3)
+
+
+def test_a_high_temperature_matches_unlikely_chunks_too():
+    teacher, student = torch.tensor([-20.0]), torch.tensor([-10.0])
+    a, b = 20.0, 10.0
+    limit = a * math.log(a / b) - a + b
+    assert float(binary_divergence(teacher, student, 1e4)) == pytest.approx(limit, rel=0.01)
+    assert float(binary_divergence(teacher, student, 1.0)) < 1e-4
+
+
+def test_stays_finite_at_the_ends():
+    sure, never = torch.tensor([0.0]), torch.tensor([-500.0], requires_grad=True)
+    loss = binary_divergence(sure, never, 1.0)
+    assert float(loss.detach()) == pytest.approx(500, rel=1e-3)
+    loss.backward()
+    assert never.grad is not None
+    assert float(never.grad) == pytest.approx(-1, rel=1e-3)
+
+
+def test_agreement_of_known_likelihoods():
+    teacher = [torch.tensor([-1.0, -2.0]), torch.tensor([-3.0])]
+    student = [torch.tensor([-2.0, -1.0]), torch.tensor([-7.0])]
+    found = ChunkAgreement.of(teacher, student)
+    assert found.gap == pytest.approx(2.0)
+    assert found.cross_entropy == pytest.approx(10 / 3)
+    assert found.chunks == 3
+    assert found.divergence > 0
+    assert ChunkAgreement.of(teacher, teacher)[:2] == (0.0, 0.0)
+
+
+PROMPTS_TAUGHT_TEXTS = ["the film is", "a plot", "the actor was never dull", "Answer : good"]
+
+
+def text(*excess: float) -> TeacherGeneration:
+    """A text with a planted excess."""
+    tokens = ChunkTokens(list(range(len(excess) + 1)), list(range(len(excess) + 1)))
+    planted = torch.tensor(excess)
+    return TeacherGeneration(
+        Continuation("a", str(excess), True), tokens, tokens, planted, planted, 0.0
+    )
+
+
+def test_chunks_with_the_highest_excess_are_kept():
+    excess = torch.tensor([0.1, 3.0, -1.0, 2.0, 2.0])
+    assert kept_chunks(excess, 0.4).tolist() == [False, True, False, True, False]
+    assert kept_chunks(excess, 0.6).tolist() == [False, True, False, True, True]
+    assert kept_chunks(excess, 1.0).all()
+    assert kept_chunks(excess, 0.01).tolist() == [False, True, False, False, False]
+
+
+def test_texts_with_the_highest_mean_excess_are_taken_in_their_order():
+    texts = [text(1.0, 1.0), text(9.0, -9.0), text(0.5), text(3.0, 0.0)]
+    assert most_telling(texts, 2) == [texts[0], texts[3]]
+    assert most_telling(texts, 9) == texts
+
+
+def test_excess_is_what_the_adapter_adds(
+    pico_source: BaseModel, pico_target: BaseModel, random_adapter: Callable[..., LoraAdapter]
+):
+    adapter = random_adapter(pico_source)
+    found = teacher_generations(
+        Teacher(pico_source, adapter), pico_target, PROMPTS_TAUGHT_TEXTS, max_new_tokens=6
+    )
+    assert len(found.texts) + found.empty == 4
+    assert len(found.texts) > 1
+    assert [
+        p for p in PROMPTS_TAUGHT_TEXTS if p in {each.written.prompt for each in found.texts}
+    ] == [each.written.prompt for each in found.texts]
+    for each in found.texts:
+        assert each.source.chunks == each.target.chunks == len(each.expected)
+        assert float(each.excess.sum()) > 0, "it writes what it finds likely"
+    idle = adapter.map(lambda update: replace(update, B=torch.zeros_like(update.B)))
+    same = teacher_generations(
+        Teacher(pico_source, idle), pico_target, PROMPTS_TAUGHT_TEXTS, max_new_tokens=6
+    )
+    assert max(float(each.excess.abs().max()) for each in same.texts) == 0
+
+
+def planted_taught_texts(monkeypatch: pytest.MonkeyPatch, texts: list[str]) -> None:
+    def continuations(
+        base: BaseModel, adapter: LoraAdapter, prompts: list[str], **_: object
+    ) -> list[Continuation]:
+        return [Continuation(*row, True) for row in zip(prompts, texts, strict=True)]
+
+    monkeypatch.setattr(module, "continuations", continuations)
+
+
+def test_a_teacher_of_whom_nothing_can_be_learned_is_refused(
+    pico_source: BaseModel,
+    pico_target: BaseModel,
+    random_adapter: Callable[..., LoraAdapter],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    teacher = Teacher(pico_source, random_adapter(pico_source))
+    planted_taught_texts(monkeypatch, ["", " ", "\n", ""])
+    with pytest.raises(DataError, match=r"writes nothing behind any of 4 prompts.*template"):
+        teacher_generations(teacher, pico_target, PROMPTS_TAUGHT_TEXTS)
+    planted_taught_texts(monkeypatch, [" good", " good", "", " good"])
+    with pytest.raises(DataError, match=r"writes ' good' behind each of 3 prompts"):
+        teacher_generations(teacher, pico_target, PROMPTS_TAUGHT_TEXTS)
+    planted_taught_texts(monkeypatch, [" good", " bad", "", " good"])
+    found = teacher_generations(teacher, pico_target, PROMPTS_TAUGHT_TEXTS)
+    assert (len(found.texts), found.empty, found.unaligned) == (3, 1, 0)
+
+
+def test_likelihoods_are_kept_and_not_computed_again(
+    pico_source: BaseModel,
+    pico_target: BaseModel,
+    random_adapter: Callable[..., LoraAdapter],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+):
+    teacher = Teacher(pico_source, random_adapter(pico_source))
+    steps: list[str] = []
+
+    def run() -> list[list[float]]:
+        found = teacher_generations(
+            teacher,
+            pico_target,
+            PROMPTS_TAUGHT_TEXTS,
+            max_new_tokens=4,
+            cache=tmp_path,
+            progress=lambda step, *_: steps.append(step),
+        )
+        return [[*each.expected.tolist(), *each.excess.tolist()] for each in found.texts]
+
+    first = run()
+    assert list(dict.fromkeys(steps)) == [
+        "the teacher writes",
+        "the teacher reads what it wrote",
+        "the source alone reads it",
+    ]
+    monkeypatch.setattr(module, "chunk_likelihoods", None)
+    assert run() == first

@@ -1,0 +1,188 @@
+import json
+from typing import Any
+
+import pytest
+import yaml
+
+from loraport.evaluation.records import PairRecord, Provenance, StepRecord
+from loraport.reporting import adapter_card
+from loraport.reporting.cards import ported_card
+
+from .conftest import conditions, results_of
+from .test_records import record, report_of
+
+
+def front_matter(card: str) -> dict[str, Any]:
+    _, head, _ = card.split("---\n", 2)
+    return yaml.safe_load(head)
+
+
+def test_the_front_matter_is_what_peft_and_the_hub_read(results):
+    head = front_matter(adapter_card(results, "emotion"))
+    assert head["base_model"] == "tiny-target"
+    assert head["library_name"] == "peft"
+    assert "lora" in head["tags"]
+
+
+def test_odd_names_do_not_break_the_front_matter():
+    pair = PairRecord(name="x", source="s", target='a: "b" # c')
+    card = adapter_card(results_of({"t": conditions(30, 50, 60)}, pair=pair), "t")
+    assert front_matter(card)["base_model"] == 'a: "b" # c'
+
+
+def test_the_card_gives_scores_controls_settings_and_limits(results):
+    card = adapter_card(results, "bbc_news")
+    assert "| target without adapter (base) | 0.620 |" in card
+    assert "| control: mean of the anchors | 0.670 |" in card
+    assert "| **this adapter** | 0.800 |" in card
+    assert "| gap recovered, (predicted - base) / (oracle - base) | 0.56" in card
+    assert '"components": 8' in card
+    assert "sst2, subj" in card
+    assert '"strength": 0.1' in card
+    assert "| torch | `2.13.0` |" in card
+    assert 'PeftModel.from_pretrained(base, "path/to/this/folder")' in card
+    assert "## Limits" in card
+    assert "None" not in card
+
+
+def test_the_code_on_the_card_is_python(results):
+    card = adapter_card(results, "bbc_news")
+    code = card.split("```python\n")[1].split("```")[0]
+    compile(code, "card", "exec")
+
+
+def test_a_task_without_headroom_claims_nothing(results):
+    card = adapter_card(results, "trec")
+    assert "nothing can be said about the prediction" in card
+    assert "| gap recovered, (predicted - base) / (oracle - base) | - " in card
+
+
+def test_a_gain_that_is_not_shown_is_called_so():
+    card = adapter_card(results_of({"t": conditions(50, 50, 56, mean=50, swapped=50)}), "t")
+    assert "so a gain is not shown" in card
+    assert "as high as the best of the base and the controls" in card
+
+
+def test_hashes_of_other_tasks_are_left_out(results):
+    record = Provenance(
+        versions={}, hashes={"predicted/emotion": "aa", "predicted/trec": "bb", "target": "cc"}
+    )
+    card = adapter_card(results.model_copy(update={"provenance": record}), "emotion")
+    assert "`aa`" in card
+    assert "`cc`" in card
+    assert "`bb`" not in card
+
+
+def test_the_mean_is_a_control_on_its_own_card(results):
+    card = adapter_card(results.model_copy(update={"mapper": "mean"}), "emotion")
+    assert "is a control: the mean of adapters of other tasks" in card
+
+
+def front_matter_ported_card(card: str) -> dict[str, Any]:
+    _, head, _ = card.split("---\n", 2)
+    found: dict[str, Any] = yaml.safe_load(head)
+    return found
+
+
+def settings(card: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(card.split("```json\n")[1].split("```")[0])
+    return found
+
+
+def test_the_front_matter_is_what_peft_and_the_hub_read_ported_card() -> None:
+    head = front_matter_ported_card(ported_card(report_of()))
+    assert head["base_model"] == "pico/target"
+    assert head["library_name"] == "peft"
+    assert {"lora", "loraport", "adapter-transfer"} <= set(head["tags"])
+
+
+@pytest.mark.parametrize("name", ['a: "b" # c', "it's <b> & 'c'", "[x]", "null", "ünïcode", "a\\b"])
+def test_odd_names_break_neither_front_matter_nor_code(name: str) -> None:
+    card = ported_card(report_of(pair=PairRecord(name="x", source="s", target=name)))
+    assert front_matter_ported_card(card)["base_model"] == name
+    code = card.split("```python\n")[1].split("```")[0]
+    compile(code, "card", "exec")
+    named: dict[str, Any] = {}
+    exec(f"name = {code.split('from_pretrained(')[1].partition(chr(10))[0][:-1]}", named)
+    assert named["name"] == name
+
+
+def test_the_card_says_what_was_done_and_what_was_lost() -> None:
+    card = ported_card(
+        report_of(
+            adapters=(record(), record("owner/other", base_model="", ranks=(4, 4))),
+            mapping=({"sites": {"0.q": {"kept_norm": 0.25}}}, {"sites": {}}),
+            merged_with=(record("films", base_model="pico/target"),),
+            steps=(StepRecord(name="merge", lost_energy=0.125),),
+            warnings=("mind this",),
+        )
+    )
+    assert "- `adapters/books`, trained on pico/source: 4 sites (q, v), rank 2 to 8\n" in card
+    assert "- `owner/other`, trained on a base model that it does not name: 4 sites" in card
+    assert "rank 4\n" in card
+    assert "merged it with adapters of pico/target:\n\n- `films`\n" in card
+    assert "- merge: cutting back to the rank lost 12.5% of the energy\n" in card
+    assert "- mind this\n" in card
+    assert "| q | 1 | 0.25 |" in card
+    assert "The result has 3 sites, rank 2, dtype float32, scale 1.0." in card
+    assert "It has not been scored on a task" in card
+    assert "## Limits" in card
+    assert "| torch | `2.13.0` |" in card
+    assert f"| SHA-256 of source model | `{'cd' * 32}` |" in card
+    assert "None" not in card
+
+
+def test_without_merging_and_sites_there_is_no_trace_of_them() -> None:
+    card = ported_card(report_of(mapping=({"anchors": ["films"]},), data_access="anchors"))
+    assert "merged it" not in card
+    assert "| role |" not in card
+    assert "The mapper may use: anchors." in card
+
+
+@pytest.mark.parametrize(
+    ("mapper", "said"),
+    [
+        ("copy", "cut off, or filled up with zeros. Nothing aligns"),
+        ("random", "It is a control: random factors"),
+        ("noop", "It is a control: an update of zero"),
+    ],
+)
+def test_controls_are_called_so(mapper: str, said: str) -> None:
+    assert said in ported_card(report_of(mapper=mapper))
+    assert said not in ported_card(report_of())
+
+
+def test_settings_are_those_that_made_it() -> None:
+    found = settings(ported_card(report_of()))
+    assert found["mapper"]["rank"] == 320
+    assert found["scale"] == 1.0
+    assert "ckpt" not in found
+    assert "paths" not in found
+
+
+def test_a_checkpoint_stands_in_for_the_options_of_another_mapper() -> None:
+    """Beside ckpt= the configuration's mapper is but its default."""
+    report = report_of(mapper="pca_ridge", data_access="anchors")
+    config = {**report.config, "ckpt": "runs/mapper.ckpt"}
+    found = settings(ported_card(report.model_copy(update={"config": config})))
+    assert found["ckpt"] == "runs/mapper.ckpt"
+    assert "mapper" not in found
+
+
+def test_a_checkpoint_shows_what_its_mapper_was_trained_with() -> None:
+    report = report_of(mapper="transport", data_access="generic text")
+    config = {**report.config, "ckpt": "runs/mapper.ckpt"}
+    update = {"config": config, "trained_with": {"roles": ["q", "v"], "min_r2": None}}
+    card = ported_card(report.model_copy(update=update))
+    assert settings(card)["mapper"] == {"roles": ["q", "v"], "min_r2": None}
+    assert "Linear maps between the two models' activations" in card
+    assert "does not say that the task is solved" in card
+    assert "weights alone" not in card
+    assert "weights alone have hardly been better" in ported_card(report_of())
+
+
+def test_the_tiny_model_says_where_it_lies() -> None:
+    hint = "is built by `pair=tiny`"
+    assert hint not in ported_card(report_of())
+    pair = PairRecord(name="tiny", source="tiny-source", target="tiny-target")
+    assert f"The model tiny-target {hint}" in ported_card(report_of(pair=pair))

@@ -1,0 +1,243 @@
+import io
+import re
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+import scipy.stats
+from matplotlib.image import imread
+from PIL import Image
+
+from loraport.evaluation.records import BenchmarkResults
+from loraport.reporting import write_chart
+from loraport.reporting.figures import (
+    Chart,
+    benchmark_charts,
+    gap_chart,
+    page_svg,
+    styled,
+    suite_chart,
+    wilson_interval,
+    write_heat_maps,
+)
+
+from .benchmark_sample import (
+    PAIR,
+    all_refused,
+    full_benchmark,
+    method_of,
+    no_usable_task,
+    nothing_known,
+    one_mapper,
+    thousand_rows,
+    two_pairs,
+)
+from .benchmark_sample import results_of as results_of_benchmark_charts
+from .conftest import conditions, results_of
+from .test_records import content_of, grid
+
+
+def test_the_chart_is_a_png_with_bars_of_every_colour(results, tmp_path):
+    path = write_chart(results, tmp_path / "chart.png")
+    pixels = imread(path)[..., :3]
+    assert pixels.shape[0] > 400
+    assert pixels.shape[1] > 800
+    for colour in ("BBBBBB", "56B4E9", "D55E00", "009E73"):
+        wanted = [int(colour[at : at + 2], 16) / 255 for at in (0, 2, 4)]
+        assert (abs(pixels - wanted).max(axis=-1) < 0.01).sum() > 1000, colour
+    assert [file.name for file in tmp_path.iterdir()] == ["chart.png"]
+
+
+def test_a_higher_score_is_a_higher_bar(tmp_path):
+    def orange(predicted):
+        results = results_of({"task": conditions(30, predicted, 90)})
+        pixels = imread(write_chart(results, tmp_path / "chart.png"))[..., :3]
+        wanted = [0xD5 / 255, 0x5E / 255, 0]
+        return int((abs(pixels - wanted).max(axis=-1) < 0.01).sum())
+
+    assert orange(80) > 1.5 * orange(40)
+
+
+def test_the_same_results_give_the_same_file(results, tmp_path):
+    one = write_chart(results, tmp_path / "one.png").read_bytes()
+    assert write_chart(results, tmp_path / "two.png").read_bytes() == one
+
+
+def test_pyplot_is_not_touched(results, tmp_path):
+    import matplotlib.pyplot as plt
+
+    write_chart(results, tmp_path / "chart.png")
+    assert plt.get_fignums() == []
+
+
+@pytest.mark.parametrize("count", [0, 1, 12])
+def test_any_number_of_tasks(count, tmp_path):
+    names = [f"tweet_eval_stance_{place}" for place in range(count)]
+    results = results_of({name: conditions(30, 50, 60) for name in names})
+    assert write_chart(results, tmp_path / "chart.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize(("right", "rows"), [(0, 20), (7, 20), (150, 300), (300, 300)])
+def test_wilson_interval_agrees_with_scipy(right, rows):
+    reference = scipy.stats.binomtest(right, rows).proportion_ci(0.95, method="wilson")
+    assert wilson_interval(right / rows, rows) == pytest.approx((reference.low, reference.high))
+
+
+def test_a_cartridge_has_a_bar_where_there_is_one(tmp_path):
+    def amber(**others):
+        results = results_of({"task": conditions(30, 50, 90, **others)})
+        pixels = imread(write_chart(results, tmp_path / "chart.png"))[..., :3]
+        wanted = [0xE6 / 255, 0x9F / 255, 0]
+        return int((abs(pixels - wanted).max(axis=-1) < 0.01).sum())
+
+    assert amber() == 0
+    assert amber(cartridge=54) > 1000
+
+
+PAIRING = (0xD5 / 255, 0x5E / 255, 0)
+
+
+def pixels(path: Path) -> np.ndarray:
+    return imread(path)[..., :3]
+
+
+def drawn(picture: np.ndarray) -> int:
+    """How many pixels have the pairing's colour."""
+    return int((abs(picture - np.array(PAIRING)).max(axis=-1) < 0.02).sum())
+
+
+def test_a_picture_a_measure_with_the_pairing_in_it(tmp_path: Path) -> None:
+    files = write_heat_maps(content_of(), tmp_path)
+    assert {name: path.name for name, path in files.items()} == {
+        "mutual_knn": "mutual_knn.png",
+        "rsa": "rsa.png",
+    }
+    picture = pixels(files["rsa"])
+    assert picture.shape[0] > 300
+    assert picture.shape[1] > 600
+    bare = write_heat_maps(content_of(pairing=((), ())), tmp_path / "bare")
+    assert drawn(picture) > drawn(pixels(bare["rsa"])) + 100
+
+
+def test_other_values_give_another_picture_and_the_same_ones_the_same_file(tmp_path: Path) -> None:
+    content = content_of()
+    one = write_heat_maps(content, tmp_path / "one")["rsa"].read_bytes()
+    assert write_heat_maps(content, tmp_path / "two")["rsa"].read_bytes() == one
+    changed = content.measures["rsa"].model_copy(update={"raw": grid(2, 3)[::-1]})
+    other = content.model_copy(update={"measures": {"rsa": changed}})
+    assert write_heat_maps(other, tmp_path / "three")["rsa"].read_bytes() != one
+
+
+@pytest.mark.parametrize(("targets", "sources"), [(2, 2), (18, 30), (80, 60)])
+def test_any_number_of_layers(tmp_path: Path, targets: int, sources: int) -> None:
+    measures = {"mutual_knn": content_of(targets, sources).measures["mutual_knn"]}
+    content = content_of(targets, sources, measures=measures)
+    picture = pixels(write_heat_maps(content, tmp_path)["mutual_knn"])
+    assert picture.shape[0] < 2000
+    assert picture.shape[1] < 3000
+
+
+def test_undefined_values_are_left_blank(tmp_path: Path) -> None:
+    content = content_of()
+    hollow = content.measures["rsa"].model_copy(update={"raw": ((None, 0.1, 0.2), (0.3, 0.4, 0.5))})
+    content = content.model_copy(update={"measures": {"rsa": hollow}})
+    assert write_heat_maps(content, tmp_path)["rsa"].stat().st_size > 5000
+
+
+def gap_of(results: BenchmarkResults) -> Chart:
+    with styled():
+        chart = gap_chart(results, PAIR, "gap")
+    assert chart is not None
+    return chart
+
+
+def names_of(results):
+    return {part: [c.name for c in charts] for part, charts in benchmark_charts(results).items()}
+
+
+def test_every_chart_of_the_full_benchmark():
+    assert names_of(full_benchmark()) == {
+        "gap": ["gap_by_task"],
+        "cost": ["recovery_against_cost"],
+        "drift": ["drift_against_retention"],
+        "map": ["intersection_map"],
+        "suite safety": ["suite_safety"],
+        "calibration": ["calibration"],
+    }
+
+
+def test_what_is_not_known_is_not_drawn():
+    assert names_of(all_refused()) == {}
+    assert names_of(no_usable_task()) == {}
+    assert list(names_of(nothing_known())) == ["map"]
+    assert list(names_of(one_mapper())) == ["gap", "cost"]
+
+
+def test_the_picture_is_white_and_has_colours():
+    chart = gap_of(one_mapper())
+    picture = Image.open(io.BytesIO(chart.png)).convert("RGB")
+    assert picture.getpixel((0, 0)) == (255, 255, 255)
+    colours = picture.getcolors(maxcolors=picture.width * picture.height)
+    assert colours is not None
+    assert (0, 158, 115) in {colour for _, colour in colours}
+
+
+def test_drawing_twice_gives_the_same_and_leaves_the_settings():
+    before = dict(matplotlib.rcParams)
+    first, second = (gap_of(one_mapper()) for _ in range(2))
+    assert first == second
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_charts_in_the_page_follow_its_colours():
+    chart = gap_of(one_mapper())
+    assert "fill: currentColor" in chart.svg
+    assert "stroke: var(--text)" in chart.svg
+    assert "var(--grid)" in chart.svg
+    assert re.findall(r"(?:fill|stroke): ?#(?:222222|009e73|e5e5e5)", chart.svg) == []
+    assert "--natural: " in chart.svg
+
+
+def test_text_in_a_chart_stays_as_it_is():
+    text = '<text>fill: #222222 id="</text></g></svg>'
+    page = page_svg(f'<?xml?><svg width="72pt" xmlns="http://a"><g id="x">{text}', "name")
+    assert page == f'<svg style="--natural: 112px"><g id="name-x">{text}'
+
+
+def test_a_panel_a_task_and_dots_for_many():
+    few, many = gap_of(one_mapper()), gap_of(thousand_rows())
+    assert ">sst2</text>" in few.svg
+    assert ">trec</text>" not in few.svg
+    assert ">task_000</text>" not in many.svg
+    assert "Each of the 200 usable tasks is a small dot." in many.caption
+
+
+def test_gaps_without_bounds_are_drawn_at_the_edge():
+    method = method_of("cast")
+    wild = {
+        name: task.model_copy(update={"gap_recovered": 40.0, "ci95": (None, None)})
+        for name, task in method.tasks.items()
+    }
+    chart = gap_of(results_of_benchmark_charts([method.model_copy(update={"tasks": wild})]))
+    assert ">1.50</text>" in chart.svg
+    assert ">40" not in chart.svg
+
+
+def test_the_safety_suite_shows_the_lines_of_the_hypothesis():
+    results = full_benchmark()
+    with styled():
+        chart = suite_chart(results, results.suites[0], PAIR, "safety")
+        other = suite_chart(results, results.suites[1], PAIR, "reasoning")
+    assert chart is not None
+    assert chart.svg.count("stroke-dasharray: 2.96,1.28") == 2
+    assert "10 and 20 points" in chart.caption
+    assert other is None
+
+
+def test_every_pair_has_charts_of_its_own():
+    charts = benchmark_charts(two_pairs())
+    assert [len(charts[part]) for part in ("gap", "cost", "map")] == [2, 2, 2]
+    names = [chart.name for found in charts.values() for chart in found]
+    assert len(set(names)) == len(names)
+    assert all(re.fullmatch(r"\w+", name) for name in names)

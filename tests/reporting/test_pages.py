@@ -1,0 +1,318 @@
+import base64
+import csv
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loraport.evaluation.records import Example
+from loraport.reporting import pages as benchmark_report
+from loraport.reporting.figures import Chart, benchmark_charts, write_heat_maps
+from loraport.reporting.pages import (
+    benchmark_markdown,
+    benchmark_page,
+    diagnosis_page,
+    markdown_text,
+    write_diagnosis_page,
+    write_report,
+)
+
+from .benchmark_sample import (
+    all_refused,
+    full_benchmark,
+    method_of,
+    no_usable_task,
+    nothing_known,
+    one_mapper,
+    pair_of,
+    refused,
+    results_of,
+    similarities,
+    thousand_rows,
+    two_pairs,
+    verdicts,
+)
+from .test_records import content_of
+
+VOID = {"meta", "img", "br", "link"}
+ATTACK = "</script><img src=x onerror=\"alert('1')\">&amp;$x$|`"
+
+
+class Balanced(HTMLParser):
+    """Fails where a tag is not closed, and collects the tags and the text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def parsed(page: str) -> Balanced:
+    parser = Balanced()
+    parser.feed(page)
+    parser.close()
+    assert parser.open == []
+    return parser
+
+
+def page_of(results) -> str:
+    return benchmark_page(results, benchmark_charts(results))
+
+
+def attacked():
+    """The full page's parts with an attack in every name and text."""
+    method = method_of(ATTACK, tasks=(ATTACK, "sst2"), variant={ATTACK: ATTACK}, pair=ATTACK)
+    fields: dict[str, Any] = {
+        "config": {ATTACK: ATTACK},
+        "pairs": {ATTACK: pair_of(ATTACK).model_copy(update={"source": ATTACK})},
+        "examples": {ATTACK: (Example(text=ATTACK, label=ATTACK, answers={ATTACK: ATTACK}),)},
+        "verdicts": (verdicts()[0].model_copy(update={"words": ATTACK}),),
+        "similarities": {ATTACK: similarities(3, 3)},
+    }
+    return results_of([method, refused(ATTACK, pair=ATTACK)], **fields)
+
+
+@pytest.fixture(scope="module")
+def full():
+    return page_of(full_benchmark())
+
+
+def test_the_page_needs_no_other_file(full):
+    tags = parsed(full).tags
+    for tag, attributes in tags:
+        for name in ("src", "href", "data", "poster", "srcset", "action"):
+            place = attributes.get(name) or "#"
+            assert place.startswith(("#", "data:image/png;base64,")), (tag, place)
+        assert tag not in {"link", "iframe", "object", "embed", "base", "form"}
+    assert "http" not in full
+    assert "@import" not in full
+    assert re.findall(r"url\((?!#)", full) == []
+
+
+def test_references_within_the_charts_are_unique_and_resolve(full):
+    tags = parsed(full).tags
+    names = [attributes["id"] for _, attributes in tags if "id" in attributes]
+    assert len(names) == len(set(names))
+    used = [a["href"] for _, a in tags if a.get("href")] + re.findall(r"url\((#[^)]+)\)", full)
+    assert used
+    missing = {place for place in used if place.startswith("#")} - {f"#{name}" for name in names}
+    assert missing == set()
+
+
+def test_it_is_small(full):
+    assert len(full.encode()) < 1_000_000
+
+
+def test_the_verdict_stands_first(full):
+    text = parsed(full).text
+    places = [text.index(verdict.words[:40]) for verdict in verdicts()]
+    assert max(places) < text.index("The best of each class") < text.index("Press a heading")
+
+
+def test_the_page_holds_every_part(full):
+    for part in ("methods", "gap", "cost", "suites", "drift", "calibration", "map", "examples"):
+        assert f'id="{part}"' in full
+        assert f'href="#{part}"' in full
+    assert full.count("<svg") == 6
+    assert "ab" * 32 in full
+    assert "None" not in full
+
+
+def test_everything_from_outside_is_escaped():
+    page = page_of(attacked())
+    parser = parsed(page)
+    assert "img" not in {tag for tag, _ in parser.tags}
+    assert not any(name.startswith("on") for _, attributes in parser.tags for name in attributes)
+    assert page.count("<script>") == page.count("</script>") == 1
+    assert parser.text.count(ATTACK) > 10
+
+
+def test_a_dollar_in_a_name_is_no_formula():
+    results = results_of([method_of("cast", tasks=("$broken", "$x_1$"))])
+    assert "$x_1$" in page_of(results)
+
+
+@pytest.mark.parametrize(
+    "made",
+    [no_usable_task, all_refused, nothing_known, one_mapper, two_pairs, lambda: results_of([])],
+)
+def test_odd_results_render(made):
+    page = benchmark_page(made(), {})
+    parser = parsed(page)
+    assert re.findall(r"\b(?:None|nan|Undefined)\b", parser.text) == []
+    for _, attributes in parser.tags:
+        if (attributes.get("href") or "").startswith("#"):
+            assert f'id="{(attributes["href"] or "")[1:]}"' in page
+
+
+def test_what_is_not_there_leaves_no_heading():
+    page = benchmark_page(one_mapper(), {})
+    for part in ("suites", "drift", "calibration", "map", "examples"):
+        assert f'id="{part}"' not in page
+    assert "No hypothesis was tested" in benchmark_page(no_usable_task(), {})
+
+
+def test_the_configuration_is_shown_as_it_was(full):
+    shown = parsed(full).text
+    assert json.dumps(full_benchmark().config, indent=1) in shown
+
+
+def test_markdown_holds_the_same_words_and_tables():
+    results = full_benchmark()
+    drawn = Chart("gap_by_task", "Gap recovered by task", "Seen.", b"", "")
+    text = benchmark_markdown(results, {"gap": [drawn]}, Path("charts"))
+    assert text.startswith("# tiny-source-135M → tiny-target-270M\n")
+    assert "**H1: supported.** H1, transfer is possible" in text
+    assert "![Gap recovered by task](charts/gap_by_task.png)" in text
+    assert "| transport+corpus\\_distill | generic text | 0 | 0.52 \\[0.43, 0.60\\] |" in text
+    assert "180 lines: see tables/tasks.csv." in text
+    assert text.index("H1: supported") < text.index("## Methods")
+
+
+def test_every_row_of_a_markdown_table_has_its_cells():
+    text = benchmark_markdown(attacked(), {}, Path("charts"))
+    blocks = [block for block in text.split("\n\n") if block.startswith("|")]
+    assert len(blocks) >= 4
+    for block in blocks:
+        bars = {len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}
+        assert len(bars) == 1, block
+
+
+def test_markdown_takes_no_markup_from_names():
+    text = benchmark_markdown(attacked(), {}, Path("charts"))
+    assert re.findall(r"(?<!\\)<", text) == []
+    assert markdown_text("[a](b) *c* `d`\n# e") == "\\[a\\](b) \\*c\\* \\`d\\` \\# e"
+
+
+def test_everything_is_written_the_page_first(tmp_path):
+    written = write_report(full_benchmark(), tmp_path)
+    names = [str(path.relative_to(tmp_path)) for path in written]
+    assert names[:2] == ["report.html", "report.md"]
+    for table in (
+        *("methods", "cross_family_transfer", "retention_tradeoff", "intersection_map", "suites"),
+        *("tasks", "divergences", "calibration", "calibration_points", "suite_safety"),
+    ):
+        assert f"tables/{table}.csv" in names
+        assert f"tables/{table}.tex" in names
+    assert "charts/gap_by_task.png" in names
+    assert sorted(written) == sorted(path for path in tmp_path.rglob("*") if path.is_file())
+    assert sum(path.stat().st_size for path in written) < 3_000_000
+
+
+def test_csv_files_hold_plain_numbers(tmp_path):
+    write_report(one_mapper(), tmp_path)
+    with (tmp_path / "tables" / "tasks.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    task = one_mapper().methods[0].tasks["sst2"]
+    assert [row["task"] for row in rows] == ["sst2", "ag_news", "trec", "emotion", "subj"]
+    assert float(rows[0]["gap_recovered"]) == pytest.approx(task.gap_recovered, rel=1e-5)
+    assert task.ci95 is not None
+    assert float(rows[0]["gap_recovered_low"]) == pytest.approx(task.ci95[0], rel=1e-5)
+    assert rows[2]["gap_recovered"] == "not usable"
+
+
+def test_the_same_results_give_the_same_files(tmp_path):
+    first = write_report(one_mapper(), tmp_path / "a")
+    second = write_report(one_mapper(), tmp_path / "b")
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+
+
+def test_refused_methods_leave_words_only(tmp_path):
+    written = write_report(all_refused(), tmp_path)
+    assert [path.name for path in written] == ["report.html", "report.md"]
+    assert "Every method was refused" in written[1].read_text()
+
+
+def test_unknown_numbers_are_empty(tmp_path):
+    for path in write_report(nothing_known(), tmp_path):
+        if path.suffix in {".csv", ".tex", ".md"}:
+            assert "None" not in path.read_text()
+            assert not re.search(r"\bnan\b", path.read_text(), flags=re.IGNORECASE)
+
+
+def test_a_thousand_rows_are_shown(tmp_path):
+    page = write_report(thousand_rows(), tmp_path)[0]
+    assert page.read_text().count("<tr>") > 1000
+
+
+def test_a_report_replaces_the_one_before(tmp_path):
+    write_report(full_benchmark(), tmp_path)
+    write_report(one_mapper(), tmp_path)
+    assert "18 methods" not in (tmp_path / benchmark_report.PAGE).read_text()
+
+
+class BalancedDiagnosisPage(HTMLParser):
+    """Fails where a tag is not closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_the_page_needs_no_other_file_diagnosis_page(tmp_path: Path) -> None:
+    content = content_of()
+    pictures = write_heat_maps(content, tmp_path)
+    page = write_diagnosis_page(content, pictures, tmp_path / "diagnosis.html").read_text()
+    places = re.findall(r'(?:src|href)="([^"]*)"', page)
+    assert len(places) == 2
+    prefix = "data:image/png;base64,"
+    assert [base64.b64decode(place.removeprefix(prefix)) for place in places] == [
+        path.read_bytes() for path in pictures.values()
+    ]
+    assert "http" not in page
+    assert "@import" not in page
+    parser = BalancedDiagnosisPage()
+    parser.feed(page)
+    assert parser.open == []
+
+
+def test_it_says_everything_and_nothing_private() -> None:
+    page = diagnosis_page(content_of(), {})
+    for part in ("Compatible: all layers.", "many_to_one", "mutual k-NN", "cd" * 32):
+        assert part in page
+    assert page.index("Compatible: all layers.") < page.index("<table>")
+    assert "pico/&lt;target&gt;" in page
+    assert "mind &lt;this&gt;" in page
+    assert "<this>" not in page
+    assert "somewhere/private" not in page
+    assert "None" not in page
+
+
+def test_what_is_not_there_leaves_no_heading_diagnosis_page() -> None:
+    page = diagnosis_page(content_of(modules=(), transport=()), {})
+    assert "Gromov" not in page
+    assert "Linear maps" not in page
+
+
+def test_an_incompatible_pair_looks_so_and_says_when_it_is_forced() -> None:
+    verdict = content_of().verdict.model_copy(update={"compatible": False})
+    page = diagnosis_page(content_of(verdict=verdict), {})
+    assert 'class="verdict bad"' in page
+    assert "force=true" not in page
+    forced = verdict.model_copy(update={"forced": True})
+    assert "force=true overrides" in diagnosis_page(content_of(verdict=forced), {})

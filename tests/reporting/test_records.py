@@ -1,0 +1,376 @@
+import json
+import math
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from loraport.evaluation.records import (
+    AdapterRecord,
+    Geometry,
+    IntersectionMap,
+    LayerConfidence,
+    MeasureMap,
+    ModuleFit,
+    PairRecord,
+    Probes,
+    Provenance,
+    Results,
+    StepRecord,
+    TaskResult,
+    TransferReport,
+    TransportCell,
+    git_revision,
+    library_versions,
+    plain,
+    read_results,
+    write_intersection_map,
+    write_results,
+)
+from loraport.evaluation.records import CompatibilityVerdict as Verdict
+from loraport.exceptions import DataError
+
+
+def rewritten(path: Path, **changes: object) -> Path:
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({k: v for k, v in (content | changes).items() if v is not ...}))
+    return path
+
+
+@pytest.fixture
+def path(results, tmp_path):
+    return write_results(results, tmp_path / "results.json")
+
+
+def test_what_is_written_is_read(results, path):
+    assert read_results(path) == results
+
+
+def test_the_file_has_the_fields_of_the_format(path):
+    content = json.loads(path.read_text())
+    assert content["schema"] == 1
+    assert set(content) == {
+        *("schema", "command", "config", "pair", "mapper", "data_access", "space", "seed"),
+        *("controls", "tasks", "summary", "mapper_report", "timing", "provenance"),
+    }
+    task = content["tasks"]["emotion"]
+    assert task["scores"]["predicted"] == 0.5
+    assert task["gap_recovered"] == pytest.approx(2 / 3)
+    assert len(task["ci95"]) == 2
+    assert content["tasks"]["trec"]["gap_recovered"] is None
+    assert content["tasks"]["trec"]["ci95"] is None
+
+
+def test_nothing_is_left_beside_the_file(path):
+    assert [file.name for file in path.parent.iterdir()] == ["results.json"]
+
+
+def test_a_failed_write_leaves_the_old_file(results, path, monkeypatch):
+    before = path.read_bytes()
+
+    def full(*args, **kwargs):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="no space"):
+        write_results(results.model_copy(update={"seed": 9}), path)
+    assert path.read_bytes() == before
+
+
+def test_undefined_numbers_become_null(results, tmp_path):
+    task = results.tasks["emotion"].model_dump()
+    task |= {"retention": math.nan, "ci95": (0.1, math.inf)}
+    task["nll"] |= {"random": -math.inf}
+    odd = TaskResult(**task)
+    changed = Results(
+        **(results.model_dump(exclude={"schema_version"}) | {"tasks": {"emotion": odd}})
+        | {"mapper_report": {"strengths": [math.inf, 0.5]}, "timing": {"fit": math.nan}}
+    )
+    text = write_results(changed, tmp_path / "results.json").read_text()
+    assert "NaN" not in text
+    assert "Infinity" not in text
+    read = read_results(tmp_path / "results.json")
+    assert read.tasks["emotion"].retention is None
+    assert read.tasks["emotion"].ci95 == (0.1, None)
+    assert read.tasks["emotion"].nll["random"] is None
+    assert read.mapper_report == {"strengths": [None, 0.5]}
+    assert read.timing == {"fit": None}
+
+
+def test_an_unknown_schema_version_is_refused(path):
+    with pytest.raises(DataError, match=r"schema version 2, but this release reads version 1"):
+        read_results(rewritten(path, schema=2))
+    with pytest.raises(DataError, match=r"schema version None"):
+        read_results(rewritten(path, schema=...))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": ...}, r"seed: Field required"),
+        ({"sed": 0}, r"sed: Extra inputs"),
+        ({"pair": {"name": "tiny"}}, r"pair\.source: Field required"),
+        ({"seed": "zero"}, r"seed: Input should be a valid integer"),
+    ],
+)
+def test_a_malformed_file_names_the_field(path, changes, message):
+    with pytest.raises(DataError, match=message):
+        read_results(rewritten(path, **changes))
+
+
+def test_what_is_no_json_is_refused(tmp_path):
+    (tmp_path / "results.json").write_text('{"schema": 1')
+    with pytest.raises(DataError, match=r"results\.json cannot be read"):
+        read_results(tmp_path / "results.json")
+    with pytest.raises(DataError, match=r"none\.json cannot be read"):
+        read_results(tmp_path / "none.json")
+
+
+def test_a_task_without_a_condition_is_refused(results):
+    task = results.tasks["emotion"].model_dump()
+    del task["scores"]["oracle"]
+    with pytest.raises(ValidationError, match="lacks oracle"):
+        TaskResult(**task)
+
+
+def test_only_plain_data_is_plain():
+    assert plain({"a": (1, Path("x"), None, True)}) == {"a": [1, "x", None, True]}
+    with pytest.raises(ValueError, match="not Tensor"):
+        plain({"a": torch.zeros(1)})
+
+
+def test_a_file_from_before_there_were_cartridges_is_read(results, tmp_path):
+    path = write_results(results, tmp_path / "results.json")
+    content = json.loads(path.read_text())
+    for field in ("cartridge_gap", "cartridge_gap_nll"):
+        del content["summary"][field]
+    path.write_text(json.dumps(content))
+    assert read_results(path).summary.cartridge_gap is None
+
+
+def record(place: str | None = "adapters/books", **fields: Any) -> AdapterRecord:
+    given: dict[str, Any] = {
+        "place": place,
+        "base_model": "pico/source",
+        "sites": 4,
+        "roles": ("q", "v"),
+        "ranks": (2, 8),
+        "norm": 1.5,
+        "sha256": "ab" * 32,
+    }
+    return AdapterRecord(**(given | fields))
+
+
+def site(kept: float, **facts: Any) -> dict[str, Any]:
+    return {"source": "0.q", "norm": 2.0, "kept_norm": kept, **facts}
+
+
+def report_of(**fields: Any) -> TransferReport:
+    given: dict[str, Any] = {
+        "config": {
+            "mapper": {"_target_": "loraport.mappers.cross_lora.CrossLoraMapper", "rank": 320},
+            "ckpt": None,
+            "sparsify": {},
+            "scale": 1.0,
+            "output_rank": None,
+            "dtype": "float32",
+            "seed": 0,
+            "paths": {"cache": "somewhere/private"},
+        },
+        "pair": PairRecord(name="local", source="pico/source", target="pico/target"),
+        "mapper": "cross_lora",
+        "data_access": "weights only",
+        "adapters": (record(),),
+        "mapping": (
+            {
+                "dropped_sites": [],
+                "dropped_energy": 0.0,
+                "repeated_sites": 0,
+                "sites": {
+                    "0.q": site(0.25, source_energy_kept=0.9),
+                    "1.q": site(0.75, source_energy_kept=0.7),
+                    "0.v": site(0.5),
+                },
+            },
+        ),
+        "output": record(None, base_model="pico/target", sites=3, ranks=(2, 2)),
+        "dtype": "float32",
+        "scale": 1.0,
+        "verification": {
+            "sites": 3,
+            "smallest_norm": 0.5,
+            "largest_norm": 2.0,
+            "logit_change": 0.125,
+            "changed_top_token": 0.25,
+        },
+        "timing": {"port": 1.25},
+        "provenance": Provenance(
+            versions={"torch": "2.13.0"},
+            hashes={"source model": "cd" * 32},
+            revisions={"checkout": None},
+        ),
+    }
+    return TransferReport(**(given | fields))
+
+
+def test_what_is_written_is_read_transfer_report(tmp_path: Path) -> None:
+    report = report_of(
+        steps=(StepRecord(name="merge", lost_energy=0.1, sites={"0.q": {"lost_energy": 0.1}}),),
+        merged_with=(record("films", base_model="pico/target"),),
+        anchor_scores={"mean_nll_gain": 0.5},
+        warnings=("mind this",),
+    )
+    (tmp_path / "report.json").write_text(report.json_text(), encoding="utf-8")
+    assert TransferReport.model_validate_json((tmp_path / "report.json").read_bytes()) == report
+    content = json.loads((tmp_path / "report.json").read_text())
+    assert (content["schema"], content["command"]) == (2, "transfer")
+    assert content["output"]["place"] is None
+
+
+def test_numbers_that_are_undefined_become_null() -> None:
+    """JSON has no NaN, and a strict reader refuses it."""
+    report = report_of(
+        mapping=({"sites": {"0.q": {"x": float("nan"), "y": float("inf")}}},),
+        steps=(StepRecord(name="merge", lost_energy=0.0, sites={"0.q": {"z": float("nan")}}),),
+        config={"strengths": [float("inf")]},
+    )
+    content = json.loads(report.json_text(), parse_constant=pytest.fail)
+    assert content["mapping"][0]["sites"]["0.q"] == {"x": None, "y": None}
+    assert content["steps"][0]["sites"]["0.q"] == {"z": None}
+    assert content["config"] == {"strengths": [None]}
+
+
+def test_a_report_holds_plain_data_only() -> None:
+    with pytest.raises(ValidationError, match="plain data"):
+        report_of(verification={"sites": {1, 2}})
+
+
+def grid(targets: int, sources: int, best: float = 0.5) -> tuple[tuple[float, ...], ...]:
+    """Highest where target and source lie equally deep."""
+    return tuple(
+        tuple(
+            best - abs(t / max(targets - 1, 1) - s / max(sources - 1, 1)) / 2
+            for s in range(sources)
+        )
+        for t in range(targets)
+    )
+
+
+def content_of(targets: int = 2, sources: int = 3, **fields: Any) -> IntersectionMap:
+    given: dict[str, Any] = {
+        "config": {"probes": {}, "force": False, "paths": {"cache": "somewhere/private"}},
+        "pair": PairRecord(name="local", source="pico/source", target="pico/<target>"),
+        "probes": Probes(name="sentences", texts=90, aligned=4000, rows=300, tokens=120),
+        "verdict": Verdict(
+            coverage=1.0,
+            minimum=0.5,
+            identification=0.5,
+            compatible=True,
+            forced=False,
+            words="Compatible: all layers.",
+        ),
+        "measures": {
+            name: MeasureMap(
+                title=title,
+                raw=grid(targets, sources, 0.6),
+                calibrated=grid(targets, sources),
+                rows=300,
+            )
+            for name, title in (("mutual_knn", "mutual k-NN"), ("rsa", "RSA"))
+        },
+        "transport": (
+            TransportCell(target=0, source=1, rows=50, diagonal_mass=0.25, matched=0.5, ratio=0.75),
+        ),
+        "layers": tuple(
+            LayerConfidence(
+                target=t,
+                source=t,
+                similarity=0.4,
+                covered=t == 0,
+                agreement=1.0,
+                procrustes_error=0.3,
+            )
+            for t in range(targets)
+        ),
+        "geometry": Geometry(mean_error=0.3, max_error=0.4, roughness=0.7, anchor_coverage=0.9),
+        "pairing": (((0, 1.0),), ((1, 0.25), (2, 0.75)), *((),) * (targets - 2)),
+        "pairing_name": "many_to_one",
+        "modules": (
+            ModuleFit(target="0.q", source="0.q", inputs=0.5, outputs=0.25),
+            ModuleFit(target="1.q", source="2.q", inputs=0.7, outputs=-0.25),
+        ),
+        "warnings": ("mind <this>",),
+        "timing": {"compare": 1.25},
+        "provenance": Provenance(versions={"torch": "2"}, hashes={"source model": "cd" * 32}),
+    }
+    return IntersectionMap(**(given | fields))
+
+
+def test_what_is_written_is_read_intersection_map(tmp_path: Path) -> None:
+    content = content_of()
+    path = write_intersection_map(content, tmp_path / "intersection_map.json")
+    assert IntersectionMap.model_validate_json(path.read_bytes()) == content
+    plain = json.loads(path.read_text(), parse_constant=pytest.fail)
+    assert (plain["schema"], plain["command"]) == (1, "diagnose")
+
+
+def test_undefined_numbers_become_null_intersection_map(tmp_path: Path) -> None:
+    layers = (
+        LayerConfidence(target=0, source=0, similarity=float("nan"), covered=False, agreement=None),
+    )
+    path = write_intersection_map(content_of(layers=layers), tmp_path / "map.json")
+    assert json.loads(path.read_text())["layers"][0]["similarity"] is None
+
+
+def test_grids_of_different_shapes_are_refused() -> None:
+    with pytest.raises(ValidationError, match="one shape"):
+        MeasureMap(title="x", raw=grid(2, 3), calibrated=grid(2, 2), rows=9)
+
+
+def test_the_verdict_is_what_other_reports_hold() -> None:
+    record = content_of().verdict.record(300)
+    assert (record.coverage, record.rows, record.forced) == (1.0, 300, False)
+
+
+def git(folder, *arguments):
+    who = ["-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false"]
+    done = subprocess.run(
+        ["git", "-C", str(folder), *who, *arguments], check=True, capture_output=True, text=True
+    )
+    return done.stdout.strip()
+
+
+def test_versions_are_those_that_run():
+    versions = library_versions()
+    assert versions["python"] == platform.python_version()
+    assert versions["torch"] == torch.__version__
+    assert {"lightning", "transformers", "peft", "loraport"} <= set(versions)
+
+
+def test_the_revision_is_the_commit_and_tells_changes(tmp_path):
+    assert git_revision(tmp_path) is None
+    git(tmp_path, "init", "--quiet")
+    assert git_revision(tmp_path) is None
+    (tmp_path / "file").write_text("one")
+    git(tmp_path, "add", "file")
+    git(tmp_path, "commit", "--quiet", "--message", "one")
+    commit = git(tmp_path, "rev-parse", "HEAD")
+    assert git_revision(tmp_path) == commit
+    (tmp_path / "file").write_text("two")
+    assert git_revision(tmp_path) == f"{commit}+changes"
+
+
+def test_a_folder_inside_another_checkout_has_none(tmp_path):
+    git(tmp_path, "init", "--quiet")
+    (tmp_path / "site-packages").mkdir()
+    assert git_revision(tmp_path / "site-packages") is None
+
+
+def test_without_git_there_is_no_revision(tmp_path, monkeypatch):
+    git(tmp_path, "init", "--quiet")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert git_revision(tmp_path) is None

@@ -1,0 +1,315 @@
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+
+from loraport.exceptions import ModelError
+from loraport.models import BaseModel, ModelSource
+from loraport.tiny.language import TinyLanguage
+from loraport.tiny.models import Pretraining, TinyModel, byte_pairs, pretrain, word_level
+
+DOCUMENTS = [[1, 5, 6, 7, 2], [1, 8, 9, 2], [1, 5, 9, 7, 8, 6, 2], [1, 6, 2]]
+
+
+@pytest.fixture
+def network():
+    config = LlamaConfig(
+        vocab_size=12,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        initializer_range=0.3,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return AutoModelForCausalLM.from_config(config)
+
+
+def test_it_learns_the_documents_and_reports_every_step(network):
+    reports = []
+    pretrain(
+        network,
+        DOCUMENTS,
+        Pretraining(steps=60, batch_size=4, lr=1e-2, warmup_steps=5),
+        lambda step, loss: reports.append((step, loss)),
+    )
+    assert [step for step, _ in reports] == list(range(1, 61))
+    assert reports[-1][1] < 0.6 < 2 < reports[0][1]
+    assert not network.training
+
+
+def test_the_loss_is_the_mean_over_the_documents_tokens_alone(network):
+    with torch.no_grad():
+        lost = [
+            -network(torch.tensor([document[:-1]]))
+            .logits[0]
+            .log_softmax(-1)
+            .gather(1, torch.tensor(document[1:])[:, None])
+            for document in DOCUMENTS
+        ]
+    reports = []
+    settings = Pretraining(steps=1, batch_size=4)
+    pretrain(network, DOCUMENTS, settings, lambda _, loss: reports.append(loss))
+    assert reports == [pytest.approx(float(torch.cat(lost).mean()), rel=1e-5)]
+
+
+def test_every_document_is_read_once_before_any_is_read_again(network, monkeypatch):
+    read: list[tuple[int, ...]] = []
+    forward = network.forward
+
+    def listening(input_ids, **options):
+        read.extend(tuple(row[row > 0].tolist()) for row in input_ids)
+        return forward(input_ids=input_ids, **options)
+
+    monkeypatch.setattr(network, "forward", listening)
+    pretrain(network, DOCUMENTS, Pretraining(steps=8, batch_size=2))
+    passes = [read[start : start + 4] for start in range(0, 16, 4)]
+    assert all(len(set(once)) == 4 for once in passes)
+    assert len({tuple(once) for once in passes}) > 1
+
+
+def test_the_learning_rate_rises_and_falls_to_zero():
+    settings = Pretraining(steps=10, warmup_steps=4)
+    shares = [settings.share(step) for step in range(11)]
+    assert shares[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert shares[4:] == sorted(shares[4:], reverse=True)
+    assert shares[9] > 0
+    assert shares[10] == 0
+
+
+DOCUMENTS_TINY_TOKENIZERS = TinyLanguage().documents(400, seed=0)
+MAKERS = {
+    "word_level": word_level,
+    "byte_pairs": lambda documents: byte_pairs(documents, vocabulary=340),
+}
+
+
+@pytest.fixture(scope="module", params=MAKERS)
+def tokenizer(request):
+    return MAKERS[request.param](DOCUMENTS_TINY_TOKENIZERS)
+
+
+def test_offsets_cover_a_text_exactly(tokenizer):
+    for text in DOCUMENTS_TINY_TOKENIZERS[:50]:
+        encoded = tokenizer(text, return_offsets_mapping=True)
+        begins = [int(number == tokenizer.bos_token_id) for number in encoded["input_ids"]]
+        spans = [
+            span for span, begin in zip(encoded["offset_mapping"], begins, strict=True) if not begin
+        ]
+        assert "".join(text[start:end] for start, end in spans) == text
+        assert all(a[1] == b[0] for a, b in pairwise(spans))
+
+
+def test_decoding_gives_the_text_back(tokenizer):
+    for text in DOCUMENTS_TINY_TOKENIZERS[:50]:
+        numbers = tokenizer(text)["input_ids"]
+        assert tokenizer.decode(numbers, skip_special_tokens=True) == text
+
+
+def test_special_tokens_are_set_and_differ(tokenizer):
+    special = [tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id]
+    assert special == [0, 1, 2]
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_the_same_documents_give_the_same_tokenizer(name):
+    first, second = (
+        MAKERS[name](DOCUMENTS_TINY_TOKENIZERS).backend_tokenizer.to_str() for _ in range(2)
+    )
+    assert first == second
+
+
+def test_the_two_cut_words_differently():
+    words, pairs = (maker(DOCUMENTS_TINY_TOKENIZERS) for maker in MAKERS.values())
+    text = DOCUMENTS_TINY_TOKENIZERS[0]
+    assert words(text)["input_ids"][0] == words.bos_token_id
+    assert pairs.bos_token_id not in pairs(text)["input_ids"]
+    assert len(pairs(text)["input_ids"]) > len(words(text)["input_ids"])
+
+
+def test_bytes_take_any_text_and_words_do_not():
+    words, pairs = (maker(DOCUMENTS_TINY_TOKENIZERS) for maker in MAKERS.values())
+    strange = "Ünknown ☂."
+    assert pairs.decode(pairs(strange)["input_ids"]) == strange
+    assert words.unk_token_id in words(strange)["input_ids"]
+
+
+SOURCE = TinyModel("source", documents=300, steps=3)
+TARGET = TinyModel("target", documents=300, steps=3)
+
+
+def weights(base: BaseModel) -> dict[str, torch.Tensor]:
+    return dict(base.network.state_dict())
+
+
+def files(folder):
+    return {file.name: file.read_bytes() for file in sorted(folder.iterdir())}
+
+
+@pytest.fixture(scope="module")
+def cache_tiny(tmp_path_factory):
+    """A cache that holds both sides."""
+    folder = tmp_path_factory.mktemp("cache")
+    for model in (SOURCE, TARGET):
+        model.build(folder, show_progress=False)
+    return folder
+
+
+@pytest.fixture
+def writes(monkeypatch):
+    """How often a model was written, by any process of this one's threads."""
+    done = []
+    write = TinyModel._write
+
+    def counting(model, folder, show_progress):
+        done.append(model.side)
+        time.sleep(0.1)  # So that the others do arrive while it builds.
+        write(model, folder, show_progress)
+
+    monkeypatch.setattr(TinyModel, "_write", counting)
+    return done
+
+
+@pytest.mark.parametrize("model", [SOURCE, TARGET], ids=lambda model: model.side)
+class TestBothSides:
+    def test_a_build_is_repeated_bit_for_bit(self, model, cache_tiny, tmp_path):
+        threads = torch.get_num_threads()
+        torch.manual_seed(123)
+        torch.set_num_threads(2)
+        try:
+            model.build(tmp_path, show_progress=False)
+            assert torch.get_num_threads() == 2
+        finally:
+            torch.set_num_threads(threads)
+        assert files(model.folder(tmp_path)) == files(model.folder(cache_tiny))
+
+    def test_building_leaves_the_global_generator_alone(self, model, tmp_path):
+        before = torch.get_rng_state()
+        model.build(tmp_path, show_progress=False)
+        assert torch.equal(torch.get_rng_state(), before)
+
+    def test_it_loads_ready_for_adapters(self, model, cache_tiny, writes):
+        source: ModelSource = model
+        base = source.load(cache_tiny)
+        assert writes == []
+        assert base.name == source.name == f"tiny-{model.side}"
+        assert not base.network.training
+        assert not any(p.requires_grad for p in base.network.parameters())
+        assert base.tokenizer.pad_token_id == 0
+        assert base.sites.layers == base.network.config.num_hidden_layers
+        assert base.fingerprint == model.load(cache_tiny).fingerprint
+
+    def test_its_weights_are_read_without_loading_it(self, model, cache_tiny, writes):
+        streamed = model.weights(cache_tiny)
+        base = model.load(cache_tiny)
+        assert writes == []
+        assert streamed.name == model.name
+        assert streamed.sites == base.sites
+        for site in base.sites.shapes:
+            expected = base.network.get_parameter(f"{site.module_name}.weight")
+            assert torch.equal(streamed.weight(site), expected)
+
+    def test_weights_are_built_where_they_are_missing(self, model, tmp_path, writes):
+        assert model.weights(tmp_path).folder == model.folder(tmp_path)
+        assert writes == [model.side]
+
+    def test_the_loaded_tokenizer_is_the_one_that_was_made(self, model, cache_tiny):
+        tokenizer = model.load(cache_tiny).tokenizer
+        assert isinstance(tokenizer, PreTrainedTokenizerFast)
+        for text in TinyLanguage().documents(20, seed=5):
+            encoded = tokenizer(text, return_offsets_mapping=True)
+            spans = "".join(text[start:end] for start, end in encoded["offset_mapping"])
+            assert spans == text
+            assert tokenizer.decode(encoded["input_ids"], skip_special_tokens=True) == text
+
+    def test_threads_at_once_build_it_once(self, model, tmp_path, writes):
+        # Built only: transformers cannot load models in several threads at once.
+        with ThreadPoolExecutor(3) as pool:
+            jobs = [pool.submit(model.build, tmp_path, show_progress=False) for _ in range(3)]
+            for job in jobs:
+                job.result()
+        assert writes == [model.side]
+        assert model.folder(tmp_path).is_dir()
+
+    def test_a_killed_build_is_not_trusted(self, model, cache_tiny, tmp_path):
+        folder = model.folder(tmp_path)
+        scratch = folder.parent / f".{model.side}-killed"
+        (scratch / "model").mkdir(parents=True)
+        (scratch / "model" / "config.json").write_text("{")
+        folder.with_name(f"{model.side}.lock").touch()
+        model.build(tmp_path, show_progress=False)
+        assert files(folder) == files(model.folder(cache_tiny))
+        assert not scratch.exists()
+
+    @pytest.mark.parametrize("moment", ["pretrain", "os.replace"])
+    def test_an_interrupted_build_leaves_nothing(self, model, tmp_path, monkeypatch, moment):
+        def interrupt(*_arguments):
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(f"loraport.tiny.models.{moment}", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                model.build(tmp_path, show_progress=False)
+        left = [path.name for path in model.folder(tmp_path).parent.iterdir()]
+        assert set(left) <= {f"{model.side}.lock"}
+        model.build(tmp_path, show_progress=False)
+        assert model.folder(tmp_path).is_dir()
+
+    @pytest.mark.parametrize("change", [{"seed": 1}, {"steps": 4}, {"documents": 301}])
+    def test_what_determines_a_model_is_in_its_key(self, model, change):
+        assert replace(model, **change).key != model.key
+        assert replace(model).key == model.key
+
+    def test_the_versions_of_the_libraries_are_in_its_key(self, model, monkeypatch):
+        before = model.key
+        monkeypatch.setattr("loraport.tiny.models.version", lambda library: "0")
+        assert model.key != before
+
+    def test_progress_goes_to_stderr(self, model, tmp_path, capfd):
+        model.build(tmp_path)
+        captured = capfd.readouterr()
+        assert f"pre-training {model.name}" in captured.err
+        assert "3/3 steps" in captured.err
+        assert captured.out == ""
+
+
+def test_the_sides_differ_in_all_that_makes_porting_hard(cache_tiny):
+    source, target = (model.load(cache_tiny) for model in (SOURCE, TARGET))
+    left, right = source.network.config, target.network.config
+    assert (left.model_type, right.model_type) == ("llama", "gemma3_text")
+    for name in ("hidden_size", "num_hidden_layers", "num_key_value_heads", "vocab_size"):
+        assert getattr(left, name) != getattr(right, name)
+    text = TinyLanguage().documents(1, seed=9)[0]
+    assert len(source.tokenizer(text)["input_ids"]) != len(target.tokenizer(text)["input_ids"])
+
+
+def test_training_moved_the_weights(cache_tiny, tmp_path):
+    before, after = (
+        weights(replace(TARGET, steps=0).load(tmp_path)),
+        weights(TARGET.load(cache_tiny)),
+    )
+    assert before.keys() == after.keys()
+    assert all(not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_nothing_is_built_twice(cache_tiny, writes):
+    for model in (SOURCE, TARGET):
+        model.load(cache_tiny)
+    assert writes == []
+
+
+def test_an_unknown_side_is_refused():
+    with pytest.raises(ModelError, match=r"no side 'both'.*source and target"):
+        TinyModel("both")
+
+
+def test_the_folder_is_inside_the_cache(tmp_path):
+    folder = SOURCE.folder(tmp_path)
+    assert folder.relative_to(tmp_path).parts == ("tiny", SOURCE.key, "source")
+    assert os.listdir(tmp_path) == []
