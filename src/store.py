@@ -361,7 +361,8 @@ class Store:
         try:
             yield
         finally:
-            # A process that waits notices that the file has gone, and takes a new one.
+            # Before the release: a process that waits notices that the file has gone, and locks a
+            # new one. After it, two could hold a lock each.
             with suppress(OSError):
                 path.unlink()
             lock.release()

@@ -717,6 +717,23 @@ class TestFolderHash:
         assert (store.folder_hash(model) == first) == (change == "time")
         assert "model.safetensors" in read
 
+    def test_the_hash_of_a_file_that_is_written_to_meanwhile_is_not_remembered(
+        self, store: Store, model: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        weights = model / "model.safetensors"
+        seen, real = weights.stat(), hashlib.file_digest
+
+        def before_it_grows(file: Any, name: str) -> Any:
+            digest = real(file, name)
+            weights.write_bytes(b"v" * (1 << 20) + b"v")
+            return digest
+
+        monkeypatch.setattr(hashlib, "file_digest", before_it_grows)
+        store.file_hash(weights)
+        assert weights.stat() != seen
+        assert module._hashes == {}
+        assert not root(store).exists()
+
     def test_a_damaged_memory_is_not_believed(
         self, store: Store, model: Path, new_process: Callable[[], None]
     ) -> None:
