@@ -1,0 +1,764 @@
+import hashlib
+import json
+import logging
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import Enum
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+import torch
+import xxhash
+from safetensors.torch import load_file
+
+from loraport import store as module
+from loraport.exceptions import ModelError, OutputError
+from loraport.store import Key, Store, tensor_hash
+
+KEY = Key.of("scores", x=1)
+OTHER = Key.of("scores", x=2)
+TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(0.5, dtype=torch.bfloat16)}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "cache")
+
+
+@pytest.fixture(autouse=True)
+def new_process(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Forget what a process remembers, as a new one does."""
+
+    def forget() -> None:
+        monkeypatch.setattr(module, "_hashes", {})
+        monkeypatch.setattr(module, "_swept", set())
+        monkeypatch.setattr(module, "_said", set())
+
+    forget()
+    return forget
+
+
+def root(store: Store) -> Path:
+    assert store.root is not None
+    return store.root
+
+
+def nothing(store: Store, key: Key) -> bool:
+    """Whether nothing is kept in any form."""
+    forms: list[Callable[[Key], object]] = [store.get, store.get_tensors, store.get_folder]
+    return all(get(key) is None for get in forms)
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def only_file(folder: Path, suffix: str) -> Path:
+    (path,) = (path for path in files(folder) if path.suffix == suffix)
+    return path
+
+
+def never(*_: Any) -> NoReturn:
+    raise AssertionError("made although it is kept")
+
+
+class Colour(Enum):
+    RED = 1
+    BLUE = 2
+
+
+@dataclass(frozen=True)
+class Options:
+    rate: float
+    steps: int
+
+
+@dataclass(frozen=True)
+class OtherOptions:
+    rate: float
+    steps: int
+
+
+class Hashed:
+    def __init__(self, content: str) -> None:
+        self.content = content
+
+    def content_hash(self) -> str:
+        return self.content
+
+
+PARTS: list[Any] = [
+    *(None, True, 1, 1.0, 1.5, "1", "", [], {}, [1], [[1]], {"a": 1}, {"a": {"b": 1}}),
+    *(Colour.RED, Colour.BLUE, Options(0.1, 3), Options(0.1, 4), OtherOptions(0.1, 3)),
+    *(Hashed("a"), Hashed("b"), torch.float32, torch.bfloat16),
+    *(torch.device("cpu"), torch.device("meta"), torch.ones(2), torch.ones(2).double()),
+    *(torch.ones(2, 1), torch.tensor([1.0, 2.0])),
+]
+
+
+class TestKey:
+    def test_whatever_differs_has_another_key(self) -> None:
+        keys = {Key.of("scores", part=part) for part in PARTS}
+        assert len(keys) == len(PARTS)
+        assert len({Key.of("scores", **{name: 1}) for name in ("a", "b")}) == 2
+        assert Key.of("scores", a=1).name != Key.of("suites", a=1).name
+
+    def test_what_is_the_same_has_the_same_key(self) -> None:
+        assert Key.of("scores", a=1, b={"x": 1, "y": 2}) == Key.of(
+            "scores", b={"y": 2, "x": 1}, a=1
+        )
+        assert Key.of("scores", a=(1, 2)) == Key.of("scores", a=[1, 2])
+        assert Key.of("scores", a=TENSORS["a"]) == Key.of("scores", a=TENSORS["a"].mT.clone().mT)
+        # Another card of the same kind computes the same.
+        assert Key.of("scores", a=torch.device("cuda", 0)) == Key.of(
+            "scores", a=torch.device("cuda", 1)
+        )
+
+    def test_it_is_the_hash_of_canonical_json(self) -> None:
+        """So that the next version of the package, or another machine, finds what is kept."""
+        text = json.dumps(["unheard_of", 1, {"a": [1, "é"], "b": None}])
+        assert Key.of("unheard_of", b=None, a=(1, "é")).name == (
+            hashlib.sha256(text.encode()).hexdigest()
+        )
+
+    def test_the_format_of_a_kind_is_in_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(module.FORMATS, "scores", module.FORMATS["scores"] + 1)
+        assert Key.of("scores", x=1) != KEY
+
+    @pytest.mark.parametrize("part", [object(), {1: 2}, {1, 2}, Path("here"), Options, b"x"])
+    def test_what_cannot_be_told_apart_is_refused(self, part: object) -> None:
+        with pytest.raises(TypeError, match=r"scores\.a\.b\[1\] of a key is a .*content_hash"):
+            Key.of("scores", a={"b": [0, part]})
+
+    def test_numbers_that_are_not_finite_and_odd_kinds_are_refused(self) -> None:
+        with pytest.raises(ValueError, match="not JSON compliant"):
+            Key.of("scores", a=math.nan)
+        with pytest.raises(ValueError, match=r"'\.\./up'.*takes letters"):
+            Key.of("../up")
+
+
+def test_a_tensors_hash_is_over_dtype_shape_and_bytes() -> None:
+    weight = torch.arange(6, dtype=torch.int16).reshape(2, 3)
+    expected = xxhash.xxh3_128(b"torch.int16 (2, 3) " + weight.numpy().tobytes()).hexdigest()
+    assert tensor_hash(weight) == tensor_hash(weight.mT.contiguous().mT) == expected
+
+
+class TestEntries:
+    def test_json_comes_back(self, store: Store) -> None:
+        assert store.get(KEY) is None
+        store.put(KEY, {"a": [1, 0.1, "é", None], "b": [math.inf, math.nan]})
+        kept: Any = store.get(KEY)
+        assert kept["a"] == [1, 0.1, "é", None]
+        assert kept["b"][0] == math.inf
+        assert math.isnan(kept["b"][1])
+        store.put(KEY, "other")
+        assert store.get(KEY) == "other"
+        assert store.get(OTHER) is None
+        assert [path.name for path in files(root(store))] == [f"{KEY.name}.entry"]
+
+    def test_bytes_come_back(self, store: Store) -> None:
+        for content in (b"", b"\n", b"a\nb\x00\xff"):
+            store.put_bytes(KEY, content)
+            assert store.get_bytes(KEY) == content
+
+    def test_tensors_come_back_with_their_bits_and_facts(self, store: Store) -> None:
+        tensors = TENSORS | {"none": torch.zeros(0, 2), "turned": TENSORS["a"].mT}
+        assert store.get_tensors(KEY) is None
+        store.put_tensors(KEY, tensors, {"energy": 0.1})
+        kept = store.get_tensors(KEY)
+        assert kept is not None
+        assert kept[1] == {"energy": 0.1}
+        assert set(kept[0]) == set(tensors)
+        for name, tensor in tensors.items():
+            assert kept[0][name].dtype == tensor.dtype
+            assert torch.equal(kept[0][name], tensor)
+        # Others may read the file too.
+        path = only_file(root(store), ".safetensors")
+        assert set(load_file(path)) == set(tensors)
+        (path.parent / "usual").touch()
+        assert path.stat().st_mode == (path.parent / "usual").stat().st_mode
+
+    def test_a_thing_is_made_once(self, store: Store) -> None:
+        first = store.made(KEY, lambda: {"a": (1, 2)})
+        assert first == {"a": [1, 2]}  # as a second run finds it
+        assert store.made(KEY, never) == first
+
+    def test_what_fails_is_made_the_next_time(self, store: Store) -> None:
+        with pytest.raises(KeyboardInterrupt):
+            store.made(KEY, interrupted)
+        assert files(root(store)) == []
+        assert store.made(KEY, lambda: 3) == 3
+
+    def test_a_store_without_a_root_keeps_nothing(self) -> None:
+        store = Store(None)
+        assert [store.made(KEY, lambda: (1,)) for _ in range(2)] == [[1], [1]]
+        store.put_tensors(KEY, TENSORS)
+        assert nothing(store, KEY)
+        assert store.working_folder(KEY) is None
+        store.drop(KEY)
+        with pytest.raises(ValueError, match="without a root"):
+            store.made_folder(KEY, never)
+
+    def test_dropping_removes_every_form(self, store: Store) -> None:
+        store.put(KEY, 1)
+        store.put_tensors(KEY, TENSORS)
+        store.made_shards(KEY, [1, 2], str)
+        store.put(OTHER, 2)
+        third = Key.of("scores", x=3)
+        store.made_folder(third, fill)
+        store.drop(third)
+        store.drop(KEY)
+        store.drop(KEY)
+        assert [path.stem for path in files(root(store))] == [OTHER.name]
+
+
+def interrupted(*_: Any) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+class TestShards:
+    def test_a_stopped_run_goes_on(self, store: Store) -> None:
+        worked: list[str] = []
+        stopped: list[str] = []
+        told: list[tuple[int, int]] = []
+
+        def work(part: str) -> str:
+            if part == "c" and not stopped:
+                stopped.append(part)
+                raise KeyboardInterrupt
+            worked.append(part)
+            return part.upper()
+
+        with pytest.raises(KeyboardInterrupt):
+            store.made_shards(KEY, "abcd", work)
+        made = store.made_shards(KEY, "abcd", work, lambda *done: told.append(done))
+        assert made == ["A", "B", "C", "D"]
+        assert worked == ["a", "b", "c", "d"]
+        assert told == [(0, 4), (1, 4), (2, 4), (3, 4), (4, 4)]
+        assert store.made_shards(KEY, "abcd", never) == made
+
+    def test_a_damaged_shard_alone_is_made_again(self, store: Store) -> None:
+        store.made_shards(KEY, [1, 2, 3], lambda part: part)
+        flip(next(path for path in files(root(store)) if path.stem == "00001"))
+        assert store.made_shards(KEY, [1, 2, 3], lambda part: -part) == [1, -2, 3]
+
+    def test_shards_that_change_places_are_noticed(self, store: Store) -> None:
+        store.made_shards(KEY, [1, 2, 3], lambda part: part)
+        swap(*files(root(store))[:2])
+        assert store.made_shards(KEY, [1, 2, 3], lambda x: -x) == [-1, -2, 3]
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1 - len(content) // 8] ^= 16
+    path.write_bytes(content)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def swap(one: Path, other: Path) -> None:
+    first, second = one.read_bytes(), other.read_bytes()
+    one.write_bytes(second)
+    other.write_bytes(first)
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "a bit": flip,
+    "cut": cut,
+    "emptied": lambda path: path.write_bytes(b""),
+    "foreign": lambda path: path.write_bytes(b'{"kept": [1, 2]}\n'),
+    "not text": lambda path: path.write_bytes(b"\xff\xfe\x00\n"),
+    "a folder": lambda path: path.rename(path.parent / "old") and path.mkdir(),  # type: ignore[func-returns-value]
+}
+
+
+@pytest.fixture(params=DAMAGE)
+def damage(request: pytest.FixtureRequest) -> Callable[[Path], object]:
+    return DAMAGE[request.param]
+
+
+class TestDamage:
+    def test_a_damaged_entry_is_said_once_and_made_again(
+        self,
+        store: Store,
+        damage: Callable[[Path], object],
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        store.put(KEY, {"predictions": ["good", "bad"] * 20})
+        path = only_file(root(store), ".entry")
+        damage(path)
+        assert store.get(KEY) is store.get(KEY) is None
+        assert [record.levelno for record in caplog.records] == [logging.WARNING]
+        assert f"{path} is damaged" in caplog.text
+        assert "made again" in caplog.text
+        if path.is_dir():
+            path.rmdir()
+        assert store.made(KEY, lambda: [3]) == [3]
+        assert store.made(KEY, never) == [3]
+
+    def test_damaged_tensors_count_as_missing(
+        self,
+        store: Store,
+        damage: Callable[[Path], object],
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        store.put_tensors(KEY, {"a": torch.arange(64.0)}, "fact")
+        damage(only_file(root(store), ".safetensors"))
+        assert store.get_tensors(KEY) is None
+        assert "is damaged" in caplog.text
+
+    def test_every_byte_of_an_entry_counts(self, store: Store) -> None:
+        store.put(KEY, [1, 2])
+        path = only_file(root(store), ".entry")
+        whole = path.read_bytes()
+        for place in range(len(whole)):
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+            assert store.get(KEY) is None, place
+        path.write_bytes(whole)
+        assert store.get(KEY) == [1, 2]
+
+    @pytest.mark.parametrize("bit", [1, 128])
+    def test_no_byte_of_tensors_changes_unnoticed(self, bit: int, store: Store) -> None:
+        store.put_tensors(KEY, TENSORS, {"steps": 7})
+        path = only_file(root(store), ".safetensors")
+        whole = path.read_bytes()
+        for place in range(len(whole)):
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ bit]) + whole[place + 1 :])
+            kept = store.get_tensors(KEY)
+            # Not all of the header has a meaning.
+            if kept is not None:
+                assert kept[1] == {"steps": 7}
+                assert all(torch.equal(kept[0][name], TENSORS[name]) for name in TENSORS)
+
+    def test_changed_facts_and_names_of_tensors_are_noticed(self, store: Store) -> None:
+        store.put_tensors(KEY, {"aaaa": torch.ones(2)}, {"steps": 1111})
+        path = only_file(root(store), ".safetensors")
+        whole = path.read_bytes()
+        for old, new in ((b"aaaa", b"aaab"), (b"1111", b"1112"), (b'"F32"', b'"I32"')):
+            assert whole.count(old) == 1
+            path.write_bytes(whole.replace(old, new))
+            assert store.get_tensors(KEY) is None
+
+    def test_what_lies_under_the_name_of_another_key_is_noticed(self, store: Store) -> None:
+        for number, key in enumerate((KEY, OTHER)):
+            store.put(key, number)
+            store.put_tensors(key, {"a": torch.full((2,), float(number))})
+            store.made_folder(key, partial(write_text, str(number)))
+        for suffix in (".entry", ".safetensors"):
+            places = [
+                [p for p in files(root(store)) if p.name == f"{key.name}{suffix}"]
+                for key in (KEY, OTHER)
+            ]
+            swap(places[0][0], places[1][0])
+        folders = [store.get_folder(key) for key in (KEY, OTHER)]
+        assert None not in folders
+        swap(*(folder / "x" for folder in folders if folder is not None))
+        for key in (KEY, OTHER):
+            assert nothing(store, key)
+
+
+def write_text(text: str, folder: Path) -> None:
+    (folder / "x").write_text(text)
+
+
+def fill(folder: Path) -> None:
+    (folder / "part").mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "part" / "weights").write_bytes(b"w" * 1000)
+
+
+class TestFolders:
+    def test_a_folder_is_made_once_and_whole(self, store: Store) -> None:
+        assert store.get_folder(KEY) is None
+        folder = store.made_folder(KEY, fill)
+        assert store.made_folder(KEY, never) == store.get_folder(KEY) == folder
+        assert [path.name for path in files(folder)] == ["config.json", "weights"]
+        assert sorted(path.name for path in folder.parent.iterdir()) == [
+            KEY.name,
+            f"{KEY.name}.files.entry",
+        ]
+
+    def test_what_fails_leaves_nothing_and_comes_through(self, store: Store) -> None:
+        def fail(folder: Path) -> None:
+            fill(folder)
+            (folder / "missing").read_text()
+
+        with pytest.raises(FileNotFoundError, match="missing"):
+            store.made_folder(KEY, fail)
+        assert files(root(store)) == []
+        assert store.get_folder(KEY) is None
+
+    @pytest.mark.parametrize("name", ["config.json", "part/weights"])
+    def test_a_damaged_folder_is_made_again(
+        self,
+        name: str,
+        store: Store,
+        damage: Callable[[Path], object],
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        folder = store.made_folder(KEY, fill)
+        damage(folder / name)
+        assert store.get_folder(KEY) is None
+        assert f"{folder} is damaged" in caplog.text
+        assert store.made_folder(KEY, fill) == store.made_folder(KEY, never) == folder
+        assert (folder / "part" / "weights").read_bytes() == b"w" * 1000
+
+    def test_a_missing_file_is_noticed_and_a_further_one_does_not_matter(
+        self, store: Store
+    ) -> None:
+        folder = store.made_folder(KEY, fill)
+        (folder / "notes").write_text("mine")
+        assert store.get_folder(KEY) == folder
+        (folder / "part" / "weights").unlink()
+        assert store.get_folder(KEY) is None
+
+    def test_a_working_folder_lasts_until_it_is_dropped(self, store: Store) -> None:
+        folder = store.working_folder(KEY)
+        assert folder is not None
+        (folder / "last.ckpt").write_text("state")
+        assert store.working_folder(KEY) == folder
+        assert files(folder) == [folder / "last.ckpt"]
+        store.drop(KEY)
+        assert not folder.exists()
+
+
+# --- other processes -----------------------------------------------------------------------------
+
+BEGIN = """
+import logging, os, signal, sys, time
+from pathlib import Path
+from loraport.store import Key, Store
+from loraport import store as module
+store, KEY = Store(Path(sys.argv[1])), Key.of("scores", x=1)
+die = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+def fill(folder):
+    (folder / "config.json").write_text("{}")
+    (folder / "weights").write_bytes(b"w" * 1000)
+"""
+
+
+@pytest.fixture
+def start(store: Store) -> Iterator[Callable[[str], subprocess.Popen[str]]]:
+    """Start a process that has the same store, and run lines in it."""
+    processes: list[subprocess.Popen[str]] = []
+
+    def begin(lines: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", BEGIN + lines, str(store.root)]
+        process = subprocess.Popen(
+            command, text=True, stdout=subprocess.PIPE, stdin=subprocess.PIPE
+        )
+        processes.append(process)
+        return process
+
+    yield begin
+    for process in processes:
+        process.kill()
+        process.communicate(timeout=60)
+
+
+KILLED = {
+    "while it is made": "store.made(KEY, die)",
+    "while it is written": "Path.write_bytes = lambda p, c: (open(p, 'wb').write(c[:40]), die())\n"
+    "store.put(KEY, 'x' * 100)",
+    "before it is on the disk": "os.fsync = die\nstore.made(KEY, lambda: 'x' * 100)",
+    "before the rename": "os.replace = die\nstore.made(KEY, lambda: 'x' * 100)",
+    "while a folder is made": "store.made_folder(KEY, lambda folder: (fill(folder), die()))",
+    "before a folder's rename": "os.replace = die\nstore.made_folder(KEY, fill)",
+    "before a folder's hashes": "store.__class__.put = die\nstore.made_folder(KEY, fill)",
+    "while a damaged folder is removed": "folder = store.made_folder(KEY, fill)\n"
+    "(folder / 'weights').write_bytes(b'w')\nmodule._remove = die\n"
+    "store.made_folder(KEY, fill)",
+}
+
+
+@pytest.mark.parametrize("moment", KILLED)
+def test_a_killed_writer_leaves_nothing_that_counts(
+    moment: str, store: Store, start: Callable[[str], subprocess.Popen[str]]
+) -> None:
+    assert start(KILLED[moment]).wait(60) == -signal.SIGKILL
+    (parent,) = root(store).glob("scores/*")
+    named = [path for path in parent.iterdir() if path.name[0] != "." and path.suffix != ".lock"]
+    if moment not in ("before a folder's hashes", "while a damaged folder is removed"):
+        assert named == []
+    assert store.get_folder(KEY) is None
+    if "folder" not in moment:
+        assert store.get(KEY) is None
+        assert store.made(KEY, lambda: 7) == store.get(KEY) == 7
+    store.drop(KEY)
+    folder = store.made_folder(KEY, fill)  # the lock of the dead is free
+    assert store.made_folder(KEY, never) == folder
+    assert (folder / "part" / "weights").read_bytes() == b"w" * 1000
+
+
+def test_of_two_processes_one_makes_and_the_other_waits(
+    store: Store, start: Callable[[str], subprocess.Popen[str]]
+) -> None:
+    first = start(
+        "def make():\n    print('making', flush=True); sys.stdin.readline(); return 'first'\n"
+        "print(store.made(KEY, make), flush=True)"
+    )
+    assert first.stdout is not None
+    assert first.stdout.readline() == "making\n"
+    second = start(
+        "logging.basicConfig(level=logging.INFO, stream=sys.stdout, format='%(message)s')\n"
+        "print(store.made(KEY, lambda: 'second'), flush=True)"
+    )
+    assert second.stdout is not None
+    assert "another process is making" in second.stdout.readline()
+    assert first.communicate("go on\n", timeout=60)[0] == "first\n"
+    assert second.communicate(timeout=60)[0] == "first\n"
+    assert [path.suffix for path in files(root(store))] == [".entry"]
+
+
+def test_torch_is_not_imported_for_plain_entries(
+    start: Callable[[str], subprocess.Popen[str]],
+) -> None:
+    process = start(
+        "store.made(KEY, lambda: 1)\nstore.made_folder(KEY, fill)\nprint('torch' in sys.modules)"
+    )
+    assert process.communicate(timeout=60)[0] == "False\n"
+
+
+class TestLeftOvers:
+    def test_those_of_yesterday_go_by_their_name_alone(self, store: Store) -> None:
+        store.put(KEY, 1)
+        folder = only_file(root(store), ".entry").parent
+        names = [f".{KEY.name}.entry.{'0a' * 16}.unfinished", f".{KEY.name}.{'1b' * 16}.unfinished"]
+        mine = [".unfinished", ".notes.unfinished", f"x.{'0a' * 16}.unfinished", "old.entry"]
+        for name in (*names, *mine):
+            (folder / name).write_text("half")
+        (folder / names[1]).unlink()
+        (folder / names[1]).mkdir()
+        (folder / names[1] / "weights").write_text("half")
+        yesterday = time.time() - 25 * 3600
+        for path in [*folder.iterdir(), folder / names[1] / "weights"]:
+            os.utime(path, (yesterday, yesterday))
+        fresh = f".{KEY.name}.entry.{'2c' * 16}.unfinished"
+        (folder / fresh).write_text("half")
+        module._swept.clear()
+        store.put(KEY, 2)
+        left = {path.name for path in folder.iterdir()}
+        assert left == {f"{KEY.name}.entry", fresh, *mine}
+
+    def test_a_folder_that_is_still_written_to_stays(self, store: Store) -> None:
+        store.put(KEY, 1)
+        parent = only_file(root(store), ".entry").parent
+        folder = parent / f".{KEY.name}.{'1b' * 16}.unfinished"
+        folder.mkdir()
+        (folder / "log").write_text("new")
+        os.utime(folder, (0, 0))
+        module._swept.clear()
+        store.put(KEY, 2)
+        assert (folder / "log").exists()
+
+
+# --- where nothing can be written ----------------------------------------------------------------
+
+
+def forbid_writing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answer every attempt to make something as a read-only file system does, to root as well."""
+    real = os.open
+
+    def refuse(path: Any, *_: Any, **__: Any) -> NoReturn:
+        raise OSError(30, os.strerror(30), str(path))
+
+    def only_reading(path: Any, flags: int, *rest: Any, **options: Any) -> int:
+        return refuse(path) if flags & os.O_CREAT else real(path, flags, *rest, **options)
+
+    monkeypatch.setattr(os, "open", only_reading)
+    monkeypatch.setattr(os, "mkdir", refuse)
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    monkeypatch.setattr(os, "replace", refuse)
+
+
+class TestUnwritable:
+    def test_what_is_kept_is_read_and_what_is_not_names_the_way_out(
+        self,
+        store: Store,
+        monkeypatch: pytest.MonkeyPatch,
+        new_process: Callable[[], None],
+    ) -> None:
+        store.put(KEY, 1)
+        store.put_tensors(KEY, TENSORS)
+        store.made_shards(Key.of("teacher_labels"), [1], str)
+        store.made_folder(OTHER, fill)
+        large = root(store) / "large"
+        large.write_bytes(b"x" * (1 << 20))
+        new_process()
+        forbid_writing(monkeypatch)
+        assert store.made(KEY, never) == 1
+        assert store.get_tensors(KEY) is not None
+        assert store.made_shards(Key.of("teacher_labels"), [1], never) == ["1"]
+        assert store.made_folder(OTHER, never).is_dir()
+        assert store.file_hash(large) == hashlib.sha256(b"x" * (1 << 20)).hexdigest()
+        missing = Key.of("scores", x=3)
+        for write in (
+            lambda: store.made(missing, never),  # before the work is done in vain
+            lambda: store.made_folder(missing, never),
+            lambda: store.put(missing, 1),
+            lambda: store.put_tensors(missing, TENSORS),
+            lambda: store.working_folder(missing),
+        ):
+            with pytest.raises(
+                OutputError, match=rf"{missing.name}.*\(Read-only.*paths\.cache=DIR.*LORAPORT_CACHE"
+            ):
+                write()
+
+    @pytest.mark.parametrize("root", ["file", "file/deeper", "long" * 100])
+    def test_an_impossible_root_is_named(self, root: str, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("mine")
+        store = Store(tmp_path / root)
+        assert nothing(store, KEY)
+        with pytest.raises(OutputError, match=rf"{root}.* cannot be written \(.+\); free some"):
+            store.made(KEY, never)
+        with pytest.raises(OutputError, match="cannot be written"):
+            store.put_tensors(KEY, TENSORS)
+        assert files(tmp_path) == [tmp_path / "file"]
+
+    def test_a_full_disk_leaves_nothing_and_the_old_entry(
+        self, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        store.put(KEY, "old")
+
+        def half(path: Path, content: bytes) -> NoReturn:
+            with path.open("wb") as file:
+                file.write(content[:10])
+            raise OSError(28, os.strerror(28))
+
+        monkeypatch.setattr(Path, "write_bytes", half)
+        with pytest.raises(OutputError, match="No space left"):
+            store.put(KEY, "new")
+        assert store.get(KEY) == "old"
+        assert len(files(root(store))) == 1
+
+
+# --- hashes of files and of models ---------------------------------------------------------------
+
+
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the files that were hashed."""
+    names: list[str] = []
+    real = hashlib.file_digest
+
+    def noting(file: Any, name: str) -> Any:
+        names.append(Path(file.name).name)
+        return real(file, name)
+
+    monkeypatch.setattr(hashlib, "file_digest", noting)
+    return names
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"w" * (1 << 20))
+    (folder / "config.json").write_text("{}")
+    (folder / "merges.txt").write_text("a b")
+    (folder / "README.md").write_text("read me")
+    return folder
+
+
+class TestFolderHash:
+    def test_it_is_that_of_names_and_contents(self, store: Store, model: Path) -> None:
+        """Zoos hold it: another formula would make them those of another model."""
+        lines = "".join(
+            f"{name} {hashlib.sha256((model / name).read_bytes()).hexdigest()}\n"
+            for name in ("config.json", "merges.txt", "model.safetensors")
+        )
+        expected = hashlib.sha256(lines.encode()).hexdigest()
+        assert store.folder_hash(model) == Store(None).folder_hash(model) == expected
+
+    def test_a_file_is_read_once(
+        self, store: Store, model: Path, read: list[str], new_process: Callable[[], None]
+    ) -> None:
+        first = store.folder_hash(model)
+        assert sorted(read) == ["config.json", "merges.txt", "model.safetensors"]
+        assert store.folder_hash(model) == first
+        assert len(read) == 3
+        new_process()
+        assert store.folder_hash(model) == first
+        assert sorted(read[3:]) == ["config.json", "merges.txt"]  # what is small
+
+    @pytest.mark.parametrize("change", ["size", "time", "inode", "content alone"])
+    def test_a_changed_file_is_read_again(
+        self,
+        change: str,
+        store: Store,
+        model: Path,
+        read: list[str],
+        new_process: Callable[[], None],
+    ) -> None:
+        first, weights = store.folder_hash(model), model / "model.safetensors"
+        seen = weights.stat()
+        read.clear()
+        new_process()
+        if change == "size":
+            weights.write_bytes(b"w" * (1 << 20) + b"w")
+        elif change == "time":
+            os.utime(weights, ns=(seen.st_atime_ns, seen.st_mtime_ns + 1))
+        else:
+            other = model / "other"
+            place = other if change == "inode" else weights
+            place.write_bytes(b"v" * (1 << 20))
+            os.utime(place, ns=(seen.st_atime_ns, seen.st_mtime_ns))
+            place.rename(weights)
+        assert (store.folder_hash(model) == first) == (change == "time")
+        assert "model.safetensors" in read
+
+    def test_the_hash_of_a_file_that_is_written_to_meanwhile_is_not_remembered(
+        self, store: Store, model: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        weights = model / "model.safetensors"
+        seen, real = weights.stat(), hashlib.file_digest
+
+        def before_it_grows(file: Any, name: str) -> Any:
+            digest = real(file, name)
+            weights.write_bytes(b"v" * (1 << 20) + b"v")
+            return digest
+
+        monkeypatch.setattr(hashlib, "file_digest", before_it_grows)
+        store.file_hash(weights)
+        assert weights.stat() != seen
+        assert module._hashes == {}
+        assert not root(store).exists()
+
+    def test_a_damaged_memory_is_not_believed(
+        self, store: Store, model: Path, new_process: Callable[[], None]
+    ) -> None:
+        first = store.folder_hash(model)
+        path = only_file(root(store), ".entry")
+        path.write_bytes(path.read_bytes().replace(b'"', b'"0', 1))
+        new_process()
+        assert store.folder_hash(model) == first
+
+    @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.gguf", "consolidated.00.pth"])
+    def test_weights_of_every_kind_count(self, store: Store, model: Path, name: str) -> None:
+        with_safetensors = store.folder_hash(model)
+        (model / name).write_bytes(b"1")
+        assert store.folder_hash(model) == with_safetensors  # transformers does not read it
+        (model / "model.safetensors").unlink()
+        first = store.folder_hash(model)
+        (model / name).write_bytes(b"2")
+        assert store.folder_hash(model) != first
+
+    def test_a_file_that_cannot_be_read_is_named(
+        self, store: Store, model: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse(*_: Any) -> NoReturn:
+            raise PermissionError(13, os.strerror(13))
+
+        monkeypatch.setattr(hashlib, "file_digest", refuse)
+        with pytest.raises(ModelError, match=r"config\.json cannot be read \(Permission"):
+            store.folder_hash(model)
