@@ -22,11 +22,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers.utils import logging as transformers_logging
 
 from ..data import PromptTemplate, Task, TaskFolder, TaskSource, Zoo
+from ..evaluation.records import DATA_ACCESS
 from ..evaluation.scoring import ScoreCache
 from ..exceptions import AdapterError, ConfigurationError, LoraportError
 from ..models import BaseModel, ModelSource
 from ..models.loading import learning_dtype
-from ..reporting.tables import INFORMATION_CLASSES
+from ..store import Store
 
 Kind = TypeVar("Kind", bool, int, float, str)
 _CALLED = {
@@ -133,7 +134,7 @@ class RunContext:
             raise ConfigurationError(
                 f"evaluation.scoring is {name!r}; it takes one of {', '.join(scorers)}"
             )
-        return ScoreCache(self.cache / "scores", build(scorers[name]), self.template)
+        return ScoreCache(Store(self.cache), build(scorers[name]), self.template)
 
     def task_source(self) -> TaskSource:
         """Return where tasks come from: ``paths.tasks``, or what the tasks' YAML names."""
@@ -302,4 +303,4 @@ def costliest(*classes: str) -> str:
     >>> costliest("generic text", "weights only")
     'generic text'
     """
-    return max(classes, key=INFORMATION_CLASSES.index)
+    return max(classes, key=DATA_ACCESS.index)

@@ -42,8 +42,8 @@ from ..evaluation.records import (
     TransportCell,
     git_revision,
     library_versions,
-    write_intersection_map,
 )
+from ..evaluation.verdict import compatibility_summary, fit_warnings
 from ..exceptions import ConfigurationError
 from ..files import write_whole
 from ..models import BaseModel, ModelSource, StreamedWeights
@@ -54,7 +54,6 @@ from ..models.statistics import RunningTotals, StatisticsStore, TapPair
 from ..reporting.console import print_diagnosis
 from ..reporting.figures import write_heat_maps
 from ..reporting.pages import write_diagnosis_page
-from ..reporting.summaries import fit_warnings, verdict_words
 from .compatibility import (
     Compatibility,
     Diagnosis,
@@ -602,7 +601,7 @@ def intersection_map(
     config, choices = plain_config(context.config), HydraConfig.get().runtime.choices
     sources: dict[str, ModelSource] = {side: build(context.config.pair[side]) for side in SIDES}
     record = found.compatibility.record(diagnosis.minimum, force=config["force"])
-    words = verdict_words(
+    words = compatibility_summary(
         sources["source"].name,
         sources["target"].name,
         record.coverage,
@@ -850,7 +849,7 @@ def fitted_modules(
 
 def write(content: IntersectionMap, folder: Path) -> None:
     """Write map, pictures and page, print the tables, and say where things lie."""
-    path = write_intersection_map(content, folder / "intersection_map.json")
+    path = content.write(folder / "intersection_map.json")
     pictures = write_heat_maps(content, folder)
     page = write_diagnosis_page(content, pictures, folder / "diagnosis.html")
     print_diagnosis(content)

@@ -31,7 +31,6 @@ from ..evaluation.records import (
     Results,
     git_revision,
     library_versions,
-    write_results,
 )
 from ..evaluation.scoring import ScoreCache, TaskScore, random_adapter, swapped
 from ..exceptions import AdapterError, ConfigurationError
@@ -45,9 +44,9 @@ from ..models.loading import one_thread
 from ..models.lora_training import interruptible
 from ..models.statistics import StatisticsStore
 from ..reporting.cards import adapter_card
+from ..reporting.console import print_results
 from ..reporting.figures import write_chart
 from ..reporting.loggers import finish_loggers, log_results
-from ..reporting.tables import print_results
 from .anchors import CPU_TRAINER, builds_zoo, train_zoo
 from .compatibility import Compatibility, check_compatibility, kept_at
 from .context import (
@@ -718,7 +717,7 @@ def assemble(
 
 def write(results: Results, predictions: Predictions, loggers: list[Logger], folder: Path) -> None:
     """Write results, chart and adapters, log them, print the table and where things lie."""
-    path = write_results(results, folder / "results.json")
+    path = results.write(folder / "results.json")
     chart = write_chart(results, folder / "scores.png")
     for task, adapter in predictions.predicted.items():
         card = adapter_card(results, task)
