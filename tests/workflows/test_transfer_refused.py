@@ -189,7 +189,7 @@ class TestOptions:
             ("mapper.variant=wide", ["'wide'", "paper, typed, sign_fixed"]),
             ("sparsify=all", ["all", "dare", "magnitude", "rank"]),
             ("merge=soup", ["soup", "weight_average", "ties"]),
-            ("scale=0", ["scale is 0.0", "mapper=noop"]),
+            ("scale=0", ["scale is 0", "mapper=noop"]),
             ("scale=big", ["scale is 'big'", "a number"]),
             ("scale=null", ["scale is null", "a number"]),
             ("scale=inf", ["scale is inf", "finite"]),
