@@ -31,7 +31,7 @@ from .statistics import (
     retention,
     task_gap,
 )
-from .suites.base import SuiteScore
+from .suite import SuiteScore
 
 Conditions = Mapping[str, TaskScore]
 """Score of one task under each condition; see :data:`~loraport.evaluation.records.CONDITIONS`."""

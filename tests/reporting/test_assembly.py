@@ -5,7 +5,7 @@ import torch
 
 from loraport.evaluation.assembly import suite_result, summarise, task_result
 from loraport.evaluation.records import Condition
-from loraport.evaluation.suites.base import SuiteScore
+from loraport.evaluation.suite import SuiteScore
 
 from .conftest import CONTROLS, conditions, score
 
