@@ -80,7 +80,7 @@ def task_result(
     return TaskResult(
         usable=paired.usable,
         n=len(scores["base"].correct),
-        scores=missing | accuracy,
+        scores={**missing, **accuracy},
         nll=missing | {name: score.nll for name, score in scores.items()},
         gap_recovered=gap.value,
         ci95=ends_of(gap.interval),

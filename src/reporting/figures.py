@@ -406,8 +406,9 @@ def gap_chart(results: BenchmarkResults, pair: str, name: str) -> Chart | None:
             at, values, lows, highs = map(list, zip(*marks, strict=True))
             axes.hlines(at, lows, highs, color=colour, linewidth=1.3)
             fill = colour if first else "none"
-            style = {"markersize": 5, "markerfacecolor": fill, "markeredgecolor": colour}
-            axes.plot(values, at, mark, **style)
+            axes.plot(
+                *(values, at, mark), markersize=5, markerfacecolor=fill, markeredgecolor=colour
+            )
         _base_and_oracle(axes, "x")
         axes.set_title(shortened(task), fontweight="bold" if task == _ALL else "normal")
         axes.tick_params(labelbottom=True)
@@ -417,7 +418,7 @@ def gap_chart(results: BenchmarkResults, pair: str, name: str) -> Chart | None:
     figure.supxlabel(_GAP_AXIS, fontsize=9)
     extra = []
     if len(seeds) > 1:
-        style = {"linestyle": "", "color": INK, "marker": "o"}
+        style: Any = {"linestyle": "", "color": INK, "marker": "o"}
         others = ", ".join(map(str, seeds[1:]))
         extra.append(Line2D([], [], label=f"seed {seeds[0]}", **style))
         extra.append(Line2D([], [], label=f"seed {others}", markerfacecolor="none", **style))
@@ -441,10 +442,10 @@ def _gaps(method: MethodResult) -> dict[str, Estimated]:
 def cost_chart(results: BenchmarkResults, pair: str, name: str) -> Chart | None:
     """Draw the gap recovered against the seconds; None where none has both."""
     shown = [
-        (method, method.total_seconds, gap)
+        (method, seconds, gap)
         for method in results.ranked()
         if method.pair == pair
-        and (method.total_seconds or 0) > 0
+        and (seconds := method.total_seconds or 0.0) > 0
         and (gap := estimated(method.gap_recovered, method.ci95)) is not None
     ]
     if not shown:
@@ -464,8 +465,8 @@ def cost_chart(results: BenchmarkResults, pair: str, name: str) -> Chart | None:
     best: dict[str, tuple[MethodResult, float, Estimated]] = {}
     for method, seconds, gap in shown:
         if not method.is_control:
-            best.setdefault(method.data_access, (method, seconds or 0.0, gap))
-    all_seconds = [seconds or 0.0 for _, seconds, _ in shown]
+            best.setdefault(method.data_access, (method, seconds, gap))
+    all_seconds = [seconds for _, seconds, _ in shown]
     middle = math.sqrt(min(all_seconds) * max(all_seconds))
     for method, seconds, gap in best.values():
         right = seconds <= middle
@@ -602,7 +603,7 @@ def _layers(axes: Axes, grid: Sequence[Sequence[Number]]) -> AxesImage:
     return axes.imshow([[math.nan if value is None else value for value in row] for row in grid])
 
 
-_RING = {"facecolors": "none", "edgecolors": "#d55e00", "linewidths": 1.4}
+_RING: Any = {"facecolors": "none", "edgecolors": "#d55e00", "linewidths": 1.4}
 
 
 def map_chart(results: BenchmarkResults, pair: str, name: str) -> Chart | None:
@@ -619,7 +620,7 @@ def map_chart(results: BenchmarkResults, pair: str, name: str) -> Chart | None:
     axes = figure.subplots()
     bar = figure.colorbar(_layers(axes, grid), ax=axes, label="calibrated similarity")
     bar.outline.set_visible(False)
-    axes.scatter(*zip(*best, strict=True), s=25, **_RING)
+    axes.scatter([source for source, _ in best], [target for _, target in best], s=25, **_RING)
     axes.set_xlabel("layer of the source")
     axes.set_ylabel("layer of the target")
     caption = (

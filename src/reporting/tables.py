@@ -370,8 +370,11 @@ def sites_table(report: TransferReport) -> ReportTable:
                 if isinstance(value, int | float) and name not in _NOT_AVERAGED:
                     numbers.setdefault(name, []).append(float(value))
     rows: list[Row] = [
-        {"role": role, "sites": len(numbers["sites"])}
-        | {name: sum(v) / len(v) for name, v in numbers.items() if name != "sites"}
+        {
+            "role": role,
+            "sites": len(numbers["sites"]),
+            **{name: sum(v) / len(v) for name, v in numbers.items() if name != "sites"},
+        }
         for role, numbers in found.items()
     ]
     names = dict.fromkeys(name for row in rows for name in row)
@@ -453,14 +456,16 @@ def fits_table(content: IntersectionMap) -> ReportTable:
     """Return one row a role: the mean held-out R^2 of the linear maps between modules."""
     roles = dict.fromkeys(fit.target.rpartition(".")[2] for fit in content.modules)
     rows: list[Row] = [
-        {"role": role}
-        | {
-            column.key: _mean(
-                getattr(fit, column.key)
-                for fit in content.modules
-                if fit.target.rpartition(".")[2] == role
-            )
-            for column in _FITS
+        {
+            "role": role,
+            **{
+                column.key: _mean(
+                    getattr(fit, column.key)
+                    for fit in content.modules
+                    if fit.target.rpartition(".")[2] == role
+                )
+                for column in _FITS
+            },
         }
         for role in roles
     ]
@@ -780,8 +785,8 @@ def retention_table(results: BenchmarkResults) -> ReportTable:
     for pair in results.pairs:
         oracle = list(results.generic_kl(pair, "oracle", None))
         if oracle:
-            row = {"pair": pair, "method": CONTROL_NAMES["oracle"], "gap_recovered": 1.0}
-            rows.append(row | moved(oracle))
+            row: Row = {"pair": pair, "method": CONTROL_NAMES["oracle"], "gap_recovered": 1.0}
+            rows.append({**row, **moved(oracle)})
     columns = (
         *(Column("pair", "pair"), Column("method", "method"), Column("seed", "seed")),
         Column("retention", "retention", meaning="accuracy over that of the source's adapter"),
@@ -822,7 +827,8 @@ def confidence_table(results: BenchmarkResults) -> ReportTable:
 
 def calibration_table(results: BenchmarkResults) -> ReportTable:
     """Return how well each diagnostic tells in advance what a port recovers."""
-    record, rows = results.calibration, []
+    record = results.calibration
+    rows: list[Row] = []
     for found in record.diagnostics if record is not None else ():
         side = "≥" if found.above else "<"
         rows.append(

@@ -456,12 +456,16 @@ MUTANTS = (
         "usable = gap > 0",
         *_STATISTICS,
     ),
-    mutant(
+    Mutant(
         "mcnemar-one-sided",
-        "Fraction(2 * tail, 2**changed)",
-        "Fraction(tail, 2**changed)",
-        "test_paired_tests.py",
-        *_STATISTICS,
+        (
+            ("Fraction(2 * tail, 2**changed)", "Fraction(tail, 2**changed)"),
+            (
+                "binomtest(gained, changed).pvalue",
+                'binomtest(gained, changed, alternative="less").pvalue',
+            ),
+        ),
+        ("test_paired_tests.py", *_STATISTICS),
     ),
     mutant(
         "mcnemar-counts-what-lost-twice",
@@ -489,11 +493,18 @@ MUTANTS = (
         "math.ceil(len(y) * _LEVEL)",
         "test_expected_recovery.py",
     ),
-    mutant(
+    Mutant(
         "h1-supported-without-a-lower-end",
-        "self.gap > RECOVERED and self.interval.low > SURELY_RECOVERED",
-        "self.gap > RECOVERED",
-        "test_falsification.py",
-        "test_verdict.py",
+        (
+            (
+                "self.gap > RECOVERED and self.interval.low > SURELY_RECOVERED",
+                "self.gap > RECOVERED",
+            ),
+            (
+                "low is not None and low > SURELY_RECOVERED and _gap(method) > RECOVERED",
+                "_gap(method) > RECOVERED",
+            ),
+        ),
+        ("test_falsification.py", "test_verdict.py"),
     ),
 )
