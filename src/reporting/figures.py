@@ -312,8 +312,7 @@ def write_chart(results: Results, path: str | Path) -> Path:
         space = f", space {results.space}" if results.space else ""
         pair = f"{results.pair.source} → {results.pair.target}"
         figure.suptitle(f"{results.mapper}{space}, seed {results.seed}\n{pair}", fontsize=10)
-        # Above the bars: below them, the names of the tasks need any height.
-        figure.legend(loc="outside upper center", ncols=len(shown))
+        figure.legend(loc="outside lower center", ncols=len(shown))
         return write_whole(Path(path), _png(figure))
 
 
