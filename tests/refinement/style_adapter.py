@@ -4,11 +4,10 @@ import re
 from collections.abc import Callable, Sequence
 from contextlib import closing
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from loraport.adapters import LoraAdapter, LowRank, Role
+from loraport.adapters import LoraAdapter, Role
 from loraport.data.prompts import seeded_batches
 from loraport.models import BaseModel
 from loraport.refinement.teacher_generations import (
@@ -18,6 +17,8 @@ from loraport.refinement.teacher_generations import (
     batch_chunk_likelihoods,
 )
 from loraport.refinement.trainer import Student, train_student
+
+from .conftest import zero_adapter
 
 
 class StyleStudent(Student):
@@ -32,17 +33,6 @@ class StyleStudent(Student):
 def format_rate(texts: Sequence[str], pattern: str) -> float:
     """The share of texts that a pattern matches whole."""
     return sum(re.fullmatch(pattern, text.strip()) is not None for text in texts) / len(texts)
-
-
-def nothing(
-    base: BaseModel, rank: int = 8, roles: Sequence[Role] = (Role.Q, Role.V)
-) -> LoraAdapter:
-    """An adapter that does nothing yet."""
-    updates = {}
-    for site in base.sites.of_roles(tuple(roles)):
-        out, in_ = base.sites.shapes[site]
-        updates[site] = LowRank(torch.zeros(rank, in_), torch.zeros(out, rank), 2.0)
-    return LoraAdapter(updates, base.name)
 
 
 def style_adapter(
@@ -63,6 +53,6 @@ def style_adapter(
     places = seeded_batches(
         [len(row.input_ids) for row in rows], batch_size=batch_size, epochs=epochs, seed=0
     )
-    with closing(StyleStudent(base, nothing(base, rank=rank, roles=roles), lr=lr)) as student:
+    with closing(StyleStudent(base, zero_adapter(base, rank=rank, roles=roles), lr=lr)) as student:
         train_student(student, [[rows[place] for place in batch] for batch in places])
         return student.adapter()

@@ -19,6 +19,7 @@ from loraport.refinement.text_selection import (
     TextSelection,
     WrittenTexts,
 )
+from loraport.store import Store
 
 # Sixty of the first label, ten of the second, none of the third; the later, the surer.
 TOPS = [0] * 60 + [1] * 10
@@ -138,7 +139,7 @@ def test_more_texts_begin_with_fewer(source: BaseModel):
 
 
 def test_texts_are_kept(source: BaseModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    options: Any = {"count": 10, "cache": tmp_path, "max_new_tokens": 8}
+    options: Any = {"count": 10, "store": Store(tmp_path), "max_new_tokens": 8}
     texts = both(WrittenTexts(source, PromptSpec(), **options))
     monkeypatch.setattr(module, "written", None)
     assert both(WrittenTexts(source, PromptSpec(), **options)) == texts
