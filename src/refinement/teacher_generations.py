@@ -168,50 +168,49 @@ class ChunkedText(NamedTuple):
     left_out: float
 
 
-class ChunkReader:
-    """Cuts continuations into the chunks that two tokenizers share.
+def chunked(
+    written: Sequence[Continuation],
+    source: PreTrainedTokenizerBase,
+    target: PreTrainedTokenizerBase,
+) -> list[ChunkedText]:
+    """Cut continuations into the chunks that two tokenizers share; there may be none.
 
     Where the teacher came to its end, its end-of-text token is the last chunk: it is another
     token in each model, but means the same.
 
     Args:
+        written: The continuations.
         source: A fast tokenizer with an end-of-text token.
         target: Likewise.
 
     Raises:
         ModelError: a tokenizer is not a fast one.
     """
-
-    def __init__(self, source: PreTrainedTokenizerBase, target: PreTrainedTokenizerBase) -> None:
-        self._readers = TokenEndReader(source), TokenEndReader(target)
-        self._ends = int(source.eos_token_id), int(target.eos_token_id)
-
-    def read(self, written: Sequence[Continuation]) -> list[ChunkedText]:
-        """Return the chunks of each continuation; there may be none."""
-        texts = [each.prompt + each.text for each in written]
-        source, target = (reader.read(texts) for reader in self._readers)
-        return [self._chunked(*row) for row in zip(written, source, target, strict=True)]
-
-    def _chunked(self, written: Continuation, source: TokenEnds, target: TokenEnds) -> ChunkedText:
-        start, size = len(written.prompt.encode()), len(written.text.encode())
-        ends = [end for end in source.places if end >= start and end in target.places]
+    whole = [each.prompt + each.text for each in written]
+    read = [TokenEndReader(tokenizer).read(whole) for tokenizer in (source, target)]
+    texts = []
+    for each, *sides in zip(written, *read, strict=True):
+        start, size = len(each.prompt.encode()), len(each.text.encode())
+        ends = [end for end in sides[0].places if end >= start and end in sides[1].places]
         if not ends:
-            return ChunkedText(ChunkTokens([], [0]), ChunkTokens([], [0]), 1.0)
-        sides = [
-            self._tokens(read, ends, end_token if written.ended else None)
-            for read, end_token in zip((source, target), self._ends, strict=True)
+            texts.append(ChunkedText(ChunkTokens([], [0]), ChunkTokens([], [0]), 1.0))
+            continue
+        tokens = [
+            _tokens(side, ends, int(tokenizer.eos_token_id) if each.ended else None)
+            for side, tokenizer in zip(sides, (source, target), strict=True)
         ]
         left_out = 1 - (ends[-1] - ends[0]) / size if size else 0.0
-        return ChunkedText(sides[0], sides[1], left_out)
+        texts.append(ChunkedText(tokens[0], tokens[1], left_out))
+    return texts
 
-    @staticmethod
-    def _tokens(read: TokenEnds, ends: Sequence[int], end_token: int | None) -> ChunkTokens:
-        """Return one tokenizer's tokens up to the last common end, and its end-of-text token."""
-        bounds = [read.places[end] for end in ends]
-        ids = list(read.input_ids[: bounds[-1] + 1])
-        if end_token is None:
-            return ChunkTokens(ids, bounds)
-        return ChunkTokens([*ids, end_token], [*bounds, bounds[-1] + 1])
+
+def _tokens(read: TokenEnds, ends: Sequence[int], end_token: int | None) -> ChunkTokens:
+    """Return one tokenizer's tokens up to the last common end, and its end-of-text token."""
+    bounds = [read.places[end] for end in ends]
+    ids = list(read.input_ids[: bounds[-1] + 1])
+    if end_token is None:
+        return ChunkTokens(ids, bounds)
+    return ChunkTokens([*ids, end_token], [*bounds, bounds[-1] + 1])
 
 
 # How likely a model finds each chunk.
@@ -381,8 +380,8 @@ def teacher_generations(
     )
     written = [each for each in every if each.text.strip()]
     _check(written, len(every), base.name)
-    chunked = ChunkReader(base.tokenizer, target.tokenizer).read(written)
-    both = [each for each in zip(written, chunked, strict=True) if each[1].source.chunks]
+    texts = zip(written, chunked(written, base.tokenizer, target.tokenizer), strict=True)
+    both = [(each, text) for each, text in texts if text.source.chunks]
     rows = [text.source for _, text in both]
 
     def likelihoods(adapter: LoraAdapter | None, step: str) -> list[Float[Tensor, " _"]]:
@@ -398,11 +397,12 @@ def teacher_generations(
 
     with_adapter = likelihoods(teacher.adapter, "the teacher reads what it wrote")
     alone = likelihoods(None, "the source alone reads it")
-    texts = [
-        TeacherGeneration(each, text.source, text.target, expected, expected - bare, text.left_out)
-        for (each, text), expected, bare in zip(both, with_adapter, alone, strict=True)
+    generations = [
+        TeacherGeneration(each, text.source, text.target, mine, mine - bare, text.left_out)
+        for (each, text), mine, bare in zip(both, with_adapter, alone, strict=True)
     ]
-    return TeacherGenerations(tuple(texts), len(every) - len(written), len(written) - len(both))
+    empty, unaligned = len(every) - len(written), len(written) - len(both)
+    return TeacherGenerations(tuple(generations), empty, unaligned)
 
 
 def _check(written: Sequence[Continuation], prompts: int, name: str) -> None:

@@ -3,7 +3,8 @@
 import io
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import UserList
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -189,22 +190,10 @@ def train_student(
             enable_model_summary=False,
         )
         with interruptible():
-            trainer.fit(student, _Loader(left))
+            # Not a list: Lightning takes each entry of a list for a loader itself.
+            trainer.fit(student, UserList(left))
     session.end()
     return session.result
-
-
-class _Loader:
-    """The batches as one loader; Lightning takes each entry of a list for a loader itself."""
-
-    def __init__(self, batches: Sequence[Any]) -> None:
-        self._batches = batches
-
-    def __len__(self) -> int:
-        return len(self._batches)
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self._batches)
 
 
 class _Session(Callback):

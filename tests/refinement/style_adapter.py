@@ -11,10 +11,10 @@ from loraport.adapters import LoraAdapter, Role
 from loraport.data.prompts import seeded_batches
 from loraport.models import BaseModel
 from loraport.refinement.teacher_generations import (
-    ChunkReader,
     ChunkTokens,
     Continuation,
     batch_chunk_likelihoods,
+    chunked,
 )
 from loraport.refinement.trainer import Student, train_student
 
@@ -48,8 +48,7 @@ def style_adapter(
 ) -> LoraAdapter:
     """Return an adapter that answers each prompt by ``answer(prompt)`` and then ends."""
     written = [Continuation(prompt, answer(prompt), True) for prompt in prompts]
-    reader = ChunkReader(base.tokenizer, base.tokenizer)
-    rows = [text.source for text in reader.read(written)]
+    rows = [text.source for text in chunked(written, base.tokenizer, base.tokenizer)]
     places = seeded_batches(
         [len(row.input_ids) for row in rows], batch_size=batch_size, epochs=epochs, seed=0
     )

@@ -16,13 +16,13 @@ from loraport.refinement import teacher_generations as module
 from loraport.refinement.base import Teacher
 from loraport.refinement.teacher_generations import (
     ChunkedText,
-    ChunkReader,
     ChunkTokens,
     Continuation,
     TeacherGeneration,
     batch_chunk_likelihoods,
     chunk_likelihoods,
     chunk_sums,
+    chunked,
     continuations,
     highest_excess,
     kept_chunks,
@@ -117,37 +117,35 @@ def planted(*pieces: str) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>")
 
 
-def chunked(
-    source: PreTrainedTokenizerFast, target: PreTrainedTokenizerFast, *row: Any
-) -> ChunkedText:
-    return ChunkReader(source, target).read([Continuation(*row)])[0]
+def cut(source: PreTrainedTokenizerFast, target: PreTrainedTokenizerFast, *row: Any) -> ChunkedText:
+    return chunked([Continuation(*row)], source, target)[0]
 
 
 def test_chunks_lie_between_bytes_where_both_tokenizers_end_a_token():
     source, target = planted("ab", "cd", "é", "f", "gh"), planted("a", "b", "cdé", "fg", "h")
-    found = chunked(source, target, "ab", "cdéfgh", True)
+    found = cut(source, target, "ab", "cdéfgh", True)
     # cdé is one chunk of two source tokens; fgh one of two and two; then the end.
     assert found.source == ChunkTokens([1, 2, 3, 4, 5, 0], [0, 2, 4, 5])
     assert found.target == ChunkTokens([1, 2, 3, 4, 5, 0], [1, 2, 4, 5])
     assert found.left_out == 0
     assert (found.source.chunks, found.source.predicted, found.target.predicted) == (3, 5, 4)
-    open_end = chunked(source, target, "ab", "cdéfgh", False)
+    open_end = cut(source, target, "ab", "cdéfgh", False)
     assert open_end.source == ChunkTokens([1, 2, 3, 4, 5], [0, 2, 4])
 
 
 def test_a_token_that_reaches_out_of_the_prompt_is_left_out():
     source, target = planted("a", "bc", "d", "e"), planted("a", "b", "c", "d", "e")
-    found = chunked(source, target, "ab", "cde", False)
+    found = cut(source, target, "ab", "cde", False)
     assert found.source == ChunkTokens([1, 2, 3, 4], [1, 2, 3])
     assert found.target == ChunkTokens([1, 2, 3, 4, 5], [2, 3, 4])
     assert found.left_out == pytest.approx(1 / 3)
-    none = chunked(planted("abc"), planted("a", "b", "c"), "ab", "c", False)
+    none = cut(planted("abc"), planted("a", "b", "c"), "ab", "c", False)
     assert none.source.chunks == none.target.chunks == 0
     assert none.left_out == 1
 
 
 def test_an_empty_continuation_that_ended_has_one_chunk():
-    found = chunked(planted("ab"), planted("a", "b"), "ab", "", True)
+    found = cut(planted("ab"), planted("a", "b"), "ab", "", True)
     assert found.source == ChunkTokens([1, 0], [0, 1])
     assert found.target == ChunkTokens([1, 2, 0], [1, 2])
 
@@ -168,7 +166,7 @@ def test_chunks_add_up_to_the_likelihood_of_the_whole(
     random_adapter: Callable[..., LoraAdapter],
 ):
     base: BaseModel = request.getfixturevalue(side)
-    texts = ChunkReader(pico_source.tokenizer, pico_target.tokenizer).read(ROWS)
+    texts = chunked(ROWS, pico_source.tokenizer, pico_target.tokenizer)
     rows = [text.source if side == "pico_source" else text.target for text in texts]
     assert [row.chunks for row in rows] == [5, 2, 9]
     with attached(base.network, random_adapter(base)):
@@ -206,9 +204,7 @@ def test_batches_hold_every_row_once_and_little_enough():
 
 
 def test_gradients_reach_an_input_of_the_network(pico_source: BaseModel, pico_target: BaseModel):
-    rows = [
-        text.target for text in ChunkReader(pico_source.tokenizer, pico_target.tokenizer).read(ROWS)
-    ]
+    rows = [text.target for text in chunked(ROWS, pico_source.tokenizer, pico_target.tokenizer)]
     weight = pico_target.network.get_parameter("model.layers.0.self_attn.v_proj.weight")
     weight.requires_grad_(True)
     try:
