@@ -1,4 +1,4 @@
-"""What a refinement is, and what it is given: both models, texts, and a store for its work.
+"""What a refinement is, and what it takes: both models, texts, and a store for its work.
 
 A refinement takes the adapter that a mapper has made for the target and returns a better one, by
 what the models do on texts: it distils the source's behaviour, or scales the adapter.

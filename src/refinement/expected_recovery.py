@@ -72,10 +72,10 @@ class AnchorCalibration:
         Raises:
             DataError: the file is damaged.
         """
-        place = files(__package__) / "calibration" / f"{pair}.json"
-        if not place.is_file():
+        file = files(__package__) / "calibration" / f"{pair}.json"
+        if not file.is_file():
             return None
-        return cls.parse(place.read_text(encoding="utf-8"), f"{pair}.json")
+        return cls.parse(file.read_text(encoding="utf-8"), f"{pair}.json")
 
     @classmethod
     def read(cls, path: Path) -> "AnchorCalibration":
@@ -104,8 +104,8 @@ class AnchorCalibration:
             pair, refinement = str(content["pair"]), str(content["refinement"])
             command = str(content.get("command", ""))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            told = f"lacks {error}" if isinstance(error, KeyError) else str(error)
-            raise DataError(f"{called} cannot be used ({told}); {_WANTED}") from None
+            why = f"lacks {error}" if isinstance(error, KeyError) else str(error)
+            raise DataError(f"{called} cannot be used ({why}); {_WANTED}") from None
         twice = {p.task for p in points if sum(p.task == other.task for other in points) > 1}
         if twice:
             raise DataError(f"{called} has the anchors {', '.join(sorted(twice))} twice; {_WANTED}")

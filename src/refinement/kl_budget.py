@@ -187,26 +187,24 @@ class KlBudget(Refinement):
                 measured[scale] = gauge.of(scaled(scale))
             return max(self._shares(measured[scale]).values())
 
-        full = load(1.0)
-        if full <= 1 or full == math.inf:
-            found = Bisection(float(full <= 1), {1.0: full}, True)
-        else:
-            found = largest_within(load, most=_EVALUATIONS)
-        adapter = scaled(found.scale)
-        after = measured[found.scale] if found.scale in measured else gauge.of(adapter)
+        search = Bisection(0.0, {}, True)
+        if load(1.0) < math.inf:  # otherwise a budget is 0
+            search = largest_within(load, most=_EVALUATIONS)
+        adapter = scaled(search.scale)
+        after = measured[search.scale] if search.scale in measured else gauge.of(adapter)
         # Where nothing is left, the budget that the unscaled adapter exceeds most.
-        shares = self._shares(after if found.scale else measured[1.0])
+        shares = self._shares(after if search.scale else measured[1.0])
         report = _report(after, source, len(texts), self.texts) | {
             "data_access": self.data_access,
             **self.budgets,
-            "scale": found.scale * self.largest,
+            "scale": search.scale * self.largest,
             "drift_before": asdict(measured[1.0]),
-            "binds": max(shares, key=lambda name: shares[name]) if found.scale < 1 else None,
+            "binds": max(shares, key=lambda name: shares[name]) if search.scale < 1 else None,
             "evaluations": len(measured),
         }
-        if not found.monotone:
+        if not search.monotone:
             report["notes"] += ["drift falls with the scale in places; kept: the largest within"]
-        if found.scale == 0:
+        if search.scale == 0:
             report["notes"] += ["no scale that was tried is within the budget: nothing is left"]
         return Refined(adapter, report)
 

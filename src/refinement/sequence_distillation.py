@@ -259,7 +259,7 @@ class SequenceDistillation(Distillation):
         if len(chosen) < _LEAST_TEXTS:
             raise DataError(
                 f"of {len(texts)} texts {len(chosen)} can be learned from, but it takes at least "
-                f"{_LEAST_TEXTS}: behind {generations.empty} the teacher wrote nothing, and of "
+                f"{_LEAST_TEXTS}: after {generations.empty} the teacher wrote nothing, and of "
                 f"{generations.unaligned} continuations the tokenizers share no chunk; give more "
                 "texts, or correct prompt.template"
             )
@@ -317,7 +317,7 @@ class SequenceDistillation(Distillation):
         if len(chosen) < self.texts:
             notes.append(f"{len(chosen)} texts could be learned from, of {self.texts} asked for")
         if generations.empty:
-            notes.append(f"behind {generations.empty} prompts the teacher wrote nothing")
+            notes.append(f"after {generations.empty} prompts the teacher wrote nothing")
         if left_out > _MUCH_LEFT_OUT:
             notes.append(
                 f"{left_out:.0%} of what the teacher wrote is in no chunk that both "

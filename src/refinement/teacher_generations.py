@@ -36,7 +36,7 @@ _SHARD = 32  # rows: so much work is lost at most when a run is stopped
 
 
 class Continuation(NamedTuple):
-    """What a model wrote behind a prompt.
+    """What a model wrote after a prompt.
 
     Attributes:
         prompt: The prompt.
@@ -107,7 +107,7 @@ def continuations(
 def written(
     base: BaseModel, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, choice: NextToken
 ) -> list[tuple[str, bool]]:
-    """Return the text that the model writes behind each prompt, and whether it came to its end.
+    """Return the text that the model writes after each prompt, and whether it came to its end.
 
     A character that was cut off at the last token allowed is left out.
 
@@ -307,7 +307,7 @@ def chunk_likelihoods(base: BaseModel, rows: Sequence[ChunkTokens]) -> list[Floa
 
 
 class TeacherGeneration(NamedTuple):
-    """A prompt, what the teacher wrote behind it, and how likely it found that.
+    """A prompt, what the teacher wrote after it, and how likely it found that.
 
     Attributes:
         written: Prompt and continuation.
@@ -337,7 +337,7 @@ class TeacherGenerations:
 
     Attributes:
         texts: The texts, in the order of their prompts.
-        empty: Prompts behind which the teacher wrote nothing.
+        empty: Prompts after which the teacher wrote nothing.
         unaligned: Prompts whose continuation has no chunk that both tokenizers share.
     """
 
@@ -355,7 +355,7 @@ def teacher_generations(
     store: Store = NO_STORE,
     progress: RefinementProgress = silent,
 ) -> TeacherGenerations:
-    """Let the teacher write behind each prompt, and compute how likely it finds each chunk.
+    """Let the teacher write after each prompt, and compute how likely it finds each chunk.
 
     Args:
         teacher: The model that writes, and its adapter.
@@ -366,7 +366,7 @@ def teacher_generations(
         progress: Called with the number of finished shards of each step.
 
     Raises:
-        DataError: the teacher writes nothing, or the same behind every prompt.
+        DataError: the teacher writes nothing, or the same after every prompt.
     """
     base = teacher.base
     every = continuations(
@@ -409,13 +409,13 @@ def _check(written: Sequence[Continuation], prompts: int, name: str) -> None:
     """Refuse a teacher that nothing can be learned from."""
     if prompts and not written:
         raise DataError(
-            f"{name} with its adapter writes nothing behind any of {prompts} prompts; distillation "
+            f"{name} with its adapter writes nothing after any of {prompts} prompts; distillation "
             "takes what it writes: give the prompt.template that the adapter was trained with, "
             "and prompt.labels if it chooses among some"
         )
     if len(written) > 1 and len({each.text for each in written}) == 1:
         raise DataError(
-            f"{name} with its adapter writes {written[0].text[:60]!r} behind each of "
+            f"{name} with its adapter writes {written[0].text[:60]!r} after each of "
             f"{len(written)} prompts; distillation takes answers that differ: check "
             "prompt.template, and that the adapter belongs to this model"
         )

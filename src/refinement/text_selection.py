@@ -262,7 +262,7 @@ class WrittenTexts:
         return list(texts)[: self.count]
 
     def _drawn(self, tokens: Sequence[Sequence[int]], batch: int) -> list[str]:
-        """Return one draw behind each prompt."""
+        """Return one draw after each prompt."""
         seed = int.from_bytes(hashlib.sha256(f"{self.seed} {batch}".encode()).digest()[:7])
         key = Key.of(
             "written_texts",

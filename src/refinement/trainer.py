@@ -36,8 +36,8 @@ class Student(LoraTraining):
     rescaled to look like a fresh LoRA: with its update ``U S V^T``, the rows of A are those of
     ``V^T``, each with the norm ``1 / sqrt(3)`` that a row drawn by PEFT has in the mean, and B
     holds the rest. Rows beyond the rank of the update, all of them where it is zero, are drawn as
-    PEFT draws them, and their columns of B are zero. So the same update trains alike, whatever
-    its factors were.
+    PEFT draws them, and their columns of B are zero. So the training depends on
+    the update and not on its factors.
 
     Args:
         base: The target; borrowed until :meth:`close`, as :class:`LoraTraining` says.

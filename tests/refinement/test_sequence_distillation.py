@@ -112,7 +112,7 @@ def test_agreement_on_held_out_prompts_grows(data: DistillationInputs):
     assert after["cross_entropy"] < 0.7 * before["cross_entropy"]
     assert report["texts"] == 24
     assert report["pool"] + report["held_out"] + report["empty"] == 32 + 8
-    assert f"behind {report['empty']} prompts the teacher wrote nothing" in report["notes"]
+    assert f"after {report['empty']} prompts the teacher wrote nothing" in report["notes"]
     assert report["chunks"] > 24
     assert report["excess"] > report["excess_of_pool"]
     assert report["options"]["texts"] == 24

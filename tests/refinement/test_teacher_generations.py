@@ -277,10 +277,10 @@ def test_a_teacher_of_whom_nothing_can_be_learned_is_refused(
 ):
     teacher = Teacher(pico_source, random_adapter(pico_source))
     plant_texts(monkeypatch, ["", " ", "\n", ""])
-    with pytest.raises(DataError, match=r"writes nothing behind any of 4 prompts.*template"):
+    with pytest.raises(DataError, match=r"writes nothing after any of 4 prompts.*template"):
         teacher_generations(teacher, pico_target, PROMPTS[:4])
     plant_texts(monkeypatch, [" good", " good", "", " good"])
-    with pytest.raises(DataError, match=r"writes ' good' behind each of 3 prompts"):
+    with pytest.raises(DataError, match=r"writes ' good' after each of 3 prompts"):
         teacher_generations(teacher, pico_target, PROMPTS[:4])
     plant_texts(monkeypatch, [" good", " bad", "", " good"])
     found = teacher_generations(teacher, pico_target, PROMPTS[:4])

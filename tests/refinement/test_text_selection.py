@@ -96,15 +96,19 @@ def test_texts_that_are_nearly_all_the_same_are_clustered_without_a_word() -> No
     assert len(DiverseTexts(4).choose(pool, torch.ones(12, 2) / 2, 6, seed=0)) == 6
 
 
-@pytest.mark.parametrize("share", [0.0, 1.5, -1.0])
-def test_impossible_share_is_refused(share: float) -> None:
-    with pytest.raises(ConfigurationError, match=f"confident_share={share}, but it takes"):
-        BalancedTexts(share)
-
-
-def test_no_clusters_are_refused() -> None:
-    with pytest.raises(ConfigurationError, match="clusters=0, but it takes at least one"):
-        DiverseTexts(0)
+@pytest.mark.parametrize(
+    ("selection", "options"),
+    [
+        *((BalancedTexts, {"confident_share": share}) for share in (0.0, 1.5, -1.0)),
+        (DiverseTexts, {"clusters": 0}),
+    ],
+)
+def test_impossible_options_are_refused(
+    selection: type[TextSelection], options: dict[str, Any]
+) -> None:
+    ((name, value),) = options.items()
+    with pytest.raises(ConfigurationError, match=f"{name}={value}, but it takes"):
+        selection(**options)
 
 
 def both(texts: WrittenTexts) -> list[str]:
