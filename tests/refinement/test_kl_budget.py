@@ -89,7 +89,8 @@ def test_the_tail_has_five_times_the_budget_of_the_mean() -> None:
 def test_zero_budget_leaves_nothing(
     start: LoraAdapter, data: DistillationInputs, zero: str
 ) -> None:
-    adapter, report = KlBudget(**{zero: 0.0}).refine(start, data)
+    options: dict[str, Any] = {zero: 0.0}
+    adapter, report = KlBudget(**options).refine(start, data)
     assert all(not update.B.any() for update in adapter.values())
     assert all(torch.equal(adapter[site].A, start[site].A) for site in start)
     assert report["scale"] == report["drift"]["mean"] == report["drift"]["p95"] == 0
