@@ -1,5 +1,3 @@
-"""What PEFT would do with a config, asked of PEFT itself on the pico source model."""
-
 import json
 import os
 import shutil
@@ -34,9 +32,7 @@ Q_AND_V = ["q_proj", "v_proj"]
 ALL_SITES = [Site(layer, role) for layer in (0, 1) for role in Role]
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {"target_modules": Q_AND_V},
-    "default rank and alpha": {"target_modules": Q_AND_V, "r": 8, "lora_alpha": 8},
     "rslora": {"target_modules": Q_AND_V, "use_rslora": True},
-    "rank pattern by suffix": {"target_modules": Q_AND_V, "rank_pattern": {"q_proj": 2}},
     "first of two patterns": {
         "target_modules": Q_AND_V,
         "rank_pattern": {r"layers.0.self_attn.q_proj": 1, "q_proj": 2, r".*\.q_proj": 3},
@@ -117,15 +113,9 @@ def test_what_the_file_leaves_out_has_the_defaults_of_peft() -> None:
     site = Site(0, Role.Q)
     assert (config.rank(site), config.scale(site)) == (defaults.r, defaults.lora_alpha / defaults.r)
     assert config.base_model == ""
-
-
-def test_every_default_of_peft_is_taken() -> None:
+    assert not PeftConfig({"peft_type": "LORA"}, "empty").targets(site)
     raw = LoraConfig(target_modules=Q_AND_V).to_dict() | {"peft_type": "LORA"}
     assert PeftConfig(raw, "defaults").targets(Site(0, Role.V))
-
-
-def test_no_target_modules_target_nothing() -> None:
-    assert not PeftConfig({"peft_type": "LORA"}, "empty").targets(Site(0, Role.Q))
 
 
 @pytest.mark.parametrize(
@@ -173,35 +163,30 @@ Logits = Callable[[Path | None], Tensor]
 Edit = Callable[..., Path]
 
 Q_KEY = "base_model.model.model.layers.0.self_attn.q_proj"
+O_KEY = Q_KEY.replace("q_proj", "o_proj")
+VISION_KEY = "base_model.model.vision.model.layers.0.mlp.up_proj.lora_A.weight"
 EXACT: dict[str, dict[str, object]] = {
     "plain": {},
-    "rank 1": {"r": 1},
-    "rslora": {"use_rslora": True},
-    "rank_pattern": {"rank_pattern": {"q_proj": 2, r"layers\.1\..*v_proj": 3}},
-    "alpha_pattern": {"alpha_pattern": {"v_proj": 11, "layers.0.self_attn.q_proj": 0.7}},
     "patterns with rslora": {
-        "rank_pattern": {"q_proj": 2},
-        "alpha_pattern": {"q_proj": 3},
+        "rank_pattern": {"q_proj": 2, r"layers\.1\..*v_proj": 3},
+        "alpha_pattern": {"v_proj": 11, "layers.0.self_attn.q_proj": 0.7},
         "use_rslora": True,
     },
-    "negative alpha": {"lora_alpha": -5},
-    "layers_to_transform": {"layers_to_transform": [1]},
+    "negative alpha, rank 1, layers": {"r": 1, "lora_alpha": -5, "layers_to_transform": [1]},
     "regex": {"target_modules": r".*\.1\.(self_attn\.[ko]|mlp\.down)_proj"},
-    "all-linear": {"target_modules": "all-linear"},
-    "full names": {
-        "target_modules": ["model.layers.0.self_attn.q_proj", "model.layers.1.mlp.up_proj"]
-    },
-    "exclude_modules": {"exclude_modules": ["layers.0.self_attn.q_proj"]},
     "excluded by regex": {"target_modules": "all-linear", "exclude_modules": r".*mlp.*"},
-    "dropout": {"lora_dropout": 0.3},
-    "gaussian": {"init_lora_weights": "gaussian"},
+    "gaussian with dropout": {"init_lora_weights": "gaussian", "lora_dropout": 0.3},
     "orthogonal": {"init_lora_weights": "orthogonal"},
     "mica": {"init_lora_weights": "mica"},
     "random B": {"init_lora_weights": False},
     "float16": {"dtype": torch.float16},
-    "bfloat16": {"dtype": torch.bfloat16},
     "bfloat16, rslora, rank 3": {"dtype": torch.bfloat16, "use_rslora": True, "r": 3},
 }
+
+
+def ours(base: BaseModel, adapter: LoraAdapter) -> Tensor:
+    with attached(base.network, adapter), torch.inference_mode():
+        return base.network(input_ids=torch.arange(24).reshape(2, 12) % 20 + 2).logits
 
 
 @pytest.mark.parametrize("options", EXACT.values(), ids=EXACT)
@@ -230,9 +215,7 @@ def test_read_and_written_again_peft_computes_the_same_bits(
     ) | {"base_model_name_or_path": adapter.base_model}
 
     # What was read is what PEFT computes, and a config of our own says the same as PEFT's.
-    with attached(pico_source.network, adapter), torch.inference_mode():
-        ours = pico_source.network(input_ids=torch.arange(24).reshape(2, 12) % 20 + 2).logits
-    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(ours(pico_source, adapter), expected, rtol=1e-5, atol=1e-5)
     write_adapter(replace(adapter, config=None), tmp_path / "computed")
     torch.testing.assert_close(peft_logits(tmp_path / "computed"), expected, rtol=1e-5, atol=1e-5)
 
@@ -258,8 +241,7 @@ def test_computed_adapter_is_the_same_in_peft(
     sites = list(pico_source.sites.of_roles(tuple(Role)))
     adapter = computed(pico_source, sites[missing:])
     write_adapter(adapter, tmp_path / "computed")
-    with attached(pico_source.network, adapter), torch.inference_mode():
-        expected = pico_source.network(input_ids=torch.arange(24).reshape(2, 12) % 20 + 2).logits
+    expected = ours(pico_source, adapter)
     torch.testing.assert_close(peft_logits(tmp_path / "computed"), expected, rtol=1e-5, atol=1e-5)
     assert (expected - peft_logits(None)).abs().max() > 1e-2
 
@@ -340,8 +322,8 @@ class TestRefused:
             ({f"{Q_KEY}.lora_B.weight": None}, r"original has only lora_A of .*0\.self_attn\.q_pr"),
             (
                 {
-                    f"{Q_KEY.replace('q_proj', 'o_proj')}.lora_A.weight": torch.ones(4, 32),
-                    f"{Q_KEY.replace('q_proj', 'o_proj')}.lora_B.weight": torch.ones(32, 4),
+                    f"{O_KEY}.lora_A.weight": torch.ones(4, 32),
+                    f"{O_KEY}.lora_B.weight": torch.ones(32, 4),
                 },
                 r"weights for model\.layers\.0\.self_attn\.o_proj, .*does not target that module",
             ),
@@ -361,14 +343,7 @@ class TestRefused:
             ({f"{Q_KEY}.lora_magnitude_vector.weight": torch.ones(32)}, r"magnitude_vector"),
             ({"base_model.model.lm_head.weight": torch.ones(2, 2)}, r"'base_model\.model\.lm_head"),
             ({"model.layers.0.mlp.up_proj.weight": torch.ones(2, 2)}, r"up_proj\.weight'"),
-            (
-                {
-                    "base_model.model.vision.model.layers.0.mlp.up_proj.lora_A.weight": torch.ones(
-                        4, 2
-                    )
-                },
-                r"vision\.model\.layers",
-            ),
+            ({VISION_KEY: torch.ones(4, 2)}, r"vision\.model\.layers"),
         ],
         ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
     )
@@ -391,9 +366,8 @@ class TestRefused:
             read_adapter(edited(folder, config={"use_of_the_future": 0.5}))
 
     def test_rank_that_the_config_does_not_say(self, peft_folder: MakeFolder, edited: Edit) -> None:
-        with pytest.raises(
-            AdapterError, match=r"\(4, 32\).* at .*v_proj.* gives rank 2.*rank_patt"
-        ):
+        message = r"\(4, 32\).* at .*v_proj.* gives rank 2.*rank_patt"
+        with pytest.raises(AdapterError, match=message):
             read_adapter(edited(peft_folder(), config={"rank_pattern": {"v_proj": 2}}))
 
     def test_empty_weights(self, peft_folder: MakeFolder, edited: Edit) -> None:
