@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..alignment.svd import largest_entry_signs
 from ..exceptions import AdapterError
 
 
@@ -163,8 +164,7 @@ class LowRank:
         q_a, r_a = torch.linalg.qr(self.A.double().mT)
         u, sigma, vt = torch.linalg.svd(self.scale * (r_b @ r_a.mT), full_matrices=False)
         u, vt = q_b @ u, vt @ q_a.mT
-        peaks = u.gather(0, u.abs().argmax(dim=0, keepdim=True)).squeeze(0)
-        signs = torch.where(peaks < 0, -1.0, 1.0).to(u.dtype)
+        signs = largest_entry_signs(u)
         return u * signs, sigma, signs[:, None] * vt
 
     def truncated(self, rank: int) -> Truncation:

@@ -30,9 +30,9 @@ from .sparsify import (
 
 
 class Term(NamedTuple):
-    """One adapter's part in a site: its index among the adapters, its weight, its update."""
+    """One adapter's part in a site: its position among the adapters, its weight, its update."""
 
-    index: int
+    position: int
     weight: float
     update: LowRank
 
@@ -111,16 +111,16 @@ class Combiner(ABC):
 
 def _terms(site: Site, adapters: Sequence[LoraAdapter], weights: Sequence[float]) -> list[Term]:
     terms = [
-        Term(index, weight, adapter[site])
-        for index, (adapter, weight) in enumerate(zip(adapters, weights, strict=True))
+        Term(position, weight, adapter[site])
+        for position, (adapter, weight) in enumerate(zip(adapters, weights, strict=True))
         if site in adapter
     ]
     first = terms[0]
     for term in terms[1:]:
         if term.update.shape != first.update.shape:
             raise AdapterError(
-                f"adapter {term.index + 1} of those to merge has shape {term.update.shape} at "
-                f"{site.module_name}, but adapter {first.index + 1} has shape "
+                f"adapter {term.position + 1} of those to merge has shape {term.update.shape} at "
+                f"{site.module_name}, but adapter {first.position + 1} has shape "
                 f"{first.update.shape}; adapters that are merged take the same base model: leave "
                 "one out of merge.with"
             )
@@ -236,7 +236,7 @@ class Dare(DenseCombiner):
     def _thinned(self, site: Site, terms: Sequence[Term]) -> list[Float[Tensor, "out in"]]:
         """Return the weighted updates with entries dropped and the rest divided by 1 - p."""
         return [
-            dropped_at_random(t.update.dense(), self.p, self.seed, site, t.index)
+            dropped_at_random(t.update.dense(), self.p, self.seed, site, t.position)
             * (t.weight / (1 - self.p))
             for t in terms
         ]

@@ -163,7 +163,7 @@ def read_adapter(folder: str | Path) -> LoraAdapter:
     Raises:
         AdapterError: a file is missing, truncated or a pickle; an option or a tensor cannot be
             held exactly; a tensor is missing its partner, is one that PEFT would not load, has
-            another rank than the config says, or is not finite.
+            another rank than in the config, or is not finite.
     """
     folder = Path(folder)
     config = PeftConfig(_read_config(folder), str(folder))

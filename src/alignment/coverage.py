@@ -142,8 +142,8 @@ def coverage(similarity: LayerMap, band: float = BAND) -> Coverage:
 
     A target layer is covered if its most similar source layer (by raw score; of equal ones the
     first) has a score above chance (:attr:`LayerMap.certain`) and lies in the band around the same
-    relative depth. A high score with any layer says little: rows that are alike are near one
-    another in almost every layer.
+    relative depth. A high score alone means little: similar rows are near one another in
+    almost every layer.
 
     Args:
         similarity: Of all layers.
@@ -176,8 +176,8 @@ def layer_identification(
 ) -> LayerIdentification:
     """Go from each target layer to the source layer most like it, and from there back.
 
-    The way there is found on one half of the rows, the way back on the other. A measure that
-    scores nearly all pairs alike, or has one favourite layer, does not come back. Where no
+    The way there is computed on one half of the rows, the way back on the other. A measure that
+    scores nearly all pairs the same, or has one favourite layer, does not come back. Where no
     correspondence is known this stands for the test of Kornblith et al., 2019, section 6.1.
 
     Args:

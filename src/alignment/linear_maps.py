@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .moments import PairedMoments
 from .procrustes import best_scale, rotation
+from .svd import largest_entry_signs
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 STRENGTHS_TWO_SIDED = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
@@ -75,7 +76,7 @@ class HeldOutError:
         return _share(float(self.residual.trace()), float(self.covariance.trace()))
 
     def restricted_r2(self, readers: Float[Tensor, "rank y"]) -> float:
-        """Return the R^2 of ``A y``: of what an adapter with the factor A reads.
+        """Return the R^2 of ``A y``, what an adapter with the input projection A uses of y.
 
         ``1 - tr(A E A^T) / tr(A C A^T)``; 0 where what is read does not vary.
         """
@@ -242,8 +243,7 @@ def _fit(moments: PairedMoments, rank: int, strength: float) -> tuple[Tensor, Te
     values, vectors = torch.linalg.eigh(whitened.mT @ whitened)
     kept = min(rank, *whitened.shape)
     v = vectors.flip(1)[:, :kept] * (values.flip(0)[:kept] > 0)
-    peaks = v.gather(0, v.abs().argmax(dim=0, keepdim=True))
-    v = v * torch.where(peaks < 0, -1.0, 1.0).to(v)
+    v = v * largest_entry_signs(v)
     a, b = gram.new_zeros(rank, len(gram)), gram.new_zeros(len(vectors), rank)
     a[:kept] = torch.linalg.solve_triangular(lower.mT, whitened @ v, upper=True).mT
     b[:, :kept] = v

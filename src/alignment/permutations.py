@@ -25,7 +25,7 @@ _SIMPLEX_STEPS = 10_000_000
 _STEPS = 1000
 # exp(-_RANGE) is far above the least number of float64.
 _RANGE = 100
-# The costs of units that are all alike are rounding.
+# The costs of units that are all the same are rounding.
 _LEAST_COST = 1e-6
 
 
@@ -49,7 +49,7 @@ class UnitSimilarity:
     ) -> "UnitSimilarity":
         """Compare the rows of two matrices, each divided by its Frobenius norm.
 
-        So a sum over matrices, which differ in scale, weighs each of them alike.
+        So a sum over matrices, which differ in scale, gives each the same weight.
         """
         tiny = torch.finfo(source.dtype).tiny
         one = source / torch.linalg.norm(source).clamp_min(tiny)

@@ -1,4 +1,4 @@
-"""How alike two representations of the same rows are: CKA, shared neighbours, RSA and SVCCA.
+"""How similar two representations of the same rows are: CKA, shared neighbours, RSA and SVCCA.
 
 Each measure is a function of two matrices with paired rows, and a class that compares all layers of
 one model with all layers of another. What does not depend on the pairing is computed once per
@@ -43,7 +43,7 @@ class LayerComparison(Protocol):
 
 @runtime_checkable
 class LayerMeasure(Protocol):
-    """A measure of how alike two representations are; its greatest value is 1."""
+    """A measure of how similar two representations are; its greatest value is 1."""
 
     @property
     def name(self) -> str:

@@ -21,8 +21,17 @@ _ROWS = 1024
 
 def has_matrix_units(device: torch.device) -> bool:
     """Return whether a device multiplies bfloat16 faster than float32: CUDA, or a CPU with AMX."""
-    # torch tells of AMX under a private name only.
+    # torch exposes AMX under a private name only.
     return device.type == "cuda" or bool(torch.cpu._is_amx_tile_supported())
+
+
+def largest_entry_signs(columns: Float[Tensor, "rows k"]) -> Float[Tensor, " k"]:
+    """Return the sign of each column's largest entry, 1 for a column of zeros.
+
+    A singular vector or eigenvector times this sign is the same whatever sign it was computed with.
+    """
+    peaks = columns.gather(0, columns.abs().argmax(dim=0, keepdim=True)).squeeze(0)
+    return torch.where(peaks < 0, -1.0, 1.0).to(columns)
 
 
 class TruncatedSvd(NamedTuple):
@@ -106,7 +115,7 @@ def _energy(matrix: Float[Tensor, "out in"]) -> float:
     widened = torch.promote_types(matrix.dtype, torch.float32)
     buffer = matrix.new_empty((min(len(matrix), _ROWS), matrix.shape[1]), dtype=widened)
     total = 0.0
-    for block in matrix.split(_ROWS):
+    for block in torch.split(matrix, _ROWS):
         rows = buffer[: len(block)].copy_(block)
         total += float(torch.linalg.vector_norm(rows, dim=1).double().square().sum())
     return total
@@ -207,8 +216,7 @@ class PrincipalScores:
         values, vectors = values.flip(0)[:components], vectors.flip(1)[:, :components]
         # Without variance an eigenvector is any vector of the null space: rounding would choose.
         usable = values > 1e-12 * values[:1].clamp_min(0)
-        peaks = vectors.gather(0, vectors.abs().argmax(dim=0, keepdim=True))
-        signs = torch.where(peaks < 0, -1.0, 1.0).to(vectors)
+        signs = largest_entry_signs(vectors)
         return cls(gram, vectors * signs * usable, values * usable / n)
 
     @property

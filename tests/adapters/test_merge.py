@@ -400,7 +400,7 @@ class TestOrthogonalisation:
         assert ours.after == pytest.approx(overlap, rel=1e-9)
         assert ours.before == pytest.approx(float(loss(start, start, 0.0)), rel=1e-9)
 
-    @pytest.mark.parametrize("lr", [0.2, 1.0, 1.9])
+    @pytest.mark.parametrize("lr", [0.2, 1.9])
     def test_every_step_descends(self, lr: float) -> None:
         start = normalised((3, 4, 5, 6), rank=5)
         values = [
@@ -429,12 +429,6 @@ class TestOrthogonalisation:
         found = Decoupled().orthogonalised([2 * eye[:2], 3 * eye[3:5]])
         torch.testing.assert_close(found.factors, [2 * eye[:2], 3 * eye[3:5]])
         assert (found.before, found.after, found.perturbation) == (0.0, 0.0, 0.0)
-
-    def test_a_large_gamma_holds_everything_in_place(self) -> None:
-        start = normalised((0, 1))
-        found = Decoupled(gamma=1e6).orthogonalised(start)
-        assert 0 < found.perturbation < 1e-5
-        torch.testing.assert_close(found.factors, start, rtol=1e-4, atol=1e-5)
 
 
 class TestDecoupling:
@@ -497,14 +491,6 @@ class TestDecoupling:
         a[:, 4] = 0
         result = Decoupled(steps=0)([at_q(LowRank(a, one[Q].B)), other]).adapter
         torch.testing.assert_close(dense(result)[:, 4], 0.25 * dense(other)[:, 4])
-
-    def test_a_rank_cuts_and_says_what_is_lost(self) -> None:
-        whole = Decoupled()([wide(0), wide(1)]).adapter
-        result = Decoupled()([wide(0), wide(1)], rank=2)
-        sigma = torch.linalg.svdvals(dense(whole)).square()
-        lost = float(sigma[2:].sum() / sigma.sum())
-        assert result.lost_energy[Q] == pytest.approx(lost, rel=1e-9)
-        assert result.adapter[Q].rank == 2
 
 
 @pytest.mark.parametrize(

@@ -163,7 +163,7 @@ Logits = Callable[[Path | None], Tensor]
 Edit = Callable[..., Path]
 
 Q_KEY = "base_model.model.model.layers.0.self_attn.q_proj"
-O_KEY = Q_KEY.replace("q_proj", "o_proj")
+O_KEY, A = Q_KEY.replace("q_proj", "o_proj"), torch.ones(4, 32)
 VISION_KEY = "base_model.model.vision.model.layers.0.mlp.up_proj.lora_A.weight"
 EXACT: dict[str, dict[str, object]] = {
     "plain": {},
@@ -321,10 +321,7 @@ class TestRefused:
             ({f"{Q_KEY}.lora_A.weight": None}, r"original has only lora_B of .*0\.self_attn\.q_pr"),
             ({f"{Q_KEY}.lora_B.weight": None}, r"original has only lora_A of .*0\.self_attn\.q_pr"),
             (
-                {
-                    f"{O_KEY}.lora_A.weight": torch.ones(4, 32),
-                    f"{O_KEY}.lora_B.weight": torch.ones(32, 4),
-                },
+                {f"{O_KEY}.lora_A.weight": A, f"{O_KEY}.lora_B.weight": A.mT.contiguous()},
                 r"weights for model\.layers\.0\.self_attn\.o_proj, .*does not target that module",
             ),
             (
