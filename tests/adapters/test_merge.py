@@ -51,34 +51,23 @@ def drawn(
 
 @each
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_a_single_adapter_is_returned_itself(combiner: Combiner, dtype: torch.dtype) -> None:
+def test_a_single_adapter_is_itself_times_its_weight_and_cut_on_request(
+    combiner: Combiner, dtype: torch.dtype
+) -> None:
     adapter = drawn(0, dtype=dtype)
     result = combiner([adapter])
     assert result.adapter is adapter
     assert result.lost_energy == dict.fromkeys(adapter, 0.0)
-
-
-@each
-def test_a_single_adapter_is_scaled_by_its_weight_unless_that_is_averaged(
-    combiner: Combiner,
-) -> None:
-    adapter = drawn(0)
     if combiner.averages:
         assert combiner([adapter], [0.3]).adapter is adapter
-        return
-    result = combiner([adapter], [-0.5]).adapter
-    for site, update in adapter.items():
-        assert result[site].A is update.A
-        assert result[site].B is update.B
-        assert result[site].scale == -0.25
-
-
-@each
-def test_a_single_adapter_is_cut_where_that_is_asked_for(combiner: Combiner) -> None:
-    adapter = drawn(0)
+    else:
+        scaled = combiner([adapter], [-0.5]).adapter
+        for site, update in adapter.items():
+            assert (scaled[site].A is update.A, scaled[site].B is update.B) == (True, True)
+            assert scaled[site].scale == -0.25
     result = combiner([adapter], rank=1)
     for site, update in adapter.items():
-        near, lost = update.truncated(1)
+        near, lost = update.to(torch.float32).truncated(1)
         torch.testing.assert_close(result.adapter[site].dense(), near.dense())
         assert result.lost_energy[site] == pytest.approx(lost)
 
@@ -94,7 +83,7 @@ def test_a_site_of_one_adapter_only_is_that_times_its_weight(combiner: Combiner)
 
 
 @each
-def test_the_rank_is_the_sum_of_the_ranks_or_as_told(combiner: Combiner) -> None:
+def test_the_rank_is_the_sum_of_the_ranks_or_as_requested(combiner: Combiner) -> None:
     adapters = [drawn(0, rank=2), drawn(1, rank=3)]
     for rank, expected in ((None, 5), (4, 4), (1, 1)):
         result = combiner(adapters, rank=rank)
@@ -105,21 +94,17 @@ def test_the_rank_is_the_sum_of_the_ranks_or_as_told(combiner: Combiner) -> None
 
 
 @each
-def test_the_same_input_gives_the_same_bits_from_no_global_generator(combiner: Combiner) -> None:
+def test_a_site_is_the_same_bits_whatever_the_other_sites_and_the_global_generator(
+    combiner: Combiner,
+) -> None:
     before = torch.get_rng_state()
-    hashes = {combiner([drawn(0), drawn(1)]).adapter.content_hash() for _ in range(2)}
-    assert len(hashes) == 1
-    assert torch.equal(torch.get_rng_state(), before)
-
-
-@each
-def test_a_site_does_not_depend_on_the_others(combiner: Combiner) -> None:
     first, second = drawn(0), drawn(1)
     whole = combiner([first, second]).adapter[V]
     part = [LoraAdapter({V: adapter[V]}, "some/base") for adapter in (first, second)]
     alone = combiner(part).adapter[V]
     assert torch.equal(whole.A, alone.A)
     assert torch.equal(whole.B, alone.B)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 @each
@@ -216,13 +201,13 @@ def ties_of_the_paper(
         kept[keep] = tau.reshape(-1)[keep]
         trimmed.append(kept)
     merged = np.zeros(taus[0].size, taus[0].dtype)
-    for place in range(merged.size):
-        entries = [float(tau[place]) for tau in trimmed]
+    for entry in range(merged.size):
+        entries = [float(tau[entry]) for tau in trimmed]
         positive = sum(e for e in entries if e > 0)
         negative = -sum(e for e in entries if e < 0)
         sign = 1 if positive >= negative else -1
         agreeing = [e for e in entries if e * sign > 0]
-        merged[place] = lambda_ * np.mean(agreeing) if agreeing else 0
+        merged[entry] = lambda_ * np.mean(agreeing) if agreeing else 0
     return merged.reshape(taus[0].shape)
 
 
@@ -274,8 +259,8 @@ class TestTies:
     def test_it_is_that_of_peft_on_weighted_updates(self, weights: list[float] | None) -> None:
         result = Ties(0.3)(ADAPTERS, weights, FULL)
         for site in (Q, V):
-            given = [w * d for w, d in zip(weights or [1.0] * 3, deltas(site), strict=True)]
-            expected = merge_utils.ties(given, torch.ones(3), 0.3)
+            parts = [w * d for w, d in zip(weights or [1.0] * 3, deltas(site), strict=True)]
+            expected = merge_utils.ties(parts, torch.ones(3), 0.3)
             torch.testing.assert_close(result.adapter[site].dense(), expected, rtol=1e-4, atol=2e-5)
         # With weights that differ, PEFT's own order elects other signs.
         other = merge_utils.ties(deltas(Q), torch.tensor(WEIGHTS), 0.3)
@@ -299,45 +284,19 @@ class TestTies:
 
 
 class TestDare:
-    def test_it_sums_what_is_left_by_weight(self) -> None:
-        result = Dare(0.6, seed=4)(ADAPTERS, WEIGHTS, FULL)
+    def test_it_combines_what_is_left_by_weight(self) -> None:
+        total = Dare(0.6, seed=4)(ADAPTERS, WEIGHTS, FULL)
+        voted = DareTies(0.6, seed=4)(ADAPTERS, WEIGHTS, FULL)
         for site in (Q, V):
-            left = [
-                dropped_at_random(delta, 0.6, 4, site, place) / 0.4
-                for place, delta in enumerate(deltas(site))
-            ]
-            expected = merge_utils.task_arithmetic(left, torch.tensor(WEIGHTS))
-            torch.testing.assert_close(result.adapter[site].dense(), expected, rtol=1e-4, atol=5e-5)
-
-    def test_dare_ties_elects_signs_among_what_is_left(self) -> None:
-        result = DareTies(0.6, seed=4)(ADAPTERS, WEIGHTS, FULL)
-        for site in (Q, V):
+            pairs = enumerate(zip(WEIGHTS, deltas(site), strict=True))
             left = torch.stack(
-                [
-                    weight * dropped_at_random(delta, 0.6, 4, site, place) / 0.4
-                    for place, (weight, delta) in enumerate(zip(WEIGHTS, deltas(site), strict=True))
-                ]
+                [w * dropped_at_random(d, 0.6, 4, site, index) / 0.4 for index, (w, d) in pairs]
             )
+            expected = merge_utils.task_arithmetic(list(left), torch.ones(3))
+            torch.testing.assert_close(total.adapter[site].dense(), expected, rtol=1e-4, atol=5e-5)
             elected = merge_utils.calculate_majority_sign_mask(left)
             expected = merge_utils.disjoint_merge(left, elected)
-            torch.testing.assert_close(result.adapter[site].dense(), expected, rtol=1e-4, atol=5e-5)
-
-    def test_it_is_unbiased(self) -> None:
-        adapters = [LoraAdapter({Q: adapter[Q]}, "some/base") for adapter in ADAPTERS]
-        exact = Linear()(adapters, WEIGHTS).adapter[Q].dense()
-        runs = [Dare(0.8, seed)(adapters, WEIGHTS, FULL).adapter[Q] for seed in range(400)]
-        mean = torch.stack([run.dense() for run in runs]).mean(dim=0)
-        assert float((mean * exact).sum() / exact.square().sum()) == pytest.approx(1, abs=0.03)
-        # Each term of the sum has its own draw, of variance 4 D^2.
-        pairs = zip(WEIGHTS, deltas(Q), strict=True)
-        noise = sum(4 * float((w * d).square().sum()) / 400 for w, d in pairs)
-        assert float((mean - exact).norm()) == pytest.approx(noise**0.5, rel=0.15)
-
-    def test_nothing_dropped_is_the_sum(self) -> None:
-        result = Dare(0.0)(ADAPTERS, WEIGHTS)
-        exact = Linear()(ADAPTERS, WEIGHTS).adapter
-        assert cosine(result.adapter, exact) == pytest.approx(1, abs=1e-9)
-        assert max(result.lost_energy.values()) < 1e-9
+            torch.testing.assert_close(voted.adapter[site].dense(), expected, rtol=1e-4, atol=5e-5)
 
     @pytest.mark.parametrize("method", [Dare, DareTies])
     @pytest.mark.parametrize("p", [1.0, -0.1])

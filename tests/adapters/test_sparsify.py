@@ -183,7 +183,7 @@ def test_an_unknown_rescale_is_refused_with_those_there_are() -> None:
 
 
 @each
-def test_ranks_are_those_of_the_sites_or_as_told(make) -> None:
+def test_ranks_are_those_of_the_sites_or_as_requested(make) -> None:
     adapter = drawn()
     own = {site: update.rank for site, update in make(0.5)(adapter).adapter.items()}
     assert own == dict.fromkeys(adapter, 2 if make is DropComponents else 4)
