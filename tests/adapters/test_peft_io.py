@@ -1,6 +1,4 @@
 import json
-import os
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,10 +18,10 @@ from loraport.adapters import (
     Role,
     Site,
     peft_config,
+    peft_io,
     read_adapter,
     write_adapter,
 )
-from loraport.adapters import peft_io as module
 from loraport.adapters.peft_io import PeftConfig
 from loraport.exceptions import AdapterError, OutputError
 from loraport.models import BaseModel, attached
@@ -431,56 +429,39 @@ class TestWriting:
     def test_extra_files_and_missing_parents(self, tmp_path: Path) -> None:
         folder = tmp_path / "not" / "there" / "yet"
         write_adapter(self.adapter, folder, extra={"README.md": "# Für dich\n"})
-        assert sorted(path.name for path in folder.iterdir()) == [
-            "README.md",
-            "adapter_config.json",
-            "adapter_model.safetensors",
-        ]
+        names = {"README.md", "adapter_config.json", "adapter_model.safetensors"}
+        assert {path.name for path in folder.iterdir()} == names
         assert (folder / "README.md").read_text(encoding="utf-8") == "# Für dich\n"
         assert [path.name for path in folder.parent.iterdir()] == ["yet"]
         assert peft.PeftConfig.from_pretrained(str(folder)).r == 2
 
-    def test_folder_that_exists_is_kept_and_named(self, tmp_path: Path) -> None:
-        (tmp_path / "mine").mkdir()
-        (tmp_path / "mine" / "notes.txt").write_text("keep")
-        before = contents(tmp_path)
-        with pytest.raises(OutputError, match=r"mine exists already.*overwrite=true"):
-            write_adapter(self.adapter, tmp_path / "mine")
-        assert contents(tmp_path) == before
-
-    def test_overwriting_replaces_the_whole_folder(self, tmp_path: Path) -> None:
+    def test_a_folder_that_exists_is_replaced_as_a_whole_and_on_request_alone(
+        self, tmp_path: Path
+    ) -> None:
         write_adapter(self.adapter, tmp_path / "mine", extra={"old.md": "old"})
+        before = contents(tmp_path)
         other = self.adapter.map(lambda update: update.scaled(3.0))
+        with pytest.raises(OutputError, match=r"mine exists already.*overwrite=true"):
+            write_adapter(other, tmp_path / "mine")
+        assert contents(tmp_path) == before
         write_adapter(other, tmp_path / "mine", overwrite=True)
         assert read_adapter(tmp_path / "mine").content_hash() == other.content_hash()
         assert not (tmp_path / "mine" / "old.md").exists()
         assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
     @pytest.mark.parametrize("overwrite", [False, True])
-    @pytest.mark.parametrize("step", ["save_file", "peft_config", "os.replace"])
-    def test_failure_leaves_everything_as_it_was(
-        self, step: str, overwrite: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    def test_a_full_disk_leaves_everything_as_it_was(
+        self, overwrite: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        folder = tmp_path / "mine"
         if overwrite:
-            write_adapter(self.adapter, folder)
+            write_adapter(self.adapter, tmp_path / "mine")
         before = contents(tmp_path)
-        whole = 1 if step == "os.replace" else 0
 
-        def fail(*arguments: object, **options: object) -> NoReturn:
-            if step == "save_file":  # as a full disk would
-                Path(str(arguments[1])).write_bytes(b"half")
+        def save_half(_tensors: object, path: Path, **_options: object) -> NoReturn:
+            path.write_bytes(b"half")
             raise OSError("no space left on device")
 
-        def fail_at_last(source: Path, destination: Path) -> None:
-            if Path(destination) == folder and Path(source).name == "whole":
-                fail()
-            shutil.move(source, destination)
-
-        if whole:
-            monkeypatch.setattr(os, "replace", fail_at_last)
-        else:
-            monkeypatch.setattr(module, step, fail)
+        monkeypatch.setattr(peft_io, "save_file", save_half)
         with pytest.raises(OSError, match="no space left"):
-            write_adapter(self.adapter, folder, overwrite=overwrite)
+            write_adapter(self.adapter, tmp_path / "mine", overwrite=overwrite)
         assert contents(tmp_path) == before

@@ -268,10 +268,14 @@ OUTPUTS = drawn(SAMPLES, NARROW, seed=2)
 GRADIENTS = drawn(SAMPLES, WIDE, seed=3)
 
 
-def noisy(noise: float = 0.5) -> tuple[SplitMoments, SplitMoments]:
-    """What a planted map carries forward and back, with noise on both."""
+def carried(noise: float) -> tuple[Tensor, Tensor]:
+    """Outputs that a planted map carries forward and gradients that it carries back, with noise."""
     y = OUTPUTS @ PLANTED.mT + noise * drawn(SAMPLES, WIDE, seed=4)
-    g = GRADIENTS @ PLANTED + noise * drawn(SAMPLES, NARROW, seed=5)
+    return y, GRADIENTS @ PLANTED + noise * drawn(SAMPLES, NARROW, seed=5)
+
+
+def noisy(noise: float = 0.5) -> tuple[SplitMoments, SplitMoments]:
+    y, g = carried(noise)
     return split(OUTPUTS, y).centred(), split(g, GRADIENTS)
 
 
@@ -294,8 +298,7 @@ def test_it_is_scipys_solution_of_the_sylvester_equation(weight: float, strength
 def test_it_minimises_both_errors_together() -> None:
     outputs, gradients = noisy()
     found = TwoSidedRidge(0.7, (1e-12,)).forward(outputs, gradients).matrix
-    y = OUTPUTS[:CUT] @ PLANTED.mT + 0.5 * drawn(SAMPLES, WIDE, seed=4)[:CUT]
-    g = GRADIENTS[:CUT] @ PLANTED + 0.5 * drawn(SAMPLES, NARROW, seed=5)[:CUT]
+    y, g = (part[:CUT] for part in carried(0.5))
     x, y = (part - part.mean(dim=0) for part in (OUTPUTS[:CUT], y))
 
     matrix = found.clone().requires_grad_()
@@ -334,8 +337,7 @@ def test_strength_is_that_of_least_held_out_loss() -> None:
     outputs, gradients = noisy(4.0)
     strengths = (1e-4, 1e-2, 0.1, 1.0, 10.0, 100.0)
     found = TwoSidedRidge(2.0, strengths).forward(outputs, gradients)
-    y = (OUTPUTS @ PLANTED.mT + 4 * drawn(SAMPLES, WIDE, seed=4))[CUT:]
-    g = (GRADIENTS @ PLANTED + 4 * drawn(SAMPLES, NARROW, seed=5))[CUT:]
+    y, g = (part[CUT:] for part in carried(4.0))
     x, y = (part - part.mean(dim=0) for part in (OUTPUTS[CUT:], y))
     losses = {}
     for strength in strengths:
@@ -349,21 +351,19 @@ def test_strength_is_that_of_least_held_out_loss() -> None:
 
 def test_gradient_r2_is_that_of_held_out_rows() -> None:
     _, gradients = noisy()
-    g = (GRADIENTS @ PLANTED + 0.5 * drawn(SAMPLES, NARROW, seed=5))[CUT:]
+    g = carried(0.5)[1][CUT:]
     missed = (g - GRADIENTS[CUT:] @ PLANTED).square().sum() / g.square().sum()
     assert gradient_r2(PLANTED, gradients) == pytest.approx(1 - float(missed))
     assert gradient_r2(torch.zeros_like(PLANTED), gradients) == pytest.approx(0)
-    nothing = split(torch.zeros(SAMPLES, NARROW), torch.zeros(SAMPLES, WIDE))
-    assert gradient_r2(PLANTED, nothing) == 0.0
 
 
 def test_without_gradients_it_is_a_map_of_outputs() -> None:
     outputs, _ = noisy()
     nothing = split(torch.zeros(SAMPLES, NARROW), torch.zeros(SAMPLES, WIDE))
+    assert gradient_r2(PLANTED, nothing) == 0.0
     found = TwoSidedRidge(1.0, (0.1,)).forward(outputs, nothing)
     torch.testing.assert_close(found.matrix, Ridge((0.1,)).forward(*outputs).matrix)
-    nowhere = split(torch.zeros(SAMPLES, NARROW), torch.zeros(SAMPLES, WIDE)).centred()
-    assert not TwoSidedRidge().forward(nowhere, nothing).matrix.any()
+    assert not TwoSidedRidge().forward(nothing, nothing).matrix.any()
 
 
 def test_no_strength_is_refused() -> None:

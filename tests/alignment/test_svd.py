@@ -100,13 +100,10 @@ def test_low_rank_matrix_comes_back_whole(shape: tuple[int, int], rank: int) -> 
     assert_orthonormal(svd.V)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("rank", [5, 90])
-def test_matrix_of_zeros_has_singular_values_of_zero(shape: tuple[int, int], rank: int) -> None:
-    svd = randomised_svd(torch.zeros(shape), rank)
-    assert not svd.S.any()
-    assert svd.energy == 0
-    assert svd.kept == 1
+def test_matrix_of_zeros_has_singular_values_of_zero(rank: int) -> None:
+    svd = randomised_svd(torch.zeros(200, 90), rank)
+    assert (bool(svd.S.any()), svd.energy, svd.kept) == (False, 0, 1)
     assert_orthonormal(svd.U)
     assert_orthonormal(svd.V)
 
