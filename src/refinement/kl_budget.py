@@ -11,7 +11,7 @@ import torch
 from ..adapters import LoraAdapter, LowRank
 from ..data.corpora import VALIDATION
 from ..exceptions import ConfigurationError, DataError
-from ..models.kl import Drift, KlToBaseGauge
+from ..models.kl import KlToBase, KlToBaseGauge
 from .base import DistillationInputs, Refined, Refinement, RefinementReport
 
 _NARROWEST = 1.001  # ratio of scales, below which a load that still jumps is taken as it is
@@ -189,7 +189,7 @@ class DriftBudget(Refinement):
             report["notes"] += ["no scale that was tried is within the budget: nothing is left"]
         return Refined(adapter, report)
 
-    def shares(self, drift: Drift) -> dict[str, float]:
+    def shares(self, drift: KlToBase) -> dict[str, float]:
         """Return how much of each budget a drift takes; of a budget of zero any takes too much."""
         spent = zip(self.budgets.items(), (drift.mean, drift.p95), strict=True)
         return {name: value / budget if budget > 0 else inf for (name, budget), value in spent}
@@ -203,7 +203,7 @@ class _Search:
     start: LoraAdapter
     gauge: KlToBaseGauge
     distillation_inputs: DistillationInputs
-    drifts: dict[float, Drift] = field(default_factory=dict)
+    drifts: dict[float, KlToBase] = field(default_factory=dict)
 
     def run(self) -> Bisection:
         """Find the largest scale within the budget."""
@@ -272,7 +272,7 @@ def _generic_texts(distillation_inputs: DistillationInputs, count: int) -> tuple
 
 def _source_drift(
     distillation_inputs: DistillationInputs, texts: Sequence[str], positions: int
-) -> Drift:
+) -> KlToBase:
     """Return the drift of the source's own adapter on the source: what the skill takes there."""
     distillation_inputs.progress("drift of the source", 0, 1)
     gauge = KlToBaseGauge(
@@ -281,7 +281,7 @@ def _source_drift(
     return gauge.of(distillation_inputs.teacher.adapter)
 
 
-def _report(drift: Drift, source: Drift, texts: int, asked: int) -> RefinementReport:
+def _report(drift: KlToBase, source: KlToBase, texts: int, asked: int) -> RefinementReport:
     """Return what a drift check and a drift budget have in common."""
     few = f"drift was measured on {texts} texts, as the corpus has no more; {asked} were asked for"
     return {

@@ -10,7 +10,7 @@ from loraport.adapters import LoraAdapter
 from loraport.data.corpora import VALIDATION
 from loraport.exceptions import ConfigurationError, DataError, ModelError
 from loraport.models import BaseModel
-from loraport.models.kl import Drift, KlToBaseGauge
+from loraport.models.kl import KlToBase, KlToBaseGauge
 from loraport.refinement.base import DistillationInputs, Teacher
 from loraport.refinement.kl_budget import DriftBudget, check_drift, largest_within
 
@@ -50,7 +50,7 @@ def distillation_inputs(
     return DistillationInputs(teacher, pico_target, texts=Planted(*SENTENCES))
 
 
-def measured(distillation_inputs: DistillationInputs, adapter: LoraAdapter) -> Drift:
+def measured(distillation_inputs: DistillationInputs, adapter: LoraAdapter) -> KlToBase:
     return KlToBaseGauge(distillation_inputs.target, SENTENCES).of(adapter)
 
 
