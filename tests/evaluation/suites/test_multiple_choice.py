@@ -7,8 +7,9 @@ from loraport.evaluation.suites.base import Suite
 from loraport.evaluation.suites.choice_likelihoods import choice_log_likelihoods, encoded_pair
 from loraport.evaluation.suites.multiple_choice import ChoiceItem, MultipleChoice
 from loraport.exceptions import DataError
-from loraport.models import ARCHITECTURES, BaseModel, attached
+from loraport.models import BaseModel, attached
 
+ARCHITECTURES = ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text"]
 # Choices of one token and of many, that begin alike, that are equal, and contexts that differ.
 QUESTIONS = [
     [("Which is good?", " very good"), ("Which is good?", " very bad"), ("Which is good?", " a")],
