@@ -1,6 +1,7 @@
 """The commands: Hydra's entry points, and what an error looks like to a user.
 
-Nothing heavy is imported before a configuration is valid, so that ``--help`` answers at once.
+Nothing heavy is imported before a configuration is valid, so that ``--help`` answers at once, and
+so do mistakes in it.
 """
 
 import difflib
@@ -11,59 +12,61 @@ import shutil
 import sys
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
-from hydra.core.global_hydra import GlobalHydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException, HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from .composing import compose
 from .exceptions import ConfigurationError, LoraportError
 from .extras import missing_plugin
+from .settings import read, resolved
 
 _CONFIGS = "pkg://loraport.conf"
-_STOPPED = 130
+_MODULES = {"transfer": "port"}  # the module of a command that has another name
+_REFUSED, _STOPPED = ConfigurationError.exit_code, 130
 
 
 @hydra.main(version_base="1.3", config_path=_CONFIGS, config_name="train")
 def _train(config: DictConfig) -> float | None:
-    from .commands.train import run
-
-    return _clean_after(run, config)
+    return _clean_after(partial(_run, "train"), config)
 
 
 @hydra.main(version_base="1.3", config_path=_CONFIGS, config_name="anchors")
 def _anchors(config: DictConfig) -> str:
-    from .commands.anchors import run
-
-    return str(_clean_after(run, config))
+    return str(_clean_after(partial(_run, "anchors"), config))
 
 
 @hydra.main(version_base="1.3", config_path=_CONFIGS, config_name="transfer")
 def _transfer(config: DictConfig) -> float | None:
-    from .commands.port import run
-
-    return _clean_after(run, config)
+    return _clean_after(partial(_run, "transfer"), config)
 
 
 @hydra.main(version_base="1.3", config_path=_CONFIGS, config_name="diagnose")
 def _diagnose(config: DictConfig) -> float | None:
-    from .commands.diagnose import enforce, run
+    content = _clean_after(partial(_run, "diagnose"), config)
+    from .commands.diagnose import enforce
 
-    content = _clean_after(run, config)
     # What was found stays where it was written, whatever comes of it.
     return _clean_after(partial(enforce, content=content), config)
 
 
 @hydra.main(version_base="1.3", config_path=_CONFIGS, config_name="evaluate")
 def _evaluate(config: DictConfig) -> None:
-    from .commands.evaluate import run
+    _clean_after(partial(_run, "evaluate"), config)
 
-    _clean_after(run, config)
+
+def _run(command: str, config: DictConfig) -> Any:
+    """Run a command whose configuration can be used; nothing else is imported before that."""
+    settled = resolved(read(command, config), config)
+    return import_module(f".commands.{_MODULES.get(command, command)}", __package__).run(settled)
 
 
 def train() -> None:
@@ -100,12 +103,19 @@ def _command(
 ) -> None:
     # Without this Hydra prints its own summary of any error and always exits with 1.
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    # A shell leaves the ~ of paths.zoo=~/zoo, and Hydra's grammar takes it in quotes alone.
+    home = re.compile(r"(\+{0,2}[\w.]+)=(~[^'\"]*)")
+    sys.argv[1:] = [home.sub(r"\1='\2'", w) if home.fullmatch(w) else w for w in sys.argv[1:]]
     try:
         main()
     except LoraportError as error:
         _fail(str(error), error.exit_code)
     except (HydraException, OmegaConfBaseException) as error:
-        _fail(_explained(error, name), ConfigurationError.exit_code)
+        _fail(_explained(error, name), _REFUSED)
+    except ValueError as error:
+        if not str(error).startswith("Config group override must be"):  # as of mapper=3
+            raise
+        _fail(f"a group takes one of its choices by name: {error}\n{_help(name)}", _REFUSED)
     except KeyboardInterrupt:
         _fail(f"stopped; {then}", _STOPPED)
 
@@ -132,7 +142,7 @@ def _clean_after(run: Callable[[DictConfig], Any], config: DictConfig) -> Any:
             _remove(folder)
         if isinstance(error, LoraportError):
             _fail(str(error), error.exit_code)
-        _fail(_explained(error, HydraConfig.get().job.name), ConfigurationError.exit_code)
+        _fail(_explained(error, HydraConfig.get().job.name), _REFUSED)
 
 
 def _remove(folder: Path) -> None:
@@ -174,15 +184,17 @@ def _help(name: str) -> str:
 
 def _options(name: str, parent: str) -> list[str]:
     """Return the keys of a node, as the groups on the command line make it."""
-    GlobalHydra.instance().clear()
-    groups = [word for word in sys.argv[1:] if re.fullmatch(r"[a-z_/]+=[\w/]+", word)]
-    with hydra.initialize_config_module("loraport.conf", version_base="1.3"):
-        for overrides in (groups, [w for w in groups if w.startswith("mapper=")], ["mapper=mean"]):
-            try:
-                node: Any = hydra.compose(name, overrides=overrides)
-                for part in parent.split(".") if parent else ():
-                    node = node[part]
-                return [str(key) for key in node]
-            except (HydraException, OmegaConfBaseException, KeyError, TypeError):
-                continue
+    words = sys.argv[1:]
+    given, _ = get_args_parser().parse_known_args(words)
+    beside = [] if given.config_dir is None else [given.config_dir]
+    searched = [word for word in words if word.startswith("hydra.searchpath=")]
+    groups = [word for word in words if re.fullmatch(r"[a-z_/]+=[\w/]+", word)]
+    for overrides in (groups, [w for w in groups if w.startswith("mapper=")], ["mapper=mean"]):
+        try:
+            node: Any = compose(name, [*searched, *overrides], beside=beside)
+            for part in parent.split(".") if parent else ():
+                node = node[part]
+            return [str(key) for key in node]
+        except (HydraException, OmegaConfBaseException, KeyError, TypeError):
+            continue
     return []

@@ -34,8 +34,7 @@ from ..evaluation.records import (
     plain,
 )
 from ..evaluation.scoring import DivergenceCache, ScoreCache, TaskScore, random_adapter, swapped
-from ..evaluation.suites.base import Suite
-from ..evaluation.suites.suite_cache import SuiteCache
+from ..evaluation.suite import Suite, SuiteCache
 from ..exceptions import AdapterError, ConfigurationError, LoraportError
 from ..files import staged_folder
 from ..mappers import LearnedMapper, Mapper, load_mapper

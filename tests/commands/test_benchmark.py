@@ -33,8 +33,9 @@ def test_a_method_is_a_mapper_a_mapper_with_a_refinement_or_the_default():
 def test_the_default_method_is_the_default_of_transfer():
     transfer = OmegaConf.load("conf/transfer.yaml").defaults
     named = {k: v for entry in transfer if hasattr(entry, "items") for k, v in entry.items()}
+    [refine] = OmegaConf.load(f"conf/refine/{named['refine']}.yaml").defaults
     default = Method.named("default")
-    assert (default.mapper, default.refine) == (named["mapper"], named["refine"])
+    assert (default.mapper, default.refine) == (named["mapper"], refine)
 
 
 def test_all_are_the_mappers_that_are_no_controls_and_the_default():

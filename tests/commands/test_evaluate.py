@@ -153,7 +153,7 @@ def test_a_method_that_refuses_is_named_and_the_others_go_on(
         (["mapper=global_ridge"], "methods=[MAPPER"),
         (["evaluation.controls=[luck]"], "it takes any of copy, random"),
         (["few_shot=[0]"], "few_shot"),
-        (["seeds=[zero]"], "seeds is 'zero'"),
+        (["seeds=[zero]"], "seeds is ['zero']"),
         (["tasks.held_out=[nowhere]"], "nowhere"),
         (["suite=[nothing]"], "nothing"),
         (["dashboard=mine"], "ENTITY/PROJECT"),

@@ -94,7 +94,7 @@ class TestAdapters:
             assert part in message
 
     def test_no_adapter_at_all(self, attempt: Attempt) -> None:
-        assert "adapter= takes at least one" in attempt.refused("adapter=[]")
+        assert "adapter is []; it takes a PEFT folder" in attempt.refused("adapter=[]")
 
     def test_one_of_several_adapters(self, attempt: Attempt) -> None:
         assert "is no folder" in attempt.refused(f"adapter=[{attempt.adapter},nowhere]")
@@ -190,21 +190,21 @@ class TestOptions:
             ("mapper.variant=wide", ["'wide'", "lora_x, paper, typed, sign_fixed"]),
             ("sparsify=all", ["all", "dare", "magnitude", "rank"]),
             ("merge=soup", ["soup", "weight_average", "ties"]),
-            ("scale=0", ["scale is 0.0", "mapper=noop"]),
-            ("scale=big", ["scale is 'big'", "a number"]),
-            ("scale=null", ["scale is null", "a number"]),
+            ("scale=0", ["scale is 0", "mapper=noop"]),
+            ("scale=big", ["scale is 'big'", "a finite number"]),
+            ("scale=null", ["scale is null", "a finite number"]),
             ("scale=inf", ["scale is inf", "finite"]),
             ("output_rank=two", ["output_rank is 'two'", "a whole number"]),
             ("output_rank=1.5", ["output_rank is 1.5", "a whole number"]),
-            ("dtype=3", ["dtype is 3", "text"]),
-            ("device=7", ["device is 7", "text"]),
-            ("ckpt=3", ["ckpt is 3", "text"]),
+            ("dtype=3", ["dtype is 3", "one of float32"]),
+            ("device=7", ["device is 7", "auto, cpu"]),
+            ("ckpt=3", ["ckpt is 3", "the path of a file"]),
             ("overwrite=maybe", ["overwrite is 'maybe'", "true or false"]),
-            ("merge.weights=[a]", ["merge.weights is 'a'", "a number"]),
-            ("merge.with=null", ["merge.with is null", "text"]),
+            ("merge.weights=[a]", ["merge.weights is ['a']", "numbers"]),
+            ("merge.with=null", ["merge.with is null", "folders of adapters"]),
             ("output_rank=0", ["output_rank is 0", "at least 1"]),
             ("dtype=int8", ["'int8'", "float32, bfloat16, float16"]),
-            ("device=tpu", ["device=tpu", "auto, cpu"]),
+            ("device=tpu", ["device is 'tpu'", "auto, cpu"]),
             ("merge.weights=[1,2]", ["merge.weights is [1.0, 2.0]", "1 adapters"]),
             ("choose.anchors=[bookz]", ["bookz", "songs"]),
             ("choose.anchors=[books]", ["books", "is ported itself"]),

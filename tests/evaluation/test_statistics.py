@@ -189,6 +189,19 @@ def test_mean_gap_is_the_mean_over_usable_tasks():
     assert estimate.interval.high == pytest.approx(1.0)
 
 
+def test_a_draw_counts_only_tasks_with_headroom():
+    """Of a task whose oracle is hardly above its base no draw gives a huge gap recovered.
+
+    The method gains 0.06 nats on every row, and the oracle 0.06 on average, less in many draws:
+    with a gap of at least 0.03 the ratio is 2 at most, whatever is drawn.
+    """
+    spread = torch.tensor([-0.134, 0.134]).repeat(10)
+    narrow = PairedScores(torch.zeros(20), torch.full((20,), 0.06), 0.06 + spread)
+    estimate = mean_gap([narrow, planted(40, 40, 80)])
+    assert estimate.value == pytest.approx(0.5)
+    assert estimate.interval.high <= 2 + 1e-6
+
+
 def test_mean_gap_of_one_task_is_that_of_the_task():
     task = planted(40, 60, 80)
     assert mean_gap([task, planted(50, 90, 52)], seed=4) == task_gap(task, seed=4)
