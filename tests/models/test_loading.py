@@ -230,14 +230,17 @@ def test_model_is_built_once_and_kept_under_the_hash_of_its_file(
     fake_package: Fake, pico_source: BaseModel, tmp_path: Path
 ) -> None:
     built = fake_package(pico_source)
-    first = FAKE.load(tmp_path / "cache")
+    first, first_folder = FAKE.load(tmp_path / "cache"), FAKE.folder(tmp_path / "cache")
     FAKE.load(tmp_path / "cache")
     assert [path.name for path in built] == ["model.gguf"]
     assert first.name == "pico/source"
     assert first.fingerprint == sha256(b"weights").hexdigest()
     ids = torch.arange(2, 9)[None]
     assert torch.equal(first.network(input_ids=ids).logits, pico_source.network(ids).logits)
-    assert FAKE.folder(tmp_path / "cache").is_relative_to(tmp_path / "cache" / "models")
+    # Another file of the same package and name is another model.
+    (tmp_path / "packages" / "fake_model" / "model.gguf").write_bytes(b"other weights")
+    assert FAKE.folder(tmp_path / "cache") != first_folder
+    assert len(built) == 2
 
 
 def test_weights_are_read_out_of_what_was_built(
