@@ -312,8 +312,8 @@ MUTANTS = (
     ),
     mutant(
         "gguf-kept-under-its-name-alone",
-        "{self.name.rpartition('/')[2]}-{self.gguf_hash()[:16]}",
-        "{self.name.rpartition('/')[2]}",
+        'Key.of("models", gguf=self.gguf_hash(cache))',
+        'Key.of("models", gguf=self.name)',
         "test_gguf.py",
         "test_loading.py",
         "test_store.py",
