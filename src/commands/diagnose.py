@@ -49,11 +49,11 @@ from ..files import write_whole
 from ..models import BaseModel, ModelSource, StreamedWeights
 from ..models.capture import PairedCapture
 from ..models.hooks import Tap
-from ..models.loading import folder_hash
 from ..models.statistics import RunningTotals, StatisticsStore, TapPair
 from ..reporting.console import print_diagnosis
 from ..reporting.figures import write_heat_maps
 from ..reporting.pages import write_diagnosis_page
+from ..store import Store
 from .compatibility import (
     Compatibility,
     Diagnosis,
@@ -448,7 +448,7 @@ class _Pair:
     def content(self) -> list[object]:
         """Return all that the numbers depend on, apart from adapters."""
         if self.diagnosis is None:
-            return [folder_hash(self.source.folder)]
+            return [Store(self.context.cache).folder_hash(self.source.folder)]
         return [
             kept_at(self.context, self.diagnosis, build(self.context.config.probes)).stem,
             plain_config(self.context.config)["pairing"],
@@ -476,7 +476,7 @@ class _Pair:
                 paired = pairing.pair(torch.tensor(found.similarity))
                 used = {role for adapter in adapters.values() for role in adapter.roles}
                 pairs = module_pairs(paired, [role for role in Role if role in used])
-                store = StatisticsStore(self.context.cache / "statistics")
+                store = StatisticsStore(self.context.cache)
                 maps = ModuleMaps.of(source, target, self.corpus, pairs, store, progress)
                 for name, fit in maps.restricted(adapters, progress).items():
                     told[name] |= {"r2_reads": fit.reads, "r2_writes": fit.writes}
@@ -608,6 +608,7 @@ def intersection_map(
         record.minimum,
         record.identification,
     )
+    store = Store(context.cache)
     folders = {f"{s} model": m.weights(context.cache).folder for s, m in sources.items()}
     return IntersectionMap(
         config=config,
@@ -640,7 +641,7 @@ def intersection_map(
         timing={name: round(value, 2) for name, value in seconds.items()},
         provenance=Provenance(
             versions=library_versions(),
-            hashes={name: folder_hash(folder) for name, folder in folders.items()},
+            hashes={name: store.folder_hash(folder) for name, folder in folders.items()},
             revisions={"checkout": git_revision()},
         ),
     )
@@ -843,7 +844,7 @@ def fitted_modules(
         context.config.data, source_tokenizer=source.tokenizer, target_tokenizer=target.tokenizer
     )
     pairs = module_pairs(pairing, asked.roles)
-    store = StatisticsStore(context.cache / "statistics")
+    store = StatisticsStore(context.cache)
     return module_fits(source, target, corpus, pairs, asked.adapter, store, progress)
 
 

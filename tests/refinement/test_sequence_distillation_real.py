@@ -7,15 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from loraport.adapters import LoraAdapter
+from loraport.adapters import LoraAdapter, Role
 from loraport.data import CorpusFolder
 from loraport.data.prompts import PromptSpec
-from loraport.models import BaseModel, LocalModel
+from loraport.models import BaseModel, ModelSource
 from loraport.refinement.base import DistillationInputs, Teacher
 from loraport.refinement.sequence_distillation import SequenceDistillation
 from loraport.refinement.teacher_generations import continuations
 
-from .style_adapter import format_rate, nothing, style_adapter
+from .conftest import zero_adapter
+from .style_adapter import format_rate, style_adapter
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 QUESTION = PromptSpec("Text: {text}\nAnswer:", text_chars=100)
@@ -43,25 +44,18 @@ class ThreeWords:
                 yield text
 
 
-def model(cache: Path, name: str) -> BaseModel:
-    folder = next((path for path in cache.glob(f"models/{name}-*") if path.is_dir()), None)
-    if folder is None:
-        pytest.skip("needs the dequantised models of pair=smollm2_gemma3 in the cache")
-    return LocalModel(path=str(folder), name=name).load(cache)
-
-
-def test_a_style_is_ported(shared: Path, cache: Path):
-    source, target = model(cache, "SmolLM2-135M-Instruct"), model(cache, "gemma-3-270m")
+def test_a_style_is_ported(shared: Path, cache: Path, smollm2: ModelSource, gemma3: ModelSource):
+    source, target = smollm2.load(cache), gemma3.load(cache)
     corpus = ThreeWords(shared / "data/corpus/diverse.jsonl")
     train = list(islice(corpus.texts("train"), 400))
     adapter = style_adapter(
         source, [QUESTION.ask(text) for text in train[-112:]], styled, epochs=2, lr=4e-3
     )
-    distillation_inputs = DistillationInputs(Teacher(source, adapter), target, QUESTION, corpus)
+    data = DistillationInputs(Teacher(source, adapter), target, QUESTION, corpus)
     distillation = SequenceDistillation(
         texts=96, pool=96, held_out=16, epochs=2, max_new_tokens=24, checks=1
     )
-    ported, report = distillation.refine(nothing(target), distillation_inputs)
+    ported, report = distillation.refine(zero_adapter(target, roles=(Role.Q, Role.V)), data)
     prompts = [QUESTION.ask(text) for text in islice(corpus.texts("validation"), 32, 56)]
 
     def written(base: BaseModel, acting: LoraAdapter | None) -> list[str]:
