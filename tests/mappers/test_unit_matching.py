@@ -164,7 +164,7 @@ def test_units_are_compared_in_the_targets_residual_stream(pair, role):
 
 
 @pytest.fixture
-def pair_residual_axis(tmp_path, pico):
+def embedded(tmp_path, pico):
     """Two models with the same byte tokenizer, one saved twice."""
     base = pico("llama")
     for name in ("source", "target"):
@@ -195,28 +195,28 @@ def planted(pair: BasePair, monkeypatch: pytest.MonkeyPatch, width: int) -> torc
 
 
 @pytest.mark.parametrize("width", [32, 40])
-def test_planted_signed_permutation_is_recovered(pair_residual_axis, monkeypatch, width):
-    joint = planted(pair_residual_axis, monkeypatch, width)
-    axis = residual_axis(pair_residual_axis, 256, LinearAssignment())
+def test_planted_signed_permutation_is_recovered(embedded, monkeypatch, width):
+    joint = planted(embedded, monkeypatch, width)
+    axis = residual_axis(embedded, 256, LinearAssignment())
     assert torch.equal(axis.plan.joint, joint)
     assert axis.facts["shared_tokens"] == 256
     assert axis.facts["similarity"] > 0.9
 
 
-def test_fewer_tokens_are_used_when_asked(pair_residual_axis):
-    assert residual_axis(pair_residual_axis, 40, LinearAssignment()).facts["shared_tokens"] == 40
+def test_fewer_tokens_are_used_when_asked(embedded):
+    assert residual_axis(embedded, 40, LinearAssignment()).facts["shared_tokens"] == 40
 
 
-def test_constant_dimension_correlates_with_nothing(pair_residual_axis, monkeypatch):
-    flat = pair_residual_axis.target.embedding().clone()
+def test_constant_dimension_correlates_with_nothing(embedded, monkeypatch):
+    flat = embedded.target.embedding().clone()
     flat[:, 5] = 1.5
     original = StreamedWeights.embedding
     monkeypatch.setattr(
         StreamedWeights,
         "embedding",
-        lambda self: flat if self is pair_residual_axis.target else original(self),
+        lambda self: flat if self is embedded.target else original(self),
     )
-    joint = residual_axis(pair_residual_axis, 256, LinearAssignment()).plan.joint
+    joint = residual_axis(embedded, 256, LinearAssignment()).plan.joint
     assert torch.isfinite(joint).all()
     assert torch.equal(joint, torch.eye(32))
 
@@ -307,15 +307,15 @@ def test_similarity_of_heads_and_of_dimensions_with_itself_has_cosine_one():
     assert pair.squared() == pytest.approx((4, 4))
 
 
-WIDTH_HEAD_AXES = 40
+HEAD_WIDTH = 40
 
 
-def weights_head_axes(shape: HeadShape, seed: int) -> dict[Role, torch.Tensor]:
+def attention_weights(shape: HeadShape, seed: int) -> dict[Role, torch.Tensor]:
     """Rows of q, k and v, and columns of o."""
     generator = torch.Generator().manual_seed(seed)
     keys = shape.groups * shape.dims
     rows = {Role.Q: keys * shape.heads, Role.K: keys, Role.V: keys, Role.O: keys * shape.heads}
-    return {role: torch.randn(n, WIDTH_HEAD_AXES, generator=generator) for role, n in rows.items()}
+    return {role: torch.randn(n, HEAD_WIDTH, generator=generator) for role, n in rows.items()}
 
 
 def axes(one, source: HeadShape, other, target: HeadShape, align, rope: AxisPlan):
@@ -327,7 +327,7 @@ def axes(one, source: HeadShape, other, target: HeadShape, align, rope: AxisPlan
 @pytest.mark.parametrize("kept", [[2, 0, 1], [2, 0]])
 def test_groups_are_found_among_more_groups(kept):
     source, target = HeadShape(3, 2, 4), HeadShape(len(kept), 2, 4)
-    one = weights_head_axes(source, 0)
+    one = attention_weights(source, 0)
     rows = {role: torch.cat([torch.arange(99)[source.rows(role, g)] for g in kept]) for role in one}
     other = {role: one[role][rows[role]] for role in one}
     found = axes(one, source, other, target, LinearAssignment(), AxisPlan(torch.eye(4)))
@@ -343,9 +343,9 @@ def test_query_heads_follow_their_group():
     source, target = HeadShape(3, 2, 4), HeadShape(2, 4, 6)
     rope = AxisPlan(torch.eye(4, 6))
     found = axes(
-        weights_head_axes(source, 1),
+        attention_weights(source, 1),
         source,
-        weights_head_axes(target, 2),
+        attention_weights(target, 2),
         target,
         LinearAssignment(),
         rope,
@@ -365,9 +365,9 @@ def test_soft_plan_gives_every_unit_of_a_matched_dimension_the_same_mass():
     source, target = HeadShape(3, 2, 4), HeadShape(2, 4, 6)
     rope = AxisPlan(torch.eye(4, 6))
     found = axes(
-        weights_head_axes(source, 1),
+        attention_weights(source, 1),
         source,
-        weights_head_axes(target, 2),
+        attention_weights(target, 2),
         target,
         ExactPlan(),
         rope,
@@ -387,7 +387,8 @@ def test_soft_plan_gives_every_unit_of_a_matched_dimension_the_same_mass():
 )
 def test_shape_is_read_from_the_config(architecture, shape, pico, tmp_path):
     pico(architecture).network.save_pretrained(tmp_path)
-    found = HeadShape.of(StreamedWeights.open(tmp_path, "model"))
+    model = StreamedWeights.open(tmp_path, "model")
+    found = HeadShape.of(model.config, model.sites)
     assert found == shape
     assert found.rows(Role.K, 1) == slice(shape[2], 2 * shape[2])
     assert found.rows(Role.O, 1) == slice(2 * shape[2], 4 * shape[2])
