@@ -26,7 +26,7 @@ from loraport.adapters import LoraAdapter
 from loraport.commands.anchors import CPU_TRAINER, builds_zoo, train_zoo
 from loraport.commands.context import RunContext, build, quiet_libraries
 from loraport.commands.port import base_pair
-from loraport.commands.porting import Plan, give_models
+from loraport.commands.porting import Plan
 from loraport.data import AnchorSet, Task, ZooPairs
 from loraport.data.zoo import SIDES
 from loraport.evaluation.assembly import summarise
@@ -34,7 +34,6 @@ from loraport.evaluation.records import interval_text
 from loraport.evaluation.scoring import TaskScore, swapped
 from loraport.files import write_whole
 from loraport.mappers import Mapper, load_mapper
-from loraport.mappers.cartridge import CartridgeMapper
 from loraport.mappers.controls import MeanMapper
 from loraport.models.hooks import Attachable
 
@@ -99,7 +98,7 @@ class Method:
         context, path = benchmark_for(options, name), checkpoint(name)
         self.mapper: Mapper = build(context.config.mapper) if path is None else load_mapper(path)
         pair = base_pair(context)
-        give_models(self.mapper, pair, context.config, lambda done, total: None)
+        self.mapper.use(pair)
         self.porting = Plan.of(context.config).porting(self.mapper, pair)
 
     def ported(self, adapters: Mapping[str, LoraAdapter]) -> dict[str, LoraAdapter]:
@@ -123,7 +122,7 @@ def conditions(
         yield shown, method.ported(given)
         if name != "random":
             yield f"swapped {shown}", method.ported(others)
-        if isinstance(mapper, CartridgeMapper):
+        if mapper.has_cartridge:
             yield f"{shown} cartridge", {n: mapper.cartridge(a) for n, a in given.items()}
             yield (
                 f"swapped {shown} cartridge",

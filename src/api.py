@@ -43,7 +43,7 @@ from .commands.context import build
 from .commands.porting import Porting
 from .exceptions import ConfigurationError, ModelError
 from .files import staged_folder, writing
-from .mappers import BasePair, Mapper, WeightMapper, load_mapper
+from .mappers import BasePair, Mapper, load_mapper
 from .mappers.cartridge import load_cartridge
 from .models import FactorCache, HubModel, LocalModel, StreamedWeights, Verification, verify
 
@@ -90,7 +90,7 @@ def choose_mapper(
     cache: str | Path | None = None,
     device: str = "cpu",
     **options: Any,
-) -> WeightMapper:
+) -> Mapper:
     """Return a mapper that needs the weights alone, ready to map; docs/mappers.md lists them.
 
     Args:
@@ -110,7 +110,7 @@ def choose_mapper(
     recipe = OmegaConf.create((_recipes() / f"{name}.yaml").read_text(encoding="utf-8"))
     whole: Any = OmegaConf.merge({"seed": 0}, recipe)
     node = whole["mapper"]
-    if not issubclass(get_object(node["_target_"]), WeightMapper):
+    if get_object(node["_target_"]).learns_from is not None:
         raise ConfigurationError(
             f"mapper {name!r} is learned: fit it by `python train.py mapper={name}` and give its "
             "checkpoint to loraport.load_mapper"
@@ -122,7 +122,7 @@ def choose_mapper(
             f"mapper {name!r} has no option {', '.join(unknown)}; it takes "
             f"{', '.join(known) or 'none'}"
         )
-    mapper: WeightMapper = build(node, **options)
+    mapper: Mapper = build(node, **options)
     factors = FactorCache(None if cache is None else Path(cache))
     mapper.use(BasePair(source, target, factors, torch.device(device)))
     return mapper

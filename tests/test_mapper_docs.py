@@ -1,11 +1,18 @@
-"""docs/mappers.md tells of every mapper, combiner and sparsifier, and of all their options."""
+"""docs/mappers.md is complete, and the mapper of docs/extending.md works."""
 
+import importlib
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from omegaconf import OmegaConf
+
+from loraport.commands.context import build
+from loraport.exceptions import ConfigurationError
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "docs" / "mappers.md").read_text(encoding="utf-8")
@@ -80,3 +87,55 @@ def test_links_lead_somewhere(link: str) -> None:
     assert not file or (ROOT / "docs" / file).is_file()
     titles = {title.lower().replace(" ", "-") for title in cards()}
     assert not anchor or anchor in titles
+
+
+# The mapper outside the package, in docs/extending.md and README.md.
+
+
+def example() -> dict[str, str]:
+    """The files of docs/extending.md, by their paths."""
+    text = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    found = re.findall(r"`(my_mappers/[\w/.]+)`:\n\n```\w+\n(.*?)```", text, flags=re.DOTALL)
+    return dict(found)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The example's files in a folder that Python imports from."""
+    for name, content in example().items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path / "my_mappers")
+    monkeypatch.delitem(sys.modules, "nearest", raising=False)
+    return tmp_path / "my_mappers"
+
+
+def test_the_example_keeps_the_contract_of_every_mapper(folder: Path) -> None:
+    contract = importlib.import_module("test_nearest").TestNearest()
+    asked = [name for name in dir(contract) if name.startswith("test_")]
+    assert len(asked) >= 8
+    for name in asked:
+        getattr(contract, name)()
+
+
+def test_the_example_is_clean(folder: Path) -> None:
+    options = ["--config", str(ROOT / "pyproject.toml"), str(folder)]
+    for command in (["check"], ["format", "--check"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "ruff", *command, *options], capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout
+
+
+def test_readme_has_the_same_class() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    docstring, _, rest = example()["my_mappers/nearest.py"].partition("\n\n")
+    assert docstring.startswith('"""')
+    assert f"```python\n{rest}```" in readme
+
+
+def test_an_error_in_a_mappers_module_is_shown_with_its_line(folder: Path) -> None:
+    (folder / "broken.py").write_text("import math\n\nmath.no_such_function()\n")
+    node = OmegaConf.create({"_target_": "broken.Mapper"})
+    with pytest.raises(ConfigurationError, match=r"no_such_function.*broken\.py, line 3"):
+        build(node)

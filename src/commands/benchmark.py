@@ -41,7 +41,6 @@ from ..exceptions import AdapterError, ConfigurationError, LoraportError
 from ..files import staged_folder
 from ..mappers import LearnedMapper, Mapper, load_mapper
 from ..mappers.controls import MeanMapper
-from ..mappers.from_text import CorpusMapper
 from ..models import BaseModel
 from ..models.loading import learning_dtype, one_thread
 from ..refinement.base import Refinement, RefinementProgress, silent
@@ -55,7 +54,6 @@ from .porting import (
     Porting,
     Refining,
     generic_texts,
-    give_models,
     prompt_spec,
     refining_progress,
     taught_by,
@@ -248,11 +246,11 @@ def mapper_parts(context: SharedContext, mapper: Mapper, zoo: ZooPairs) -> dict[
         "seed": context.config.seed,
         "models": [context.model(side).fingerprint for side in ("source", "target")],
     }
-    if isinstance(mapper, LearnedMapper):
+    if mapper.learns_from is not None:
         parts |= _options(context, *_FITTED_BY)
         held_out = set(context.config.tasks.held_out)
         parts["anchors"] = zoo_hash(zoo, (n for n in zoo.source if n not in held_out))
-    if isinstance(mapper, CorpusMapper):
+    if mapper.learns_from == "text":
         parts |= _options(context, *_TEXT_FITTED_BY)
         parts["texts"] = texts_hash(build(context.config.corpus))
     return parts
@@ -367,7 +365,7 @@ class MethodPorts:
     @cached_property
     def _porting(self) -> Porting:
         mapper, pair = self._mapper, base_pair(self.context)
-        give_models(mapper, pair, self.context.config, lambda done, total: None)
+        mapper.use(pair)
         return Plan.of(self.context.config).porting(mapper, pair)
 
     @cached_property
@@ -385,7 +383,7 @@ class MethodPorts:
         return load_mapper(folder / "mapper.ckpt")
 
     def _anchors(self) -> AnchorPairs | None:
-        if isinstance(self._built, CorpusMapper):
+        if self._built.learns_from == "text":
             return None
         held_out = list(self.context.config.tasks.held_out)
         data: AnchorPairs = build(self.context.config.data, zoo=self.zoo, held_out=held_out)

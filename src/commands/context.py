@@ -13,18 +13,17 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from datasets.utils.logging import disable_progress_bar
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from platformdirs import user_cache_path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers.utils import logging as transformers_logging
 
+from ..component import Component
 from ..data import PromptTemplate, Task, TaskFolder, TaskSource, Zoo
 from ..evaluation.records import DATA_ACCESS
 from ..evaluation.scoring import ScoreCache
-from ..exceptions import AdapterError, ConfigurationError, LoraportError
+from ..exceptions import AdapterError, ConfigurationError
 from ..models import BaseModel, ModelSource
 from ..models.loading import learning_dtype
 from ..store import Store
@@ -83,20 +82,11 @@ def build(node: DictConfig, **arguments: Any) -> Any:
     """Build what a node's ``_target_`` names.
 
     Raises:
-        ConfigurationError: an option does not exist or has a value that cannot be taken.
+        ConfigurationError: its module cannot be imported (the message has the file and the line),
+            or an option does not exist or has a value that cannot be taken.
     """
-    try:
-        # Not instantiate(node, **arguments): Hydra would turn dataclasses into configurations.
-        return instantiate(node, _partial_=True)(**arguments) if arguments else instantiate(node)
-    except InstantiationException as error:
-        cause: BaseException | None = error
-        while cause is not None:
-            if isinstance(cause, LoraportError):
-                raise cause from None
-            cause = cause.__cause__
-        raise ConfigurationError(
-            f"{node.get('_target_')} cannot be built from its options: {error}"
-        ) from error
+    options = OmegaConf.to_container(node, resolve=True)
+    return Component.model_validate(options).build(**arguments)
 
 
 def plain_config(config: DictConfig) -> dict[str, Any]:

@@ -31,9 +31,8 @@ from ..evaluation.records import (
 from ..evaluation.scoring import TaskScore
 from ..exceptions import ConfigurationError
 from ..files import staged_folder, writing
-from ..mappers import BasePair, LearnedMapper, Mapper
+from ..mappers import BasePair, Mapper
 from ..mappers.base import Progress
-from ..mappers.cartridge import CartridgeMapper
 from ..models import BaseModel, ModelSource, StreamedWeights
 from ..models.streaming import FactorCache
 from ..models.verify import Verification, verify
@@ -61,7 +60,6 @@ from .porting import (
     Porting,
     Refining,
     chosen_mapper,
-    give_models,
     given_adapter,
     given_calibration,
     refinement_record,
@@ -264,9 +262,8 @@ def transfer_report(
             name=config["pair"]["name"], source=pair.source.name, target=pair.target.name
         ),
         compatibility=done.compatibility,
-        # One mapper a file, each called like its YAML.
-        mapper=type(porting.mapper).__module__.rpartition(".")[2],
-        trained_with=_trained_with(porting.mapper),
+        mapper=porting.mapper.name,
+        trained_with=porting.mapper.options,
         data_access=costliest(porting.mapper.data_access, *refined),
         adapters=given,
         merged_with=others,
@@ -284,11 +281,6 @@ def transfer_report(
             versions=library_versions(), hashes=hashes, revisions={"checkout": git_revision()}
         ),
     )
-
-
-def _trained_with(mapper: Mapper) -> dict[str, Any]:
-    """Return the options of a learned mapper; a checkpoint has nothing but plain data."""
-    return dict(mapper.hparams) if isinstance(mapper, LearnedMapper) else {}
 
 
 def _record(place: str | None, adapter: LoraAdapter) -> AdapterRecord:
@@ -406,7 +398,7 @@ def cartridge_folder(config: DictConfig, mapper: Mapper, given: list[str]) -> Pa
     folder = optional(config, "cartridge", str)
     if folder is None:
         return None
-    if not isinstance(mapper, CartridgeMapper):
+    if not mapper.has_cartridge:
         raise ConfigurationError(
             f"cartridge={folder} takes ckpt= of mapper=cast, but this mapper is a "
             f"{type(mapper).__name__}, which has no heads; leave cartridge= out"
@@ -421,7 +413,7 @@ def cartridge_folder(config: DictConfig, mapper: Mapper, given: list[str]) -> Pa
 
 def save_cartridge(inputs: Inputs, *, overwrite: bool) -> None:
     """Write the adapter behind its heads, where that is asked for."""
-    if inputs.cartridge is not None and isinstance(inputs.mapper, CartridgeMapper):
+    if inputs.cartridge is not None:
         (adapter,) = inputs.given.values()
         inputs.mapper.cartridge(adapter).save(inputs.cartridge, overwrite=overwrite)
 
@@ -475,7 +467,7 @@ def ported_into(
     others = list(inputs.others.values())
     porting.check_others(others)
     with watch.step("port"), shown_progress() as progress:
-        give_models(inputs.mapper, pair, context.config, progress)
+        inputs.mapper.use(pair, progress)
         mapped = porting.mapped(list(inputs.given.values()))
     reports: list[RefinementReport] = []
     if inputs.refining is not None:

@@ -24,9 +24,8 @@ from ..data.tasks import Example
 from ..data.zoo import SIDES
 from ..evaluation.records import DriftRecord, ExpectedRecord, RefinementRecord
 from ..exceptions import AdapterError, ConfigurationError, DataError
-from ..mappers import BasePair, LearnedMapper, Mapper, WeightMapper, load_mapper
-from ..mappers.base import Progress, Report
-from ..mappers.from_text import CorpusMapper
+from ..mappers import BasePair, Mapper, load_mapper
+from ..mappers.base import Report
 from ..models.architectures import SiteTable
 from ..models.loading import DTYPES
 from ..refinement.base import (
@@ -196,12 +195,12 @@ def chosen_mapper(config: DictConfig) -> Mapper:
         ConfigurationError: a learned mapper lacks its checkpoint, or another one has one.
     """
     hydra = HydraConfig.get()
-    name = hydra.runtime.choices["mapper"]
     asked = any(word.startswith("mapper=") for word in hydra.overrides.task)
     built: Mapper = build(config.mapper)
+    name = built.name
     ckpt = optional(config, "ckpt", str)
     if ckpt is None:
-        if isinstance(built, LearnedMapper):
+        if built.learns_from is not None:
             raise ConfigurationError(
                 f"mapper={name} is learned, and there is no checkpoint of it: fit it by `python "
                 f"train.py mapper={name} pair={config.pair.name}` and give its mapper.ckpt as ckpt="
@@ -219,44 +218,6 @@ def chosen_mapper(config: DictConfig) -> Mapper:
             f"{type(built).__name__}; leave mapper= out, or give the checkpoint of that mapper"
         )
     return loaded
-
-
-def give_models(mapper: Mapper, pair: BasePair, config: DictConfig, progress: Progress) -> None:
-    """Give a mapper whatever it needs of the pair to map an adapter.
-
-    Args:
-        mapper: A mapper, fitted if it is a learned one.
-        pair: Both models on disk.
-        config: Of the command, for messages.
-        progress: Is told how far the mapper is.
-
-    Raises:
-        ConfigurationError: the mapper was fitted for other models.
-    """
-    if isinstance(mapper, WeightMapper):
-        mapper.use(pair, progress)
-    elif isinstance(mapper, CorpusMapper):
-        _check_pair(mapper, pair, config)
-
-
-def _check_pair(mapper: CorpusMapper, pair: BasePair, config: DictConfig) -> None:
-    """Raise ConfigurationError unless a mapper was fitted for the models of a pair."""
-    frame = mapper.frame
-    fitted = {
-        "source": (frame.source_name, frame.source),
-        "target": (frame.target_name, frame.target),
-    }
-    for side in SIDES:
-        model, (name, sites) = getattr(pair, side), fitted[side]
-        if model.name == name and model.sites == sites:
-            continue
-        differs = "" if model.name != name else ", with modules of other shapes"
-        raise ConfigurationError(
-            f"ckpt={config.get('ckpt')} was fitted for {frame.source_name} and "
-            f"{frame.target_name}, but the {side} of pair={config.pair.name} is {model.name}"
-            f"{differs}; choose the pair that it was fitted for, or fit one for this pair by "
-            "`python train.py` with the same pair"
-        )
 
 
 # The steps from source adapters to one adapter of the target, without files or configurations.
@@ -357,12 +318,11 @@ class Porting:
         """
         if not adapters:
             raise ConfigurationError("there is no adapter to port; adapter= takes at least one")
-        acts = not isinstance(self.mapper, WeightMapper) or self.mapper.acts
         found = []
         for adapter in adapters:
             made = self.mapper.map(adapter)
             check_target(made, self.target, "the mapper's result")
-            found.append(Mapped(made, self.mapper.report(), acts))
+            found.append(Mapped(made, self.mapper.report(), self.mapper.acts))
         return found
 
     def combined(self, mapped: Sequence[Mapped], others: Sequence[LoraAdapter] = ()) -> Ported:

@@ -35,7 +35,6 @@ from ..evaluation.records import (
 from ..evaluation.scoring import ScoreCache, TaskScore, random_adapter, swapped
 from ..exceptions import AdapterError, ConfigurationError
 from ..mappers import LearnedMapper, Mapper, load_mapper
-from ..mappers.cartridge import CartridgeMapper
 from ..mappers.controls import MeanMapper
 from ..mappers.from_text import CorpusMapper, ModelPair
 from ..models import BaseModel
@@ -86,7 +85,7 @@ class TextFit(NamedTuple):
         models = ModelPair(*(context.model(side) for side in SIDES))
         corpus = text_corpus(context, models)
         pairing = layer_pairing(context, models)
-        mapper.use(models, pairing, StatisticsStore(context.cache))
+        mapper.learn_from(models, pairing, StatisticsStore(context.cache))
         data = mapper.data_module(corpus, context.cache)
         return cls(models, data, corpus, pairing)
 
@@ -355,7 +354,7 @@ def predict(mapper: Mapper, data: AnchorPairs, controls: list[str], seed: int) -
         given = swapped(queries, data.spare)
         made["swapped"] = {task: mapper.map(adapter) for task, adapter in given.items()}
     cartridges = {}
-    if isinstance(mapper, CartridgeMapper):
+    if mapper.has_cartridge:
         cartridges = {task: mapper.cartridge(adapter) for task, adapter in queries.items()}
     return Predictions(
         predicted={task: mapper.map(adapter) for task, adapter in queries.items()},
@@ -462,7 +461,7 @@ class ValidationNLL(Objective):
         Raises:
             ConfigurationError: the mapper is fitted on all anchors.
         """
-        unseen = data.anchors if isinstance(mapper, CorpusMapper) else data.validation_anchors
+        unseen = data.anchors if mapper.learns_from == "text" else data.validation_anchors
         if unseen is None:
             raise ConfigurationError(
                 "objective=validation_nll takes anchors that the mapper is not fitted on, but "
@@ -589,10 +588,9 @@ def learned_mapper(config: DictConfig) -> LearnedMapper:
     """
     mapper: Mapper = build(config.mapper)
     if not isinstance(mapper, LearnedMapper):
-        name = HydraConfig.get().runtime.choices["mapper"]
         raise ConfigurationError(
-            f"mapper={name} has nothing to train: port an adapter by `python transfer.py "
-            f"mapper={name} pair={config.pair.name} adapter=DIR output=DIR`"
+            f"mapper={mapper.name} has nothing to train: port an adapter by `python transfer.py "
+            f"mapper={mapper.name} pair={config.pair.name} adapter=DIR output=DIR`"
         )
     return mapper
 
@@ -605,7 +603,7 @@ def anchor_pairs(context: RunContext, mapper: LearnedMapper) -> AnchorPairs | No
         there is no zoo for the latter.
     """
     config = context.config
-    on_text = isinstance(mapper, CorpusMapper)
+    on_text = mapper.learns_from == "text"
     if on_text and not (builds_zoo(context) or context.has_zoo()):
         return None
     pairs, held_out = zoo_pairs(context), list(config.tasks.held_out)
@@ -700,7 +698,7 @@ def assemble(
         command="train",
         config=config,
         pair=pair,
-        mapper=str(HydraConfig.get().runtime.choices["mapper"]),
+        mapper=mapper.name,
         data_access=mapper.data_access,
         space=config["mapper"].get("space"),
         seed=config["seed"],

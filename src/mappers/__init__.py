@@ -1,4 +1,4 @@
-"""Mappers: one a file, each with its YAML in ``conf/mapper`` that names its class."""
+"""Mappers: classes that turn a source adapter into a target adapter; docs/mappers.md has cards."""
 
 from .base import BasePair, LearnedMapper, Mapper, WeightMapper, load_mapper
 

@@ -1,4 +1,9 @@
-"""What a mapper is: anything that turns a source adapter into a target adapter."""
+"""What every mapper promises and declares, and the two kinds: learned ones and those of weights.
+
+A mapper turns an adapter of the source model into one of the target model. A
+:class:`LearnedMapper` is trained by ``train.py`` and travels as a checkpoint; a
+:class:`WeightMapper` computes everything from the two base models' weights.
+"""
 
 import sys
 from abc import ABC, abstractmethod
@@ -7,7 +12,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from pickle import PickleError
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from lightning import LightningModule
@@ -18,30 +23,78 @@ from ..exceptions import AdapterError
 from ..models.architectures import SiteTable
 from ..models.streaming import FactorCache, StreamedWeights
 
+if TYPE_CHECKING:
+    from .cartridge import Cartridge
+
 Report = dict[str, Any]
+
+Progress = Callable[[int, int], None]
+"""Called with the number of finished sites and the number of all sites."""
+
+
+@dataclass(frozen=True, eq=False)
+class BasePair:
+    """The two base models of a transfer, on disk.
+
+    Attributes:
+        source: The weights that the adapter was trained on.
+        target: The weights that the result is for.
+        factors: Factorisations of both, kept from one transfer to the next.
+        device: Where matrices are multiplied.
+    """
+
+    source: StreamedWeights
+    target: StreamedWeights
+    factors: FactorCache = field(default_factory=lambda: FactorCache(None))
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
 
 class Mapper(ABC):
     """Turns an adapter of the source model into one of the target model.
 
-    Two kinds extend it: :class:`~loraport.mappers.base.LearnedMapper` is trained and saved,
-    :class:`~loraport.mappers.base.WeightMapper` needs the base models' weights alone.
-
     Attributes:
+        name: The name of the mapper's YAML, which reports and messages use.
         data_access: What the mapper may use beside the source adapter, in the words of the
             evaluation protocol: ``weights only``, ``generic text`` or ``anchors``.
+        learns_from: What ``train.py`` fits the mapper on; None for a mapper without training.
+        acts: False for a control whose adapter changes nothing.
+        is_linear: Whether ``c`` times an update is mapped to ``c`` times the result.
+        has_cartridge: Whether :meth:`cartridge` gives the adapter behind projection heads.
     """
 
+    name: ClassVar[str]
     data_access: ClassVar[str]
+    learns_from: ClassVar[Literal["anchors", "text"] | None] = None
+    acts: ClassVar[bool] = True
+    is_linear: ClassVar[bool] = False
+    has_cartridge: ClassVar[bool] = False
 
     @property
     @abstractmethod
     def gauge_dependent(self) -> bool:
         """Whether the result changes with the gauge of the factors, at an unchanged update."""
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """What a learned mapper was trained with, as plain data; empty for any other."""
+        return {}
+
+    def use(  # noqa: B027 - a mapper that needs no base models leaves it as it is
+        self, pair: BasePair, progress: Progress | None = None
+    ) -> None:
+        """Called with the two base models before the first adapter is mapped; keeps nothing here.
+
+        Args:
+            pair: Both models on disk.
+            progress: Called while an adapter is mapped.
+
+        Raises:
+            ConfigurationError: the mapper was fitted for other models.
+        """
+
     @abstractmethod
     def map(self, adapter: LoraAdapter) -> LoraAdapter:
-        """Return the target adapter that the mapper makes of a source adapter.
+        """Return the target adapter for a source adapter.
 
         Raises:
             AdapterError: the adapter does not fit what the mapper was fitted on.
@@ -50,20 +103,22 @@ class Mapper(ABC):
 
     @abstractmethod
     def report(self) -> Report:
-        """Return what was chosen and found, as plain data for ``results.json``."""
+        """Return what was chosen and measured, as plain data for ``results.json``."""
 
+    def cartridge(self, adapter: LoraAdapter) -> "Cartridge":
+        """Return the adapter behind projection heads, where :attr:`has_cartridge` says so.
 
-# Mappers that are trained, and the checkpoints that rebuild them.
-
-# What reading a file that is no checkpoint of a known mapper ends in.
-_UNREADABLE = (
-    *(OSError, EOFError, PickleError, RuntimeError),
-    *(KeyError, TypeError, ValueError, ImportError),
-)
+        Raises:
+            AdapterError: the mapper has no heads, or the adapter does not fit.
+        """
+        raise AdapterError(f"{type(self).__name__} has no heads that a cartridge could hold")
 
 
 class LearnedMapper(LightningModule, Mapper):
-    """A mapper that ``train.py`` fits, and whose checkpoint ``transfer.py`` takes.
+    """A mapper that ``train.py`` fits, and whose checkpoint ``transfer.py ckpt=`` takes.
+
+    A subclass passes its own options to ``save_hyperparameters`` as plain data: a checkpoint is
+    rebuilt by calling the class with them.
 
     Attributes:
         checkpoint_key: Under which the fitted state lies in a checkpoint.
@@ -78,11 +133,16 @@ class LearnedMapper(LightningModule, Mapper):
 
     @abstractmethod
     def fitted_state(self) -> dict[str, Any]:
-        """Return what fitting made, as plain data and tensors."""
+        """Return the result of fitting, as plain data and tensors."""
 
     @abstractmethod
     def restore(self, state: dict[str, Any]) -> None:
         """Take back what :meth:`fitted_state` returned."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The hyperparameters, as the checkpoint has them."""
+        return dict(self.hparams)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put the class, for :func:`load_mapper`, and the fitted state into the checkpoint."""
@@ -96,16 +156,21 @@ class LearnedMapper(LightningModule, Mapper):
         if state is not None:
             self.restore(state)
 
+    def summed(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return the sum of a tensor over all devices that train the mapper."""
+        reduced: Any = self.trainer.strategy.reduce(tensor, reduce_op="sum")
+        return torch.as_tensor(reduced)
+
 
 def load_mapper(path: str | Path) -> LearnedMapper:
     """Rebuild a fitted mapper from a checkpoint alone.
 
-    The file holds plain data and tensors, and the name of a class, which must be one of this
-    package's mappers or of a module that is imported already: reading a file runs no code that
-    the reader did not choose.
+    The file holds plain data, tensors and the name of a class, which must be one of this package's
+    mappers or of a module that is imported already: reading a file runs no code that the reader
+    did not choose.
 
     Raises:
-        AdapterError: the file is no checkpoint of a mapper that can be found.
+        AdapterError: the file is no checkpoint of a known mapper in the present format.
     """
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
@@ -113,30 +178,30 @@ def load_mapper(path: str | Path) -> LearnedMapper:
         mapper = kind(**checkpoint["hyper_parameters"])
         mapper.on_load_checkpoint(checkpoint)
         mapper.load_state_dict(checkpoint["state_dict"])
-    except _UNREADABLE as error:
+    except (
+        *(OSError, EOFError, PickleError, RuntimeError),
+        *(KeyError, TypeError, ValueError, ImportError),
+    ) as error:
         raise AdapterError(
             f"{path} is no checkpoint of a known mapper ({type(error).__name__}: {error}); it "
-            "takes the mapper.ckpt that train.py wrote, and a mapper of your own must be imported "
-            "before"
+            "takes the mapper.ckpt that train.py wrote: train it again where an earlier version "
+            "wrote it, and import a mapper of your own before"
         ) from None
     return mapper.eval()
 
 
-def _mapper_class(name: str) -> type[LearnedMapper]:
-    module, _, kind = name.rpartition(".")
+def _mapper_class(path: str) -> type[LearnedMapper]:
+    module, _, name = path.rpartition(".")
     own = module.startswith(__package__ + ".")
-    found = getattr(import_module(module) if own else sys.modules[module], kind, None)
-    if not (isinstance(found, type) and issubclass(found, LearnedMapper)):
-        raise TypeError(f"{name} is no mapper")
-    return found
-
-
-# Which site of a source adapter feeds each site of the target.
+    kind = getattr(import_module(module) if own else sys.modules[module], name, None)
+    if not (isinstance(kind, type) and issubclass(kind, LearnedMapper)):
+        raise TypeError(f"{path} is no mapper")
+    return kind
 
 
 @dataclass(frozen=True)
 class SitePairs:
-    """The pairing of an adapter's sites with those of another model.
+    """Which source site feeds each target site.
 
     Attributes:
         pairs: Target site to source site, in the target's order.
@@ -156,11 +221,8 @@ class SitePairs:
             AdapterError: no target site has an adapted partner.
         """
         depth = relative_depth(source.layers, target.layers)
-        pairs = {}
-        for site in target.shapes:
-            partner = Site(depth[site.layer], site.role)
-            if partner in adapter:
-                pairs[site] = partner
+        partners = {site: Site(depth[site.layer], site.role) for site in target.shapes}
+        pairs = {site: partner for site, partner in partners.items() if partner in adapter}
         if not pairs:
             layers = sorted({site.layer for site in adapter})
             raise AdapterError(
@@ -172,7 +234,7 @@ class SitePairs:
         return cls(pairs, tuple(site for site in adapter if site not in used))
 
     def __iter__(self) -> Iterator[tuple[Site, Site]]:
-        """Give target site and source site."""
+        """Yield target site and source site."""
         return iter(self.pairs.items())
 
     def __len__(self) -> int:
@@ -180,59 +242,36 @@ class SitePairs:
 
     @property
     def repeated(self) -> int:
-        """How many target sites get an update that another target site gets as well."""
+        """How many target sites share their source site with an earlier one."""
         return len(self.pairs) - len(set(self.pairs.values()))
 
-    def dropped_energy(self, adapter: LoraAdapter) -> float:
-        """Return the share of the adapter's squared norm that the dropped sites hold."""
-        lost = sum(adapter[site].norm() ** 2 for site in self.dropped)
-        total = adapter.norm() ** 2
-        return lost / total if total > 0 else 0.0
 
-
-# Mappers that need the weights of both base models, and nothing that was learnt.
-
-Progress = Callable[[int, int], None]
-"""Is told how many sites are done, and of how many."""
-
-
-@dataclass(frozen=True, eq=False)
-class BasePair:
-    """The two base models of a transfer, on disk.
-
-    Attributes:
-        source: The weights that the adapter was trained on.
-        target: The weights that it shall work on.
-        factors: Factorisations of both, kept from one transfer to the next.
-        device: Where matrices are multiplied.
-    """
-
-    source: StreamedWeights
-    target: StreamedWeights
-    factors: FactorCache = field(default_factory=lambda: FactorCache(None))
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+def dropped_facts(adapter: LoraAdapter, dropped: tuple[Site, ...]) -> Report:
+    """Return which sites of an adapter feed nothing, and their share of its squared norm."""
+    lost = sum(adapter[site].norm() ** 2 for site in dropped)
+    total = adapter.norm() ** 2
+    return {
+        "dropped_sites": [site.label for site in dropped],
+        "dropped_energy": lost / total if total > 0 else 0.0,
+    }
 
 
 class WeightMapper(Mapper):
-    """Maps an adapter site by site; at any time at most a layer's weights are in memory.
-
-    Attributes:
-        acts: False for a control whose adapter changes nothing.
-    """
+    """Maps an adapter site by site; at any time at most a layer's weights are in memory."""
 
     data_access: ClassVar[str] = "weights only"
-    acts: ClassVar[bool] = True
+    is_linear: ClassVar[bool] = True
 
     def __init__(self) -> None:
         self._pair: BasePair | None = None
         self._sites: dict[Site, dict[str, Any]] = {}
         self._whole: Report = {}
-        self._progress: Progress = _silent
+        self._progress: Progress = lambda done, total: None
 
     def use(self, pair: BasePair, progress: Progress | None = None) -> None:
-        """Give the mapper the two base models, and whom to tell how far it is."""
+        """Keep the two base models, and what is called with the progress."""
         self._pair = pair
-        self._progress = progress or _silent
+        self._progress = progress or (lambda done, total: None)
 
     @property
     def pair(self) -> BasePair:
@@ -275,36 +314,32 @@ class WeightMapper(Mapper):
         check_source(adapter, pair.source)
         pairs = SitePairs.of(adapter, pair.source.sites, pair.target.sites)
         self._sites = {}
-        self._whole = {
-            "dropped_sites": [site.label for site in pairs.dropped],
-            "dropped_energy": pairs.dropped_energy(adapter),
-            "repeated_sites": pairs.repeated,
-        }
+        self._whole = dropped_facts(adapter, pairs.dropped) | {"repeated_sites": pairs.repeated}
         self.prepare(adapter, pairs)
         mapped = {}
         for done, (target, source) in enumerate(pairs):
             self._progress(done, len(pairs))
             update = _moved(adapter[source], pair.device)
-            made = self.map_site(source, target, update)
-            norm, before = made.norm(), update.norm()
+            result = self.map_site(source, target, update)
+            norm, before = result.norm(), update.norm()
             self.note(target, source=source.label, norm=norm)
             if before > 0:
                 self.note(target, kept_norm=norm / before)
-            mapped[target] = _moved(made, torch.device("cpu"))
+            mapped[target] = _moved(result, torch.device("cpu"))
         pair.factors.flush()
         self._progress(len(pairs), len(pairs))
         return LoraAdapter(mapped, pair.target.name)
 
     def note(self, target: Site, **facts: float | int | str) -> None:
-        """Put facts about a target site into the report."""
+        """Add facts about a target site to the report."""
         self._sites.setdefault(target, {}).update(facts)
 
     def note_whole(self, **facts: Any) -> None:
-        """Put facts about the whole transfer into the report."""
+        """Add facts about the whole transfer to the report."""
         self._whole.update(facts)
 
     def report(self) -> Report:
-        """Return what was found while mapping the last adapter, as a whole and for each site."""
+        """Return what was measured while the last adapter was mapped, in all and by site."""
         return {**self._whole, "sites": {site.label: f for site, f in self._sites.items()}}
 
 
@@ -312,18 +347,14 @@ def check_source(adapter: LoraAdapter, source: StreamedWeights) -> None:
     """Raise AdapterError unless an adapter's sites and shapes are modules of the source model."""
     misfit = source.sites.misfit(adapter)
     if misfit is not None:
-        site, found = misfit
+        site, expected = misfit
         raise AdapterError(
             f"the adapter, trained on {adapter.base_model or 'an unnamed model'!r}, has shape "
             f"{adapter[site].shape} at {site.module_name}, but the pair's source {source.name} has "
-            f"{found}; choose the pair whose source the adapter was trained on"
+            f"{expected}; choose the pair whose source the adapter was trained on"
         )
 
 
 def _moved(update: LowRank, device: torch.device) -> LowRank:
     a, b = (factor.to(device, torch.float32) for factor in (update.A, update.B))
     return LowRank(a, b, update.scale)
-
-
-def _silent(done: int, total: int) -> None:
-    """Tell nobody."""

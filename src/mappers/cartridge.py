@@ -1,12 +1,15 @@
-"""What cartridges and their export take beside projection heads."""
+"""A cartridge: a source adapter that acts on the target behind projection heads, by hooks.
+
+In the order of this file: what one source site does at one target site; the cartridge of all
+sites, attached, saved and loaded; and :func:`exported`, the LoRA that comes nearest to it on text.
+"""
 
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -23,92 +26,22 @@ from ..exceptions import AdapterError
 from ..files import staged_folder
 from ..models.architectures import SiteTable
 from ..models.hooks import Tap, attached
-from ..models.loading import BaseModel
-from .from_text import SitePair
-from .heads import ActivationRows, ProjectionHead
-
-SourceModule = tuple[Float[Tensor, "out in"], Float[Tensor, " out"]]
-"""The weight and the bias of one of the source's modules."""
-
-
-@dataclass(frozen=True, eq=False)
-class CartridgeParts:
-    """The source's modules, and what the target's read on text.
-
-    Attributes:
-        modules: Weight and bias of each source module, by its site's label, float32.
-        train: Rows that the target's modules read, by ``Tap.input(site).label_on("target")``.
-        held_out: The same on other text.
-    """
-
-    modules: Mapping[str, SourceModule]
-    train: Mapping[str, Float[Tensor, "rows _"]]
-    held_out: Mapping[str, Float[Tensor, "more _"]]
-
-    @classmethod
-    def of(
-        cls, source: BaseModel, pairs: Iterable[SitePair], rows: ActivationRows, most: int
-    ) -> "CartridgeParts":
-        """Copy them from where they are.
-
-        Args:
-            source: The source model.
-            pairs: Its sites and those of the target.
-            rows: Activations on text.
-            most: Rows of training text; of held-out text, a quarter.
-        """
-        pairs = list(pairs)
-        labels = sorted({Tap.input(target).label_on("target") for _, target in pairs})
-        return cls(
-            {site.label: _module(source, site) for site in dict.fromkeys(s for s, _ in pairs)},
-            {label: rows.all_rows(label, "train", most) for label in labels},
-            {label: rows.all_rows(label, "held_out", most // 4) for label in labels},
-        )
-
-    def state(self) -> dict[str, Any]:
-        """Return everything as plain data; rows in bfloat16, as they were cached."""
-        return {
-            "modules": {label: list(kept) for label, kept in self.modules.items()},
-            "train": {label: rows.bfloat16() for label, rows in self.train.items()},
-            "held_out": {label: rows.bfloat16() for label, rows in self.held_out.items()},
-        }
-
-    @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> "CartridgeParts":
-        """Return what :meth:`state` describes."""
-        return cls(
-            {label: (kept[0], kept[1]) for label, kept in state["modules"].items()},
-            {label: rows.float() for label, rows in state["train"].items()},
-            {label: rows.float() for label, rows in state["held_out"].items()},
-        )
-
-
-def _module(model: BaseModel, site: Site) -> SourceModule:
-    module = model.network.get_submodule(site.module_name)
-    weight: Any = module.weight
-    bias: Any = getattr(module, "bias", None)
-    kept = weight.detach().float().cpu().clone()
-    if bias is None:
-        return kept, torch.zeros(len(kept))
-    return kept, bias.detach().float().cpu().clone()
-
-
-# What one source site does at one target site, behind projection heads.
+from .heads import ProjectionHead
 
 
 class CartridgeSite(nn.Module):
     """What one source site does at one target site.
 
     ``weight * (U(y + s B A x) - U(y))`` with ``x = D(x_T)``, ``y = W_S x + b_S``: the target's
-    input is read as the source would have it, the frozen adapter acts, and the change that it
-    makes of the source's output is written as the target would have it.
+    input is projected to the source's, the frozen adapter acts, and the change that it makes of
+    the source's output is projected to the target's.
 
     Args:
         source: The source site.
         target: The target site.
         weight: Of what this source site gives.
-        reader: D, from the target module's input to the source's.
-        writer: U, from the source module's output to the target's.
+        input_projection: D, from the target module's input to the source's.
+        output_projection: U, from the source module's output to the target's.
         module_weight: ``W_S``.
         module_bias: ``b_S``.
         update: The source adapter's update there.
@@ -124,15 +57,16 @@ class CartridgeSite(nn.Module):
         source: Site,
         target: Site,
         weight: float,
-        reader: ProjectionHead,
-        writer: ProjectionHead,
+        input_projection: ProjectionHead,
+        output_projection: ProjectionHead,
         module_weight: Float[Tensor, "out in"],
         module_bias: Float[Tensor, " out"],
         update: LowRank,
     ) -> None:
         super().__init__()
         self.source, self.target, self.weight = source, target, weight
-        self.reader, self.writer = reader, writer
+        self.input_projection = input_projection
+        self.output_projection = output_projection
         self.register_buffer("module_weight", module_weight)
         self.register_buffer("module_bias", module_bias)
         self.register_buffer("A", update.A.float())
@@ -140,21 +74,15 @@ class CartridgeSite(nn.Module):
 
     def forward(self, x: Float[Tensor, "*rows in"]) -> Float[Tensor, "*rows out"]:
         """Return the change of the target module's output at its input ``x``."""
-        read = self.reader(x)
+        read = self.input_projection(x)
         before = nn.functional.linear(read, self.module_weight, self.module_bias)
         change = read @ self.A.mT @ self.B.mT
-        written: Tensor = self.writer(before + change) - self.writer(before)
-        return self.weight * written
+        after: Tensor = self.output_projection(before + change)
+        return self.weight * (after - self.output_projection(before))
 
-    def description(self) -> dict[str, object]:
-        """Return as plain data what the tensors do not say."""
-        return {"source": self.source.label, "target": self.target.label, "weight": self.weight}
-
-
-# A source adapter that runs on the target behind projection heads, without becoming linear.
 
 _WEIGHTS = "cartridge.safetensors"
-_FORMAT = 1
+_FORMAT = 2
 
 
 class Cartridge(nn.Module):
@@ -175,11 +103,11 @@ class Cartridge(nn.Module):
 
     def acts_at(self) -> dict[Site, list[CartridgeSite]]:
         """Return what acts at each target site."""
-        found: dict[Site, list[CartridgeSite]] = {}
+        acting: dict[Site, list[CartridgeSite]] = {}
         for site in self.sites:
             if isinstance(site, CartridgeSite):
-                found.setdefault(site.target, []).append(site)
-        return found
+                acting.setdefault(site.target, []).append(site)
+        return acting
 
     def change(self, target: Site, x: Float[Tensor, "*rows in"]) -> Float[Tensor, "*rows out"]:
         """Return the change of a target module's output at its input ``x``."""
@@ -229,7 +157,11 @@ class Cartridge(nn.Module):
     ) -> None:
         shapes = SiteTable.of(network.config).shapes
         for target, acting in acts_at.items():
-            expected = (acting[0].writer.skip.out_features, acting[0].reader.skip.in_features)
+            first = acting[0]
+            expected = (
+                first.output_projection.skip.out_features,
+                first.input_projection.skip.in_features,
+            )
             if shapes.get(target) != expected:
                 raise AdapterError(
                     f"the cartridge, made for {self.base_model}, acts on {target.module_name} of "
@@ -238,30 +170,22 @@ class Cartridge(nn.Module):
                 )
 
     def _bytes(self) -> bytes:
-        # Sites of one layer share a reader, whose weights the file holds once.
-        readers: dict[int, int] = {}
+        # Sites of one layer share an input projection, whose weights the file holds once.
+        inputs: dict[int, int] = {}
         described = [
-            {**site.description(), "reads": readers.setdefault(id(site.reader), place)}
-            for place, site in enumerate(self.sites)
+            {
+                "source": site.source.label,
+                "target": site.target.label,
+                "weight": site.weight,
+                "input_projection_of": inputs.setdefault(id(site.input_projection), index),
+            }
+            for index, site in enumerate(self.sites)
             if isinstance(site, CartridgeSite)
         ]
         # Copies: sites that one source module feeds may hold it in the same memory.
         tensors = {name: tensor.cpu().clone() for name, tensor in _weights(self).items()}
         facts = {"format": _FORMAT, "base_model": self.base_model, "sites": described}
         return save(tensors, metadata={"cartridge": json.dumps(facts)})
-
-
-@runtime_checkable
-class CartridgeMapper(Protocol):
-    """A mapper that can also give an adapter as a cartridge."""
-
-    def cartridge(self, adapter: LoraAdapter) -> Cartridge:
-        """Return the adapter as a cartridge for the target.
-
-        Raises:
-            AdapterError: the adapter does not fit.
-        """
-        ...
 
 
 def load_cartridge(folder: str | Path) -> Cartridge:
@@ -278,9 +202,10 @@ def load_cartridge(folder: str | Path) -> Cartridge:
                 raise ValueError(f"format {facts['format']}")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         sites: list[CartridgeSite] = []
-        for place, described in enumerate(facts["sites"]):
-            shared = sites[described["reads"]].reader if described["reads"] < place else None
-            sites.append(_site(tensors, f"sites.{place}.", described, shared))
+        for index, described in enumerate(facts["sites"]):
+            owner = described["input_projection_of"]
+            shared = sites[owner].input_projection if owner < index else None
+            sites.append(_site(tensors, f"sites.{index}.", described, shared))
         cartridge = Cartridge(facts["base_model"], sites)
         for name, weight in _weights(cartridge).items():
             weight.copy_(tensors[name])
@@ -290,7 +215,8 @@ def load_cartridge(folder: str | Path) -> Cartridge:
     ) as error:
         raise AdapterError(
             f"{folder} holds no cartridge that can be read ({type(error).__name__}: {error}); it "
-            "takes a folder that transfer.py wrote with cartridge=DIR"
+            "takes a folder that transfer.py wrote with cartridge=DIR: write it again where an "
+            "earlier version wrote it"
         ) from None
     return cartridge.eval()
 
@@ -320,15 +246,15 @@ def _site(
     tensors: Mapping[str, Tensor],
     prefix: str,
     described: Mapping[str, object],
-    reader: ProjectionHead | None,
+    shared: ProjectionHead | None,
 ) -> CartridgeSite:
     """Return a site of the right shapes, whose heads' weights are still to be loaded."""
     return CartridgeSite(
         Site.from_label(str(described["source"])),
         Site.from_label(str(described["target"])),
         float(str(described["weight"])),
-        _head(tensors, f"{prefix}reader.") if reader is None else reader,
-        _head(tensors, f"{prefix}writer."),
+        _head(tensors, f"{prefix}input_projection.") if shared is None else shared,
+        _head(tensors, f"{prefix}output_projection."),
         tensors[prefix + "module_weight"],
         tensors[prefix + "module_bias"],
         LowRank(tensors[prefix + "A"], tensors[prefix + "B"]),
@@ -341,8 +267,6 @@ def _head(tensors: Mapping[str, Tensor], prefix: str) -> ProjectionHead:
     hidden = 0 if inner is None else inner.shape[0]
     return ProjectionHead(width, out, hidden, torch.Generator())
 
-
-# The LoRA that comes nearest to a cartridge on text.
 
 _STRENGTHS = (1e-6, 1e-4, 1e-2, 1.0)
 

@@ -1,32 +1,107 @@
-"""CAST: projection heads trained on text, behind which a frozen source adapter acts."""
+"""CAST: projection heads trained on text, behind which a frozen source adapter acts.
 
-from collections.abc import Sequence
+The heads are in :mod:`~loraport.mappers.heads`, what acts behind them in
+:mod:`~loraport.mappers.cartridge`; this file trains the ones and builds the other.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
+from jaxtyping import Float
 from lightning import LightningDataModule
 from torch import Tensor
 
-from ..adapters import LoraAdapter
+from ..adapters import LoraAdapter, Site
 from ..alignment.layer_matching import LayerPairing
 from ..data import TextCorpus
 from ..exceptions import ConfigurationError
+from ..models.hooks import Tap
+from ..models.loading import BaseModel
 from ..models.statistics import StatisticsStore
+from .activation_rows import ActivationRows, Rows
 from .base import Report
-from .cartridge import Cartridge, CartridgeParts, CartridgeSite, exported
-from .from_text import ROLES, CorpusMapper, ModelPair, PairFrame
-from .heads import ActivationRows, HeadR2, Heads, Losses, Rows
+from .cartridge import Cartridge, CartridgeSite, exported
+from .from_text import ROLES, CorpusMapper, ModelPair, PairFrame, SitePair
+from .heads import HeadR2, Heads, Losses
+
+SourceModule = tuple[Float[Tensor, "out in"], Float[Tensor, " out"]]
+"""The weight and the bias of one of the source's modules."""
+
+
+@dataclass(frozen=True, eq=False)
+class CartridgeParts:
+    """What a cartridge and its export take beside the heads.
+
+    Attributes:
+        modules: Weight and bias of each source module, by its site's label, float32.
+        train: Rows that the target's modules read, by ``Tap.input(site).label_on("target")``.
+        held_out: The same on other text.
+    """
+
+    modules: Mapping[str, SourceModule]
+    train: Mapping[str, Float[Tensor, "rows _"]]
+    held_out: Mapping[str, Float[Tensor, "more _"]]
+
+    @classmethod
+    def of(
+        cls, source: BaseModel, pairs: Iterable[SitePair], rows: ActivationRows, most: int
+    ) -> "CartridgeParts":
+        """Copy the source's modules, and rows of the target's module inputs on text.
+
+        Args:
+            source: The source model.
+            pairs: Its sites and those of the target.
+            rows: Activations on text.
+            most: Rows of training text; of held-out text, a quarter.
+        """
+        pairs = list(pairs)
+        labels = sorted({Tap.input(target).label_on("target") for _, target in pairs})
+        return cls(
+            {site.label: _module(source, site) for site in dict.fromkeys(s for s, _ in pairs)},
+            {label: rows.all_rows(label, "train", most) for label in labels},
+            {label: rows.all_rows(label, "held_out", most // 4) for label in labels},
+        )
+
+    def state(self) -> dict[str, Any]:
+        """Return everything as plain data; rows in bfloat16, as they were cached."""
+        return {
+            "modules": {label: list(kept) for label, kept in self.modules.items()},
+            "train": {label: rows.bfloat16() for label, rows in self.train.items()},
+            "held_out": {label: rows.bfloat16() for label, rows in self.held_out.items()},
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> "CartridgeParts":
+        """Return what :meth:`state` describes."""
+        return cls(
+            {label: (kept[0], kept[1]) for label, kept in state["modules"].items()},
+            {label: rows.float() for label, rows in state["train"].items()},
+            {label: rows.float() for label, rows in state["held_out"].items()},
+        )
+
+
+def _module(model: BaseModel, site: Site) -> SourceModule:
+    module = model.network.get_submodule(site.module_name)
+    weight: Any = module.weight
+    bias: Any = getattr(module, "bias", None)
+    kept = weight.detach().float().cpu().clone()
+    if bias is None:
+        return kept, torch.zeros(len(kept))
+    return kept, bias.detach().float().cpu().clone()
 
 
 class CastMapper(CorpusMapper):
     """Learns how two models represent the same text, then carries any adapter across.
 
-    A reader D takes what a target module reads to what the paired source module reads; a writer U
-    takes what the source module writes to what the target's writes. Both start as closed-form
-    linear maps and get a small MLP on top. The writer is trained to reconstruct activations and,
-    by ``behaviour``, to carry the gradients of the text's end back, which is what it has to do
-    right with the changes that an adapter makes. The adapter itself takes no part in training.
+    An input projection D takes what a target module reads to what the paired source module reads;
+    an output projection U takes what the source module writes to what the target's writes. Both
+    start as closed-form linear maps and get a small MLP on top. U is trained to reconstruct
+    activations and, by ``behaviour``, to carry the gradients of the text's end back, so that it
+    is right for the small changes that an adapter makes. The adapter itself takes no part in
+    training.
 
     :meth:`cartridge` gives the adapter behind its heads; :meth:`map` the LoRA that comes nearest
     to it on text.
@@ -48,6 +123,9 @@ class CastMapper(CorpusMapper):
     Source: CAST, arXiv 2510.17902, of which only the abstract was known: heads, losses and the
     form of the difference are this project's.
     """
+
+    name: ClassVar[str] = "cast"
+    has_cartridge: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -71,21 +149,31 @@ class CastMapper(CorpusMapper):
                 raise ConfigurationError(f"mapper.{name} is {number}; it takes {least} or more")
         if not lr > 0:
             raise ConfigurationError(f"mapper.lr is {lr}; it takes a positive number")
-        self.save_hyperparameters()
-        self.hparams["roles"] = [role.value for role in self.roles]
+        self.save_hyperparameters(
+            {
+                "hidden": hidden,
+                "cycle": cycle,
+                "behaviour": behaviour,
+                "lr": lr,
+                "batch_rows": batch_rows,
+                "rank": rank,
+                "export_rows": export_rows,
+                "seed": seed,
+            }
+        )
         self.hidden, self.cycle, self.behaviour = hidden, cycle, behaviour
         self.lr, self.batch_rows, self.seed = lr, batch_rows, seed
         self.rank, self.export_rows = rank, export_rows
         self.heads: Heads | None = None
         self._parts: CartridgeParts | None = None
         self._r2 = HeadR2()
-        self._found: Report = {}
+        self._mapped: Report = {}
 
-    def use(
+    def learn_from(
         self, models: ModelPair, pairing: LayerPairing, store: StatisticsStore | None = None
     ) -> None:
         """Take the base models, and make heads of their widths."""
-        super().use(models, pairing, store)
+        super().learn_from(models, pairing, store)
         self.heads, self._parts = self._new_heads(self.described), None
 
     def data_module(self, corpus: TextCorpus, folder: Path) -> LightningDataModule:
@@ -142,7 +230,7 @@ class CastMapper(CorpusMapper):
 
     def on_validation_epoch_end(self) -> None:
         """Note how much of the held-out text each head explains now."""
-        self._r2.end(self._made(), self._summed)
+        self._r2.end(self._made(), self.summed)
 
     def cartridge(self, adapter: LoraAdapter) -> Cartridge:
         """Return the adapter behind the heads, ready to be attached to the target.
@@ -156,8 +244,8 @@ class CastMapper(CorpusMapper):
                 source,
                 target,
                 weight,
-                heads.reader(source, target).head,
-                heads.writer(source, target).head,
+                heads.input_heads(source, target).head,
+                heads.output_heads(source, target).head,
                 *parts.modules[source.label],
                 adapter[source],
             )
@@ -180,7 +268,7 @@ class CastMapper(CorpusMapper):
             before = sum(adapter[site.source].norm() ** 2 for site in acting) ** 0.5
             if before > 0:
                 facts[target.label]["kept_norm"] = made[target].norm() / before
-        self._found = {**self.frame.dropped(adapter), "sites": facts}
+        self._mapped = {**self.frame.dropped(adapter), "sites": facts}
         return made
 
     def report(self) -> Report:
@@ -190,7 +278,7 @@ class CastMapper(CorpusMapper):
             "roles": [role.value for role in frame.roles],
             "pairing": [[list(feed) for feed in feeds] for feeds in frame.pairing.feeds],
             **self._r2.facts(self._made().pairs),
-            **self._found,
+            **self._mapped,
         }
 
     def fitted_state(self) -> dict[str, Any]:
@@ -225,7 +313,7 @@ class CastMapper(CorpusMapper):
 
     def _made(self) -> Heads:
         if self.heads is None:
-            raise RuntimeError("CastMapper knows no models yet: call use(...) first")
+            raise RuntimeError("CastMapper knows no models yet: call learn_from(...) first")
         return self.heads
 
     def _fitted_parts(self) -> CartridgeParts:
@@ -238,7 +326,3 @@ class CastMapper(CorpusMapper):
         if isinstance(data, ActivationRows):
             return data
         raise RuntimeError(f"CastMapper trains on its own data_module(...), not on {data!r}")
-
-    def _summed(self, tensor: Tensor) -> Tensor:
-        reduced: Any = self.trainer.strategy.reduce(tensor, reduce_op="sum")
-        return torch.as_tensor(reduced)

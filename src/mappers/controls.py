@@ -1,4 +1,7 @@
-"""The source's factors as they are: the control for which the models must be alike."""
+"""The controls: what a port is worth without alignment, by size alone, not at all, or on average.
+
+A method that does not beat them has not transferred anything.
+"""
 
 import hashlib
 from typing import ClassVar
@@ -19,21 +22,21 @@ class CopyMapper(WeightMapper):
     copy is a control. Within a lineage (a base and its instruct version) it is the method.
     """
 
+    name: ClassVar[str] = "copy"
+
     def map_site(self, source: Site, target: Site, update: LowRank) -> LowRank:
         """Return the first rows and columns of the source's update."""
         shape = self.pair.target.sites.shapes[target]
         cropped = any(old > new for old, new in zip(update.shape, shape, strict=True))
         padded = any(old < new for old, new in zip(update.shape, shape, strict=True))
         self.note(target, cropped=int(cropped), padded=int(padded))
-        return LowRank(_fitted(update.A.mT, shape[1]).mT, _fitted(update.B, shape[0]), update.scale)
+        a, b = _resized(update.A.mT, shape[1]).mT, _resized(update.B, shape[0])
+        return LowRank(a, b, update.scale)
 
 
-def _fitted(factor: Float[Tensor, "rows rank"], rows: int) -> Float[Tensor, "fitted rank"]:
+def _resized(factor: Float[Tensor, "rows rank"], rows: int) -> Float[Tensor, "resized rank"]:
     missing = max(0, rows - factor.shape[0])
     return torch.nn.functional.pad(factor[:rows], (0, 0, 0, missing))
-
-
-# A random adapter, as large as the source's: the control against which size alone is judged.
 
 
 class RandomMapper(WeightMapper):
@@ -42,6 +45,9 @@ class RandomMapper(WeightMapper):
     Args:
         seed: Of the draw; each site draws for itself, whatever other sites there are.
     """
+
+    name: ClassVar[str] = "random"
+    is_linear: ClassVar[bool] = False  # only the norm follows the update, its sign does not
 
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
@@ -61,12 +67,10 @@ class RandomMapper(WeightMapper):
         return LowRank(factor * drawn.A, factor * drawn.B).to(torch.float32)
 
 
-# An adapter that does nothing: the target as it is.
-
-
 class NoopMapper(WeightMapper):
-    """Gives every paired site an update of zero: ``B = 0``, the control for the whole pipeline."""
+    """Gives every paired site an update of zero, ``B = 0``: the control for the whole pipeline."""
 
+    name: ClassVar[str] = "noop"
     acts: ClassVar[bool] = False
 
     def map_site(self, source: Site, target: Site, update: LowRank) -> LowRank:
@@ -76,15 +80,14 @@ class NoopMapper(WeightMapper):
         return LowRank(a, torch.zeros(out, update.rank, device=a.device), update.scale)
 
 
-# The mean of the anchors' target adapters: the control that every mapper must beat.
-
-
 class MeanMapper(ClosedFormMapper):
-    """Predicts the same adapter for every task: ``1/n sum_i target_i``. The source is ignored.
+    """Predicts ``1/n sum_i target_i`` for every task: the control of all that learn from anchors.
 
     Args:
         space: ``delta`` averages the updates, ``factors`` A and B apart.
     """
+
+    name: ClassVar[str] = "mean"
 
     def solve(self, source: Grams, target: Grams) -> None:
         """Remember the target's sites; there is nothing to choose."""

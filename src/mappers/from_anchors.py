@@ -1,103 +1,35 @@
-"""In which space adapters are compared and combined: their updates, or their raw factors."""
+"""Mappers that predict a target adapter as a weighted sum of the anchors' target adapters.
+
+Anchors are pairs of adapters of the same task, one for each model. Each mapper is a rule that turns
+inner products of source adapters into coefficients, one set a target site:
+``predicted(site) = sum_i c_i(site) target_i(site)``, truncated to the anchors' rank. Inner products
+and sums are taken in one of two spaces:
+
+``delta``
+    the updates ``B A`` themselves, ``<B_i A_i, B_j A_j>``: free of the gauge of their factors, and
+    exact by Gram matrices.
+``factors``
+    the flattened factors, ``<A_i, A_j> + <B_i, B_j>``, as the anchor methods were published. A and
+    B are predicted apart, so that their product has cross terms ``c_i c_j B_i A_j``, and the same
+    update in another gauge gives another prediction.
+"""
 
 import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..adapters import AdapterStack, LoraAdapter, LowRank, Site, StackedSite
+from ..adapters import AdapterStack, LoraAdapter, Site
 from ..alignment import relative_depth
 from ..data import AnchorBatch, AnchorPairs, AnchorSet
 from ..exceptions import AdapterError, ConfigurationError
 from .base import LearnedMapper, Report
 
-
-@runtime_checkable
-class Space(Protocol):
-    """How inner products and weighted sums of the updates of one site are taken."""
-
-    gauge_dependent: bool
-
-    def gram(self, one: StackedSite, other: StackedSite) -> Float[Tensor, "adapters others"]:
-        """Return the inner products of all pairs, in float64."""
-        ...
-
-    def combine(
-        self, site: StackedSite, coefficients: Float[Tensor, " adapters"], rank: int
-    ) -> LowRank:
-        """Return the weighted sum, of at most the given rank."""
-        ...
-
-
-class DeltaSpace:
-    """The updates ``B A`` themselves: free of the gauge of their factors, and exact by Grams."""
-
-    gauge_dependent = False
-
-    def gram(self, one: StackedSite, other: StackedSite) -> Float[Tensor, "adapters others"]:
-        """Return ``<B_i A_i, B_j A_j>``."""
-        return one.delta_gram(other)
-
-    def combine(
-        self, site: StackedSite, coefficients: Float[Tensor, " adapters"], rank: int
-    ) -> LowRank:
-        """Return ``sum_i c_i B_i A_i``, cut to the nearest update of ``rank``."""
-        return site.delta_sum(coefficients, rank)
-
-
-class FactorSpace:
-    """The flattened factors A and B, as the anchor methods were published.
-
-    A and B are predicted apart, so that their product has cross terms ``c_i c_j B_i A_j``, and
-    the same update in another gauge gives another prediction.
-    """
-
-    gauge_dependent = True
-
-    def gram(self, one: StackedSite, other: StackedSite) -> Float[Tensor, "adapters others"]:
-        """Return ``<A_i, A_j> + <B_i, B_j>``.
-
-        Raises:
-            ConfigurationError: the ranks differ, so that the factors cannot be compared.
-        """
-        if one.A.shape[1] != other.A.shape[1]:
-            raise ConfigurationError(
-                f"mapper.space=factors compares factors of rank {one.A.shape[1]} with factors of "
-                f"rank {other.A.shape[1]}; it takes one rank: use mapper.space=delta"
-            )
-        return one.factor_gram(other)
-
-    def combine(
-        self, site: StackedSite, coefficients: Float[Tensor, " adapters"], rank: int
-    ) -> LowRank:
-        """Return ``(sum_i c_i B_i) (sum_i c_i A_i)``; its rank is that of the anchors."""
-        return site.factor_sum(coefficients)
-
-
-SPACES: dict[str, Space] = {"delta": DeltaSpace(), "factors": FactorSpace()}
-
-
-def space_named(name: str) -> Space:
-    """Return the space of a name.
-
-    Raises:
-        ConfigurationError: there is no such space.
-    """
-    if name not in SPACES:
-        raise ConfigurationError(
-            f"mapper.space is {name!r}; it takes one of {', '.join(SPACES)} (delta is the default)"
-        )
-    return SPACES[name]
-
-
-# Mappers that predict a target adapter as a weighted sum of the anchors' target adapters.
-#
-# Each of them is a rule that turns inner products of source adapters into coefficients, one set a
-# target site: ``predicted(site) = sum_i c_i(site) target_i(site)``, truncated to the anchors' rank.
+SPACES = ("delta", "factors")
 
 Grams = Mapping[Site, Float[Tensor, "anchors anchors"]]
 Inners = Mapping[Site, Float[Tensor, "queries anchors"]]
@@ -109,14 +41,23 @@ class AnchorMapper(LearnedMapper):
 
     Args:
         space: ``delta`` compares and combines updates, ``factors`` raw A and B.
+
+    Raises:
+        ConfigurationError: there is no such space.
     """
 
     data_access: ClassVar[str] = "anchors"
+    learns_from: ClassVar[Literal["anchors", "text"] | None] = "anchors"
 
     def __init__(self, space: str = "delta") -> None:
         super().__init__()
-        self.space = space_named(space)
-        # Of a subclass with options of its own, these are saved beside it.
+        if space not in SPACES:
+            raise ConfigurationError(
+                f"mapper.space is {space!r}; it takes one of {', '.join(SPACES)} (delta is the "
+                "default)"
+            )
+        self.space = space
+        # A subclass saves its own options in the same way, which adds them.
         self.save_hyperparameters({"space": space})
         self._anchors: AnchorSet | None = None
 
@@ -135,7 +76,7 @@ class AnchorMapper(LearnedMapper):
     @property
     def gauge_dependent(self) -> bool:
         """True in factor space."""
-        return self.space.gauge_dependent
+        return self.space == "factors"
 
     @property
     def fitted(self) -> bool:
@@ -166,23 +107,40 @@ class AnchorMapper(LearnedMapper):
         """
         self._anchors = anchors
         self.source_site = paired_sites(anchors.source, anchors.target)
-        source = {s: self._gram(anchors.source, anchors.source, s) for s in anchors.source}
-        target = {s: self._gram(anchors.target, anchors.target, s) for s in anchors.target}
+        source = {s: self.gram(anchors.source, anchors.source, s) for s in anchors.source}
+        target = {s: self.gram(anchors.target, anchors.target, s) for s in anchors.target}
         self.solve(source, target)
 
-    def _gram(self, one: AdapterStack, other: AdapterStack, site: Site) -> Tensor:
-        return self.space.gram(one[site], other[site]).cpu()
+    def gram(
+        self, one: AdapterStack, other: AdapterStack, site: Site
+    ) -> Float[Tensor, "adapters others"]:
+        """Return the inner products of all pairs at a site, in float64 on the CPU.
+
+        Raises:
+            ConfigurationError: in factor space, the ranks differ.
+        """
+        if self.space == "delta":
+            return one[site].delta_gram(other[site]).cpu()
+        ranks = one[site].A.shape[1], other[site].A.shape[1]
+        if ranks[0] != ranks[1]:
+            raise ConfigurationError(
+                f"mapper.space=factors compares factors of rank {ranks[0]} with factors of "
+                f"rank {ranks[1]}; it takes one rank: use mapper.space=delta"
+            )
+        return one[site].factor_gram(other[site]).cpu()
 
     def map(self, adapter: LoraAdapter) -> LoraAdapter:
         """Return the predicted target adapter, of the anchors' rank, in float32."""
         anchors = self.anchors
         check_fits(adapter, anchors)
         query = AdapterStack.of({"the given adapter": adapter})
-        inner = {s: self._gram(query, anchors.source, s) for s in anchors.source}
+        inner = {s: self.gram(query, anchors.source, s) for s in anchors.source}
         weights = self.coefficients(inner)
         return LoraAdapter(
             {
-                site: self.space.combine(stack, weights[site][0], stack.A.shape[1])
+                site: stack.delta_sum(weights[site][0], stack.A.shape[1])
+                if self.space == "delta"
+                else stack.factor_sum(weights[site][0])
                 for site, stack in anchors.target.items()
             },
             anchors.target_base,
@@ -216,6 +174,36 @@ class AnchorMapper(LearnedMapper):
         )
 
 
+class ClosedFormMapper(AnchorMapper):
+    """An anchor mapper without gradient steps: one epoch that gathers, then a solution.
+
+    ``training_step`` notes which anchors it was given; at the end of the epoch all devices
+    exchange their notes, and each of them fits on the whole.
+    """
+
+    def __init__(self, space: str = "delta") -> None:
+        super().__init__(space)
+        self.automatic_optimization = False
+        self._seen: list[AnchorBatch] = []
+        # DistributedDataParallel refuses a module without a parameter.
+        self.unused = nn.Parameter(torch.zeros(()))
+
+    def configure_optimizers(self) -> None:
+        """Return no optimizer."""
+
+    def training_step(self, batch: AnchorBatch, batch_idx: int) -> None:
+        """Note the anchors of the batch."""
+        self._seen.append(batch)
+
+    def on_train_epoch_end(self) -> None:
+        """Fit on all anchors that were seen on any device."""
+        places = torch.cat([batch.places for batch in self._seen])
+        gathered: Any = self.all_gather(places)
+        # In the anchors' order, without the copies that a distributed sampler pads with.
+        self.fit(self.data.anchors.select(gathered.flatten().unique().tolist()))
+        self._seen = []
+
+
 def paired_sites(source: AdapterStack, target: AdapterStack) -> dict[Site, Site]:
     """Return the source site of each target site: the same role at the same relative depth.
 
@@ -225,7 +213,7 @@ def paired_sites(source: AdapterStack, target: AdapterStack) -> dict[Site, Site]
     # Among the layers that are adapted: adapters may leave out some of the model's.
     sources, targets = (sorted({site.layer for site in stack}) for stack in (source, target))
     depth = relative_depth(len(sources), len(targets))
-    partner_layer = {layer: sources[place] for layer, place in zip(targets, depth, strict=True)}
+    partner_layer = {layer: sources[index] for layer, index in zip(targets, depth, strict=True)}
     pairs = {site: Site(partner_layer[site.layer], site.role) for site in target}
     for site, partner in pairs.items():
         if partner not in source:
@@ -239,7 +227,7 @@ def paired_sites(source: AdapterStack, target: AdapterStack) -> dict[Site, Site]
 
 
 def check_fits(adapter: LoraAdapter, anchors: AnchorSet) -> None:
-    """Raise unless an adapter has exactly the sites and shapes of the anchors' source side."""
+    """Raise AdapterError unless an adapter has the sites and shapes of the anchors' source side."""
     expected = set(anchors.source)
     if set(adapter) != expected:
         odd = sorted(set(adapter) ^ expected, key=lambda site: site.sort_key)[0]
@@ -260,69 +248,30 @@ def check_fits(adapter: LoraAdapter, anchors: AnchorSet) -> None:
             )
 
 
-# Closed-form mappers as LightningModules: one epoch that gathers, then a solution.
+STRENGTHS = (1e-3, 1e-2, 1e-1, 0.3, 1.0, 3.0, 10.0, math.inf)
+"""The ridge strengths that a mapper of anchors chooses among; infinity is the mean adapter."""
 
 
-class ClosedFormMapper(AnchorMapper):
-    """An anchor mapper without gradient steps.
+def checked_strengths(strengths: Sequence[float], *, finite: bool = False) -> tuple[float, ...]:
+    """Return ridge strengths as a tuple.
 
-    ``training_step`` notes which anchors it was given; at the end of the epoch all devices
-    exchange their notes, and each of them fits on the whole.
-    """
-
-    def __init__(self, space: str = "delta") -> None:
-        super().__init__(space)
-        self.automatic_optimization = False
-        self._seen: list[AnchorBatch] = []
-        # Nothing is learnt in it: DistributedDataParallel refuses a module without a parameter.
-        self.unused = nn.Parameter(torch.zeros(()))
-
-    def configure_optimizers(self) -> None:
-        """There is nothing to descend."""
-
-    def training_step(self, batch: AnchorBatch, batch_idx: int) -> None:
-        """Note the anchors of the batch."""
-        self._seen.append(batch)
-
-    def on_train_epoch_end(self) -> None:
-        """Fit on all anchors that were seen on any device."""
-        places = torch.cat([batch.places for batch in self._seen])
-        gathered: Any = self.all_gather(places)
-        # In the anchors' order, without the copies that a distributed sampler pads with.
-        self.fit(self.data.anchors.select(gathered.flatten().unique().tolist()))
-        self._seen = []
-
-
-# The ridge strengths that a mapper chooses among.
-
-STRENGTHS = (1e-3, 1e-2, 1e-1, 0.3, 1.0, 3.0, 10.0, float("inf"))
-
-
-def checked_strengths(strengths: Sequence[float]) -> tuple[float, ...]:
-    """Return the strengths that were asked for.
+    Args:
+        strengths: What was asked for.
+        finite: Whether infinity is refused: maps of activations have no mean to fall back to.
 
     Raises:
         ConfigurationError: there are none, or one is not positive: without a penalty a
             regression in more dimensions than anchors meets every anchor, and leave-one-out
             says nothing.
     """
-    if not strengths or not all(strength > 0 for strength in strengths):
-        raise ConfigurationError(
-            f"mapper.strengths is {list(strengths)}; it takes one or more positive numbers, inf "
-            "for the mean adapter, such as [0.01,0.1,1,inf]"
+    good = [strength > 0 and (strength < math.inf or not finite) for strength in strengths]
+    if not good or not all(good):
+        takes = (
+            "positive finite numbers, such as [0.001,0.01,0.1,1]"
+            if finite
+            else "positive numbers, inf for the mean adapter, such as [0.01,0.1,1,inf]"
         )
-    return tuple(float(strength) for strength in strengths)
-
-
-def finite_strengths(strengths: Sequence[float]) -> tuple[float, ...]:
-    """Return the strengths that were asked for, of a mapper that fits maps on text.
-
-    Raises:
-        ConfigurationError: there are none, or one is not positive and finite.
-    """
-    if not strengths or not all(0 < strength < math.inf for strength in strengths):
         raise ConfigurationError(
-            f"mapper.strengths is {list(strengths)}; it takes one or more positive finite "
-            "numbers, such as [0.001,0.01,0.1,1]"
+            f"mapper.strengths is {list(strengths)}; it takes one or more {takes}"
         )
     return tuple(float(strength) for strength in strengths)

@@ -1,160 +1,25 @@
-"""Cached activations of both models as a LightningDataModule, for mappers that train on them."""
+"""Projection heads between two models' activations, their losses, and how well they reconstruct.
+
+In the order of this file: a head, a linear skip with a small MLP; how much of held-out rows a head
+explains; a pair of heads between one space of a model and its counterpart, with their losses; the
+heads of all sites of two models; and their R^2 on held-out text, before and after training.
+"""
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
-from lightning import LightningDataModule
+from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset
 
 from ..adapters import Site
 from ..alignment.linear_maps import LinearMap, Ridge, SplitMoments, TwoSidedRidge
 from ..alignment.moments import PairedMoments
-from ..data import AlignedBatch, TextCorpus
-from ..models.capture import ActivationCache, PairedCapture
-from ..models.hooks import SIDES, Tap, tap_widths
-from ..store import Key
-from .from_text import ModelPair, PairFrame, SitePair, input_pair
-
-Rows = dict[str, Float[Tensor, "rows _"]]
-"""Paired rows of activations by their labels, such as ``source.3.q.input``."""
-
-
-class ActivationRows(LightningDataModule):
-    """Runs both models over a corpus once, keeps what the taps give, and serves it in batches.
-
-    A capture that is stopped goes on, and a finished one is never run again. Of several devices
-    each sees other rows, equally many; up to as many rows as there are devices are left out.
-
-    Args:
-        corpus: The texts.
-        models: The base models.
-        taps: Where to read the source and the target.
-        folder: Of the store in which the activations are kept.
-        batch_rows: Tokens a batch.
-        seed: Of the order of the training rows, which is another one each epoch.
-    """
-
-    def __init__(
-        self,
-        corpus: TextCorpus,
-        models: ModelPair,
-        taps: tuple[Sequence[Tap], Sequence[Tap]],
-        folder: Path,
-        batch_rows: int,
-        seed: int,
-    ) -> None:
-        super().__init__()
-        self.corpus, self.models, self.taps = corpus, models, taps
-        self.folder, self.batch_rows, self.seed = folder, batch_rows, seed
-        self._caches: dict[str, ActivationCache] = {}
-
-    def prepare_data(self) -> None:
-        """Capture what is not there yet."""
-        self.open()
-
-    def open(self) -> tuple[ActivationCache, ActivationCache]:
-        """Return the caches of training and of held-out text, complete."""
-        if not self._caches:
-            splits: dict[str, DataLoader[AlignedBatch]] = {
-                "train": self.corpus.train_dataloader(),
-                "held_out": self.corpus.val_dataloader(),
-            }
-            self._caches = {name: self._filled(name, batches) for name, batches in splits.items()}
-        return self._caches["train"], self._caches["held_out"]
-
-    def all_rows(self, label: str, split: str, most: int) -> Float[Tensor, "rows _"]:
-        """Return at most so many rows of one label, evenly spread over the split."""
-        self.open()
-        cache = self._caches[split]
-        count = min(most, cache.rows)
-        return cache.read(label, torch.arange(count) * cache.rows // count)
-
-    def train_dataloader(self) -> DataLoader[Rows]:
-        """Return shuffled batches of training rows."""
-        return DataLoader(_Batches(self, "train", shuffled=True), batch_size=None)
-
-    def val_dataloader(self) -> DataLoader[Rows]:
-        """Return the held-out rows in batches."""
-        return DataLoader(_Batches(self, "held_out", shuffled=False), batch_size=None)
-
-    def batches(self, split: str, shuffled: bool) -> Iterator[Rows]:
-        """Yield this device's share of all labels' rows, batch by batch."""
-        self.open()
-        cache = self._caches[split]
-        order = torch.arange(cache.rows)
-        if shuffled:
-            # The trainer's epoch, so that a training that was stopped goes on in the same order.
-            epoch = 0 if self.trainer is None else self.trainer.current_epoch
-            generator = torch.Generator().manual_seed(1_000_003 * self.seed + epoch)
-            order = torch.randperm(cache.rows, generator=generator)
-        rank, devices = self._place()
-        mine = order[rank::devices][: cache.rows // devices]
-        for places in torch.split(mine, self.batch_rows):
-            yield {label: cache.read(label, _rising(places)) for label in cache.widths}
-
-    def count(self, split: str) -> int:
-        """Return how many batches of a split each device has."""
-        self.open()
-        share = self._caches[split].rows // self._place()[1]
-        return -(-share // self.batch_rows)
-
-    def _place(self) -> tuple[int, int]:
-        """Return which device this is, and of how many."""
-        if self.trainer is None:
-            return 0, 1
-        return self.trainer.global_rank, self.trainer.world_size
-
-    def _filled(self, name: str, loader: DataLoader[AlignedBatch]) -> ActivationCache:
-        batches: list[AlignedBatch] = list(loader)
-        rows = sum(len(batch.source_places) for batch in batches)
-        widths = {
-            tap.label_on(side): width
-            for side, model, taps in zip(
-                SIDES, (self.models.source, self.models.target), self.taps, strict=True
-            )
-            for tap, width in tap_widths(model.sites, taps).items()
-        }
-        key = Key.of(
-            "activations",
-            models=[self.models.source.fingerprint, self.models.target.fingerprint],
-            device=self.models.source.network.device,
-            corpus=self.corpus.content_hash(),
-            split=name,
-            widths=widths,
-            rows=rows,
-        )
-        cache = ActivationCache(self.folder, key, widths, rows)
-        if not cache.complete:
-            capture = PairedCapture(self.models.source.network, self.models.target.network)
-            cache.fill(capture, batches, *self.taps)
-        return cache
-
-
-class _Batches(IterableDataset[Rows]):
-    """One pass over a split."""
-
-    def __init__(self, data: ActivationRows, split: str, shuffled: bool) -> None:
-        self.data, self.split, self.shuffled = data, split, shuffled
-
-    def __iter__(self) -> Iterator[Rows]:
-        return self.data.batches(self.split, self.shuffled)
-
-    def __len__(self) -> int:
-        return self.data.count(self.split)
-
-
-def _rising(places: Int[Tensor, " rows"]) -> Int[Tensor, " rows"]:
-    """Return the places in rising order: a batch has no order, and a disk reads on more quickly."""
-    return places.sort().values
-
-
-# Projection heads: from one model's activations to another's.
+from ..models.hooks import Tap
+from .activation_rows import ActivationRows
+from .from_text import PairFrame, SitePair, input_pair
 
 
 class ProjectionHead(nn.Module):
@@ -204,9 +69,6 @@ def _blank(width: int, out: int, *, bias: bool = True) -> nn.Linear:
     return nn.Linear(width, out, bias=bias, device="meta").to_empty(device="cpu")
 
 
-# How much of held-out rows a head explains, added up batch by batch.
-
-
 @dataclass(frozen=True, eq=False)
 class Reconstruction:
     """Sums over rows y and over what a head misses of them, ``e = y - head(x)``, in float64.
@@ -236,7 +98,7 @@ class Reconstruction:
         )
 
     def reduced(self, summed: Callable[[Tensor], Tensor]) -> "Reconstruction":
-        """Return the sums over all devices, given what sums a tensor over them."""
+        """Return the sums over all devices, which ``summed`` computes of a tensor."""
         return Reconstruction(summed(self.sums), summed(self.missed), summed(self.there))
 
     def r2(self, mean: Float[Tensor, " width"]) -> float:
@@ -260,8 +122,6 @@ def _share(missed: float, there: float) -> float:
     return 1 - missed / there if there > 0 else 0.0
 
 
-# The heads between one space of a model and its counterpart in another, and their losses.
-
 STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Of the ridge that a skip starts as."""
 
@@ -269,7 +129,7 @@ _TINY = 1e-12
 
 
 class Losses(NamedTuple):
-    """What heads are trained by, each relative to what there is to explain.
+    """The losses of heads, each relative to what there is to explain.
 
     Attributes:
         reconstruction: ``|head(x) - y|^2 / |y - mean|^2``, and the same of the head that leads
@@ -379,8 +239,6 @@ def _power(rows: Float[Tensor, "rows width"]) -> Float[Tensor, ""]:
     return rows.square().sum(dim=1).mean()
 
 
-# All projection heads of a pair of models: made, started, trained and found by their sites.
-
 _START_ROWS = 20_000
 """Rows from which skips are solved at most; held-out rows, a quarter."""
 
@@ -394,8 +252,8 @@ class Space(NamedTuple):
         x: The label of the rows that the head takes.
         y: The label of the rows that it gives.
         gradients: The labels of the gradients with respect to x and y; None without.
-        read: Whether it is what modules read, which a head leads to as it is; what modules write
-            matters only in its differences.
+        is_input: Whether it holds module inputs, which count as they are; module outputs count
+            only in their differences.
     """
 
     label: str
@@ -403,17 +261,19 @@ class Space(NamedTuple):
     x: str
     y: str
     gradients: tuple[str, str] | None
-    read: bool
+    is_input: bool
 
 
 class Heads(nn.Module):
-    """A reader for every pair of inputs, from the target's, and a writer for every pair of sites.
+    """Input projections, from the target's inputs to the source's, and output projections back.
+
+    q, k and v share an input projection; every pair of sites has an output projection.
 
     Args:
         frame: The models and their sites.
         hidden: Of each head's MLP; 0 leaves it out.
         both: Whether each head has one that leads back.
-        gradients: Whether writers are trained on gradients too.
+        gradients: Whether output projections are trained on gradients too.
         seed: Of the MLPs.
 
     Attributes:
@@ -426,38 +286,40 @@ class Heads(nn.Module):
     ) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
-        self.pairs: list[SitePair] = [
-            (source, target) for target, feeds in frame.feeds().items() for source, _ in feeds
-        ]
-        self._readers: dict[SitePair, HeadPair] = {}
-        self._writers: dict[SitePair, HeadPair] = {}
+        self.pairs: list[SitePair] = frame.site_pairs()
+        self._inputs: dict[SitePair, HeadPair] = {}
+        self._outputs: dict[SitePair, HeadPair] = {}
         self.gradients = gradients
         for source, target in self.pairs:
             (out_s, in_s), (out_t, in_t) = frame.source.shapes[source], frame.target.shapes[target]
             shared = input_pair(source, target)
-            if shared not in self._readers:
-                self._readers[shared] = HeadPair(in_t, in_s, hidden, both, generator)
-            self._writers[source, target] = HeadPair(out_s, out_t, hidden, both, generator)
-        self.readers = nn.ModuleDict({_name(pair): head for pair, head in self._readers.items()})
-        self.writers = nn.ModuleDict({_name(pair): head for pair, head in self._writers.items()})
-        self.spaces = [*self._read_spaces(), *self._written_spaces()]
+            if shared not in self._inputs:
+                self._inputs[shared] = HeadPair(in_t, in_s, hidden, both, generator)
+            self._outputs[source, target] = HeadPair(out_s, out_t, hidden, both, generator)
+        self.input_projections = nn.ModuleDict(
+            {_name(pair): head for pair, head in self._inputs.items()}
+        )
+        self.output_projections = nn.ModuleDict(
+            {_name(pair): head for pair, head in self._outputs.items()}
+        )
+        self.spaces = [*self._input_spaces(), *self._output_spaces()]
 
-    def reader(self, source: Site, target: Site) -> HeadPair:
-        """Return the heads between what two sites read; q, k and v share them."""
-        return self._readers[input_pair(source, target)]
+    def input_heads(self, source: Site, target: Site) -> HeadPair:
+        """Return the heads between the inputs of two sites; q, k and v share them."""
+        return self._inputs[input_pair(source, target)]
 
-    def writer(self, source: Site, target: Site) -> HeadPair:
-        """Return the heads between what two sites write."""
-        return self._writers[source, target]
+    def output_heads(self, source: Site, target: Site) -> HeadPair:
+        """Return the heads between the outputs of two sites."""
+        return self._outputs[source, target]
 
     def taps(self) -> tuple[list[Tap], list[Tap]]:
-        """Return what is read of the source and of the target to train them."""
+        """Return which taps of the source and of the target the training needs."""
         taps: tuple[dict[Tap, None], dict[Tap, None]] = ({}, {})
         for pair in self.pairs:
-            for place, site in enumerate(pair):
-                taps[place][Tap.input(site)] = taps[place][Tap.output(site)] = None
+            for side, site in zip(taps, pair, strict=True):
+                side[Tap.input(site)] = side[Tap.output(site)] = None
                 if self.gradients:
-                    taps[place][Tap.gradient(site)] = None
+                    side[Tap.gradient(site)] = None
         return list(taps[0]), list(taps[1])
 
     def start(self, rows: ActivationRows, weight: float) -> dict[str, float]:
@@ -483,22 +345,6 @@ class Heads(nn.Module):
             parts.append(space.heads.losses(batch[space.x], batch[space.y], gradients))
         return Losses(*(torch.stack(part).mean() for part in zip(*parts, strict=True)))
 
-    def reconstructions(self, batch: Mapping[str, Tensor]) -> dict[str, Reconstruction]:
-        """Return how much of a batch each space's head explains."""
-        return {
-            space.label: Reconstruction.of(space.heads.head(batch[space.x]), batch[space.y])
-            for space in self.spaces
-        }
-
-    def r2(self, sums: Mapping[str, Reconstruction]) -> dict[str, float]:
-        """Return the R^2 of each space, as that of a linear map is defined."""
-        return {
-            space.label: sums[space.label].r2(space.heads.y_mean)
-            if space.read
-            else sums[space.label].centred_r2()
-            for space in self.spaces
-        }
-
     def frozen(self) -> "Heads":
         """Return heads of the same weights, in the same memory, that take no gradient."""
         memo: dict[int, Any] = {
@@ -507,30 +353,30 @@ class Heads(nn.Module):
         }
         return copy.deepcopy(self, memo)
 
-    def _read_spaces(self) -> Iterator[Space]:
-        for (source, target), heads in self._readers.items():
+    def _input_spaces(self) -> Iterator[Space]:
+        for (source, target), heads in self._inputs.items():
             x, y = Tap.input(target).label_on("target"), Tap.input(source).label_on("source")
-            yield Space(read_label(source, target), heads, x, y, None, read=True)
+            yield Space(input_label(source, target), heads, x, y, None, is_input=True)
 
-    def _written_spaces(self) -> Iterator[Space]:
-        for (source, target), heads in self._writers.items():
+    def _output_spaces(self) -> Iterator[Space]:
+        for (source, target), heads in self._outputs.items():
             x, y = Tap.output(source).label_on("source"), Tap.output(target).label_on("target")
             towards = (
                 Tap.gradient(source).label_on("source"),
                 Tap.gradient(target).label_on("target"),
             )
             gradients = towards if self.gradients else None
-            yield Space(written_label(source, target), heads, x, y, gradients, read=False)
+            yield Space(output_label(source, target), heads, x, y, gradients, is_input=False)
 
 
-def read_label(source: Site, target: Site) -> str:
-    """Return the name of the space that two sites read."""
+def input_label(source: Site, target: Site) -> str:
+    """Return the name of the space of two sites' inputs."""
     source, target = input_pair(source, target)
     return f"{Tap.input(target).label_on('target')} > {Tap.input(source).label_on('source')}"
 
 
-def written_label(source: Site, target: Site) -> str:
-    """Return the name of the space that two sites write."""
+def output_label(source: Site, target: Site) -> str:
+    """Return the name of the space of two sites' outputs."""
     return f"{Tap.output(source).label_on('source')} > {Tap.output(target).label_on('target')}"
 
 
@@ -545,9 +391,6 @@ def _moments(rows: ActivationRows, x: str, y: str) -> SplitMoments:
         for split, most in (("train", _START_ROWS), ("held_out", _START_ROWS // 4))
     )
     return SplitMoments(train, held_out)
-
-
-# How well heads reconstruct held-out text, before their training and after each epoch.
 
 
 class HeadR2:
@@ -570,13 +413,22 @@ class HeadR2:
 
     def add(self, heads: Heads, batch: Mapping[str, Tensor]) -> None:
         """Add a batch of held-out rows."""
-        for label, found in heads.reconstructions(batch).items():
-            self._sums[label] = self._sums[label] + found if label in self._sums else found
+        for space in heads.spaces:
+            part = Reconstruction.of(space.heads.head(batch[space.x]), batch[space.y])
+            known = self._sums.get(space.label)
+            self._sums[space.label] = part if known is None else known + part
 
     def end(self, heads: Heads, summed: Callable[[Tensor], Tensor]) -> None:
-        """Note what the rows say, given what sums a tensor over all devices."""
-        sums = {label: found.reduced(summed) for label, found in self._sums.items()}
-        self.trained = heads.r2(sums)
+        """Compute the R^2 of the rows.
+
+        Args:
+            heads: The heads.
+            summed: Sums a tensor over all devices.
+        """
+        for space in heads.spaces:
+            sums = self._sums[space.label].reduced(summed)
+            r2 = sums.r2(space.heads.y_mean) if space.is_input else sums.centred_r2()
+            self.trained[space.label] = r2
 
     def facts(self, pairs: Iterable[SitePair]) -> dict[str, Any]:
         """Return ``input_r2`` and ``output_r2`` of each pair of sites, and their means.
@@ -589,8 +441,8 @@ class HeadR2:
             found = {}
             for prefix, r2 in (("", self.trained), ("linear_", self.linear)):
                 if r2:
-                    found[f"{prefix}input_r2"] = r2[read_label(source, target)]
-                    found[f"{prefix}output_r2"] = r2[written_label(source, target)]
+                    found[f"{prefix}input_r2"] = r2[input_label(source, target)]
+                    found[f"{prefix}output_r2"] = r2[output_label(source, target)]
             fits.setdefault(target.label, {})[source.label] = found
         every = [found for feeds in fits.values() for found in feeds.values()]
         means = {name: sum(found[name] for found in every) / len(every) for name in every[0]}

@@ -1,9 +1,13 @@
-"""Principal components of the anchors at each site, on both sides."""
+"""Maps between the principal components of the anchors: a ridge regression, and a residual MLP.
+
+At each target site the anchors' updates, and those of the paired source site, have K leading
+principal components. A mapper predicts an adapter's K target scores from its K source scores.
+"""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -59,9 +63,6 @@ def fit_components(
     }
 
 
-# A linear map between the leading principal components of both sides.
-
-
 class PCARidgeMapper(ClosedFormMapper):
     """Ridge regression of a site's K target scores on its K source scores, K x K for each site.
 
@@ -76,6 +77,8 @@ class PCARidgeMapper(ClosedFormMapper):
             closed form would have seen the anchor in its components.
     """
 
+    name: ClassVar[str] = "pca_ridge"
+
     def __init__(
         self,
         space: str = "delta",
@@ -84,9 +87,7 @@ class PCARidgeMapper(ClosedFormMapper):
     ) -> None:
         super().__init__(space)
         self.components, self.strengths = components, checked_strengths(strengths)
-        self.save_hyperparameters(
-            {"space": space, "components": components, "strengths": list(self.strengths)}
-        )
+        self.save_hyperparameters({"components": components, "strengths": list(self.strengths)})
 
     def solve(self, source: Grams, target: Grams) -> None:
         """Take the components of every site, and choose the strength."""
@@ -161,9 +162,6 @@ def leave_one_out(
     return torch.stack(errors, dim=1)
 
 
-# A residual MLP between the principal components of both sides, shared by all sites.
-
-
 class _Frame(NamedTuple):
     """A site's components, turned so that all sites' coordinates mean the same."""
 
@@ -196,6 +194,8 @@ class PCAMLPMapper(AnchorMapper):
     adapters; the common frame is this project's.
     """
 
+    name: ClassVar[str] = "pca_mlp"
+
     def __init__(
         self,
         space: str = "delta",
@@ -209,7 +209,6 @@ class PCAMLPMapper(AnchorMapper):
         super().__init__(space)
         self.save_hyperparameters(
             dict(
-                space=space,
                 components=components,
                 width=width,
                 lr=lr,
@@ -276,10 +275,8 @@ class PCAMLPMapper(AnchorMapper):
         gains = [round(gain, 4) for gain in self.gain.tolist()]
         return super().report() | {"components": self.hparams["components"], "gains": gains}
 
-    # --- Lightning ---
-
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """AdamW."""
+        """Return AdamW."""
         return torch.optim.AdamW(
             self.parameters(), lr=self.hparams["lr"], weight_decay=self.hparams["weight_decay"]
         )
@@ -289,12 +286,12 @@ class PCAMLPMapper(AnchorMapper):
         self.fit(self.data.training_anchors)
         anchors = self.data.anchors
         inner = {
-            site: self._gram(anchors.source, self.anchors.source, site)
+            site: self.gram(anchors.source, self.anchors.source, site)
             for site in set(self.source_site.values())
         }
         self._x = self._coordinates(inner).to(self.device)
         rows = [
-            frame.pair.target.project(self._gram(anchors.target, self.anchors.target, site))
+            frame.pair.target.project(self.gram(anchors.target, self.anchors.target, site))
             for site, frame in self._frames.items()
         ]
         self._y = torch.stack(rows, dim=1).float().to(self.device)

@@ -1,8 +1,7 @@
 """Anchor-locked orthogonal Procrustes between the activations of two models."""
 
-from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, ClassVar, Unpack
 
 import torch
 from jaxtyping import Float
@@ -16,10 +15,10 @@ from ..models.capture import Activations, activations
 from ..models.hooks import Tap
 from ..models.statistics import TapPair
 from .base import Report
-from .from_text import ROLES, Gathered, LinearCorpusMapper
+from .linear_text import Gathered, LinearOptions, LinearTextMapper
 
 
-class ProcrustesMapper(LinearCorpusMapper):
+class ProcrustesMapper(LinearTextMapper):
     """Carries an update by two rotations: ``dW_T = R_out^T dW_S R_in``.
 
     ``x_S R_in ~ x_T`` between module inputs and ``y_S R_out ~ y_T`` between centred outputs, in row
@@ -27,51 +26,40 @@ class ProcrustesMapper(LinearCorpusMapper):
     than dimensions of the rank that the tokens have.
 
     Args:
-        roles: The roles of adapters that it shall carry.
         rule: Whether rotations are scaled, and reflections undone.
         locks: Keeps anchors on their partners' side by re-weighting, and counts those that it
             cannot keep; None for plain rotations.
         anchors: Tokens that are locked, of the first batch of the training text.
-        min_r2: See :class:`~loraport.mappers.from_text.LinearCarrier`.
-        match_norm: Likewise.
-        memory_gb: Gigabytes that statistics may take.
+        options: See :class:`~loraport.mappers.linear_text.LinearTextMapper`.
 
     Raises:
         ConfigurationError: a role does not exist, or the number of anchors is not positive.
     """
 
+    name: ClassVar[str] = "procrustes"
+
     def __init__(
         self,
-        roles: Sequence[str] = ROLES,
+        *,
         rule: Rotated | None = None,
         locks: AnchorLocks | None = None,
         anchors: int = 256,
-        min_r2: float | None = None,
-        match_norm: bool = False,
-        memory_gb: float = 2.0,
+        **options: Unpack[LinearOptions],
     ) -> None:
-        super().__init__(roles, min_r2, match_norm, memory_gb)
+        super().__init__(**options)
         if anchors < 1:
             raise ConfigurationError(
                 f"mapper.anchors is {anchors}; it takes a positive number of tokens, such as 256"
             )
         self.rule, self.locks, self.anchors = rule or Rotated(), locks, anchors
-        # What a checkpoint's mapper does with its maps; how they were fitted is in the state.
-        self.save_hyperparameters(
-            {
-                "roles": [role.value for role in self.roles],
-                "anchors": anchors,
-                "min_r2": min_r2,
-                "match_norm": match_norm,
-                "memory_gb": memory_gb,
-            }
-        )
+        # The rule and the locks, which are no plain data, are in the fitted state.
+        self.save_hyperparameters({"anchors": anchors})
         self._options: Report = {
             "rule": {"name": type(self.rule).__name__, **asdict(self.rule)},
             "locks": None if locks is None else asdict(locks),
         }
         self._locked: dict[str, Report] = {}
-        self._anchors: tuple[Activations, Activations] = {}, {}
+        self._anchors: tuple[Activations, ...] = ()
 
     def on_train_epoch_start(self) -> None:
         """Read the anchors of this epoch's layers, where any shall be locked."""
@@ -79,29 +67,23 @@ class ProcrustesMapper(LinearCorpusMapper):
         if self.locks is None:
             return
         batch = next(iter(self.data.train_dataloader()))
-        pairs = self._totals.train.pairs
-        chosen = _spread(len(batch.source_places), self.anchors)
-        models = self.models
-        self._anchors = (
+        count = len(batch.source_places)
+        # Evenly spread over the batch.
+        chosen = torch.linspace(0, count - 1, min(count, self.anchors)).round().long()
+        pairs, models = self._totals.train.pairs, self.models
+        self._anchors = tuple(
             dict(
-                activations(
-                    models.source.network,
-                    batch.source,
-                    batch.source_places.cpu()[chosen],
-                    [pair[0] for pair in pairs],
+                activations(model.network, tokens, at.cpu()[chosen], [pair[side] for pair in pairs])
+            )
+            for side, (model, tokens, at) in enumerate(
+                (
+                    (models.source, batch.source, batch.source_places),
+                    (models.target, batch.target, batch.target_places),
                 )
-            ),
-            dict(
-                activations(
-                    models.target.network,
-                    batch.target,
-                    batch.target_places.cpu()[chosen],
-                    [pair[1] for pair in pairs],
-                )
-            ),
+            )
         )
 
-    def read(self, source: Site, target: Site, gathered: Gathered) -> LinearMap:
+    def fit_input(self, source: Site, target: Site, gathered: Gathered) -> LinearMap:
         """Return what the rule makes of ``R_in``, from the target to the source."""
         moments = gathered.inputs(source, target)
         if self.locks is None:
@@ -111,7 +93,7 @@ class ProcrustesMapper(LinearCorpusMapper):
         swapped = SplitMoments(*(part.swapped() for part in moments))
         return self.rule.along(turned.mT, *swapped)
 
-    def write(self, source: Site, target: Site, gathered: Gathered) -> LinearMap:
+    def fit_output(self, source: Site, target: Site, gathered: Gathered) -> LinearMap:
         """Return what the rule makes of ``R_out^T``, from the source to the target."""
         moments = gathered.outputs(source, target)
         if self.locks is None:
@@ -153,8 +135,3 @@ class ProcrustesMapper(LinearCorpusMapper):
             "rounds": found.rounds,
         }
         return found.rotation.matrix
-
-
-def _spread(count: int, wanted: int) -> Tensor:
-    """Return so many places of a list, evenly spread over it; all where there are no more."""
-    return torch.linspace(0, count - 1, min(count, wanted)).round().long()

@@ -1,7 +1,11 @@
-"""One ridge regression over all sites at once."""
+"""Ridge regression from source adapters to target adapters, for all sites at once or site by site.
+
+Source: dual ridge with ``lambda = rho tr(G) / n``; :mod:`~loraport.alignment.ridge`.
+"""
 
 from collections.abc import Sequence
 from statistics import median
+from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
@@ -29,14 +33,14 @@ class GlobalRidgeMapper(ClosedFormMapper):
         space: ``delta`` or ``factors``.
         strengths: Ridge strengths to choose among, relative to the mean variance of the
             anchors; the one of least leave-one-out error is taken. Infinity is the mean adapter.
-
-    Source: dual ridge with ``lambda = rho tr(G) / n``; ``alignment.ridge``.
     """
+
+    name: ClassVar[str] = "global_ridge"
 
     def __init__(self, space: str = "delta", strengths: Sequence[float] = STRENGTHS) -> None:
         super().__init__(space)
         self.strengths = checked_strengths(strengths)
-        self.save_hyperparameters({"space": space, "strengths": list(self.strengths)})
+        self.save_hyperparameters({"strengths": list(self.strengths)})
 
     def solve(self, source: Grams, target: Grams) -> None:
         """Choose the strength by leave-one-out on the normalised sum of all sites."""
@@ -63,16 +67,13 @@ def mean_squares(grams: Grams) -> dict[Site, float]:
 
 
 def normalised_sum(inner: Inners, norms: dict[Site, float]) -> Float[Tensor, "queries anchors"]:
-    """Return the sum over sites of inner products, each site divided by its norm, on average."""
+    """Return the mean over sites of inner products, each site divided by its norm."""
     # In a fixed order: a sum of floats depends on it.
     sites = sorted(inner, key=lambda site: site.sort_key)
     total = inner[sites[0]] / norms[sites[0]]
     for site in sites[1:]:
         total = total + inner[site] / norms[site]
     return total / len(sites)
-
-
-# One ridge regression for each target site.
 
 
 class PerTensorRidgeMapper(ClosedFormMapper):
@@ -84,10 +85,12 @@ class PerTensorRidgeMapper(ClosedFormMapper):
             the mean adapter.
     """
 
+    name: ClassVar[str] = "pertensor_ridge"
+
     def __init__(self, space: str = "delta", strengths: Sequence[float] = STRENGTHS) -> None:
         super().__init__(space)
         self.strengths = checked_strengths(strengths)
-        self.save_hyperparameters({"space": space, "strengths": list(self.strengths)})
+        self.save_hyperparameters({"strengths": list(self.strengths)})
 
     def solve(self, source: Grams, target: Grams) -> None:
         """Choose a strength for each target site."""

@@ -1,9 +1,13 @@
-"""Linear transport whose writers also carry the gradients of a text's likelihood back."""
+"""Linear transport: ridge regression between the two models' activations on the same text.
+
+``transport`` fits both projections of a module on activations; ``adjoint_transport`` has the output
+projections also carry the gradients of the text's likelihood back.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple, Unpack
 
 import torch
 from jaxtyping import Float, Int
@@ -24,86 +28,125 @@ from ..exceptions import ConfigurationError
 from ..models.architectures import HeadShape
 from ..models.hooks import Tap
 from ..models.statistics import TapPair
-from .from_anchors import finite_strengths
-from .from_text import ROLES, Gathered, LinearCorpusMapper, Writer
+from .from_anchors import checked_strengths
+from .linear_text import Gathered, LinearOptions, LinearTextMapper, OutputProjection
 from .unit_matching import log_frequencies
 
+_TURNED = (Role.Q, Role.K)
 
-class AdjointTransportMapper(LinearCorpusMapper):
-    """Carries A by ridge regression on activations, and B by one on activations and gradients.
 
-    ``A_T = A_S M`` with ``x_S ~ M x_T``, as
-    :class:`~loraport.mappers.transport.TransportMapper` has it, and ``B_T = N B_S`` with both
-    ``dy_T ~ N dy_S`` and ``g_S ~ N^T g_T``. What an adapter writes need not lie where activations
-    vary; what it does to the likelihood of a text is then what the two models have in common
-    (:mod:`~loraport.models.capture`).
+class TransportMapper(LinearTextMapper):
+    """Carries A and B by ridge regression between the two models' activations on text.
+
+    ``A_T = A_S M`` with ``x_S ~ M x_T`` between module inputs, and ``B_T = N B_S`` with
+    ``dy_T ~ N dy_S`` between centred outputs: the exact ridge minimiser of
+    ``|dW_T x_T - N dW_S x_S|^2``.
 
     Args:
-        roles: The roles of adapters that it shall carry.
+        strengths: Ridge strengths to choose among by held-out error, for the input and the
+            output of each module, relative to the mean square of a coordinate.
+        rope_blocks: Whether the outputs of q and k are mapped head by head, by one scaled rotation
+            of each pair of dimensions that turn together (:class:`RopeBlocks`).
+        options: See :class:`~loraport.mappers.linear_text.LinearTextMapper`.
+
+    Raises:
+        ConfigurationError: a role does not exist, or a strength is not positive and finite.
+    """
+
+    name: ClassVar[str] = "transport"
+
+    def __init__(
+        self,
+        *,
+        strengths: Sequence[float] = STRENGTHS,
+        rope_blocks: bool = False,
+        **options: Unpack[LinearOptions],
+    ) -> None:
+        super().__init__(**options)
+        self.ridge = Ridge(checked_strengths(strengths, finite=True))
+        self.rope_blocks = rope_blocks
+        self.save_hyperparameters(
+            {"strengths": list(self.ridge.strengths), "rope_blocks": rope_blocks}
+        )
+
+    def fit_input(self, source: Site, target: Site, gathered: Gathered) -> LinearMap:
+        """Return ``X_S^T X_T (X_T^T X_T + lambda I)^-1``."""
+        return self.ridge.backward(*gathered.inputs(source, target))
+
+    def fit_output(self, source: Site, target: Site, gathered: Gathered) -> LinearMap:
+        """Return ``Y_T^T Y_S (Y_S^T Y_S + lambda I)^-1``, or rotations of pairs."""
+        if not (self.rope_blocks and target.role in _TURNED):
+            return self.ridge.forward(*gathered.outputs(source, target))
+        moments = {
+            role: gathered.outputs(Site(source.layer, role), Site(target.layer, role))
+            for role in _TURNED
+            if role in self.roles
+        }
+        one, other = self.models.source, self.models.target
+        ours = HeadShape.of(one.network.config)
+        theirs = HeadShape.of(other.network.config)
+        pairs = nearest_frequencies(
+            log_frequencies(one.network.config, source.layer, ours.dims),
+            log_frequencies(other.network.config, target.layer, theirs.dims),
+        )
+        return RopeBlocks(ours, theirs, pairs).fit(target.role, moments)
+
+
+class AdjointTransportMapper(LinearTextMapper):
+    """Carries A by ridge regression on activations, and B by one on activations and gradients.
+
+    ``A_T = A_S M`` with ``x_S ~ M x_T``, as :class:`TransportMapper` has it, and ``B_T = N B_S``
+    with both ``dy_T ~ N dy_S`` and ``g_S ~ N^T g_T``. What an adapter writes need not lie where
+    activations vary; what it does to the likelihood of a text is then what the two models have in
+    common (:mod:`~loraport.models.capture`).
+
+    Args:
         strengths: Ridge strengths to choose among by held-out error, for the input and the
             output of each module, relative to the mean square of a coordinate.
         behaviour: Weight of the gradients' error beside that of the outputs, each relative to
             what there is to explain; 0 is ridge regression on outputs alone.
-        min_r2: See :class:`~loraport.mappers.from_text.LinearCarrier`.
-        match_norm: Likewise.
-        memory_gb: Gigabytes that statistics may take.
+        options: See :class:`~loraport.mappers.linear_text.LinearTextMapper`.
 
     Raises:
         ConfigurationError: a role does not exist, or a number is out of its range.
     """
 
+    name: ClassVar[str] = "adjoint_transport"
+
     def __init__(
         self,
-        roles: Sequence[str] = ROLES,
+        *,
         strengths: Sequence[float] = STRENGTHS,
         behaviour: float = 1.0,
-        min_r2: float | None = None,
-        match_norm: bool = False,
-        memory_gb: float = 2.0,
+        **options: Unpack[LinearOptions],
     ) -> None:
-        super().__init__(roles, min_r2, match_norm, memory_gb)
+        super().__init__(**options)
         if not 0 <= behaviour < math.inf:
             raise ConfigurationError(
                 f"mapper.behaviour is {behaviour}; it takes a finite number from 0 on, such as 1"
             )
-        self.ridge = Ridge(finite_strengths(strengths))
+        self.ridge = Ridge(checked_strengths(strengths, finite=True))
         self.two_sided = TwoSidedRidge(behaviour, self.ridge.strengths)
-        self.save_hyperparameters(
-            {
-                "roles": [role.value for role in self.roles],
-                "strengths": list(self.ridge.strengths),
-                "behaviour": behaviour,
-                "min_r2": min_r2,
-                "match_norm": match_norm,
-                "memory_gb": memory_gb,
-            }
-        )
+        self.save_hyperparameters({"strengths": list(self.ridge.strengths), "behaviour": behaviour})
 
     def tap_pairs(self, source: Site, target: Site) -> tuple[TapPair, ...]:
         """Return also where the gradients are read."""
         gradients = Tap.gradient(source), Tap.gradient(target)
         return *super().tap_pairs(source, target), gradients
 
-    def read(self, source: Site, target: Site, gathered: Gathered) -> LinearMap:
+    def fit_input(self, source: Site, target: Site, gathered: Gathered) -> LinearMap:
         """Return ``X_S^T X_T (X_T^T X_T + lambda I)^-1``."""
         return self.ridge.backward(*gathered.inputs(source, target))
 
-    def write(self, source: Site, target: Site, gathered: Gathered) -> LinearMap:
+    def fit_output(self, source: Site, target: Site, gathered: Gathered) -> LinearMap:
         """Return the solution N of ``N C_y + w C_g N = R``."""
         outputs, gradients = (of(source, target) for of in (gathered.outputs, gathered.gradients))
         return self.two_sided.forward(outputs, gradients)
 
-    def writer(self, source: Site, target: Site, gathered: Gathered) -> Writer:
-        """Return the same, with how well it carries held-out gradients back."""
-        found = self.write(source, target, gathered)
-        return Writer.of(found, gradient_r2(found.matrix, gathered.gradients(source, target)))
-
-
-# Maps of queries and keys that commute with rotary embeddings: scaled rotations of their pairs.
-#
-# Two dimensions of a head turn together as a token moves on. Read as one complex number ``z``, the
-# only linear maps that let it turn are ``w = c z``: blocks ``a I + b J``, one a pair and head. A
-# map that mixes pairs of other frequencies changes what attention computes with distance.
+    def output_projection(self, source: Site, target: Site, gathered: Gathered) -> OutputProjection:
+        """Return the fitted output map with how well it carries held-out gradients back."""
+        fit = self.fit_output(source, target, gathered)
+        return OutputProjection.of(fit, gradient_r2(fit.matrix, gathered.gradients(source, target)))
 
 
 class _Turns(NamedTuple):
@@ -116,7 +159,11 @@ class _Turns(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class RopeBlocks:
-    """Fits the maps of queries and keys of two layers, from the source's to the target's.
+    """Fits maps of queries and keys that commute with rotary embeddings.
+
+    Two dimensions of a head turn together as a token moves on. Read as one complex number ``z``,
+    the only linear maps that let it turn are ``w = c z``: blocks ``a I + b J``, one a pair and
+    head. A map that mixes pairs of other frequencies changes what attention computes with distance.
 
     Each target group of heads is given the source group that explains most of the variance of
     its queries and keys together, and each query head the best head of that group. A pair of
@@ -142,14 +189,17 @@ class RopeBlocks:
             moments: Of the centred outputs, x the source's; of both Q and K the heads are
                 matched by both.
         """
-        turns = {known: self._turns(known, part.train) for known, part in moments.items()}
+        turns = {each: self._turns(each, part.train) for each, part in moments.items()}
         heads = self._partners(role, turns)
         train, held_out = moments[role]
         matrix = self._matrix(turns[role], heads, train)
         return LinearMap(matrix, None, HeldOutError.of(matrix, train, held_out))
 
     def _turns(self, role: Role, moments: PairedMoments) -> _Turns:
-        ours, theirs = (_count(shape, role) for shape in (self.source, self.target))
+        ours, theirs = (
+            shape.groups * shape.heads if role is Role.Q else shape.groups
+            for shape in (self.source, self.target)
+        )
         half, other = self.source.dims // 2, self.target.dims // 2
         blocks = moments.xy.reshape(ours, 2, half, theirs, 2, other)
         cross = blocks[:, :, self.pairs, :, :, torch.arange(other)]
@@ -178,8 +228,8 @@ class RopeBlocks:
             return groups
         best = within.argmax(dim=1)
         return [
-            group * source.heads + int(best[group, place, head])
-            for place, group in enumerate(groups)
+            group * source.heads + int(best[group, index, head])
+            for index, group in enumerate(groups)
             for head in range(target.heads)
         ]
 
@@ -208,83 +258,3 @@ def nearest_frequencies(
         target: Those of the target's.
     """
     return (target[:, None] - source).abs().argmin(dim=1)
-
-
-def _count(shape: HeadShape, role: Role) -> int:
-    """Return how many heads a role has."""
-    return shape.groups * shape.heads if role is Role.Q else shape.groups
-
-
-# Closed-form linear transport of LoRA factors between activations of two models.
-
-_TURNED = (Role.Q, Role.K)
-
-
-class TransportMapper(LinearCorpusMapper):
-    """Carries A and B by ridge regression between the two models' activations on text.
-
-    ``A_T = A_S M`` with ``x_S ~ M x_T`` between module inputs, and ``B_T = N B_S`` with
-    ``dy_T ~ N dy_S`` between centred outputs: the exact ridge minimiser of
-    ``|dW_T x_T - N dW_S x_S|^2``.
-
-    Args:
-        roles: The roles of adapters that it shall carry.
-        strengths: Ridge strengths to choose among by held-out error, for the input and the
-            output of each module, relative to the mean square of a coordinate.
-        rope_blocks: Whether the outputs of q and k are mapped head by head, by one scaled rotation
-            of each pair of dimensions that turn together
-            (:mod:`~loraport.mappers.transport`).
-        min_r2: See :class:`~loraport.mappers.from_text.LinearCarrier`.
-        match_norm: Likewise.
-        memory_gb: Gigabytes that statistics may take.
-
-    Raises:
-        ConfigurationError: a role does not exist, or a strength is not positive and finite.
-    """
-
-    def __init__(
-        self,
-        roles: Sequence[str] = ROLES,
-        strengths: Sequence[float] = STRENGTHS,
-        rope_blocks: bool = False,
-        min_r2: float | None = None,
-        match_norm: bool = False,
-        memory_gb: float = 2.0,
-    ) -> None:
-        super().__init__(roles, min_r2, match_norm, memory_gb)
-        self.ridge = Ridge(finite_strengths(strengths))
-        self.rope_blocks = rope_blocks
-        self.save_hyperparameters(
-            {
-                "roles": [role.value for role in self.roles],
-                "strengths": list(self.ridge.strengths),
-                "rope_blocks": rope_blocks,
-                "min_r2": min_r2,
-                "match_norm": match_norm,
-                "memory_gb": memory_gb,
-            }
-        )
-
-    def read(self, source: Site, target: Site, gathered: Gathered) -> LinearMap:
-        """Return ``X_S^T X_T (X_T^T X_T + lambda I)^-1``."""
-        return self.ridge.backward(*gathered.inputs(source, target))
-
-    def write(self, source: Site, target: Site, gathered: Gathered) -> LinearMap:
-        """Return ``Y_T^T Y_S (Y_S^T Y_S + lambda I)^-1``, or rotations of pairs."""
-        if not (self.rope_blocks and target.role in _TURNED):
-            return self.ridge.forward(*gathered.outputs(source, target))
-        moments = {
-            role: gathered.outputs(Site(source.layer, role), Site(target.layer, role))
-            for role in _TURNED
-            if role in self.roles
-        }
-        return self._blocks_of(source.layer, target.layer).fit(target.role, moments)
-
-    def _blocks_of(self, source: int, target: int) -> RopeBlocks:
-        configs = self.models.source.network.config, self.models.target.network.config
-        ours, theirs = (HeadShape.of(config) for config in configs)
-        pairs = nearest_frequencies(
-            log_frequencies(configs[0], source, ours.dims),
-            log_frequencies(configs[1], target, theirs.dims),
-        )
-        return RopeBlocks(ours, theirs, pairs)

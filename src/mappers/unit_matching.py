@@ -1,16 +1,32 @@
-"""Strings that are tokens of both models: the only points that two vocabularies share."""
+"""Which units of two base models correspond, judged by their weights alone.
+
+The story of a match, in the order of this file:
+
+1. The residual streams are matched first. Their only common points are the strings that are tokens
+   of both models (:func:`shared_tokens`): dimensions correspond whose embeddings of these strings
+   correlate (:func:`residual_axis`).
+2. Every other axis lies inside a block between an input projection (q, k, v, gate, up), whose rows
+   are the units, and an output projection (o, down), whose columns are; with the residual streams
+   matched the units of two models can be compared (:func:`site_similarity`).
+3. The units of an MLP are matched by gate, up and down together.
+4. In attention, dimensions of queries and keys stay with their rotary frequency
+   (:func:`rope_plan`). Query heads and value dimensions are matched in turn within each pair of
+   groups (:class:`CoordinateDescent`), then the groups by what that reached (:func:`head_axes`).
+5. :class:`LayerAxes` has the axes of one layer of the source and one of the target.
+"""
 
 import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache, cached_property, reduce
+from functools import cached_property, reduce
 from operator import add
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from ..adapters import Role, Site
 from ..alignment.permutations import Aligner, AxisPlan, UnitSimilarity, best_assignment
@@ -23,6 +39,7 @@ MINIMUM = 16
 """Fewer shared strings say nothing about how the coordinates of two models correspond."""
 
 _SENTENCEPIECE_SPACE = "▁"
+_BYTE_OF_SIGN = {sign: byte for byte, sign in bytes_to_unicode().items()}
 # A byte that sentencepiece falls back to: it stands for a part of a character, not for a string.
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
@@ -55,7 +72,7 @@ def shared_tokens(
             "have more in common, or a mapper that does without, such as mapper=cross_lora"
         )
     if len(pairs) > limit:
-        pairs = [pairs[place * len(pairs) // limit] for place in range(limit)]
+        pairs = [pairs[i * len(pairs) // limit] for i in range(limit)]
     ids = torch.tensor(pairs, dtype=torch.long)
     return ids[:, 0], ids[:, 1]
 
@@ -88,90 +105,33 @@ def _decoder(tokenizer: PreTrainedTokenizerBase) -> bytes:
 def _text(token: str, decoder: bytes) -> bytes:
     """Return the bytes that a token stands for; none where it is no string."""
     if b'"ByteLevel"' in decoder:
-        alphabet = _byte_alphabet()
         # A token that was added by hand may hold signs which are not in the alphabet.
-        known = all(sign in alphabet for sign in token)
-        return bytes(alphabet[sign] for sign in token) if known else token.encode()
+        known = all(sign in _BYTE_OF_SIGN for sign in token)
+        return bytes(_BYTE_OF_SIGN[sign] for sign in token) if known else token.encode()
     if _SENTENCEPIECE_SPACE.encode() in decoder:
         return b"" if _BYTE.fullmatch(token) else token.replace(_SENTENCEPIECE_SPACE, " ").encode()
     return token.encode()
 
 
-@cache
-def _byte_alphabet() -> dict[str, int]:
-    """Return the byte that each sign of byte-level tokenizers stands for.
-
-    Printable bytes stand for themselves, the others for signs from 256 on in their order.
-    Source: Radford et al., 2019, ``bytes_to_unicode`` in the code of GPT-2.
-    """
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    hidden = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {
-        chr(256 + place): byte for place, byte in enumerate(hidden)
-    }
-
-
-# An axis of a network on which units of the source and of the target have been matched.
-
-
 @dataclass(frozen=True, eq=False)
 class Axis:
-    """A plan, and what there is to tell about it.
+    """A plan for the units of an axis, and facts about it for the report.
 
     Attributes:
         plan: Which units correspond.
-        facts: The plan's statistics and how it was reached, for the report.
+        facts: The plan's statistics and how it was reached.
     """
 
     plan: AxisPlan
     facts: Mapping[str, float | int]
 
 
-# How alike the units of two modules are that a base pair's residual streams surround.
-
-WRITERS = (Role.O, Role.DOWN)
-"""The roles that write the residual stream; the others read it behind an RMSNorm."""
-
-
-def site_similarity(
-    pair: BasePair, source: Site, target: Site, residual: AxisPlan
-) -> UnitSimilarity:
-    """Compare the units inside two blocks by one module's weights.
-
-    The units are the rows of a weight that reads the residual stream, with the gain of the
-    RMSNorm in front folded in, or the columns of one that writes it. The source's weights are
-    carried over to the target's residual stream first.
-
-    Args:
-        pair: The base models.
-        source: A module of the source.
-        target: The module of the same role in the target.
-        residual: Which of the two residual streams' dimensions correspond.
-
-    Raises:
-        ModelError: a weight cannot be read.
-    """
-    theirs = _units(pair.target, target, pair.device)
-    return UnitSimilarity.of(residual.input(_units(pair.source, source, pair.device)), theirs)
-
-
-def _units(
-    model: StreamedWeights, site: Site, device: torch.device
-) -> Float[Tensor, "units width"]:
-    weight = model.weight(site).to(device, torch.float32)
-    gain = model.input_gain(site)
-    return weight.mT if gain is None else weight * gain.to(device)
-
-
-# Which dimensions of two residual streams correspond, seen in the embeddings of shared tokens.
-
-
 def residual_axis(pair: BasePair, tokens: int, align: Aligner) -> Axis:
     """Match the dimensions by how the embeddings of shared tokens correlate.
 
-    With an RMSNorm's gain in front of every reader, the symmetries of a residual stream are the
-    signed permutations: dimensions are matched by the absolute value of their correlation, and a
-    pair that is correlated negatively gets the sign -1.
+    With an RMSNorm's gain in front of every input projection, the symmetries of a residual stream
+    are the signed permutations: dimensions are matched by the absolute value of their correlation,
+    and a pair that is correlated negatively gets the sign -1.
 
     Args:
         pair: The base models.
@@ -201,7 +161,73 @@ def _standardised(embedding: Float[Tensor, "tokens width"]) -> Float[Tensor, "to
     return torch.where(norms > 0, centred / norms, 0.0)
 
 
-# How the heads and value dimensions inside one group of attention heads match another's.
+OUTPUT_PROJECTIONS = (Role.O, Role.DOWN)
+"""The roles that write the residual stream; the others read it behind an RMSNorm."""
+
+
+def site_similarity(
+    pair: BasePair, source: Site, target: Site, residual: AxisPlan
+) -> UnitSimilarity:
+    """Compare the units inside two blocks by one module's weights.
+
+    The units are the rows of an input projection, with the gain of the RMSNorm in front folded
+    in, or the columns of an output projection. The source's weights are
+    carried over to the target's residual stream first.
+
+    Args:
+        pair: The base models.
+        source: A module of the source.
+        target: The module of the same role in the target.
+        residual: Which of the two residual streams' dimensions correspond.
+
+    Raises:
+        ModelError: a weight cannot be read.
+    """
+    theirs = _units(pair.target, target, pair.device)
+    return UnitSimilarity.of(residual.input(_units(pair.source, source, pair.device)), theirs)
+
+
+def _units(
+    model: StreamedWeights, site: Site, device: torch.device
+) -> Float[Tensor, "units width"]:
+    weight = model.weight(site).to(device, torch.float32)
+    gain = model.input_gain(site)
+    return weight.mT if gain is None else weight * gain.to(device)
+
+
+def rope_plan(
+    source: Float[Tensor, " source_pairs"], target: Float[Tensor, " target_pairs"]
+) -> AxisPlan:
+    """Match the dimensions of a head of queries and keys under rotary position embeddings.
+
+    The i-th and the (i + dims / 2)-th dimension turn together at the i-th frequency, so that a
+    permutation across frequencies would change what attention computes: each pair is matched
+    to one of about its own frequency. Heads of the same width are matched dimension by
+    dimension, whatever their base frequencies.
+
+    Args:
+        source: Logarithms of the frequencies of the source's pairs.
+        target: Those of the target's.
+    """
+    # Squares, under which the best assignment between two lists of one length keeps their order.
+    gaps = (source[:, None] - target).square()
+    pairs = best_assignment(-gaps)
+    return AxisPlan(torch.kron(torch.eye(2), pairs))
+
+
+def log_frequencies(config: PretrainedConfig, layer: int, dims: int) -> Float[Tensor, " pairs"]:
+    """Return the logarithms of a layer's rotary frequencies, ``-(2 i / dims) log(theta)``.
+
+    What stretches frequencies for long contexts is left out.
+
+    Args:
+        config: The model's config.
+        layer: Counted from 0.
+        dims: Width of a head.
+    """
+    steps = torch.arange(dims // 2, dtype=torch.float64)
+    return -2 * steps / dims * math.log(rope_theta(config, layer))
+
 
 _TOLERANCE = 1e-12
 
@@ -266,7 +292,7 @@ class GroupPair:
 
 @dataclass(frozen=True, eq=False)
 class GroupFit:
-    """What coordinate descent reached for a pair of groups.
+    """The result of coordinate descent for a pair of groups.
 
     Attributes:
         heads: Which query heads correspond.
@@ -283,7 +309,7 @@ class GroupFit:
 
 @dataclass(frozen=True, eq=False)
 class CoordinateDescent:
-    """Matches heads and value dimensions in turn, each given the other, until nothing is won.
+    """Matches heads and value dimensions in turn, each given the other, until nothing is gained.
 
     Source: weight matching, Ainsworth, Hayase and Srinivasa, 2023 (Git Re-Basin), algorithm 1.
 
@@ -319,9 +345,6 @@ class CoordinateDescent:
         return best
 
 
-# Which groups, heads and head dimensions of two attention blocks correspond.
-
-
 def head_axes(
     similarity: Mapping[Role, UnitSimilarity],
     source: HeadShape,
@@ -346,8 +369,18 @@ def head_axes(
     Returns:
         The axis that q, k and v write inside the block, and that o reads.
     """
+
+    def part(role: Role, ours: int, theirs: int) -> UnitSimilarity:
+        return similarity[role].block(source.rows(role, ours), target.rows(role, theirs))
+
     pairs = [
-        [_group_pair(similarity, source, i, target, j, rope) for j in range(target.groups)]
+        [
+            GroupPair(
+                *(part(Role.Q, i, j), part(Role.K, i, j), part(Role.V, i, j), part(Role.O, i, j)),
+                rope,
+            )
+            for j in range(target.groups)
+        ]
         for i in range(source.groups)
     ]
     fits = [[descent.fit(pair) for pair in row] for row in pairs]
@@ -373,21 +406,6 @@ def head_axes(
     return axes
 
 
-def _group_pair(
-    similarity: Mapping[Role, UnitSimilarity],
-    source: HeadShape,
-    group: int,
-    target: HeadShape,
-    other: int,
-    rope: AxisPlan,
-) -> GroupPair:
-    def part(role: Role) -> UnitSimilarity:
-        rows, columns = source.rows(role, group), target.rows(role, other)
-        return similarity[role].block(rows, columns)
-
-    return GroupPair(part(Role.Q), part(Role.K), part(Role.V), part(Role.O), rope)
-
-
 def _joined(groups: Float[Tensor, "ours theirs"], blocks: list[list[Tensor]]) -> AxisPlan:
     """Return the plan of all rows: each pair of groups' own, by the weight of the pair."""
     rows = [
@@ -397,56 +415,18 @@ def _joined(groups: Float[Tensor, "ours theirs"], blocks: list[list[Tensor]]) ->
     return AxisPlan(torch.cat(rows))
 
 
-# Which dimensions of two models' queries and keys turn at about the same frequency.
-
-
-def rope_plan(
-    source: Float[Tensor, " source_pairs"], target: Float[Tensor, " target_pairs"]
-) -> AxisPlan:
-    """Match the dimensions of a head of queries and keys under rotary position embeddings.
-
-    The i-th and the (i + dims / 2)-th dimension turn together at the i-th frequency, so that a
-    permutation across frequencies would change what attention computes: each pair is matched
-    to one of about its own frequency. Heads of the same width are matched dimension by
-    dimension, whatever their base frequencies.
-
-    Args:
-        source: Logarithms of the frequencies of the source's pairs.
-        target: Those of the target's.
-    """
-    # Squares, under which the best assignment between two lists of one length keeps their order.
-    gaps = (source[:, None] - target).square()
-    pairs = best_assignment(-gaps)
-    return AxisPlan(torch.kron(torch.eye(2), pairs))
-
-
-def log_frequencies(config: PretrainedConfig, layer: int, dims: int) -> Float[Tensor, " pairs"]:
-    """Return the logarithms of a layer's rotary frequencies, ``-(2 i / dims) log(theta)``.
-
-    What stretches frequencies for long contexts is left out.
-
-    Args:
-        config: The model's config.
-        layer: Counted from 0.
-        dims: Width of a head.
-    """
-    steps = torch.arange(dims // 2, dtype=torch.float64)
-    return -2 * steps / dims * math.log(rope_theta(config, layer))
-
-
-# The axes inside one layer of the source and one of the target, matched when they are needed.
-
 _MLP = (Role.GATE, Role.UP, Role.DOWN)
 _ATTENTION = (Role.Q, Role.K, Role.V, Role.O)
 
 
+@dataclass(frozen=True, eq=False)
 class LayerAxes:
     """The units of the MLP, and the heads of attention, of two paired layers.
 
     Only the blocks that are asked for are matched. One weight of each model is in memory at a
     time, and the similarities of the block at hand.
 
-    Args:
+    Attributes:
         pair: The base models.
         source: The source's layer.
         target: The target's layer.
@@ -456,53 +436,43 @@ class LayerAxes:
         sweeps: Of coordinate descent at most.
     """
 
-    def __init__(
-        self,
-        pair: BasePair,
-        source: int,
-        target: int,
-        residual: AxisPlan,
-        align: Aligner,
-        seed: int,
-        sweeps: int,
-    ) -> None:
-        self._pair, self._layers, self._residual = pair, (source, target), residual
-        self._align, self._seed, self._sweeps = align, seed, sweeps
-
-    @property
-    def layers(self) -> tuple[int, int]:
-        """The source's layer and the target's."""
-        return self._layers
+    pair: BasePair
+    source: int
+    target: int
+    residual: AxisPlan
+    align: Aligner
+    seed: int
+    sweeps: int
 
     def inside(self, role: Role) -> Axis:
-        """Return the axis that a module writes if it reads the residual stream, else reads."""
+        """Return the axis that an input projection writes, or an output projection reads."""
         return self._units if role in _MLP else self._heads[role]
 
     @cached_property
     def _units(self) -> Axis:
         """The MLP's units: one permutation, without signs, as the gate is no odd function."""
         similarity = reduce(add, (self._similarity(role) for role in _MLP))
-        plan = self._align(similarity)
+        plan = self.align(similarity)
         objective = float((plan.weights * similarity.inner).sum())
         return Axis(plan, plan.statistics(similarity) | {"objective": objective})
 
     @cached_property
     def _heads(self) -> dict[Role, Axis]:
-        source = HeadShape.of(self._pair.source.config)
-        target = HeadShape.of(self._pair.target.config)
+        models = self.pair.source, self.pair.target
+        source, target = (HeadShape.of(model.config) for model in models)
         rope = rope_plan(
-            log_frequencies(self._pair.source.config, self._layers[0], source.dims),
-            log_frequencies(self._pair.target.config, self._layers[1], target.dims),
+            log_frequencies(models[0].config, self.source, source.dims),
+            log_frequencies(models[1].config, self.target, target.dims),
         )
-        generator = torch.Generator().manual_seed(self._seed)
+        generator = torch.Generator().manual_seed(self.seed)
         return head_axes(
             {role: self._similarity(role) for role in _ATTENTION},
             source,
             target,
-            AxisPlan(rope.joint.to(self._pair.device)),
-            CoordinateDescent(self._align, self._sweeps, generator),
+            AxisPlan(rope.joint.to(self.pair.device)),
+            CoordinateDescent(self.align, self.sweeps, generator),
         )
 
     def _similarity(self, role: Role) -> UnitSimilarity:
-        source, target = (Site(layer, role) for layer in self._layers)
-        return site_similarity(self._pair, source, target, self._residual)
+        source, target = Site(self.source, role), Site(self.target, role)
+        return site_similarity(self.pair, source, target, self.residual)

@@ -94,11 +94,11 @@ def test_the_checkpoint_of_another_pair_is_refused(ports: Ports) -> None:
     checkpoint = ports.fitted("transport")
     message = ports.refused(f"ckpt={checkpoint}", "pair.target.name=pico/other")
     assert "was fitted for pico/source and pico/target" in message
-    assert "the target of pair=local is pico/other" in message
+    assert "the target of this pair is pico/other" in message
     assert "python train.py" in message
     models = ports.workspace.root / "models"
     message = ports.refused(f"ckpt={checkpoint}", f"pair.target.path={models / 'source'}")
-    assert "the target of pair=local is pico/target, with modules of other shapes" in message
+    assert "the target of this pair is pico/target, with modules of other shapes" in message
 
 
 def test_without_a_checkpoint_the_command_to_train_is_named(ports: Ports) -> None:

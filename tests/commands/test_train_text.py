@@ -12,7 +12,7 @@ from loraport.adapters import read_adapter
 from loraport.evaluation.records import Results
 from loraport.mappers import load_mapper
 from loraport.mappers.cast import CastMapper
-from loraport.mappers.from_text import LinearCorpusMapper
+from loraport.mappers.linear_text import LinearTextMapper
 from loraport.models.statistics import StatisticsStore
 
 from .conftest import HELD_OUT, Command, Outcome, Workspace
@@ -197,13 +197,13 @@ class TestStopped:
         assert trains.call("transport", *small, f"paths.cache={root / 'c'}").code == 0
         whole = trains.checkpoint["mapper_state"]
         added: list[int] = []
-        inner = LinearCorpusMapper.gather
+        inner = LinearTextMapper.gather
 
-        def add(mapper: LinearCorpusMapper, *given: Any) -> None:
+        def add(mapper: LinearTextMapper, *given: Any) -> None:
             added.append(1)
             inner(mapper, *given)
 
-        monkeypatch.setattr(LinearCorpusMapper, "gather", add)
+        monkeypatch.setattr(LinearTextMapper, "gather", add)
         often = partial(StatisticsStore, seconds=0.0)
         monkeypatch.setattr("loraport.commands.train.StatisticsStore", often)
         assert trains.call("transport", *small, f"paths.cache={root / 'd'}").code == 0
@@ -212,7 +212,7 @@ class TestStopped:
         added.clear()
         trains.folder = trains.folder.with_name("again")
         with monkeypatch.context() as patch:
-            self.stop_after(patch, LinearCorpusMapper, 3)
+            self.stop_after(patch, LinearTextMapper, 3)
             end = trains.call("transport", *small, "hydra.run.dir=again")
         assert end.code == 130, end.err
         assert not (trains.folder / "mapper.ckpt").exists()

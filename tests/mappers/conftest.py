@@ -260,7 +260,7 @@ def fit_on_text(tmp_path: Path) -> Callable[..., Path]:
             batch_tokens=1024,
             ends=AllEnds(),
         )
-        mapper.use(models, pairing or LayerPairing.one_to_one(layers, depth), store)
+        mapper.learn_from(models, pairing or LayerPairing.one_to_one(layers, depth), store)
         trainer = Trainer(
             accelerator="cpu",
             max_epochs=max_epochs,

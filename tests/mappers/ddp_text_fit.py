@@ -58,7 +58,7 @@ def main(folder: str, checkpoint: str, devices: str) -> None:
     )
     # One strong ridge: the solve of a weak one magnifies what sums in another order round to.
     mapper = TransportMapper(strengths=[0.1])
-    mapper.use(ModelPair(source, target), LayerPairing.one_to_one(2, (0, 0, 1)))
+    mapper.learn_from(ModelPair(source, target), LayerPairing.one_to_one(2, (0, 0, 1)))
     trainer.fit(mapper, datamodule=data)
     trainer.save_checkpoint(checkpoint, weights_only=True)
 

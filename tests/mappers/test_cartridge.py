@@ -33,7 +33,7 @@ def head(width: int, out: int, hidden: int, seed: int) -> ProjectionHead:
 
 
 def cartridge_of(source: BaseModel, target: BaseModel, hidden: int, feeds: int = 1) -> Cartridge:
-    """Of q and v in every target layer, which share a reader, from one or two source layers."""
+    """Of q and v in every target layer, which share an input projection."""
     sites = []
     kept: dict[str, Tensor] = {}
     for layer in range(target.sites.layers):
@@ -46,7 +46,7 @@ def cartridge_of(source: BaseModel, target: BaseModel, hidden: int, feeds: int =
                 for role in ROLES
             }
             (_, in_s), (_, in_t) = shapes[Role.Q]
-            reader = head(in_t, in_s, hidden, 10 * layer + origin)
+            into = head(in_t, in_s, hidden, 10 * layer + origin)
             for role, ((out_s, _), (out_t, _)) in shapes.items():
                 seed = 100 * layer + 10 * origin + ROLES.index(role)
                 module_name = Site(origin, role).module_name
@@ -56,7 +56,7 @@ def cartridge_of(source: BaseModel, target: BaseModel, hidden: int, feeds: int =
                         Site(origin, role),
                         Site(layer, role),
                         1.0 if feeds == 1 else 0.25 + 0.5 * origin,
-                        reader,
+                        into,
                         head(out_s, out_t, hidden, seed + 5),
                         # One tensor for all that it feeds, as a mapper has it.
                         kept.setdefault(module_name, module.weight.detach().clone()),
@@ -77,18 +77,18 @@ def logits(base: BaseModel) -> Tensor:
         return base.network(input_ids=IDS).logits
 
 
-def test_it_is_the_difference_of_what_the_writer_makes(cartridge: Cartridge) -> None:
+def test_it_is_the_difference_of_what_the_output_projection_makes(cartridge: Cartridge) -> None:
     target = Site(1, Role.V)
     x = drawn(7, 48, seed=3)
     acting = cartridge.acts_at()[target]
     assert [(site.source.layer, site.weight) for site in acting] == [(0, 0.25), (1, 0.75)]
-    expected = torch.zeros(7, acting[0].writer.skip.out_features)
+    expected = torch.zeros(7, acting[0].output_projection.skip.out_features)
     for site in acting:
         # A site keeps the adapter's scale in its B.
-        read = site.reader(x)
+        read = site.input_projection(x)
         before = read @ site.module_weight.mT + site.module_bias
         after = before + (site.B @ (site.A @ read.mT)).mT
-        expected += site.weight * (site.writer(after) - site.writer(before))
+        expected += site.weight * (site.output_projection(after) - site.output_projection(before))
     torch.testing.assert_close(cartridge.change(target, x), expected, rtol=1e-5, atol=1e-5)
     assert expected.abs().max() > 0.1
 
@@ -97,12 +97,12 @@ def test_the_scale_of_the_update_counts_once(
     pico_source: BaseModel, pico_target: BaseModel
 ) -> None:
     update = LowRank(drawn(2, 5), drawn(3, 2, seed=1), 0.5)
-    reader, writer = head(4, 5, 0, 1), head(3, 6, 0, 2)
+    into, out = head(4, 5, 0, 1), head(3, 6, 0, 2)
     one = CartridgeSite(
-        Site(0, Role.Q), Site(0, Role.Q), 2.0, reader, writer, drawn(3, 5), drawn(3), update
+        Site(0, Role.Q), Site(0, Role.Q), 2.0, into, out, drawn(3, 5), drawn(3), update
     )
     x = drawn(8, 4, seed=9)
-    expected = 2 * reader(x) @ update.dense().mT @ writer.skip.weight.mT
+    expected = 2 * into(x) @ update.dense().mT @ out.skip.weight.mT
     torch.testing.assert_close(one(x), expected, rtol=1e-4, atol=1e-5)
 
 
@@ -112,8 +112,8 @@ def test_with_linear_heads_it_is_the_lora_between_them(
     linear = cartridge_of(pico_source, pico_target, hidden=0)
     updates = {}
     for target, (site,) in linear.acts_at().items():
-        site.reader.skip.bias.zero_()
-        m, n = site.reader.skip.weight, site.writer.skip.weight
+        site.input_projection.skip.bias.zero_()
+        m, n = site.input_projection.skip.weight, site.output_projection.skip.weight
         updates[target] = LowRank(site.A @ m, n @ site.B)
     with attached(pico_target.network, LoraAdapter(updates, pico_target.name)):
         expected = logits(pico_target)
@@ -174,15 +174,18 @@ def test_a_saved_one_comes_back_to_the_bit(
     assert one.read_bytes() == other.read_bytes()
 
 
-def test_sites_of_one_layer_share_a_reader_also_in_the_file(
+def test_sites_of_one_layer_share_an_input_projection_also_in_the_file(
     cartridge: Cartridge, tmp_path: Path
 ) -> None:
     cartridge.save(tmp_path / "made")
     for made in (cartridge, load_cartridge(tmp_path / "made")):
         acts_at = made.acts_at()
         q, v = (acts_at[Site(2, role)] for role in ROLES)
-        assert [a.reader is b.reader for a, b in zip(q, v, strict=True)] == [True, True]
-        assert q[0].reader is not q[1].reader
+        assert [a.input_projection is b.input_projection for a, b in zip(q, v, strict=True)] == [
+            True,
+            True,
+        ]
+        assert q[0].input_projection is not q[1].input_projection
     (file,) = (tmp_path / "made").iterdir()
     weights = sum(p.numel() for p in cartridge.parameters()) + sum(
         b.numel() for b in dict(cartridge.named_buffers(remove_duplicate=False)).values()
@@ -230,7 +233,7 @@ def damage_wiring(file: Path) -> None:
 
 def damage_format(file: Path) -> None:
     content = file.read_bytes()
-    told = b'\\"format\\": 1'
+    told = b'\\"format\\": 2'
     assert told in content
     file.write_bytes(content.replace(told, b'\\"format\\": 9'))
 
@@ -281,37 +284,27 @@ LABEL = "target.0.q.input"
 WIDTH, OUT, RANK = 8, 7, 2
 
 
-def head_cartridge_export(width: int, out: int, hidden: int, seed: int) -> ProjectionHead:
-    made = ProjectionHead(width, out, hidden, torch.Generator().manual_seed(seed))
-    made.start(drawn(out, width, seed=seed) / width**0.5, torch.zeros(out))
-    if made.outer is not None:
-        made.outer.weight.data = drawn(out, hidden, seed=seed + 1)
-    return made
-
-
-def cartridge_cartridge_export(hidden: int) -> Cartridge:
+def one_site(hidden: int) -> Cartridge:
     update = LowRank(drawn(RANK, 6, seed=1), drawn(5, RANK, seed=2), 0.5)
-    site = CartridgeSite(
-        *(
-            SITE,
-            SITE,
-            1.0,
-            head_cartridge_export(WIDTH, 6, hidden, 3),
-            head_cartridge_export(5, OUT, hidden, 5),
-        ),
-        *(drawn(5, 6, seed=7), drawn(5, seed=8), update),
-    )
-    return Cartridge("pico/target", [site])
+    heads = head(WIDTH, 6, hidden, 3), head(5, OUT, hidden, 5)
+    for projection in heads:
+        projection.skip.bias.data.zero_()  # a LoRA holds no constant part
+        if projection.outer is not None:
+            projection.outer.weight.data *= hidden**0.5
+    module = drawn(5, 6, seed=7), drawn(5, seed=8)
+    return Cartridge("pico/target", [CartridgeSite(SITE, SITE, 1.0, *heads, *module, update)])
 
 
 TRAIN, HELD_OUT = {LABEL: drawn(3000, WIDTH, seed=11)}, {LABEL: drawn(700, WIDTH, seed=12)}
 
 
 def test_a_linear_one_is_exported_exactly() -> None:
-    linear = cartridge_cartridge_export(0)
+    linear = one_site(0)
     made, facts = exported(linear, TRAIN, HELD_OUT, RANK)
     (site,) = linear.acts_at()[SITE]
-    expected = site.writer.skip.weight @ site.B @ site.A @ site.reader.skip.weight
+    expected = (
+        site.output_projection.skip.weight @ site.B @ site.A @ site.input_projection.skip.weight
+    )
     torch.testing.assert_close(made[SITE].dense(), expected, rtol=1e-4, atol=1e-4)
     assert facts["0.q"]["r2"] == pytest.approx(1, abs=1e-6)
     assert facts["0.q"]["lost"] == pytest.approx(0, abs=1e-6)
@@ -319,7 +312,7 @@ def test_a_linear_one_is_exported_exactly() -> None:
 
 
 def test_what_a_nonlinear_one_loses_is_measured_on_held_out_rows() -> None:
-    bent = cartridge_cartridge_export(6)
+    bent = one_site(6)
     made, facts = exported(bent, TRAIN, HELD_OUT, 4)
     with torch.no_grad():
         change = bent.change(SITE, HELD_OUT[LABEL])
@@ -331,7 +324,7 @@ def test_what_a_nonlinear_one_loses_is_measured_on_held_out_rows() -> None:
 
 
 def test_at_full_rank_it_is_least_squares() -> None:
-    bent = cartridge_cartridge_export(6)
+    bent = one_site(6)
     made, facts = exported(bent, TRAIN, HELD_OUT, OUT)
     with torch.no_grad():
         change = bent.change(SITE, TRAIN[LABEL]).numpy()
@@ -341,8 +334,5 @@ def test_at_full_rank_it_is_least_squares() -> None:
 
 
 def test_a_lower_rank_loses_more() -> None:
-    lost = [
-        exported(cartridge_cartridge_export(6), TRAIN, HELD_OUT, rank)[1]["0.q"]["lost"]
-        for rank in (1, 2, 5)
-    ]
+    lost = [exported(one_site(6), TRAIN, HELD_OUT, rank)[1]["0.q"]["lost"] for rank in (1, 2, 5)]
     assert lost[0] > lost[1] > lost[2]

@@ -1,23 +1,19 @@
-"""One contract for every mapper that is trained on generic text, found by its YAML."""
+"""What holds beyond the contract for every mapper that is trained on generic text."""
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
-import torch
-from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning import Trainer
 
 from loraport.adapters import LoraAdapter, Role, Site, relative_error
 from loraport.alignment.layer_matching import LayerPairing
-from loraport.evaluation.records import plain
 from loraport.exceptions import AdapterError, ConfigurationError
 from loraport.mappers import load_mapper
 from loraport.mappers.from_text import CorpusMapper, ModelPair
+from loraport.mappers.transport import TransportMapper
 from loraport.models import BaseModel
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "mapper"
@@ -26,9 +22,8 @@ NAMES = sorted(
 )
 # How far from the adapter itself a mapper between a model and itself ends: what its ridge shrinks.
 SAME_MODEL_ERROR = {"adjoint_transport": 0.02, "procrustes": 1e-4, "transport": 0.02}
-# Exceptions, by name. Heads with an MLP, here after a single epoch, and made linear on text:
+# Heads with an MLP, here after a single epoch, and made linear on text:
 SAME_MODEL_ERROR["cast"] = 0.1
-NOT_LINEAR = {"cast"}
 
 pytestmark = [
     # The aligned batches are in memory already.
@@ -38,13 +33,6 @@ pytestmark = [
     # One that streams rows from disk knows how many batches they are.
     pytest.mark.filterwarnings("ignore:.*`IterableDataset` has `__len__` defined.*"),
 ]
-
-
-class Fitted(NamedTuple):
-    """A fitted mapper, and what it was saved to."""
-
-    mapper: CorpusMapper
-    checkpoint: Path
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +54,7 @@ def built(recipe: Callable[..., object]) -> Callable[..., CorpusMapper]:
 
 
 @pytest.fixture(scope="module")
-def fits() -> dict[str, Fitted]:
+def fits() -> dict[str, CorpusMapper]:
     """What has been fitted already: most tests look at the same fit."""
     return {}
 
@@ -76,14 +64,15 @@ def fitted(
     built: Callable[..., CorpusMapper],
     fit_on_text: Callable[..., Path],
     models: ModelPair,
-    fits: dict[str, Fitted],
-) -> Callable[[str], Fitted]:
+    fits: dict[str, CorpusMapper],
+) -> Callable[[str], CorpusMapper]:
     """Fit a mapper as its YAML says, once."""
 
-    def make(name: str) -> Fitted:
+    def make(name: str) -> CorpusMapper:
         if name not in fits:
             mapper = built(name)
-            fits[name] = Fitted(mapper, fit_on_text(mapper, models))
+            fit_on_text(mapper, models)
+            fits[name] = mapper
         return fits[name]
 
     return make
@@ -94,107 +83,14 @@ def adapter(random_adapter: Callable[..., LoraAdapter], models: ModelPair) -> Lo
     return random_adapter(models.source, roles=(Role.Q, Role.V))
 
 
-def test_every_yaml_is_found() -> None:
-    assert {"adjoint_transport", "procrustes", "transport"} <= set(NAMES)
-
-
 @pytest.mark.parametrize("name", NAMES)
-class TestCorpusMapperContract:
-    def test_every_site_is_mapped(
-        self,
-        name: str,
-        fitted: Callable[[str], Fitted],
-        models: ModelPair,
-        adapter: LoraAdapter,
-    ) -> None:
-        mapper = fitted(name).mapper
-        assert mapper.data_access == "generic text"
-        result = mapper.map(adapter)
-        expected = {
-            site: shape
-            for site, shape in models.target.sites.shapes.items()
-            if site.role in (Role.Q, Role.V)
-        }
-        assert {site: update.shape for site, update in result.items()} == expected
-        assert result.base_model == models.target.name
-        assert min(update.norm() for update in result.values()) > 0
-
-    def test_gauge_of_the_factors_does_not_matter(
-        self,
-        name: str,
-        fitted: Callable[[str], Fitted],
-        adapter: LoraAdapter,
-        regauged: Callable[[LoraAdapter, int], LoraAdapter],
-    ) -> None:
-        mapper = fitted(name).mapper
-        assert not mapper.gauge_dependent
-        again = mapper.map(regauged(adapter, 5))
-        assert relative_error(again, mapper.map(adapter)) < 1e-4
-
-    def test_it_is_linear_in_the_update(
-        self, name: str, fitted: Callable[[str], Fitted], adapter: LoraAdapter
-    ) -> None:
-        if name in NOT_LINEAR:
-            pytest.skip("not linear in the update")
-        mapper = fitted(name).mapper
-        doubled = mapper.map(adapter.map(lambda update: update.scaled(-2.0)))
-        expected = mapper.map(adapter).map(lambda update: update.scaled(-2.0))
-        assert relative_error(doubled, expected) < 1e-5
-
-    def test_loaded_from_its_checkpoint_it_maps_to_the_same_bits(
-        self,
-        name: str,
-        fitted: Callable[[str], Fitted],
-        adapter: LoraAdapter,
-    ) -> None:
-        mapper, checkpoint = fitted(name)
-        saved = torch.load(checkpoint, weights_only=True)
-        assert not [key for key in saved["state_dict"] if "layers" in key]
-        loaded = load_mapper(checkpoint)
-        assert isinstance(loaded, CorpusMapper)
-        assert type(loaded) is type(mapper)
-        assert loaded.map(adapter).content_hash() == mapper.map(adapter).content_hash()
-        assert loaded.report() == mapper.report()
-        assert dict(loaded.hparams) == dict(mapper.hparams)
-
-    def test_training_again_gives_the_same_bits(
-        self,
-        name: str,
-        fitted: Callable[[str], Fitted],
-        built: Callable[..., CorpusMapper],
-        fit_on_text: Callable[..., Path],
-        models: ModelPair,
-        adapter: LoraAdapter,
-    ) -> None:
-        again = built(name)
-        fit_on_text(again, models)
-        expected = fitted(name).mapper.map(adapter)
-        assert again.map(adapter).content_hash() == expected.content_hash()
-
-    def test_unfitted_it_says_so(
-        self,
-        name: str,
-        built: Callable[..., CorpusMapper],
-        adapter: LoraAdapter,
-        tmp_path: Path,
-    ) -> None:
-        mapper = built(name)
-        assert not mapper.fitted
-        with pytest.raises(RuntimeError, match=r"Mapper has seen no text yet: train it first"):
-            mapper.map(adapter)
-        with pytest.raises(RuntimeError, match=r"Mapper has no base models yet: call use\("):
-            mapper.models  # noqa: B018
-        trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
-        trainer.strategy.connect(mapper)
-        trainer.save_checkpoint(tmp_path / "unfitted.ckpt", weights_only=True)
-        assert not load_mapper(tmp_path / "unfitted.ckpt").fitted
-
+class TestCorpusMappers:
     @pytest.mark.parametrize("case", ["role", "target", "layer"])
     def test_adapter_that_does_not_fit_is_refused_by_name(
         self,
         name: str,
         case: str,
-        fitted: Callable[[str], Fitted],
+        fitted: Callable[[str], CorpusMapper],
         models: ModelPair,
         adapter: LoraAdapter,
         random_adapter: Callable[..., LoraAdapter],
@@ -216,14 +112,7 @@ class TestCorpusMapperContract:
             ),
         }[case]
         with pytest.raises(AdapterError, match=message):
-            fitted(name).mapper.map(wrong)
-
-    def test_report_is_plain(
-        self, name: str, fitted: Callable[[str], Fitted], adapter: LoraAdapter
-    ) -> None:
-        mapper = fitted(name).mapper
-        mapper.map(adapter)
-        json.dumps(plain(mapper.report()))
+            fitted(name).map(wrong)
 
     def test_a_model_and_itself_give_the_adapter_back(
         self,
@@ -237,18 +126,16 @@ class TestCorpusMapperContract:
         fit_on_text(mapper, ModelPair(models.source, models.source))
         assert relative_error(mapper.map(adapter), adapter) < SAME_MODEL_ERROR[name]
 
-    def test_unknown_role_is_refused(self, name: str, built: Callable[..., CorpusMapper]) -> None:
-        with pytest.raises(InstantiationException) as raised:
-            built(name, "mapper.roles=[z]")
-        cause = raised.value.__cause__
-        assert isinstance(cause, ConfigurationError)
-        assert str(cause).startswith("mapper.roles is ['z']; it takes one or more of q, k, v, o")
-
     def test_report_is_of_every_site(
-        self, name: str, fitted: Callable[[str], Fitted], adapter: LoraAdapter
+        self,
+        name: str,
+        fitted: Callable[[str], CorpusMapper],
+        models: ModelPair,
+        adapter: LoraAdapter,
     ) -> None:
-        mapper = fitted(name).mapper
+        mapper = fitted(name)
         result = mapper.map(adapter)
+        assert list(result) == list(models.target.sites.of_roles((Role.Q, Role.V)))
         report = mapper.report()
         assert list(report["sites"]) == [site.label for site in result]
         assert report["dropped_sites"] == []
@@ -275,3 +162,19 @@ class TestCorpusMapperContract:
         first = {site: adapter[site] for site in adapter if site.layer == 0}
         with pytest.raises(AdapterError, match=r"only layers \[0\], none of which .* layers \[1\]"):
             mapper.map(replace(adapter, sites=first))
+
+
+@pytest.mark.parametrize("roles", [["z"], []])
+def test_unknown_roles_are_refused(roles: list[str]) -> None:
+    with pytest.raises(ConfigurationError, match=r"roles is .*; it takes one or more of q, "):
+        TransportMapper(roles=roles)
+
+
+def test_an_unfitted_checkpoint_is_no_fitted_mapper(tmp_path: Path) -> None:
+    mapper = TransportMapper()
+    with pytest.raises(RuntimeError, match=r"Mapper has no base models yet: call learn_from\("):
+        mapper.models  # noqa: B018
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    trainer.strategy.connect(mapper)
+    trainer.save_checkpoint(tmp_path / "unfitted.ckpt", weights_only=True)
+    assert not load_mapper(tmp_path / "unfitted.ckpt").fitted

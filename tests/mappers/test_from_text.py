@@ -10,7 +10,8 @@ from loraport.adapters import LoraAdapter, LowRank, Role, Site
 from loraport.alignment.layer_matching import LayerPairing
 from loraport.alignment.linear_maps import HeldOutError
 from loraport.exceptions import AdapterError
-from loraport.mappers.from_text import FittedMaps, ModelPair, Reader, RelativeNorms, Writer
+from loraport.mappers.from_text import ModelPair
+from loraport.mappers.linear_text import FittedMaps, InputProjection, OutputProjection, WeightNorms
 from loraport.mappers.transport import TransportMapper
 from loraport.models import BaseModel
 
@@ -37,19 +38,21 @@ def carrier(models: ModelPair) -> Callable[..., TransportMapper]:
 
     def make(**options: object) -> TransportMapper:
         mapper = TransportMapper(roles=["v"], **options)  # type: ignore[arg-type]
-        mapper.use(models, PAIRING)
-        readers, writers = {}, {}
+        mapper.learn_from(models, PAIRING)
+        inputs, outputs = {}, {}
         sizes = [m.sites.shapes[Site(0, Role.V)] for m in (models.source, models.target)]
         (out_s, in_s), (out_t, in_t) = sizes
         for target, feeds in mapper.described.feeds().items():
             for source, _ in feeds:
                 seed = 10 * source.layer + target.layer
                 error = HeldOutError((0.25 + source.layer) * torch.eye(in_s), torch.eye(in_s))
-                inputs = Site(source.layer, Role.Q), Site(target.layer, Role.Q)
-                readers[inputs] = Reader(drawn(in_s, in_t, seed=seed), 0.1, error.r2, error)
-                writers[source, target] = Writer(drawn(out_t, out_s, seed=seed), None, 0.5)
-        mapper.maps = FittedMaps(readers, writers)
-        mapper.norms = RelativeNorms.of(models.source, models.target, mapper.described.feeds())
+                shared = Site(source.layer, Role.Q), Site(target.layer, Role.Q)
+                inputs[shared] = InputProjection(drawn(in_s, in_t, seed=seed), 0.1, error.r2, error)
+                outputs[source, target] = OutputProjection(
+                    drawn(out_t, out_s, seed=seed), None, 0.5
+                )
+        mapper.maps = FittedMaps(inputs, outputs)
+        mapper.norms = WeightNorms.of(models.source, models.target, mapper.described)
         return mapper
 
     return make
@@ -57,8 +60,8 @@ def carrier(models: ModelPair) -> Callable[..., TransportMapper]:
 
 def carried(mapper: TransportMapper, update: LowRank, source: int, target: int) -> Tensor:
     pair = Site(source, Role.V), Site(target, Role.V)
-    reader = mapper.maps.readers[Site(source, Role.Q), Site(target, Role.Q)]
-    return mapper.maps.writers[pair].matrix @ update.dense() @ reader.matrix
+    into = mapper.maps.inputs[Site(source, Role.Q), Site(target, Role.Q)]
+    return mapper.maps.outputs[pair].matrix @ update.dense() @ into.matrix
 
 
 def test_updates_are_the_weighted_sums_of_their_feeds(
@@ -103,10 +106,10 @@ def test_gauge_of_the_factors_does_not_change_what_is_left_out(
     regauged: Callable[[LoraAdapter, int], LoraAdapter],
 ) -> None:
     mapper = carrier()
-    for pair, reader in mapper.maps.readers.items():
+    for pair, into in mapper.maps.inputs.items():
         residual = torch.linspace(0, 2, 32).diag()
-        error = HeldOutError(residual, reader.error.covariance)
-        mapper.maps.readers[pair] = Reader(reader.matrix, None, 0.0, error)
+        error = HeldOutError(residual, into.error.covariance)
+        mapper.maps.inputs[pair] = InputProjection(into.matrix, None, 0.0, error)
     found = []
     for given in (adapter, regauged(adapter, 5)):
         mapper.map(given)
@@ -163,4 +166,4 @@ def test_update_of_zeros_stays_zero(
 
 def test_pairing_of_other_models_is_refused(models: ModelPair) -> None:
     with pytest.raises(ValueError, match=r"of \(2, 2\) layers, the models have \(2, 3\)"):
-        TransportMapper().use(models, LayerPairing.one_to_one(2, (0, 1)))
+        TransportMapper().learn_from(models, LayerPairing.one_to_one(2, (0, 1)))

@@ -21,16 +21,16 @@ from loraport.alignment.layer_matching import LayerPairing
 from loraport.alignment.linear_maps import HeldOutError, SplitMoments, TwoSidedRidge
 from loraport.alignment.moments import PairedMoments
 from loraport.data import AllEnds, TextCorpus
+from loraport.mappers.activation_rows import ActivationRows
 from loraport.mappers.from_text import ModelPair, PairFrame
 from loraport.mappers.heads import (
     STRENGTHS,
-    ActivationRows,
     HeadPair,
     Heads,
     ProjectionHead,
     Reconstruction,
-    read_label,
-    written_label,
+    input_label,
+    output_label,
 )
 from loraport.models import BaseModel
 from loraport.models.capture import PairedCapture, activations
@@ -447,23 +447,23 @@ def heads(frame: PairFrame) -> Heads:
     return Heads(frame, hidden=4, both=True, gradients=True, seed=0)
 
 
-def test_every_feed_has_a_writer_and_every_pair_of_inputs_a_reader(
+def test_every_feed_has_an_output_projection_and_every_pair_of_inputs_an_input_projection(
     heads: Heads, frame: PairFrame
 ) -> None:
     assert len(heads.pairs) == 4 * len(ROLES)
-    assert len(heads.writers) == 4 * len(ROLES)
-    assert len(heads.readers) == 4 * 2  # q and v read the same
+    assert len(heads.output_projections) == 4 * len(ROLES)
+    assert len(heads.input_projections) == 4 * 2  # q and v read the same
     q, v, down = ((Site(1, role), Site(2, role)) for role in ROLES)
-    assert heads.reader(*q) is heads.reader(*v)
-    assert heads.reader(*q) is not heads.reader(*down)
-    assert heads.writer(*q) is not heads.writer(*v)
+    assert heads.input_heads(*q) is heads.input_heads(*v)
+    assert heads.input_heads(*q) is not heads.input_heads(*down)
+    assert heads.output_heads(*q) is not heads.output_heads(*v)
     for source, target in heads.pairs:
         (out_s, in_s), (out_t, in_t) = frame.source.shapes[source], frame.target.shapes[target]
-        reader, writer = heads.reader(source, target), heads.writer(source, target)
-        assert tuple(reader.head.skip.weight.shape) == (in_s, in_t)
-        assert tuple(writer.head.skip.weight.shape) == (out_t, out_s)
-        assert reader.back is not None
-        assert tuple(reader.back.skip.weight.shape) == (in_t, in_s)
+        into, out = heads.input_heads(source, target), heads.output_heads(source, target)
+        assert tuple(into.head.skip.weight.shape) == (in_s, in_t)
+        assert tuple(out.head.skip.weight.shape) == (out_t, out_s)
+        assert into.back is not None
+        assert tuple(into.back.skip.weight.shape) == (in_t, in_s)
 
 
 def test_each_space_is_named_once_and_leads_the_right_way(heads: Heads) -> None:
@@ -471,12 +471,12 @@ def test_each_space_is_named_once_and_leads_the_right_way(heads: Heads) -> None:
     assert len(set(labels)) == len(labels) == 8 + 12
     spaces = {space.label: space for space in heads.spaces}
     pair = Site(1, Role.V), Site(2, Role.V)
-    read, written = spaces[read_label(*pair)], spaces[written_label(*pair)]
+    read, written = spaces[input_label(*pair)], spaces[output_label(*pair)]
     assert (read.x, read.y) == ("target.2.q.input", "source.1.q.input")
     assert (written.x, written.y) == ("source.1.v.output", "target.2.v.output")
-    assert (read.gradients, read.read) == (None, True)
+    assert (read.gradients, read.is_input) == (None, True)
     assert written.gradients == ("source.1.v.gradient", "target.2.v.gradient")
-    assert (read.heads, written.heads) == (heads.reader(*pair), heads.writer(*pair))
+    assert (read.heads, written.heads) == (heads.input_heads(*pair), heads.output_heads(*pair))
 
 
 @pytest.mark.parametrize("gradients", [True, False])
@@ -523,8 +523,8 @@ def test_frozen_ones_are_the_same_weights_without_gradients(heads: Heads) -> Non
         assert weight.requires_grad
         assert not other.requires_grad
     pair = Site(1, Role.V), Site(2, Role.V)
-    assert frozen.reader(*pair) is not heads.reader(*pair)
-    assert frozen.reader(*pair) is frozen.reader(Site(1, Role.Q), Site(2, Role.Q))
+    assert frozen.input_heads(*pair) is not heads.input_heads(*pair)
+    assert frozen.input_heads(*pair) is frozen.input_heads(Site(1, Role.Q), Site(2, Role.Q))
 
 
 def test_the_seed_draws_the_mlps(frame: PairFrame) -> None:

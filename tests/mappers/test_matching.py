@@ -12,10 +12,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from loraport.adapters import LoraAdapter, LowRank, Role, Site, relative_error
-from loraport.alignment.permutations import ExactPlan, LinearAssignment, SinkhornPlan
+from loraport.alignment.permutations import ExactPlan, SinkhornPlan
 from loraport.exceptions import ConfigurationError, ModelError
 from loraport.mappers.base import BasePair
-from loraport.mappers.matching import AlignmentMapper, OptimalTransportMapper, RebasinMapper
+from loraport.mappers.matching import OptimalTransportMapper, RebasinMapper
 from loraport.models import ARCHITECTURES, BaseModel, attached
 from loraport.models.streaming import StreamedWeights
 
@@ -119,7 +119,7 @@ def saved(tmp_path: Path) -> Callable[[PreTrainedModel, BaseModel, str], Streame
     return save
 
 
-def ported(mapper: AlignmentMapper, pair: BasePair, adapter: LoraAdapter) -> LoraAdapter:
+def ported(mapper: OptimalTransportMapper, pair: BasePair, adapter: LoraAdapter) -> LoraAdapter:
     mapper.use(pair)
     return mapper.map(adapter)
 
@@ -335,15 +335,6 @@ def test_report_tells_how_it_was_reached(grown, random_adapter):
     assert "sweeps" not in sites["0.up"]
 
 
-def test_yaml_builds_it_with_hard_matching():
-    file = Path(__file__).parents[2] / "conf/mapper/rebasin.yaml"
-    config = OmegaConf.merge({"seed": 3}, OmegaConf.load(file))
-    mapper = instantiate(config.mapper)
-    assert isinstance(mapper, RebasinMapper)
-    assert mapper.align == LinearAssignment()
-    assert (mapper.seed, mapper.data_access) == (3, "weights only")
-
-
 MLP = (Role.GATE, Role.UP, Role.DOWN)
 
 
@@ -374,16 +365,6 @@ def doubled(tmp_path: Path, pico):
     return base, wide, order, BasePair(source, target)
 
 
-def logits_optimal_transport(network, adapter):
-    with torch.no_grad(), attached(network, adapter):
-        return network(torch.arange(3, 53).reshape(2, 25)).logits
-
-
-def ported_optimal_transport(mapper, pair, adapter):
-    mapper.use(pair)
-    return mapper.map(adapter)
-
-
 def test_adapter_acts_alike_where_every_unit_has_two_copies(doubled, random_adapter):
     """Columns that sum to 1 give both copies the unit's update, rows that sum to 1 half its read.
 
@@ -392,29 +373,25 @@ def test_adapter_acts_alike_where_every_unit_has_two_copies(doubled, random_adap
     base, wide, order, pair = doubled
     adapter = random_adapter(base)
     mapper = OptimalTransportMapper()
-    found = ported_optimal_transport(mapper, pair, adapter)
+    found = ported(mapper, pair, adapter)
     for role in (Role.GATE, Role.UP):
         assert torch.equal(found[Site(0, role)].B, adapter[Site(0, role)].B[order])
     down = Site(0, Role.DOWN)
     torch.testing.assert_close(found[down].A, adapter[down].A[:, order] / 2)
-    expected = logits_optimal_transport(base.network, adapter)
-    torch.testing.assert_close(
-        logits_optimal_transport(wide, found), expected, atol=1e-4, rtol=1e-4
-    )
+    expected = logits(base.network, adapter)
+    torch.testing.assert_close(logits(wide, found), expected, atol=1e-4, rtol=1e-4)
     facts = mapper.report()["sites"]["0.gate"]
     assert facts["partners"] == pytest.approx(2)
     assert facts["similarity"] == pytest.approx(1)
-    hard = ported_optimal_transport(RebasinMapper(), pair, adapter)
-    assert (logits_optimal_transport(wide, hard) - expected).abs().max() > 0.01
+    hard = ported(RebasinMapper(), pair, adapter)
+    assert (logits(wide, hard) - expected).abs().max() > 0.01
 
 
 def test_updates_of_two_copies_are_averaged_on_the_way_back(doubled, random_adapter):
     base, _, _, pair = doubled
     adapter = random_adapter(base, roles=MLP)
-    there = ported_optimal_transport(OptimalTransportMapper(), pair, adapter)
-    back = ported_optimal_transport(
-        OptimalTransportMapper(), BasePair(pair.target, pair.source), there
-    )
+    there = ported(OptimalTransportMapper(), pair, adapter)
+    back = ported(OptimalTransportMapper(), BasePair(pair.target, pair.source), there)
     for site, update in adapter.items():
         torch.testing.assert_close(back[site].dense(), update.dense())
 
@@ -424,7 +401,7 @@ def test_regularisation_gives_units_more_partners(doubled, random_adapter):
     partners = []
     for plan in (ExactPlan(), SinkhornPlan(0.1), SinkhornPlan(0.5)):
         mapper = OptimalTransportMapper(plan)
-        found = ported_optimal_transport(mapper, pair, random_adapter(base))
+        found = ported(mapper, pair, random_adapter(base))
         assert all(update.norm() > 0 for update in found.values())
         partners.append(mapper.report()["sites"]["1.down"]["partners"])
     assert partners[0] < partners[1] < partners[2]

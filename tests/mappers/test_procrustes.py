@@ -63,8 +63,8 @@ def test_fewer_tokens_than_dimensions_invent_no_rotation(
     pair = twisted(ROTATION)
     mapper = ProcrustesMapper(rule=Rotated(scaled=False))
     fit_on_text(mapper, pair, tokens=12)
-    for (_, target), reader in mapper.maps.readers.items():
-        values = torch.linalg.svdvals(reader.matrix)
+    for (_, target), into in mapper.maps.inputs.items():
+        values = torch.linalg.svdvals(into.matrix)
         rank = int((values > 1e-4).sum())
         assert rank <= 12, target
         assert torch.allclose(values[:rank], torch.ones(rank), atol=1e-5)
@@ -94,12 +94,12 @@ def test_inputs_and_outputs_have_rotations_of_their_own(
     mapper = ProcrustesMapper(rule=Rotated(scaled=False), roles=["v"])
     fit_on_text(mapper, ModelPair(pico("llama"), pico_target))
     first = Site(0, Role.Q), Site(0, Role.Q)
-    reader = mapper.maps.readers[first].matrix
-    assert reader.shape == (32, 48)
-    assert torch.allclose(reader @ reader.mT, torch.eye(32), atol=1e-4)
-    writer = mapper.maps.writers[Site(0, Role.V), Site(0, Role.V)].matrix
-    assert writer.shape == (12, 16)
-    assert torch.allclose(writer @ writer.mT, torch.eye(12), atol=1e-4)
+    into = mapper.maps.inputs[first].matrix
+    assert into.shape == (32, 48)
+    assert torch.allclose(into @ into.mT, torch.eye(32), atol=1e-4)
+    out = mapper.maps.outputs[Site(0, Role.V), Site(0, Role.V)].matrix
+    assert out.shape == (12, 16)
+    assert torch.allclose(out @ out.mT, torch.eye(12), atol=1e-4)
 
 
 def test_locks_are_off_unless_they_are_switched_on_as_the_yaml_says() -> None:

@@ -1,6 +1,5 @@
-"""One contract for every mapper that needs the base models' weights alone, found by its YAML."""
+"""What holds beyond the contract for every mapper that needs the base models' weights alone."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,8 +7,7 @@ import pytest
 from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
 
-from loraport.adapters import LoraAdapter, Role, Site, relative_error
-from loraport.evaluation.records import plain
+from loraport.adapters import LoraAdapter, Role, Site
 from loraport.exceptions import AdapterError
 from loraport.mappers import BasePair, WeightMapper
 
@@ -49,15 +47,8 @@ def ported(name: str, pair: BasePair, adapter: LoraAdapter) -> tuple[LoraAdapter
     return mapper.map(adapter), mapper
 
 
-def test_every_yaml_is_found() -> None:
-    assert {
-        *("copy", "cross_lora", "rebasin", "optimal_transport"),
-        *("random", "noop"),
-    } <= set(NAMES)
-
-
 @pytest.mark.parametrize("name", NAMES)
-class TestWeightMapperContract:
+class TestWeightMappers:
     @pytest.mark.parametrize("roles", ROLES.values(), ids=ROLES)
     def test_every_paired_site_is_mapped(
         self, name: str, roles: tuple[Role, ...], pair: BasePair, given: Given
@@ -75,40 +66,10 @@ class TestWeightMapperContract:
         result, _ = ported(name, pair, given(pair, (Role.Q, Role.DOWN), rank))
         assert {update.rank for update in result.values()} == {rank}
 
-    def test_gauge_of_the_factors_does_not_matter(
-        self,
-        name: str,
-        pair: BasePair,
-        given: Given,
-        regauged: Callable[[LoraAdapter, int], LoraAdapter],
-    ) -> None:
-        adapter = given(pair)
-        result, mapper = ported(name, pair, adapter)
-        again = mapper.map(regauged(adapter, 5))
-        assert not mapper.gauge_dependent
-        if mapper.acts:
-            assert relative_error(again, result) < 1e-4
-
-    def test_it_is_linear_in_the_update(self, name: str, pair: BasePair, given: Given) -> None:
-        adapter = given(pair)
-        result, mapper = ported(name, pair, adapter)
-        doubled = mapper.map(adapter.map(lambda update: update.scaled(-2.0)))
-        sign = 2.0 if name == "random" else -2.0  # its size is the source's, its sign its own
-        if mapper.acts:
-            assert relative_error(doubled, result.map(lambda u: u.scaled(sign))) < 1e-5
-
-    def test_again_gives_the_same_bits(self, name: str, pair: BasePair, given: Given) -> None:
-        adapter = given(pair)
-        hashes = {ported(name, pair, adapter)[0].content_hash() for _ in range(2)}
-        assert len(hashes) == 1
-
-    def test_report_is_plain_and_of_every_site(
-        self, name: str, pair: BasePair, given: Given
-    ) -> None:
+    def test_report_is_of_every_site(self, name: str, pair: BasePair, given: Given) -> None:
         adapter = given(pair, (Role.K, Role.UP))
         result, mapper = ported(name, pair, adapter)
         report = mapper.report()
-        json.dumps(plain(report))
         assert list(report["sites"]) == [site.label for site in result]
         for label, facts in report["sites"].items():
             site = Site.from_label(label)
@@ -128,10 +89,6 @@ class TestWeightMapperContract:
         assert report["dropped_sites"] == ["1.q"]
         lost = adapter[Site(1, Role.Q)].norm() ** 2 / adapter.norm() ** 2
         assert report["dropped_energy"] == pytest.approx(lost)
-
-    def test_without_models_it_says_so(self, name: str, pair: BasePair, given: Given) -> None:
-        with pytest.raises(RuntimeError, match=r"Mapper has no base models yet: call use"):
-            built(name).map(given(pair))
 
     def test_adapter_of_another_model_is_refused(
         self, name: str, pair: BasePair, given: Given

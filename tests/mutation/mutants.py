@@ -182,8 +182,8 @@ MUTANTS = (
     ),
     mutant(
         "rebasin-permutes-the-wrong-axis",
-        "if source.role in WRITERS:\n            read, written",
-        "if source.role not in WRITERS:\n            read, written",
+        "if source.role in OUTPUT_PROJECTIONS:\n            read, written",
+        "if source.role not in OUTPUT_PROJECTIONS:\n            read, written",
         "test_rebasin.py",
         "test_matching.py",
     ),
@@ -276,8 +276,10 @@ MUTANTS = (
     # CAST
     mutant(
         "cast-writes-the-change-alone",
-        "self.writer(before + change) - self.writer(before)",
-        "self.writer(change) - self.writer(0 * change)",
+        "self.output_projection(before + change)\n"
+        "        return self.weight * (after - self.output_projection(before))",
+        "self.output_projection(change)\n"
+        "        return self.weight * (after - self.output_projection(0 * change))",
         "test_cartridge.py",
         "test_cast.py",
     ),

@@ -1,0 +1,516 @@
+"""Mappers that carry LoRA factors by two linear maps a site, fitted from moments of activations.
+
+With ``x_S ~ M x_T`` between what two modules read and ``dy_T ~ N dy_S`` between what they write,
+the update that does in the target what ``dW_S`` does in the source is ``N dW_S M``: the input
+projection gives ``A_T = A_S M``, the output projection ``B_T = N B_S``. Where several source layers
+feed a target layer their updates are added by weight, ``dW_T = sum_l w_l N_l dW_l M_l``.
+
+In the order of this file: the projections of all sites and what is known of them; the moments from
+which they are solved; and the mapper, which gathers moments in an epoch over text, has a subclass
+solve the maps, and carries adapters.
+"""
+
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple, TypedDict
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ..adapters import LoraAdapter, LowRank, Site, stacked
+from ..alignment.linear_maps import HeldOutError, LinearMap, SplitMoments
+from ..data import AlignedBatch
+from ..exceptions import AdapterError
+from ..models.capture import readings
+from ..models.hooks import Tap, tap_widths
+from ..models.loading import BaseModel
+from ..models.statistics import PairStatistics, RunningTotals, TapPair, layer_blocks
+from .base import Report
+from .from_text import ROLES, CorpusMapper, Feed, PairFrame, SitePair, input_pair
+
+
+@dataclass(frozen=True, eq=False)
+class InputProjection:
+    """The map M of a module's inputs, ``x_S ~ M x_T``.
+
+    Attributes:
+        matrix: M, float32.
+        strength: Of its ridge; None without one.
+        r2: On held-out text.
+        error: What M leaves unexplained, direction by direction.
+    """
+
+    matrix: Float[Tensor, "source target"]
+    strength: float | None
+    r2: float
+    error: HeldOutError
+
+    @classmethod
+    def of(cls, fit: LinearMap) -> "InputProjection":
+        """Keep a map in float32 on the CPU."""
+        error = HeldOutError(_kept(fit.error.residual), _kept(fit.error.covariance))
+        return cls(_kept(fit.matrix), fit.strength, fit.error.r2, error)
+
+
+@dataclass(frozen=True, eq=False)
+class OutputProjection:
+    """The map N of a module's outputs, ``dy_T ~ N dy_S``.
+
+    Attributes:
+        matrix: N, float32.
+        strength: Of its ridge; None without one.
+        r2: On held-out text.
+        gradient_r2: Of the gradients that it carries back, on held-out text; None without any.
+    """
+
+    matrix: Float[Tensor, "target source"]
+    strength: float | None
+    r2: float
+    gradient_r2: float | None = None
+
+    @classmethod
+    def of(cls, fit: LinearMap, gradient_r2: float | None = None) -> "OutputProjection":
+        """Keep a map in float32 on the CPU."""
+        return cls(_kept(fit.matrix), fit.strength, fit.error.r2, gradient_r2)
+
+
+def _kept(matrix: Tensor) -> Tensor:
+    return matrix.to("cpu", torch.float32).contiguous()
+
+
+@dataclass
+class FittedMaps:
+    """The projections of all pairs of sites; modules that share an input share its projection."""
+
+    inputs: dict[SitePair, InputProjection] = field(default_factory=dict)
+    outputs: dict[SitePair, OutputProjection] = field(default_factory=dict)
+
+    def carried(self, update: LowRank, source: Site, target: Site) -> LowRank:
+        """Return ``N B A M`` by its factors, of the update's own rank and scale."""
+        a = update.A.float() @ self.inputs[input_pair(source, target)].matrix
+        return LowRank(a, self.outputs[source, target].matrix @ update.B.float(), update.scale)
+
+    def facts(self, source: Site, target: Site) -> dict[str, float]:
+        """Return what was chosen and measured for a pair of sites."""
+        into, out = self.inputs[input_pair(source, target)], self.outputs[source, target]
+        facts = {
+            "input_r2": into.r2,
+            "output_r2": out.r2,
+            "input_strength": into.strength,
+            "output_strength": out.strength,
+            "gradient_r2": out.gradient_r2,
+        }
+        return {name: value for name, value in facts.items() if value is not None}
+
+    def state(self) -> dict[str, Any]:
+        """Return everything as plain data and tensors."""
+        return {
+            "input_projections": {
+                _label(pair): {
+                    "matrix": into.matrix,
+                    "strength": into.strength,
+                    "r2": into.r2,
+                    "residual": into.error.residual,
+                    "covariance": into.error.covariance,
+                }
+                for pair, into in self.inputs.items()
+            },
+            "output_projections": {
+                _label(pair): dict(vars(out)) for pair, out in self.outputs.items()
+            },
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> "FittedMaps":
+        """Return what :meth:`state` describes."""
+        inputs = {
+            _pair(label): InputProjection(
+                kept["matrix"],
+                kept["strength"],
+                kept["r2"],
+                HeldOutError(kept["residual"], kept["covariance"]),
+            )
+            for label, kept in state["input_projections"].items()
+        }
+        outputs = state["output_projections"].items()
+        return cls(inputs, {_pair(label): OutputProjection(**kept) for label, kept in outputs})
+
+
+def _label(pair: SitePair) -> str:
+    return " ".join(site.label for site in pair)
+
+
+def _pair(label: str) -> SitePair:
+    source, target = label.split()
+    return Site.from_label(source), Site.from_label(target)
+
+
+@dataclass(frozen=True)
+class WeightNorms:
+    """Frobenius norms of the weights of two models, which say how large an update is beside them.
+
+    Attributes:
+        source: Of the source's modules.
+        target: Of the target's.
+    """
+
+    source: Mapping[Site, float]
+    target: Mapping[Site, float]
+
+    @classmethod
+    def of(cls, source: BaseModel, target: BaseModel, frame: PairFrame) -> "WeightNorms":
+        """Measure the target's sites and those of the source that feed them."""
+        feeds = frame.feeds()
+        feeding = {site for found in feeds.values() for site, _ in found}
+        return cls(_norms(source, feeding), _norms(target, feeds))
+
+    def matched(
+        self, update: LowRank, site: Site, adapter: LoraAdapter, feeds: Iterable[Feed]
+    ) -> LowRank:
+        """Return an update rescaled to be as large, relative to its weight, as its sources.
+
+        ``|dW_T| / |W_T| = sum_l |w_l| |dW_l| / |W_l|`` over the layers that feed it; an update of
+        zeros stays as it is.
+        """
+        wanted = sum(abs(w) * adapter[s].norm() / self.source[s] for s, w in feeds)
+        norm = update.norm()
+        return update.scaled(wanted * self.target[site] / norm) if norm > 0 else update
+
+
+def _norms(model: BaseModel, sites: Iterable[Site]) -> dict[Site, float]:
+    def norm(site: Site) -> float:
+        weight = model.network.get_parameter(f"{site.module_name}.weight")
+        return float(torch.linalg.vector_norm(weight, dtype=torch.float64))
+
+    return {site: norm(site) for site in sorted(sites, key=lambda site: site.sort_key)}
+
+
+class Gathered(NamedTuple):
+    """The statistics of all devices, of the text to fit on and of that to measure on."""
+
+    train: PairStatistics
+    held_out: PairStatistics
+
+    def inputs(self, source: Site, target: Site) -> SplitMoments:
+        """Return the moments of what two sites read, as they are."""
+        return self._moments(Tap.input(source), Tap.input(target))
+
+    def outputs(self, source: Site, target: Site) -> SplitMoments:
+        """Return the moments of what two sites write, centred."""
+        return self._moments(Tap.output(source), Tap.output(target)).centred()
+
+    def gradients(self, source: Site, target: Site) -> SplitMoments:
+        """Return the moments of the gradients with respect to what two sites write, as they are.
+
+        Only of a mapper whose :meth:`LinearTextMapper.tap_pairs` ask for them.
+        """
+        return self._moments(Tap.gradient(source), Tap.gradient(target))
+
+    def _moments(self, source: Tap, target: Tap) -> SplitMoments:
+        return SplitMoments(*(part.moments(source, target) for part in self))
+
+
+class LinearOptions(TypedDict, total=False):
+    """The options of every linear mapper; :class:`LinearTextMapper` explains them."""
+
+    roles: Sequence[str]
+    min_r2: float | None
+    match_norm: bool
+    memory_gb: float
+
+
+class _Term(NamedTuple):
+    """What one source site gives a target site, and what is known of it."""
+
+    source: Site
+    weight: float
+    update: LowRank
+    facts: dict[str, float]
+
+
+class LinearTextMapper(CorpusMapper):
+    """Fits an input and an output projection for every target site and each layer that feeds it.
+
+    An epoch runs both models over the text and keeps moments, no activations; the maps are solved
+    at its end. Where the moments of all layers do not fit into memory the layers are taken in
+    blocks, an epoch each, whatever ``max_epochs`` says. With a store, a fit that was stopped
+    goes on where it was, and statistics that are complete are not gathered again.
+
+    Of a target layer that one source layer feeds with weight 1, rank and scale are the source's;
+    of one that several feed, the ranks add up.
+
+    Args:
+        roles: The roles of adapters that it shall carry.
+        min_r2: What a source site feeds is left out, and reported, where the held-out R^2 of
+            what the adapter makes of its input there, ``1 - tr(D E D^T) / tr(D C D^T)`` with
+            ``D = B A``, is at or below it; None leaves out nothing.
+        match_norm: Whether each update is rescaled to be as large beside its weight as it was in
+            the source.
+        memory_gb: Gigabytes that statistics may take.
+
+    Attributes:
+        maps: The projections.
+        norms: Of the two models' weights.
+
+    Raises:
+        ConfigurationError: a role does not exist, or there is none.
+    """
+
+    is_linear: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        roles: Sequence[str] = ROLES,
+        min_r2: float | None = None,
+        match_norm: bool = False,
+        memory_gb: float = 2.0,
+    ) -> None:
+        super().__init__(roles)
+        self.min_r2, self.match_norm, self.memory_gb = min_r2, match_norm, memory_gb
+        self.save_hyperparameters(
+            {"min_r2": min_r2, "match_norm": match_norm, "memory_gb": memory_gb}
+        )
+        self.maps = FittedMaps()
+        self.norms = WeightNorms({}, {})
+        self._mapped: Report = {}
+        self._blocks: tuple[tuple[TapPair, ...], ...] = ()
+        self.automatic_optimization = False
+        # DistributedDataParallel refuses a module without a parameter.
+        self.unused = nn.Parameter(torch.zeros(()))
+        self._take_up_empty()
+
+    @abstractmethod
+    def fit_input(self, source: Site, target: Site, gathered: Gathered) -> LinearMap:
+        """Return the map from what a target site reads to what a source site reads."""
+
+    @abstractmethod
+    def fit_output(self, source: Site, target: Site, gathered: Gathered) -> LinearMap:
+        """Return the map from what a source site writes to what a target site writes."""
+
+    def output_projection(self, source: Site, target: Site, gathered: Gathered) -> OutputProjection:
+        """Return the fitted output map with what the report says of it."""
+        return OutputProjection.of(self.fit_output(source, target, gathered))
+
+    def tap_pairs(self, source: Site, target: Site) -> tuple[TapPair, ...]:
+        """Return where the models are read for a pair of sites."""
+        return (Tap.input(source), Tap.input(target)), (Tap.output(source), Tap.output(target))
+
+    @property
+    def fitted(self) -> bool:
+        """Whether every pair of sites has its maps."""
+        frame = self._frame
+        return frame is not None and all(p in self.maps.outputs for p in frame.site_pairs())
+
+    def configure_optimizers(self) -> None:
+        """Return no optimizer: the maps are solved in closed form."""
+
+    def setup(self, stage: str) -> None:
+        """Split the layers into blocks that fit into memory, and ask for an epoch each."""
+        if stage != "fit":
+            return
+        models, frame = self.models, self.described
+        pairs = [taps for pair in frame.site_pairs() for taps in self.tap_pairs(*pair)]
+        widths = (
+            tap_widths(models.source.sites, [pair[0] for pair in pairs]),
+            tap_widths(models.target.sites, [pair[1] for pair in pairs]),
+        )
+        self._blocks = layer_blocks(pairs, widths, self.memory_gb)
+        self.trainer.fit_loop.max_epochs = len(self._blocks)
+        # In inference mode there are no gradients, which readings may be asked for.
+        self.trainer.fit_loop.epoch_loop.val_loop.inference_mode = False
+        self.norms = WeightNorms.of(models.source, models.target, frame)
+
+    def on_train_epoch_start(self) -> None:
+        """Take up what was gathered before for this epoch's layers."""
+        if self.current_epoch == 0:
+            self.maps = FittedMaps()
+        key = self._key()
+        self._totals = self.store.resume(key, self._blocks[self.current_epoch])
+        self._saver = self.store.saver(key, self._totals)
+
+    def training_step(self, batch: AlignedBatch, batch_idx: int) -> None:
+        """Add a batch to the statistics that maps are fitted on."""
+        if batch_idx >= self._totals.train_batches:
+            self.gather(self._totals.train, batch)
+            self._totals.train_batches += 1
+            self._saver.step()
+
+    def on_validation_start(self) -> None:
+        """End the sums over training text, whose last bits depend on where they end."""
+        self._totals.train.settle()
+
+    def validation_step(self, batch: AlignedBatch, batch_idx: int) -> None:
+        """Add a batch to the statistics that maps are chosen and measured on."""
+        if self.trainer.sanity_checking or batch_idx < self._totals.held_out_batches:
+            return
+        self.gather(self._totals.held_out, batch)
+        self._totals.held_out_batches += 1
+        self._saver.step()
+
+    def gather(self, statistics: PairStatistics, batch: AlignedBatch) -> None:
+        """Add what the taps of both models give at a batch's tokens."""
+        models, pairs = self.models, statistics.pairs
+        statistics.add(
+            readings(
+                models.source.network, batch.source, batch.source_places, [p[0] for p in pairs]
+            ),
+            readings(
+                models.target.network, batch.target, batch.target_places, [p[1] for p in pairs]
+            ),
+        )
+
+    def on_train_epoch_end(self) -> None:
+        """Solve the maps of this epoch's layers from the statistics of all devices."""
+        totals = self._totals
+        totals.held_out.settle()
+        if not totals.complete:
+            totals.complete = True
+            self.store.save(self._key(), totals)
+        self._take_up_empty()
+        gathered = Gathered(totals.train.reduced(self.summed), totals.held_out.reduced(self.summed))
+        layers = {pair[1].layer for pair in self._blocks[self.current_epoch]}
+        for source, target in self.described.site_pairs():
+            if target.layer not in layers:
+                continue
+            shared = input_pair(source, target)
+            if shared not in self.maps.inputs:
+                self.maps.inputs[shared] = InputProjection.of(self.fit_input(*shared, gathered))
+            self.maps.outputs[source, target] = self.output_projection(source, target, gathered)
+
+    def _take_up_empty(self) -> None:
+        self._totals = RunningTotals.empty(())
+        self._saver = self.store.saver("", self._totals)
+
+    def _key(self) -> str:
+        """Return what this device's statistics depend on."""
+        models, trainer = self.models, self.trainer
+        return (
+            f"{models.source.fingerprint} {models.target.fingerprint} {self.data.content_hash()} "
+            f"{trainer.global_rank} of {trainer.world_size} "
+            f"{trainer.num_training_batches} {trainer.num_val_batches} "
+            f"{self.device.type} {trainer.precision}"
+        )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put also the maps of some of the blocks into it, so that a stopped fit can go on."""
+        super().on_save_checkpoint(checkpoint)
+        if self.maps.outputs:
+            checkpoint[self.checkpoint_key]["state"] = self.fitted_state()
+
+    def map(self, adapter: LoraAdapter) -> LoraAdapter:
+        """Return the target adapter, in float32.
+
+        Raises:
+            AdapterError: the adapter does not fit, or all of it is left out.
+        """
+        frame = self.frame
+        terms = {
+            target: [self._term(adapter, target, *feed) for feed in feeds]
+            for target, feeds in frame.feeds_of(adapter).items()
+        }
+        kept = {target: [t for t in every if self._passes(t)] for target, every in terms.items()}
+        mapped = {
+            target: self._joined(adapter, target, every) for target, every in kept.items() if every
+        }
+        if not mapped:
+            raise AdapterError(
+                f"what the adapter of {adapter.base_model} reads is predicted from text with an "
+                f"R^2 above mapper.min_r2={self.min_r2} at none of its sites; lower it, or set it "
+                "to null"
+            )
+        used = [term.source for every in kept.values() for term in every]
+        self._mapped = {
+            **frame.dropped(adapter),
+            "repeated_sites": len(used) - len(set(used)),
+            "left_out": [
+                f"{term.source.label} > {target.label}"
+                for target, every in terms.items()
+                for term in every
+                if not self._passes(term)
+            ],
+            "sites": {
+                target.label: _facts(adapter, update, kept[target])
+                for target, update in mapped.items()
+            },
+        }
+        return LoraAdapter(mapped, frame.target_name)
+
+    def _term(self, adapter: LoraAdapter, target: Site, source: Site, weight: float) -> _Term:
+        given = adapter[source]
+        update = self.maps.carried(given, source, target)
+        error = self.maps.inputs[input_pair(source, target)].error
+        facts = self.maps.facts(source, target)
+        # A itself would count directions by the gauge: with B = Q R, |B A x| = |R A x| for every x.
+        rows = torch.linalg.qr(given.B.float()).R @ given.A.float()
+        facts["restricted_r2"] = error.restricted_r2(rows)
+        before = given.norm()
+        if before > 0:
+            facts["kept_norm"] = update.norm() / before
+        return _Term(source, weight, update, facts)
+
+    def _passes(self, term: _Term) -> bool:
+        return self.min_r2 is None or term.facts["restricted_r2"] > self.min_r2
+
+    def _joined(self, adapter: LoraAdapter, target: Site, terms: Sequence[_Term]) -> LowRank:
+        """Return the weighted sum of what feeds a target site."""
+        if len(terms) == 1:
+            update = terms[0].update.scaled(terms[0].weight)
+        else:
+            update = stacked([term.update for term in terms], [term.weight for term in terms])
+        if not self.match_norm:
+            return update
+        feeds = [(term.source, term.weight) for term in terms]
+        return self.norms.matched(update, target, adapter, feeds)
+
+    def report(self) -> Report:
+        """Return how well text predicts each site, and what became of the last adapter there."""
+        frame = self.frame
+        return {
+            "roles": [role.value for role in frame.roles],
+            "pairing": [[list(feed) for feed in feeds] for feeds in frame.pairing.feeds],
+            "fits": {
+                target.label: {s.label: self.maps.facts(s, target) for s, _ in feeds}
+                for target, feeds in frame.feeds().items()
+            },
+            **self._mapped,
+        }
+
+    def fitted_state(self) -> dict[str, Any]:
+        """Return maps, norms and frame."""
+        norms = (self.norms.source, self.norms.target)
+        return {
+            "frame": self.described.state(),
+            "maps": self.maps.state(),
+            "norms": [{site.label: norm for site, norm in side.items()} for side in norms],
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take back maps, norms and frame."""
+        self._frame = PairFrame.from_state(state["frame"])
+        self.maps = FittedMaps.from_state(state["maps"])
+        source, target = (
+            {Site.from_label(label): float(norm) for label, norm in side.items()}
+            for side in state["norms"]
+        )
+        self.norms = WeightNorms(source, target)
+
+
+def _facts(adapter: LoraAdapter, update: LowRank, terms: Sequence[_Term]) -> dict[str, Any]:
+    """Return what the report says of a target site; of several sources their weighted means."""
+    total = sum(abs(term.weight) for term in terms) or 1.0
+    names = dict.fromkeys(name for term in terms for name in term.facts)
+    facts: dict[str, Any] = {
+        "source": " + ".join(term.source.label for term in terms),
+        "norm": update.norm(),
+    }
+    for name in names:
+        weighted = sum(abs(term.weight) * term.facts.get(name, 0.0) for term in terms)
+        facts[name] = weighted / total
+    before = sum(term.weight**2 * adapter[term.source].norm() ** 2 for term in terms) ** 0.5
+    if before > 0:
+        facts["kept_norm"] = update.norm() / before
+    if len(terms) > 1:
+        facts["feeds"] = {t.source.label: {"weight": t.weight, **t.facts} for t in terms}
+    return facts
