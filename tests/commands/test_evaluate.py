@@ -1,10 +1,9 @@
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from loraport.commands import benchmark as method_ports
+from loraport.commands.benchmark import MethodPorts
 from loraport.commands.train import Fitting
 from loraport.evaluation.records import BenchmarkResults, read_benchmark
 
@@ -33,13 +32,13 @@ def numbers(results: BenchmarkResults) -> dict[str, Any]:
 def noted_ports(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     """Note by which method which adapter is ported from now on."""
     noted: list[tuple[str, str]] = []
-    known = method_ports.MethodPorts._ported
+    known = MethodPorts._ported
 
     def ported(self: Any, name: str, *rest: Any) -> Any:
         noted.append((self.method.name, name))
         return known(self, name, *rest)
 
-    monkeypatch.setattr(method_ports.MethodPorts, "_ported", ported)
+    monkeypatch.setattr(MethodPorts, "_ported", ported)
     return noted
 
 
@@ -77,16 +76,16 @@ def test_a_second_run_makes_nothing_and_ends_with_the_same(
     command("evaluate", *options)
 
     def refuse(*_arguments: object, **_options: object) -> None:
-        raise AssertionError("a cell that is known was made again")
+        raise AssertionError("a run that is kept was made again")
 
     monkeypatch.setattr(Fitting, "fit", refuse)
-    monkeypatch.setattr(method_ports.MethodPorts, "_ported", refuse)
+    monkeypatch.setattr(MethodPorts, "_ported", refuse)
     end = command("evaluate", *options)
     assert end.code == 0, end.err
     assert numbers(evaluated(workspace, 0)) == numbers(evaluated(workspace, 1))
 
 
-def test_a_further_method_computes_only_its_own_cells(
+def test_a_further_method_computes_only_its_own(
     workspace: Workspace, command: Command, monkeypatch: pytest.MonkeyPatch
 ):
     command("evaluate", *evaluation(workspace, "methods=[global_ridge]"))
@@ -170,7 +169,41 @@ def test_bad_input_is_refused_with_a_message(
     assert not list((workspace.root / "work").glob("outputs/evaluate/*/results.json"))
 
 
-def test_a_score_that_is_known_needs_no_model(workspace: Workspace, command: Command):
-    end = command("evaluate", *evaluation(workspace, "methods=[mean]"))
+OUTSIDE_CLASS = """
+from loraport.mappers.controls import CopyMapper
+
+
+class ScaledCopy(CopyMapper):
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def map_site(self, source, target, update):
+        return super().map_site(source, target, update).scaled(self.factor)
+"""
+OUTSIDE_YAML = """
+# @package _global_
+mapper:
+  _target_: scaled_copy.ScaledCopy
+  factor: 0.5
+"""
+
+
+@pytest.mark.parametrize("found_by", ["--config-dir={}", "hydra.searchpath=[file://{}]"])
+def test_a_mapper_from_outside_the_package_is_a_method(
+    workspace: Workspace, command: Command, monkeypatch: pytest.MonkeyPatch, found_by: str
+):
+    outside = workspace.root / "outside"
+    (outside / "mapper").mkdir(parents=True)
+    (outside / "scaled_copy.py").write_text(OUTSIDE_CLASS)
+    (outside / "mapper" / "outside.yaml").write_text(OUTSIDE_YAML)
+    monkeypatch.syspath_prepend(outside)
+    words = ("methods=[copy,outside]", "method_options={outside: ['mapper.factor=2.0']}")
+    end = command("evaluate", found_by.format(outside), *evaluation(workspace, *words))
     assert end.code == 0, end.err
-    assert Path(workspace.root / "cache" / "benchmark" / "fits").is_dir()
+    copied, doubled = evaluated(workspace).methods
+    assert (doubled.name, doubled.refused) == ("outside", None)
+    for name in HELD_OUT:
+        one, two = copied.tasks[name], doubled.tasks[name]
+        assert two.weight_cosine == pytest.approx(one.weight_cosine)
+        assert two.relative_error != pytest.approx(one.relative_error)
