@@ -38,8 +38,7 @@ from ..evaluation.records import (
     plain,
 )
 from ..evaluation.scoring import DivergenceCache, TaskScore, random_adapter, swapped
-from ..evaluation.suites.base import Suite
-from ..evaluation.suites.suite_cache import SuiteCache
+from ..evaluation.suite import Suite, SuiteCache
 from ..exceptions import ConfigurationError, LoraportError
 from ..mappers import BasePair, LearnedMapper, Mapper, load_mapper
 from ..mappers.controls import MeanMapper
