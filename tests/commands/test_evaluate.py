@@ -169,6 +169,37 @@ def test_bad_input_is_refused_with_a_message(
     assert not list((workspace.root / "work").glob("outputs/evaluate/*/results.json"))
 
 
+def test_suites_divergences_and_calibration_are_of_base_oracle_and_ports(
+    workspace: Workspace, command: Command
+):
+    prompts = workspace.root / "prompts.jsonl"
+    rows = [{"id": str(n), "prompt": text} for n, text in enumerate(("the film", "a plot"))]
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    suite = (f"path={prompts}", "samples=2", "max_new_tokens=3")
+    own = ("suite_methods=null", "suite_tasks=[books]", "calibration=true", "drift.texts=4")
+    words = ("methods=[global_ridge]", "suite=[creativity]", *own)
+    end = command(
+        "evaluate", *evaluation(workspace, *words, *(f"suite.creativity.{word}" for word in suite))
+    )
+    assert end.code == 0, end.err
+    results = evaluated(workspace)
+    [asked] = results.suites
+    assert [(s.condition.method, s.condition.task) for s in asked.scores] == [
+        *(("base", None), ("oracle", "books"), ("global_ridge", "books"))
+    ]
+    assert {(d.condition.method, d.texts) for d in results.divergences} == {
+        (method, texts)
+        for method in ("oracle", "global_ridge")
+        for texts in ("generic", asked.name)
+    }
+    calibration = results.calibration
+    assert calibration is not None
+    assert [point.condition.task for point in calibration.points] == list(HELD_OUT)
+    for point in calibration.points:
+        assert point.diagnostics.keys() >= {"relative_norm", "effective_rank", "anchor_span"}
+        assert point.gap_recovered == results.methods[0].tasks[point.condition.task].gap_recovered
+
+
 OUTSIDE_CLASS = """
 from loraport.mappers.controls import CopyMapper
 
