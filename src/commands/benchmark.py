@@ -242,22 +242,20 @@ class MethodPorts:
     def _refining(self, task: Task) -> Refining | None:
         """Return the refinement for one held-out task; None without one.
 
-        What it may see of the task goes by its data access: its unlabelled inputs are the first
+        What it may see of the task goes by what it takes: its unlabelled inputs are the first
         training rows without their labels, its labelled examples the first with them.
         """
         context = self.context
         if "_target_" not in context.config.refine:
             return None
         refinement: Refinement = build(context.config.refine)
-        used, name = refinement.data_access, self.method.refine
-        inputs = option(context.config, "unlabelled", int) if used == "unlabelled prompts" else 0
-        examples = option(context.config, "examples", int) if used == "few-shot" else 0
+        inputs = option(context.config, "unlabelled", int) if "inputs" in refinement.takes else 0
+        examples = option(context.config, "examples", int) if "examples" in refinement.takes else 0
         return Refining(
             context=context,
-            name=name,
             refinement=refinement,
             questions={task.name: prompt_spec(context, task.name)},
-            texts=taught_by(context, refinement, name, task.name),
+            texts=taught_by(context, refinement, task.name),
             generic=generic_texts(context),
             inputs=tuple(row.text for row in task.train[:inputs]),
             examples=task.train[:examples],

@@ -37,8 +37,9 @@ from ..refinement.base import (
     Teacher,
 )
 from ..refinement.expected_recovery import LEAST_POINTS, AnchorCalibration, ExpectedRecovery
-from ..refinement.kl_budget import DriftBudget, check_drift
+from ..refinement.kl_budget import check_kl
 from ..refinement.text_selection import WrittenTexts
+from ..store import Store
 from .anchors import CPU_TRAINER, builds_zoo, train_zoo
 from .context import (
     RunContext,
@@ -548,18 +549,18 @@ def _field(row: Any, name: str, where: str, wanted: str) -> str:
 # What a user gives for a refinement, checked against what it takes.
 
 
-def check_adapters(refinement: Refinement, name: str, given: dict[str, LoraAdapter]) -> None:
+def check_adapters(refinement: Refinement, given: dict[str, LoraAdapter]) -> None:
     """Refuse adapters of which nothing can be learned.
 
     Raises:
         ConfigurationError: there are several, and the refinement asks one question.
         AdapterError: one of them does nothing.
     """
-    if len(given) > 1 and not isinstance(refinement, DriftBudget):
+    if len(given) > 1 and refinement.learns:
         raise ConfigurationError(
-            f"refine={name} refines one adapter, as it asks one question, but adapter= names "
-            f"{len(given)}; port each by itself, and merge the results by merge.with=[DIR] and "
-            "refine=none"
+            f"refine={refinement.name} refines one adapter, as it asks one question, but adapter= "
+            f"names {len(given)}; port each by itself, and merge the results by "
+            "merge.with=[DIR] and refine=none"
         )
     for place, adapter in given.items():
         if adapter.norm() == 0:
@@ -570,7 +571,7 @@ def check_adapters(refinement: Refinement, name: str, given: dict[str, LoraAdapt
 
 
 def given_data(
-    context: RunContext, refinement: Refinement, name: str, question: PromptSpec
+    context: RunContext, refinement: Refinement, question: PromptSpec
 ) -> tuple[tuple[str, ...], tuple[Example, ...]]:
     """Return the inputs and the examples, each where the refinement takes them.
 
@@ -578,24 +579,19 @@ def given_data(
         DataError: what it takes is missing, or cannot be used.
         ConfigurationError: something is given that it does not take.
     """
-    used = refinement.data_access
     inputs, examples = (optional(context.config, key, str) for key in ("inputs", "examples"))
-    if used == "generic text":
-        refuse_unused(context, name, "inputs", "examples")
-    if used == "unlabelled prompts":
-        refuse_unused(context, name, "examples")
-        if inputs is None:
-            raise DataError(
-                f"refine={name} learns from the task's own inputs, and none are given; give "
-                'inputs=FILE, a text a line, or *.jsonl with rows {"text": ...}'
-            )
-    if used == "few-shot":
-        refuse_unused(context, name, "inputs")
-        if examples is None:
-            raise DataError(
-                f"refine={name} learns from labelled examples, and none are given; give "
-                'examples=FILE, *.jsonl with rows {"text": ..., "label": ...}'
-            )
+    unused = [key for key in ("inputs", "examples") if key not in refinement.takes]
+    refuse_unused(context, refinement.name, *unused)
+    if "inputs" in refinement.takes and inputs is None:
+        raise DataError(
+            f"refine={refinement.name} learns from the task's own inputs, and none are given; give "
+            'inputs=FILE, a text a line, or *.jsonl with rows {"text": ...}'
+        )
+    if "examples" in refinement.takes and examples is None:
+        raise DataError(
+            f"refine={refinement.name} learns from labelled examples, and none are given; give "
+            'examples=FILE, *.jsonl with rows {"text": ..., "label": ...}'
+        )
     return (
         given_inputs(inputs) if inputs is not None else (),
         given_examples(examples, question.labels) if examples is not None else (),
@@ -723,7 +719,6 @@ class Refining:
     """A refinement that was asked for, with what was given for it, checked.
 
     Attributes:
-        name: As in ``refine=``.
         refinement: The refinement.
         questions: What each adapter is asked, by the place that it was given as.
         texts: Sources of texts by what they are called; all of them are mixed.
@@ -734,7 +729,6 @@ class Refining:
     """
 
     context: SharedContext
-    name: str
     refinement: Refinement
     questions: dict[str, PromptSpec]
     texts: dict[str, TextSource]
@@ -754,23 +748,25 @@ class Refining:
             refuse_unused(context, "none", "inputs", "examples")
             return None
         refinement: Refinement = build(context.config.refine)
-        # One refinement a file, each called like its YAML.
-        name = type(refinement).__module__.rpartition(".")[2]
-        check_adapters(refinement, name, given)
+        check_adapters(refinement, given)
         questions = {place: prompt_spec(context, place) for place in given}
         place = next(iter(given), "")
-        inputs, examples = given_data(context, refinement, name, questions.get(place, PromptSpec()))
+        inputs, examples = given_data(context, refinement, questions.get(place, PromptSpec()))
         return cls(
             context=SharedContext(context.config),
-            name=name,
             refinement=refinement,
             questions=questions,
-            texts=taught_by(context, refinement, name, place),
+            texts=taught_by(context, refinement, place),
             generic=generic_texts(context),
             inputs=inputs,
             examples=examples,
             written=written_texts(context),
         )
+
+    @property
+    def name(self) -> str:
+        """As in ``refine=``."""
+        return self.refinement.name
 
     @property
     def data_access(self) -> str:
@@ -781,8 +777,8 @@ class Refining:
     @property
     def budget(self) -> float:
         """The drift that the finished adapter should keep within, in nats."""
-        own = isinstance(self.refinement, DriftBudget)
-        return option(self.context.config, "refine.budget" if own else "drift.budget", float)
+        own = self.refinement.kl_budget
+        return option(self.context.config, "drift.budget", float) if own is None else own
 
     @property
     def data(self) -> dict[str, Any]:
@@ -803,24 +799,24 @@ class Refining:
         Raises:
             LoraportError: a model cannot be loaded.
         """
-        seed, cache = self.context.config.seed, self.context.cache / "refinement"
+        seed, store = self.context.config.seed, Store(self.context.cache)
         sources = list(self.texts.values())
         if self.written:
             source, question = self.context.learner("source"), self.questions[place]
             sources.append(
                 WrittenTexts(
-                    source, question, count=self.written, cache=cache, seed=seed, progress=progress
+                    source, question, count=self.written, store=store, seed=seed, progress=progress
                 )
             )
         alone = next(iter(sources), None)
         return DistillationInputs(
             teacher=Teacher(self.context.learner("source"), adapter),
             target=self.context.learner("target"),
-            question=self.questions[place],
+            prompt_spec=self.questions[place],
             texts=Interleaved(sources, seed=seed) if len(sources) > 1 else alone,
             inputs=self.inputs,
             examples=self.examples,
-            cache=cache,
+            store=store,
             seed=seed,
             progress=progress,
         )
@@ -867,7 +863,7 @@ class Refining:
             progress=progress,
         )
         asked = self.context.config.drift
-        found = check_drift(
+        found = check_kl(
             finished, distillation_inputs, texts=asked.texts, positions=asked.positions
         )
         own, source = found["drift"], found["source_drift"]
@@ -881,14 +877,12 @@ class Refining:
         )
 
 
-def taught_by(
-    context: RunContext, refinement: Refinement, name: str, place: str
-) -> dict[str, TextSource]:
+def taught_by(context: RunContext, refinement: Refinement, place: str) -> dict[str, TextSource]:
     """Return the sources of texts that a refinement is given."""
-    if isinstance(refinement, DriftBudget):
+    if not refinement.learns:
         return {"generic": generic_texts(context)}
-    needs = refinement.data_access == "generic text" and not written_texts(context)
-    found = needed_corpus(context, name) if needs else corpus(context)
+    needs = refinement.needs_texts and not written_texts(context)
+    found = needed_corpus(context, refinement.name) if needs else corpus(context)
     anchors = anchor_texts(context, place)
     named: Sequence[tuple[str, TextSource | None]] = (("corpus", found), ("anchors", anchors))
     return {called: source for called, source in named if source is not None}
