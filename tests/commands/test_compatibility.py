@@ -222,7 +222,6 @@ def test_left_out_it_says_so(workspace: Workspace, command: Command, asked: list
     [
         ("force=maybe", "force is 'maybe'"),
         ("diagnosis.rows=3", "diagnosis.rows is 3"),
-        ("diagnosis.minimum=2.0", "diagnosis.minimum is 2"),
         ("diagnosis=all", "all"),
     ],
 )

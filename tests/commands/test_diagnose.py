@@ -227,10 +227,8 @@ def test_forced_it_ends_well_and_without_a_corpus_there_are_no_modules(
 @pytest.mark.parametrize(
     ("option", "named"),
     [
-        ("roles=[query]", "roles is ['query']"),
         ("adapter=nowhere", "is no folder"),
         ("paths.corpus=nowhere", "nowhere"),
-        ("force=3", "force is 3"),
     ],
 )
 def test_wrong_options(workspace: Workspace, command: Command, option: str, named: str):
