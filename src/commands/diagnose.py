@@ -448,7 +448,7 @@ class ModuleMaps:
         """Run both models over a corpus, unless the context's cache has what comes of it."""
         train, held_out = corpus.train_dataloader(), corpus.val_dataloader()
         batches = len(train) + len(held_out)
-        totals = StatisticsStore(context.cache / "statistics").gather(
+        totals = StatisticsStore(context.cache).gather(
             f"{source.fingerprint} {target.fingerprint} {corpus.content_hash()}",
             [taps for pair in pairs for taps in (pair.inputs, pair.outputs)],
             PairedCapture(source.network, target.network),

@@ -35,13 +35,13 @@ from ..mappers import BasePair, LearnedMapper, Mapper
 from ..mappers.base import Progress
 from ..mappers.cartridge import CartridgeMapper
 from ..models import BaseModel, ModelSource, StreamedWeights
-from ..models.loading import folder_hash
 from ..models.streaming import FactorCache
 from ..models.verify import Verification, verify
 from ..refinement.base import RefinementReport
 from ..refinement.expected_recovery import AnchorCalibration
 from ..reporting.cards import ported_card
 from ..reporting.console import print_transfer
+from ..store import Store
 from .compatibility import check_compatibility
 from .context import (
     RunContext,
@@ -245,7 +245,8 @@ def transfer_report(
     config = plain_config(context.config)
     result = done.ported.adapter
     models = {side: getattr(pair, side) for side in ("source", "target")}
-    hashes = {f"{side} model": folder_hash(model.folder) for side, model in models.items()}
+    store = Store(context.cache)
+    hashes = {f"{side} model": store.folder_hash(model.folder) for side, model in models.items()}
     given, others = (
         tuple(_record(place, adapter) for place, adapter in adapters.items())
         for adapters in (done.given, done.others)
@@ -514,7 +515,7 @@ def base_pair(context: RunContext) -> BasePair:
         source: ModelSource = build(context.config.pair[side])
         models[side] = source.weights(context.cache)
     place = device(option(context.config, "device", str))
-    return BasePair(**models, factors=FactorCache(context.cache / "factors"), device=place)
+    return BasePair(**models, factors=FactorCache(context.cache), device=place)
 
 
 def device(name: str) -> torch.device:

@@ -375,7 +375,7 @@ class Porting:
         steps, parts = {}, [one.adapter for one in mapped]
         if self.sparsify is not None:
             for place, part in enumerate(parts):
-                sparse = self.sparsify(part, place=place)
+                sparse = self.sparsify(part, index=place)
                 steps[_numbered("sparsify", place, len(parts))] = sparse
                 parts[place] = sparse.adapter
         result = parts[0]

@@ -87,8 +87,8 @@ class TextFit(NamedTuple):
         models = ModelPair(*(context.model(side) for side in SIDES))
         corpus = text_corpus(context, models)
         pairing = layer_pairing(context, models)
-        mapper.use(models, pairing, StatisticsStore(context.cache / "statistics"))
-        data = mapper.data_module(corpus, context.cache / "activations")
+        mapper.use(models, pairing, StatisticsStore(context.cache))
+        data = mapper.data_module(corpus, context.cache)
         return cls(models, data, corpus, pairing)
 
     def facts(self) -> dict[str, Any]:

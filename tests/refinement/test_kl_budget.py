@@ -10,7 +10,7 @@ from loraport.adapters import LoraAdapter
 from loraport.data.corpora import VALIDATION
 from loraport.exceptions import ConfigurationError, DataError, ModelError
 from loraport.models import BaseModel
-from loraport.models.kl import Drift, KlToBaseGauge
+from loraport.models.kl import KlToBase, KlToBaseGauge
 from loraport.refinement.base import DistillationInputs, Teacher
 from loraport.refinement.kl_budget import KlBudget, check_kl, largest_within
 
@@ -50,7 +50,7 @@ def data(
     return DistillationInputs(teacher, pico_target, texts=Planted(*SENTENCES))
 
 
-def measured(data: DistillationInputs, adapter: LoraAdapter) -> Drift:
+def measured(data: DistillationInputs, adapter: LoraAdapter) -> KlToBase:
     return KlToBaseGauge(data.target, SENTENCES).of(adapter)
 
 
