@@ -1,4 +1,10 @@
-"""The jobs of a multirun, as they lie on disk."""
+"""The jobs of a multirun, as they lie on disk: as one benchmark, and as the table of a sweep.
+
+:func:`collect` is ``evaluate.py collect=DIR``: results of ``train.py`` and ``evaluate.py`` become
+one benchmark, in which every thing stands once, with a warning where two runs disagree.
+:class:`SweepSummary` is the callback of ``conf/sweep``: one line a job, its options against its
+main numbers.
+"""
 
 import csv
 import io
@@ -7,7 +13,6 @@ import re
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -33,8 +38,20 @@ from ..evaluation.records import (
 from ..exceptions import DataError
 from ..files import write_whole
 
+Item = TypeVar("Item")
+
+# Options that decide where and how a job reports, and nothing of what it finds.
 _BOOKKEEPING = ("hydra", "logger", "callbacks", "output", "overwrite", "sweep", "collect")
-"""Options that decide where and how a job reports, and nothing of what it finds."""
+# Options that are no variant of a method: the results name them in fields of their own.
+_FIELDS = (
+    *("mapper", "refine", "methods", "seed", "seeds", "pair", "experiment", "suite"),
+    *("suite_methods", "suite_tasks", "suite_dtype", "calibration", "shown_examples", "logger"),
+    *("few_shot", "dashboard"),
+)
+_PIPED_WIDTH = 120
+# Columns on anchors, by which options may be chosen; 1 where less is better.
+_CHOOSING = {"NLL gain": -1, "objective": 1}
+_SIGNED = ("NLL gain", "gap recovered", "NLL gap", "margin over mean")
 
 
 @dataclass(frozen=True)
@@ -76,7 +93,7 @@ def jobs_in(folder: Path) -> list[SweptJob]:
     """Return all jobs under a folder, of one multirun or several, in the order of their names."""
     records = {path.parent for path in folder.rglob(".hydra") if path.is_dir()}
     results = {path.parent for path in folder.rglob("results.json")}
-    return [SweptJob(path) for path in sorted(records | results, key=_natural)]
+    return [SweptJob(p) for p in sorted(records | results, key=lambda p: [*map(natural, p.parts)])]
 
 
 def differing(jobs: Iterable[SweptJob]) -> list[str]:
@@ -94,152 +111,27 @@ def natural(text: str) -> tuple[tuple[bool, float, str], ...]:
     """
     parts = re.split(r"(\d+\.?\d*(?:e[+-]?\d+)?)", text)
     return tuple(
-        (place % 2 == 0 and part != "", float(part) if place % 2 else 0.0, part)
-        for place, part in enumerate(parts)
+        (index % 2 == 0 and part != "", float(part) if index % 2 else 0.0, part)
+        for index, part in enumerate(parts)
     )
 
 
-def _natural(path: Path) -> tuple[tuple[tuple[bool, float, str], ...], ...]:
-    return tuple(natural(part) for part in path.parts)
+# The runs of a multirun as one benchmark.
 
 
-# What several runs found, put together: of each thing one, and a warning where they disagree.
-
-Item = TypeVar("Item")
-
-
-class Found(NamedTuple):
-    """A job and what it found."""
+class FinishedRun(NamedTuple):
+    """A job and its results."""
 
     job: SweptJob
     results: BenchmarkResults
 
 
-def latest(
-    found: Sequence[Found],
-    items: Callable[[BenchmarkResults], Iterable[Item]],
-    key: Callable[[Item], Hashable],
-    what: str,
-    warnings: list[str],
-) -> list[Item]:
-    """Return every item once, that of the newest run."""
-    by_age = sorted(found, key=lambda one: one.job.results.stat().st_mtime)
-    kept: dict[Hashable, Item] = {}
-    replaced = 0
-    for one in by_age:
-        for item in items(one.results):
-            replaced += kept.get(key(item), item) != item
-            kept[key(item)] = item
-    if replaced:
-        warnings.append(
-            f"{what} differs between runs in {replaced} cases of the same pair, method, task and "
-            "seed; that of the newest run counts"
-        )
-    return list(kept.values())
-
-
-def merged_suites(found: Sequence[Found], warnings: list[str]) -> tuple[SuiteResult, ...]:
-    """Return every suite once, with the scores of all runs that asked the same items."""
-    names = dict.fromkeys(suite.name for one in found for suite in one.results.suites)
-    merged = []
-    for name in names:
-        mine = [(one, suite) for one in found for suite in one.results.suites if suite.name == name]
-        shape = (mine[-1][1].items, mine[-1][1].metrics)
-        same = [(one, suite) for one, suite in mine if (suite.items, suite.metrics) == shape]
-        odd = [one.job.folder.name for one, suite in mine if (suite.items, suite.metrics) != shape]
-        if odd:
-            warnings.append(
-                f"the suite {name} has other items in the runs {', '.join(odd)}, which are left out"
-            )
-        parts = [Found(one.job, one.results.model_copy(update={"suites": (s,)})) for one, s in same]
-        merged.append(
-            same[-1][1].model_copy(
-                update={
-                    "scores": tuple(
-                        latest(
-                            parts,
-                            lambda results: results.suites[0].scores,
-                            lambda scores: scores.condition,
-                            f"a score of the suite {name}",
-                            warnings,
-                        )
-                    ),
-                    "changes": tuple(
-                        latest(
-                            parts,
-                            lambda results: results.suites[0].changes,
-                            lambda change: (change.condition, change.metric),
-                            f"a change of the suite {name}",
-                            warnings,
-                        )
-                    ),
-                }
-            )
-        )
-    return tuple(merged)
-
-
-def merged_examples(found: Iterable[Found]) -> dict[str, tuple[Example, ...]]:
-    """Return every example once, with what the methods of all runs answered."""
-    merged: dict[str, dict[tuple[str, str], Example]] = {}
-    for task, examples in chain.from_iterable(one.results.examples.items() for one in found):
-        rows = merged.setdefault(task, {})
-        for example in examples:
-            before = rows.get((example.text, example.label), example)
-            rows[example.text, example.label] = example.model_copy(
-                update={"answers": {**before.answers, **example.answers}}
-            )
-    return {task: tuple(rows.values()) for task, rows in merged.items()}
-
-
-def summed_timing(found: Iterable[Found]) -> dict[str, float | None]:
-    """Return the seconds of each step, summed over the runs."""
-    total: dict[str, float | None] = {}
-    for one in found:
-        for step, seconds in one.results.timing.items():
-            total[step] = round((total.get(step) or 0.0) + (seconds or 0.0), 2)
-    return total
-
-
-def merged_provenance(found: Sequence[Found], warnings: list[str]) -> Provenance:
-    """Return what all runs were made from; warn where that was not the same."""
-    parts = [one.results.provenance for one in found]
-    for field in ("versions", "hashes", "revisions"):
-        several = _several(getattr(part, field) for part in parts)
-        if several:
-            warnings.append(f"the runs differ in their {field} of {', '.join(several)}")
-    return Provenance(
-        versions={k: v for part in parts for k, v in part.versions.items()},
-        hashes={k: v for part in parts for k, v in part.hashes.items()},
-        revisions={k: v for part in parts for k, v in part.revisions.items()},
-    )
-
-
-def _several(records: Iterable[Mapping[str, str | None]]) -> list[str]:
-    """Return the names that stand for several values."""
-    values: dict[str, set[str | None]] = {}
-    for record in records:
-        for name, value in record.items():
-            values.setdefault(name, set()).add(value)
-    return [name for name, found in values.items() if len(found) > 1]
-
-
-# The runs of a multirun as one benchmark: ``evaluate.py collect=DIR``.
-
-_FIELDS = (
-    *("mapper", "refine", "methods", "seed", "seeds", "pair", "experiment", "suite"),
-    *("suite_methods", "suite_tasks", "suite_dtype", "calibration", "shown_examples", "logger"),
-    *("few_shot", "dashboard"),
-)
-"""Options that are no variant: the results name them in fields of their own."""
-
-
 class Collected(NamedTuple):
-    """What the runs under a folder found.
+    """The results of the runs under a folder.
 
     Attributes:
-        results: All of it as one benchmark, its calibration found anew from all points. Its
-            verdicts are empty: they are to be found anew from the whole.
+        results: All of it as one benchmark, its calibration computed anew from all points. Its
+            verdicts are empty: they are to be computed anew from the whole.
         warnings: What is missing or was replaced, a sentence each.
     """
 
@@ -257,60 +149,47 @@ def collect(folder: Path) -> Collected:
         DataError: there is no result, one is damaged, or one name stands for two pairs.
     """
     jobs = jobs_in(folder)
-    missing = [job for job in jobs if not job.results.is_file()]
-    done = sorted(
-        (job for job in jobs if job.results.is_file()), key=lambda job: job.results.stat().st_mtime
-    )
-    if not done:
+    warnings = [_missing(job, folder) for job in jobs if not job.results.is_file()]
+    runs = [FinishedRun(job, _read(job)) for job in jobs if job.results.is_file()]
+    if not runs:
         raise DataError(
             f"no run under {folder} has a results.json; give the folder of a multirun of train.py "
             "or evaluate.py, such as multirun/train/RUN"
         )
-    warnings = [_missing(job, folder) for job in missing]
-    found = [Found(job, _read(job)) for job in done]
-    methods = _methods(found, warnings)
-    order = [job.folder for job in jobs]
-    found.sort(key=lambda one: order.index(one.job.folder))
+    by_age = sorted(runs, key=lambda run: run.job.results.stat().st_mtime)
     results = BenchmarkResults(
         config={
             "collect": str(folder),
-            "runs": {str(one.job.folder.relative_to(folder)): one.job.asked for one in found},
+            "runs": {str(run.job.folder.relative_to(folder)): run.job.asked for run in runs},
         },
-        pairs=_pairs(found),
-        methods=tuple(
-            method for _, method in sorted(methods, key=lambda one: order.index(one[0].folder))
-        ),
-        suites=merged_suites(found, warnings),
+        pairs=_pairs(runs),
+        methods=_methods(by_age, [run.job for run in runs], warnings),
+        suites=_suites(runs, by_age, warnings),
         divergences=tuple(
-            latest(
-                found,
-                lambda results: results.divergences,
+            _newest(
+                (one for run in by_age for one in run.results.divergences),
                 lambda one: (one.condition, one.texts),
                 "a divergence",
                 warnings,
             )
         ),
-        calibration=_calibrated(found),
+        calibration=_calibration(runs),
         similarities={
-            pair: rows for one in found for pair, rows in one.results.similarities.items()
+            pair: rows for run in runs for pair, rows in run.results.similarities.items()
         },
-        examples=merged_examples(found),
-        timing=summed_timing(found),
-        provenance=merged_provenance(found, warnings),
+        examples=_examples(runs),
+        timing=_timing(runs),
+        provenance=_provenance(runs, warnings),
     )
     return Collected(results, tuple(warnings))
 
 
-def _is_variant(key: str) -> bool:
-    return key not in _FIELDS and not key.startswith("paths.")
-
-
 def _missing(job: SweptJob, folder: Path) -> str:
-    place = job.folder.relative_to(folder)
+    name = job.folder.relative_to(folder)
     asked = " ".join(f"{key}={value}" for key, value in job.asked.items())
     if job.transfer_report.is_file():
-        return f"run {place} is one of transfer.py, which measures no held-out task ({asked})"
-    return f"run {place} has no results.json: it failed or goes on ({asked})"
+        return f"run {name} is one of transfer.py, which measures no held-out task ({asked})"
+    return f"run {name} has no results.json: it failed or goes on ({asked})"
 
 
 def _read(job: SweptJob) -> BenchmarkResults:
@@ -326,43 +205,9 @@ def _read(job: SweptJob) -> BenchmarkResults:
     return Results.read(job.results).as_benchmark()
 
 
-def _methods(found: Sequence[Found], warnings: list[str]) -> list[tuple[SweptJob, MethodResult]]:
-    """Return every method once, the later one of two, and the run that it is of."""
-    kept: dict[Hashable, tuple[SweptJob, MethodResult]] = {}
-    for job, results in found:
-        for method in results.methods:
-            # Options in which runs of other methods differ are none of this one's.
-            same = [one.job for one in found if _has(one.results, method)]
-            keys = [key for key in differing(same) if _is_variant(key) and key in job.asked]
-            told = {key: job.asked[key] for key in keys}
-            variant = told | method.variant
-            key = (method.pair, method.name, method.seed, tuple(sorted(variant.items())))
-            now = method.model_copy(update={"variant": variant})
-            before = kept.get(key)
-            if before is not None and before[1] != now:
-                options = "".join(f", {name}={value}" for name, value in variant.items())
-                warnings.append(
-                    f"{method.name} on {method.pair}, seed {method.seed}{options}, is in the runs "
-                    f"{before[0].folder} and {job.folder}; the latter, which is newer, counts"
-                )
-            kept[key] = (job, now)
-    return list(kept.values())
-
-
-def _has(results: BenchmarkResults, method: MethodResult) -> bool:
-    return any((m.pair, m.name) == (method.pair, method.name) for m in results.methods)
-
-
-def _calibrated(found: Iterable[Found]) -> CalibrationResult | None:
-    """Return what the diagnosis tells over the ports of all runs, each port once."""
-    known = [one.results.calibration for one in found if one.results.calibration is not None]
-    points = {point.condition: point for calibration in known for point in calibration.points}
-    return calibrate(list(points.values()), known[0].success) if known else None
-
-
-def _pairs(found: Iterable[Found]) -> dict[str, PairRecord]:
+def _pairs(runs: Iterable[FinishedRun]) -> dict[str, PairRecord]:
     pairs: dict[str, PairRecord] = {}
-    for job, results in found:
+    for job, results in runs:
         for name, pair in results.pairs.items():
             if pairs.setdefault(name, pair) != pair:
                 other = pairs[name]
@@ -374,16 +219,138 @@ def _pairs(found: Iterable[Found]) -> dict[str, PairRecord]:
     return pairs
 
 
-# After a sweep: one line a job, its options against what it found.
+def _methods(
+    by_age: Sequence[FinishedRun], order: Sequence[SweptJob], warnings: list[str]
+) -> tuple[MethodResult, ...]:
+    """Return every method once, the newer one of two, in the order of their runs."""
+    kept: dict[Hashable, tuple[SweptJob, MethodResult]] = {}
+    for job, results in by_age:
+        for method in results.methods:
+            # Options in which runs of other methods differ are none of this one's.
+            same = [
+                run.job
+                for run in by_age
+                if any((m.pair, m.name) == (method.pair, method.name) for m in run.results.methods)
+            ]
+            keys = [key for key in differing(same) if _is_variant(key) and key in job.asked]
+            variant = {key: job.asked[key] for key in keys} | method.variant
+            key = (method.pair, method.name, method.seed, tuple(sorted(variant.items())))
+            now = method.model_copy(update={"variant": variant})
+            before = kept.get(key)
+            if before is not None and before[1] != now:
+                options = "".join(f", {name}={value}" for name, value in variant.items())
+                warnings.append(
+                    f"{method.name} on {method.pair}, seed {method.seed}{options}, is in the runs "
+                    f"{before[0].folder} and {job.folder}; the latter, which is newer, counts"
+                )
+            kept[key] = (job, now)
+    by_run = sorted(kept.values(), key=lambda one: order.index(one[0]))
+    return tuple(method for _, method in by_run)
 
-_PIPED_WIDTH = 120
-_CHOOSING = {"NLL gain": -1, "objective": 1}
-"""Columns on anchors, by which options may be chosen; 1 where less is better."""
-_SIGNED = ("NLL gain", "gap recovered", "NLL gap", "margin over mean")
+
+def _is_variant(key: str) -> bool:
+    return key not in _FIELDS and not key.startswith("paths.")
+
+
+def _newest(
+    items: Iterable[Item], key: Callable[[Item], Hashable], what: str, warnings: list[str]
+) -> list[Item]:
+    """Return every item once, the last of those with the same key; the oldest come first."""
+    kept: dict[Hashable, Item] = {}
+    replaced = 0
+    for item in items:
+        replaced += kept.get(key(item), item) != item
+        kept[key(item)] = item
+    if replaced:
+        warnings.append(
+            f"{what} differs between runs in {replaced} cases of the same pair, method, task and "
+            "seed; that of the newest run counts"
+        )
+    return list(kept.values())
+
+
+def _suites(
+    runs: Sequence[FinishedRun], by_age: Sequence[FinishedRun], warnings: list[str]
+) -> tuple[SuiteResult, ...]:
+    """Return every suite once, with the scores of all runs that asked the same items."""
+    merged = []
+    for name in dict.fromkeys(suite.name for run in runs for suite in run.results.suites):
+        asked = [(r.job, suite) for r in by_age for suite in r.results.suites if suite.name == name]
+        last = asked[-1][1]
+        same = [s for _, s in asked if (s.items, s.metrics) == (last.items, last.metrics)]
+        odd = [job.folder.name for job, suite in asked if not any(suite is s for s in same)]
+        if odd:
+            warnings.append(
+                f"the suite {name} has other items in the runs {', '.join(odd)}, which are left out"
+            )
+        scores = _newest(
+            (score for suite in same for score in suite.scores),
+            lambda score: score.condition,
+            f"a score of the suite {name}",
+            warnings,
+        )
+        changes = _newest(
+            (change for suite in same for change in suite.changes),
+            lambda change: (change.condition, change.metric),
+            f"a change of the suite {name}",
+            warnings,
+        )
+        merged.append(last.model_copy(update={"scores": tuple(scores), "changes": tuple(changes)}))
+    return tuple(merged)
+
+
+def _calibration(runs: Iterable[FinishedRun]) -> CalibrationResult | None:
+    """Return what the diagnosis says over the ports of all runs, each port once."""
+    known = [run.results.calibration for run in runs if run.results.calibration is not None]
+    points = {point.condition: point for calibration in known for point in calibration.points}
+    return calibrate(list(points.values()), known[0].success) if known else None
+
+
+def _examples(runs: Iterable[FinishedRun]) -> dict[str, tuple[Example, ...]]:
+    """Return every example once, with what the methods of all runs answered."""
+    merged: dict[str, dict[tuple[str, str], Example]] = {}
+    for run in runs:
+        for task, examples in run.results.examples.items():
+            rows = merged.setdefault(task, {})
+            for example in examples:
+                before = rows.get((example.text, example.label), example)
+                rows[example.text, example.label] = example.model_copy(
+                    update={"answers": {**before.answers, **example.answers}}
+                )
+    return {task: tuple(rows.values()) for task, rows in merged.items()}
+
+
+def _timing(runs: Iterable[FinishedRun]) -> dict[str, float | None]:
+    """Return the seconds of each step, summed over the runs."""
+    total: dict[str, float | None] = {}
+    for run in runs:
+        for step, seconds in run.results.timing.items():
+            total[step] = round((total.get(step) or 0.0) + (seconds or 0.0), 2)
+    return total
+
+
+def _provenance(runs: Sequence[FinishedRun], warnings: list[str]) -> Provenance:
+    """Return what all runs were made from; warn where that was not the same."""
+    merged: dict[str, dict[str, str | None]] = {"versions": {}, "hashes": {}, "revisions": {}}
+    for field, known in merged.items():
+        records: list[Mapping[str, str | None]] = [
+            getattr(run.results.provenance, field) for run in runs
+        ]
+        several = []
+        for record in records:
+            several += [name for name, value in record.items() if known.get(name, value) != value]
+            known.update(record)
+        if several:
+            names = ", ".join(dict.fromkeys(several))
+            warnings.append(f"the runs differ in their {field} of {names}")
+    return Provenance.model_validate(merged)
+
+
+# After a sweep: one line a job, its options against its main numbers.
 
 
 class SweepRow(NamedTuple):
-    """What one job of a sweep was asked, and what it found."""
+    """The options of one job of a sweep, and its main numbers."""
 
     options: dict[str, str]
     numbers: dict[str, float | None]
@@ -430,11 +397,13 @@ def sweep_rows(jobs: Sequence[SweptJob], swept: list[str], *, best_first: bool) 
         if any(number is not None for number in numbers.values()):
             options = {key: job.asked[key] for key in swept if key in job.asked}
             rows.append(SweepRow(options or job.asked, numbers, job.folder.name))
-    names = _options(rows)
+    names = _columns(row.options for row in rows)
     rows.sort(key=lambda row: [natural(row.options.get(name, "")) for name in names])
     by = next((name for name in _CHOOSING if any(name in row.numbers for row in rows)), None)
     if by is not None and best_first:
-        rows.sort(key=lambda row: _worth(row.numbers.get(by), _CHOOSING[by]))
+        known = [row for row in rows if row.numbers.get(by) is not None]
+        known.sort(key=lambda row: _CHOOSING[by] * (row.numbers[by] or 0.0))
+        rows = known + [row for row in rows if row.numbers.get(by) is None]
     return rows
 
 
@@ -449,7 +418,7 @@ def job_numbers(job: SweptJob) -> dict[str, float | None]:
 
 
 def train_numbers(results: Results) -> dict[str, float | None]:
-    """Return what is chosen by, if anything, what was recovered, and the seconds it took."""
+    """Return the objective, if there is one, what was recovered, and the seconds it took."""
     summary, objective = results.summary, results.mapper_report.get("objective")
     gaps = {"gap recovered": summary.gap_recovered, "NLL gap": summary.gap_recovered_nll}
     if summary.cartridge_gap is not None:
@@ -479,53 +448,51 @@ def transfer_numbers(report: dict[str, Any]) -> dict[str, float | None]:
 
 def sweep_table(rows: Sequence[SweepRow]) -> Table:
     """Return a table of the jobs: their options, then their numbers."""
-    options, numbers = _options(rows), _numbers(rows)
+    options = _columns(row.options for row in rows)
+    numbers = _columns(row.numbers for row in rows)
+    caption = "gaps: on the held-out tasks; choose options by objective=, never by these"
+    if "NLL gain" in numbers:
+        caption = "on the anchors; NLL gain: of the right label, ported against the target as it is"
+    elif "objective" in numbers:
+        caption = (
+            "objective: on anchors, less is better; gaps: on the held-out tasks, not chosen by"
+        )
     table = Table(
         title="accuracies and gaps are means over tasks",
-        caption=_caption(numbers),
+        caption=caption,
         box=box.SIMPLE_HEAD,
         show_edge=False,
         caption_justify="left",
     )
-    for name in options:
-        table.add_column(_short(name, options))
+    last_parts = [name.rpartition(".")[2] for name in options]
+    for name, last in zip(options, last_parts, strict=True):
+        table.add_column(last if last_parts.count(last) == 1 else name)
     for name in (*numbers, "run"):
         table.add_column(name, justify="right")
     for row in rows:
-        cells = [_rounded(row.options.get(name, "")) for name in options]
-        cells += [_cell(name, row.numbers.get(name)) for name in numbers]
+        texts = [_option_text(row.options.get(name, "")) for name in options]
+        texts += [_number_text(name, row.numbers.get(name)) for name in numbers]
         # Text, because a value in brackets must not be read as markup.
-        table.add_row(*map(Text, (*cells, row.run)))
+        table.add_row(*map(Text, (*texts, row.run)))
     return table
 
 
 def csv_text(rows: Sequence[SweepRow]) -> str:
     """Return the same as CSV, with all digits."""
-    options, numbers = _options(rows), _numbers(rows)
+    options = _columns(row.options for row in rows)
+    numbers = _columns(row.numbers for row in rows)
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*options, *numbers, "run"])
-    for row in rows:
-        found = [row.numbers.get(name) for name in numbers]
-        writer.writerow([*(row.options.get(name, "") for name in options), *found, row.run])
+    writer = csv.DictWriter(text, [*options, *numbers, "run"], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({**row.options, **row.numbers, "run": row.run} for row in rows)
     return text.getvalue()
 
 
-def _options(rows: Sequence[SweepRow]) -> list[str]:
-    return list(dict.fromkeys(name for row in rows for name in row.options))
+def _columns(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(name for row in rows for name in row))
 
 
-def _numbers(rows: Sequence[SweepRow]) -> list[str]:
-    return list(dict.fromkeys(name for row in rows for name in row.numbers))
-
-
-def _short(name: str, among: Sequence[str]) -> str:
-    """Return the last part of an option's name, where no other one has the same."""
-    last = name.rpartition(".")[2]
-    return last if sum(other.rpartition(".")[2] == last for other in among) == 1 else name
-
-
-def _rounded(value: str) -> str:
+def _option_text(value: str) -> str:
     """Return a value with four digits, where it is a number that an optimiser drew."""
     try:
         return value if len(value) <= 6 else f"{float(value):.4g}"
@@ -533,21 +500,9 @@ def _rounded(value: str) -> str:
         return value
 
 
-def _worth(value: float | None, sign: int) -> tuple[bool, float]:
-    return (value is None, sign * (value or 0.0))
-
-
-def _cell(name: str, value: float | None) -> str:
+def _number_text(name: str, value: float | None) -> str:
     if value is None:
         return "-"
     if name == "seconds":
         return f"{value:.1f}"
     return f"{value:+.3f}" if name in _SIGNED else f"{value:.3f}"
-
-
-def _caption(numbers: Sequence[str]) -> str:
-    if "NLL gain" in numbers:
-        return "on the anchors; NLL gain: of the right label, ported against the target as it is"
-    if "objective" in numbers:
-        return "objective: on anchors, less is better; gaps: on the held-out tasks, not chosen by"
-    return "gaps: on the held-out tasks; choose options by objective=, never by these"

@@ -1,19 +1,17 @@
-"""What a text's surface alone makes alike: the control for similarity between two models.
+"""Whether an adapter can be carried over between two base models at all: the cheap diagnosis.
 
-Models with random weights that differ in everything still have the same neighbours, as many as
-trained ones: both mix the tokens of the same prefix, and rows whose prefixes have tokens in common
-come out alike. So similarity counts as far as it exceeds that with such a mixture, in which every
-token has a random vector.
+Both models read the same probe texts, their layers are compared by calibrated mutual k-NN, and a
+pair of which too few target layers have a counterpart is refused
+(:func:`check_compatibility`) before anything is transferred. What was found is kept in the store,
+so that a pair is diagnosed once.
 """
 
-import hashlib
-import json
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from math import inf
 from typing import Any
 
 import torch
@@ -35,50 +33,34 @@ from ..data.text_corpus import AlignedBatch, TextCorpus, TokenBatch
 from ..data.zoo import SIDES
 from ..evaluation.records import CompatibilityRecord
 from ..exceptions import ConfigurationError, DataError, IncompatibleError
-from ..files import write_whole
 from ..models import BaseModel, ModelSource
 from ..models.capture import PairedCapture
 from ..models.hooks import Tap
-from ..store import Store
+from ..store import Key, Store
 from .context import RunContext, build, option, shown_bars
 
-_WIDTH = 128
-# How much the last token weighs against the sum of the prefix over the root of its length.
-_LAST = (0.3, 1.0, 3.0)
-
-
-def ngram_baselines(
-    tokens: TokenBatch, places: Int[Tensor, " rows"], seed: int
-) -> tuple[Float[Tensor, "rows width"], ...]:
-    """Return some mixtures of random token vectors at the given tokens.
-
-    Args:
-        tokens: Texts; the same token has the same vector in every batch.
-        places: Tokens by their places in ``tokens.input_ids.flatten()``.
-        seed: Draws the vectors.
-    """
-    vectors = _vectors(tokens.input_ids, seed) * tokens.attention_mask[..., None]
-    lengths = torch.arange(1, tokens.input_ids.shape[1] + 1)[:, None]
-    prefix = vectors.cumsum(dim=1) / lengths.sqrt()
-    return tuple((weight * vectors + prefix).flatten(0, 1)[places] for weight in _LAST)
-
-
-def _vectors(ids: Int[Tensor, "texts tokens"], seed: int) -> Float[Tensor, "texts tokens width"]:
-    """Return a random vector a token, which depends on seed and token alone."""
-    distinct, places = torch.unique(ids, return_inverse=True)
-    drawn = torch.stack(
-        [
-            torch.randn(_WIDTH, generator=torch.Generator().manual_seed(seed * 1_000_003 + token))
-            for token in distinct.tolist()
-        ]
-    )
-    return drawn[places]
-
-
-# The residual streams of two models where both have read the same text up to a word's end.
-
 Progress = Callable[[str, int, int], None]
-"""Is told what is being done, how much of it is done, and of how much."""
+"""Called with what is being done, how much of it is done, and of how much."""
+
+# With fewer rows a coverage of 0 and one of 1 are hardly told apart.
+_LEAST_ROWS = 40
+# Of a longer text only the beginning is run: what counts is many texts, not long ones.
+_MOST_CHARS = 120
+_LIMITS = {
+    "rows": (_LEAST_ROWS, inf),
+    "per_token": (1, inf),
+    "neighbours": (1, _LEAST_ROWS - 1),
+    "permutations": (20, inf),
+    "surplus": (0, 1),
+    "minimum": (0, 1),
+}
+# Of the n-gram baseline: its width, and how much the last token weighs against the sum of the
+# prefix over the root of its length.
+_WIDTH = 128
+_LAST_WEIGHTS = (0.3, 1.0, 3.0)
+
+
+# What is compared: the residual streams of both models where they have read the same text.
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,8 +70,8 @@ class ProbeStates:
     Attributes:
         source: The source's residual stream behind each layer.
         target: The target's, row by row paired with it.
-        source_surfaces: What the source's tokens alone would give, without any model.
-        target_surfaces: The same of the target's tokens.
+        source_baselines: N-gram baselines of the source's tokens, see :func:`ngram_baselines`.
+        target_baselines: The same of the target's tokens.
         tokens: The target's token of each row.
         documents: The text of each row.
         aligned: How many word ends there were to choose rows from.
@@ -97,8 +79,8 @@ class ProbeStates:
 
     source: tuple[Float[Tensor, "rows source"], ...]
     target: tuple[Float[Tensor, "rows target"], ...]
-    source_surfaces: tuple[Float[Tensor, "rows surface"], ...]
-    target_surfaces: tuple[Float[Tensor, "rows surface"], ...]
+    source_baselines: tuple[Float[Tensor, "rows width"], ...]
+    target_baselines: tuple[Float[Tensor, "rows width"], ...]
     tokens: Int[Tensor, " rows"]
     documents: Int[Tensor, " rows"]
     aligned: int
@@ -128,31 +110,34 @@ def read_probe_states(
         rows: Keep at most so many.
         per_token: Keep at most so many with the same token on both sides.
         seed: Draws the rows.
-        progress: Is told how many texts are read.
+        progress: Called with the number of texts that are read.
     """
     batches = list(corpus.train_dataloader())
-    ids = (
+    source_ids, target_ids = (
         torch.cat([b.source.input_ids.flatten()[b.source_places] for b in batches]),
         torch.cat([b.target.input_ids.flatten()[b.target_places] for b in batches]),
     )
     documents = torch.cat([batch.documents for batch in batches])
-    chosen = chosen_rows(ids[0], ids[1], documents, rows=rows, per_token=per_token, seed=seed)
-    kept = list(_restricted(batches, chosen))
+    chosen = chosen_rows(
+        source_ids, target_ids, documents, rows=rows, per_token=per_token, seed=seed
+    )
+    masks = torch.split(chosen, [len(batch.documents) for batch in batches])
+    kept = [_restricted(b, mask) for b, mask in zip(batches, masks, strict=True) if mask.any()]
     taps = [[Tap.residual(layer) for layer in range(m.sites.layers)] for m in (source, target)]
-    found: tuple[list[list[Tensor]], ...] = ([[] for _ in taps[0]], [[] for _ in taps[1]])
+    read: list[list[list[Tensor]]] = [[[] for _ in of_side] for of_side in taps]
     capture = PairedCapture(source.network, target.network)
     for done, states in enumerate(capture.run(kept, *taps)):
         progress("reading probes", done, len(kept))
-        for layers, of_side, read in zip(found, taps, (states.source, states.target), strict=True):
-            for rows_of, tap in zip(layers, of_side, strict=True):
-                rows_of.append(read[tap].float().cpu())
+        for side, of_side, state in zip(read, taps, (states.source, states.target), strict=True):
+            for layer, tap in zip(side, of_side, strict=True):
+                layer.append(state[tap].float().cpu())
     progress("reading probes", len(kept), len(kept))
     return ProbeStates(
-        source=tuple(torch.cat(rows_of) for rows_of in found[0]),
-        target=tuple(torch.cat(rows_of) for rows_of in found[1]),
-        source_surfaces=_joined([ngram_baselines(b.source, b.source_places, seed) for b in kept]),
-        target_surfaces=_joined([ngram_baselines(b.target, b.target_places, seed) for b in kept]),
-        tokens=ids[1][chosen],
+        source=tuple(map(torch.cat, read[0])),
+        target=tuple(map(torch.cat, read[1])),
+        source_baselines=_joined([ngram_baselines(b.source, b.source_places, seed) for b in kept]),
+        target_baselines=_joined([ngram_baselines(b.target, b.target_places, seed) for b in kept]),
+        tokens=target_ids[chosen],
         documents=documents[chosen],
         aligned=len(chosen),
     )
@@ -160,6 +145,15 @@ def read_probe_states(
 
 def _joined(batches: list[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
     return tuple(torch.cat(parts) for parts in zip(*batches, strict=True))
+
+
+def _restricted(batch: AlignedBatch, mask: Bool[Tensor, " aligned"]) -> AlignedBatch:
+    """Return a batch with the chosen word ends alone."""
+    return batch._replace(
+        source_places=batch.source_places[mask],
+        target_places=batch.target_places[mask],
+        documents=batch.documents[mask],
+    )
 
 
 def chosen_rows(
@@ -195,40 +189,49 @@ def chosen_rows(
     for level in range(1, max(most, per_token) + 1):
         limits = (min(level, per_token), level)
         skipped = []
-        for place in order:
-            keys = candidates[place]
+        for row in order:
+            keys = candidates[row]
             free = all(c[k] < m for c, k, m in zip(counts, keys, limits, strict=True))
             if left == 0 or not free:
-                skipped.append(place)
+                skipped.append(row)
                 continue
             for count, key in zip(counts, keys, strict=True):
                 count[key] += 1
-            chosen[place] = True
+            chosen[row] = True
             left -= 1
         order = skipped
     return chosen
 
 
-def _restricted(
-    batches: list[AlignedBatch], chosen: Bool[Tensor, " aligned"]
-) -> list[AlignedBatch]:
-    """Return the batches with the chosen rows alone, and without batches that have none."""
-    kept, begin = [], 0
-    for batch in batches:
-        mask = chosen[begin : begin + len(batch.documents)]
-        begin += len(mask)
-        if mask.any():
-            kept.append(
-                batch._replace(
-                    source_places=batch.source_places[mask],
-                    target_places=batch.target_places[mask],
-                    documents=batch.documents[mask],
-                )
-            )
-    return kept
+def ngram_baselines(
+    tokens: TokenBatch, positions: Int[Tensor, " rows"], seed: int
+) -> tuple[Float[Tensor, "rows width"], ...]:
+    """Return mixtures of random token vectors: what the bare text makes alike, without any model.
+
+    Models with random weights that differ in everything still have the same neighbours, as many as
+    trained ones: both mix the tokens of the same prefix, and rows whose prefixes have tokens in
+    common come out alike. So similarity counts as far as it exceeds that with these mixtures.
+
+    Args:
+        tokens: Texts; the same token has the same vector in every batch.
+        positions: Of the tokens in ``tokens.input_ids.flatten()``.
+        seed: Draws the vectors.
+    """
+    distinct, indices = torch.unique(tokens.input_ids, return_inverse=True)
+    drawn = torch.stack(
+        [
+            torch.randn(_WIDTH, generator=torch.Generator().manual_seed(seed * 1_000_003 + token))
+            for token in distinct.tolist()
+        ]
+    )
+    vectors = drawn[indices] * tokens.attention_mask[..., None]
+    lengths = torch.arange(1, tokens.input_ids.shape[1] + 1)[:, None]
+    prefix = vectors.cumsum(dim=1) / lengths.sqrt()
+    mixtures = (weight * vectors + prefix for weight in _LAST_WEIGHTS)
+    return tuple(mixture.flatten(0, 1)[positions] for mixture in mixtures)
 
 
-# How much of a target model has a counterpart in a source model, as it is kept on disk.
+# How alike they are.
 
 
 @dataclass(frozen=True)
@@ -248,22 +251,9 @@ class Compatibility:
     rows: int
 
     @classmethod
-    def read(cls, path: Path) -> "Compatibility | None":
-        """Return what is kept in a file; None where there is none, or a damaged one."""
-        try:
-            kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            rows = tuple(tuple(map(float, row)) for row in kept.pop("similarity"))
-            return cls(similarity=rows, **kept)
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):
-            return None
-
-    def write(self, path: Path) -> None:
-        """Keep it in a file.
-
-        Raises:
-            OutputError: the file cannot be written.
-        """
-        write_whole(path, json.dumps(asdict(self)) + "\n")
+    def of(cls, plain: dict[str, Any]) -> "Compatibility":
+        """Return what was written as plain data."""
+        return cls(**plain | {"similarity": tuple(map(tuple, plain["similarity"]))})
 
     def record(self, minimum: float, *, force: bool) -> CompatibilityRecord:
         """Return what reports hold of it."""
@@ -274,14 +264,6 @@ class Compatibility:
             rows=self.rows,
             forced=force and self.coverage < minimum,
         )
-
-
-# The cheap part of the diagnosis: may an adapter be carried over between two models at all?
-
-# With fewer rows a coverage of 0 and one of 1 are hardly told apart.
-_LEAST_ROWS = 40
-# Of a longer text only the beginning is run: what counts is many texts, not long ones.
-_MOST_CHARS = 120
 
 
 @dataclass(frozen=True)
@@ -295,7 +277,7 @@ class Diagnosis:
             to no word.
         neighbours: k of mutual k-NN.
         permutations: Of the rows, against which similarities are calibrated.
-        surplus: Similarity beyond that with the bare text, which a layer has to have.
+        surplus: Similarity beyond that with the n-gram baseline, which a layer has to have.
         minimum: Coverage under which a transfer stops.
         batch_tokens: Tokens a forward pass, at most.
         seed: Draws rows and permutations.
@@ -315,22 +297,14 @@ class Diagnosis:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        least = {"rows": _LEAST_ROWS, "per_token": 1, "neighbours": 1, "permutations": 20}
-        for name, number in least.items():
-            given = getattr(self, name)
-            if given < number:
+        for name, (least, most) in _LIMITS.items():
+            number = getattr(self, name)
+            if not least <= number <= most:
+                takes = f"at least {least}" if most == inf else f"{least} to {most}"
                 raise ConfigurationError(
-                    f"diagnosis.{name} is {given}; it takes at least {number}, or diagnosis=none "
-                    "to leave the diagnosis out"
+                    f"diagnosis.{name} is {number}; it takes {takes}, or diagnosis=none to leave "
+                    "the diagnosis out"
                 )
-        if not self.neighbours < _LEAST_ROWS:
-            raise ConfigurationError(
-                f"diagnosis.neighbours is {self.neighbours}; it takes less than {_LEAST_ROWS}"
-            )
-        for name in ("surplus", "minimum"):
-            given = getattr(self, name)
-            if not 0 <= given <= 1:
-                raise ConfigurationError(f"diagnosis.{name} is {given}; it takes 0 to 1")
 
     def states(
         self, source: BaseModel, target: BaseModel, probes: ProbeSet, progress: Progress
@@ -384,23 +358,23 @@ class Diagnosis:
         )
 
     def coverage(self, states: ProbeStates, similarity: LayerMap) -> Coverage:
-        """Return which target layers have a counterpart: beyond chance and beyond the text.
+        """Return which target layers have a counterpart: beyond chance and beyond n-grams.
 
         Beside what :func:`~loraport.alignment.coverage` asks for, a target layer and
-        its best source layer have to be more alike than either is to the bare text of the other:
-        ``(s - s_text) / (1 - s_text) >= surplus``.
+        its best source layer have to be more alike than either is to the other's n-gram baseline:
+        ``(s - s_baseline) / (1 - s_baseline) >= surplus``.
         """
         found = coverage(similarity)
         whole = self.measure.compare(
-            [*states.target, *states.target_surfaces], [*states.source, *states.source_surfaces]
+            [*states.target, *states.target_baselines], [*states.source, *states.source_baselines]
         ).matrix(torch.arange(states.rows))
         targets, sources = similarity.raw.shape
         best = torch.tensor(found.best)
-        of_text = torch.maximum(
+        of_baseline = torch.maximum(
             whole[:targets, sources:].amax(dim=1), whole[targets:, :sources].amax(dim=0)[best]
         )
         scores = similarity.raw.gather(1, best[:, None])[:, 0]
-        beyond = rescaled(scores, of_text)
+        beyond = rescaled(scores, of_baseline)
         return replace(found, scores=beyond, covered=found.covered & (beyond >= self.surplus))
 
     def judge(self, states: ProbeStates, similarity: LayerMap) -> Compatibility:
@@ -427,32 +401,11 @@ class Diagnosis:
         return self.judge(states, self.similarity(states, self.measure))
 
 
-# What a diagnosis shows while it works.
-
-
-@contextmanager
-def diagnosis_progress() -> Iterator[Progress]:
-    """Show what is being done, how far it is, and how long the rest takes."""
-    with shown_bars() as progress:
-        bar = progress.add_task("loading models", total=None)
-
-        def told(what: str, done: int, total: int) -> None:
-            progress.update(bar, description=what, completed=done, total=total)
-
-        yield told
-
-
-# Refusing a pair of base models between which no adapter can be carried over.
-
-# Raise it when the code changes what is kept or what comes out of it.
-_FORMAT = 1
+# The check before a transfer.
 
 
 def check_compatibility(context: RunContext) -> CompatibilityRecord | None:
     """Diagnose the pair of a configuration, unless that is left out, and refuse a hopeless one.
-
-    What was found is kept in the cache, under both models, the probes and the options, so that a
-    pair is diagnosed once.
 
     Returns:
         What reports are to hold; None with ``diagnosis=none``.
@@ -466,46 +419,70 @@ def check_compatibility(context: RunContext) -> CompatibilityRecord | None:
     if "_target_" not in context.config.diagnosis:
         return None
     diagnosis: Diagnosis = build(context.config.diagnosis)
-    probes: ProbeSet = build(context.config.probes)
-    place = kept_at(context, diagnosis, probes)
-    found = Compatibility.read(place)
-    if found is None:
-        with diagnosis_progress() as progress:
-            source, target = (context.model(side) for side in SIDES)
-            found = diagnosis.compare(source, target, probes, progress)
-        found.write(place)
-    record = found.record(diagnosis.minimum, force=force)
+    record = compatibility_of(context, diagnosis).record(diagnosis.minimum, force=force)
     refuse_incompatible(context, record)
     return record
 
 
-def kept_at(context: RunContext, diagnosis: Diagnosis, probes: ProbeSet) -> Path:
-    """Return the file in the cache that is kept for a pair, its probes and the options."""
-    options = {name: value for name, value in asdict(diagnosis).items() if name != "minimum"}
+def compatibility_of(context: RunContext, diagnosis: Diagnosis) -> Compatibility:
+    """Return how alike the pair's models are: as it is kept, or as it is found now."""
+    probes: ProbeSet = build(context.config.probes)
+
+    def compare() -> dict[str, Any]:
+        with diagnosis_progress() as progress:
+            source, target = (context.model(side) for side in SIDES)
+            return asdict(diagnosis.compare(source, target, probes, progress))
+
+    key = compatibility_key(context, diagnosis, probes)
+    return Compatibility.of(Store(context.cache).made(key, compare))
+
+
+def known_compatibility(context: RunContext) -> Compatibility | None:
+    """Return how alike the pair's models are, where that is kept already."""
+    if "_target_" not in context.config.diagnosis:
+        return None
+    config = context.config
+    key = compatibility_key(context, build(config.diagnosis), build(config.probes))
+    kept = Store(context.cache).get(key)
+    return None if kept is None else Compatibility.of(kept)
+
+
+def compatibility_key(context: RunContext, diagnosis: Diagnosis, probes: ProbeSet) -> Key:
+    """Return the key of a pair's compatibility: both models, the probes and the options."""
     store = Store(context.cache)
     sources: list[ModelSource] = [build(context.config.pair[side]) for side in SIDES]
-    key_parts = {
-        "format": _FORMAT,
-        "models": [store.folder_hash(source.weights(context.cache).folder) for source in sources],
-        "dtypes": [getattr(source, "dtype", "float32") for source in sources],
-        "probes": list(probes.texts(TRAIN)),
-        "options": options,
-    }
-    key = hashlib.sha256(json.dumps(key_parts, sort_keys=True).encode()).hexdigest()
-    return context.cache / "compatibility" / f"{key[:32]}.json"
+    return Key.of(
+        "diagnoses",
+        models=[store.folder_hash(source.weights(context.cache).folder) for source in sources],
+        dtypes=[getattr(source, "dtype", "float32") for source in sources],
+        probes=list(probes.texts(TRAIN)),
+        options={name: value for name, value in asdict(diagnosis).items() if name != "minimum"},
+    )
 
 
 def refuse_incompatible(context: RunContext, record: CompatibilityRecord) -> None:
     """Raise IncompatibleError where the coverage is too low and ``force`` is not set."""
     if record.coverage >= record.minimum or record.forced:
         return
-    source, target = (context.config.pair[side] for side in SIDES)
-    names = [str(build(side).name) for side in (source, target)]
+    pair = context.config.pair
+    source, target = (str(build(pair[side]).name) for side in SIDES)
     raise IncompatibleError(
-        f"{names[0]} and {names[1]} (pair={context.config.pair.name}) represent text too "
+        f"{source} and {target} (pair={pair.name}) represent text too "
         f"differently: only {record.coverage:.0%} of the target's layers have a counterpart in the "
         f"source (calibrated mutual k-NN of {record.rows} word ends), and at least "
         f"{record.minimum:.0%} are needed, so that an adapter would not work. `python diagnose.py "
-        f"pair={context.config.pair.name}` shows more; force=true goes on nevertheless, and "
-        "diagnosis=none leaves this check out"
+        f"pair={pair.name}` shows more; force=true goes on nevertheless, and diagnosis=none "
+        "leaves this check out"
     )
+
+
+@contextmanager
+def diagnosis_progress() -> Iterator[Progress]:
+    """Show what is being done, how far it is, and how long the rest takes."""
+    with shown_bars() as bars:
+        bar = bars.add_task("loading models", total=None)
+
+        def show(what: str, done: int, total: int) -> None:
+            bars.update(bar, description=what, completed=done, total=total)
+
+        yield show

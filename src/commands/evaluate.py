@@ -1,4 +1,9 @@
-"""``evaluate.py``: the whole benchmark, and a page that says what came of it."""
+"""``evaluate.py``: every method on every held-out task, and a page that says what came of it.
+
+:func:`run` tells the story: the two models are compared, the zoo is read, methods and controls are
+run (:mod:`~loraport.commands.benchmark`), suites and divergences are measured, and verdicts and
+report are written. ``collect=DIR`` writes the same report of runs that others have made.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -9,6 +14,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from ..data import Task, ZooPairs
+from ..data.zoo import SIDES
 from ..evaluation.records import (
     BenchmarkResults,
     Example,
@@ -23,29 +29,19 @@ from ..reporting.console import print_benchmark
 from ..reporting.dashboard import save_dashboard
 from ..reporting.loggers import finish_loggers, log_benchmark
 from ..reporting.pages import write_report
+from ..settings import EvaluateSettings
 from .benchmark import (
     Benchmark,
     MethodRun,
     asked_models,
     built_suites,
     calibration,
-    chosen_methods,
     divergences,
-    given_words,
     suite_results,
 )
 from .collect import collect
-from .compatibility import Compatibility, check_compatibility, kept_at
-from .context import (
-    SharedContext,
-    Stopwatch,
-    build,
-    listed,
-    option,
-    optional,
-    plain_config,
-    quiet_libraries,
-)
+from .compatibility import check_compatibility, known_compatibility
+from .context import SharedContext, Stopwatch, build, plain_config, quiet_libraries
 from .train import zoo_pairs
 
 
@@ -55,80 +51,60 @@ def run(config: DictConfig) -> None:
     It returns no number: a sweep that chose options by one would choose by held-out tasks.
 
     Raises:
-        LoraportError: something that was asked for or given cannot be used, or the two models
-            are not compatible.
+        LoraportError: an option, a model, the zoo or a suite cannot be used, or the two models are
+            not compatible.
     """
     quiet_libraries()
-    dashboard = optional(config, "dashboard", str)
-    if dashboard is not None:
-        make_dashboard(dashboard, config)
+    settings = EvaluateSettings.of(config)
+    if settings.dashboard is not None:
+        make_dashboard(settings.dashboard, settings)
         return
-    collected = optional(config, "collect", str)
-    if collected is not None:
-        collected_runs(Path(collected).expanduser(), config)
+    if settings.collect is not None:
+        report(_collected(settings.collect), config)
         return
     context, watch = SharedContext(config), Stopwatch()
-    refuse_single_method()
-    methods, seeds, suites = chosen_methods(config), chosen_seeds(config), built_suites(context)
+    suites = built_suites(context)
     with watch.step("diagnose"):
         check_compatibility(context)
     with watch.step("zoo"):
         zoo = zoo_pairs(context)
         tasks = held_out_tasks(context, zoo)
     with watch.step("methods"):
-        runs = list(Benchmark(context, zoo, tasks).runs(methods, seeds))
+        benchmark = Benchmark(context, zoo, tasks)
+        runs = list(benchmark.runs(settings.asked_methods, settings.asked_seeds))
     asked = asked_models(context, {name: zoo.target[name] for name in tasks}, runs)
     with watch.step("suites"):
-        found = suite_results(context, suites, asked)
+        suite_scores = suite_results(context, suites, asked)
     with watch.step("drift"):
         moved = divergences(context, suites, asked)
     with watch.step("calibration"):
         calibrated = calibration(context, {name: zoo.source[name] for name in tasks}, runs)
-    evidence = tuple(made.result for made in runs)
+    compatibility = known_compatibility(context)
+    source, target = (context.model(side) for side in SIDES)
+    methods = tuple(made.result for made in runs)
     results = BenchmarkResults(
         config=plain_config(config),
-        pairs={config.pair.name: pair_record(context)},
-        methods=evidence,
-        suites=found,
+        pairs={
+            settings.pair.name: PairRecord(
+                name=settings.pair.name, source=source.name, target=target.name
+            )
+        },
+        methods=methods,
+        suites=suite_scores,
         divergences=moved,
         calibration=calibrated,
-        similarities=similarities(context),
-        verdicts=verdicts(evidence, found),
-        examples=examples(context, tasks, runs),
+        similarities={}
+        if compatibility is None
+        else {settings.pair.name: [list(row) for row in compatibility.similarity]},
+        verdicts=verdicts(methods, suite_scores),
+        examples=examples(tasks, runs, settings.shown_examples),
         timing={name: round(value, 2) for name, value in watch.seconds.items()},
         provenance=provenance(context, zoo, tasks),
     )
-    reported(results, config)
+    report(results, config)
 
 
-def make_dashboard(place: str, config: DictConfig) -> None:
-    """Create the workspace of a W&B project that shows what benchmarks log.
-
-    Raises:
-        ConfigurationError: the place is no ``ENTITY/PROJECT``, or W&B does not take it.
-    """
-    entity, slash, project = place.partition("/")
-    if not (entity and slash and project):
-        raise ConfigurationError(f"dashboard is {place!r}; it takes ENTITY/PROJECT, as W&B has it")
-    methods = [method.name for method in chosen_methods(config)]
-    address = save_dashboard(entity, project, methods, listed(config, "tasks.held_out", str))
-    Console().print(f"dashboard  {address}", highlight=False, soft_wrap=True)
-
-
-def collected_runs(place: Path, config: DictConfig) -> None:
-    """Report on the runs of a multirun as on one benchmark.
-
-    Raises:
-        DataError: there is none, or one of them is damaged.
-    """
-    results, warnings = collect(place)
-    judged = results.model_copy(update={"verdicts": verdicts(results.methods, results.suites)})
-    for warning in warnings:
-        Console(stderr=True).print(warning, markup=False, highlight=False, soft_wrap=True)
-    reported(judged, config)
-
-
-def reported(results: BenchmarkResults, config: DictConfig) -> None:
+def report(results: BenchmarkResults, config: DictConfig) -> None:
     """Write results and report, log them, print the table and where things lie."""
     folder = Path(HydraConfig.get().runtime.output_dir)
     written = [results.write(folder / "results.json"), *write_report(results, folder)]
@@ -137,33 +113,36 @@ def reported(results: BenchmarkResults, config: DictConfig) -> None:
     records = finish_loggers(loggers)
     print_benchmark(results)
     console = Console()
-    for what, where in (
+    for what, path in (
         ("results", written[0]),
         ("report", written[1]),
         *(("log", record) for record in records),
     ):
-        console.print(f"{what:>8}  {where}", highlight=False, soft_wrap=True)
+        console.print(f"{what:>8}  {path}", highlight=False, soft_wrap=True)
 
 
-def chosen_seeds(config: DictConfig) -> list[int]:
-    """Return ``seeds``, each once, or ``seed`` where there are none."""
-    if config.seeds is None:
-        return [option(config, "seed", int)]
-    return list(dict.fromkeys(listed(config, "seeds", int)))
-
-
-def refuse_single_method() -> None:
-    """Refuse what asks for one method in a way that asks for none here.
+def make_dashboard(project: str, settings: EvaluateSettings) -> None:
+    """Create the workspace of a W&B project, ``ENTITY/PROJECT``, that shows what benchmarks log.
 
     Raises:
-        ConfigurationError: ``mapper=`` or ``refine=`` is given.
+        ConfigurationError: W&B does not take it.
     """
-    for word in given_words():
-        if word.partition("=")[0] in ("mapper", "refine"):
-            raise ConfigurationError(
-                f"evaluate.py compares methods, but {word} is given; write methods=[MAPPER, "
-                "MAPPER+REFINE, default], and options of one of them into method_options"
-            )
+    entity, _, name = project.partition("/")
+    methods = [method.name for method in settings.asked_methods]
+    address = save_dashboard(entity, name, methods, list(settings.tasks.held_out))
+    Console().print(f"dashboard  {address}", highlight=False, soft_wrap=True)
+
+
+def _collected(folder: Path) -> BenchmarkResults:
+    """Return the runs under a folder as one benchmark, and print what is missing or replaced.
+
+    Raises:
+        DataError: there is none, or one of them is damaged.
+    """
+    results, warnings = collect(folder)
+    for warning in warnings:
+        Console(stderr=True).print(warning, markup=False, highlight=False, soft_wrap=True)
+    return results.model_copy(update={"verdicts": verdicts(results.methods, results.suites)})
 
 
 def held_out_tasks(context: SharedContext, zoo: ZooPairs) -> dict[str, Task]:
@@ -182,53 +161,33 @@ def held_out_tasks(context: SharedContext, zoo: ZooPairs) -> dict[str, Task]:
     return context.tasks(names)
 
 
-def pair_record(context: SharedContext) -> PairRecord:
-    """Return the pair's name and those of its models."""
-    return PairRecord(
-        name=context.config.pair.name,
-        source=context.model("source").name,
-        target=context.model("target").name,
-    )
-
-
-def similarities(context: SharedContext) -> dict[str, list[list[float | None]]]:
-    """Return the pair's intersection map, as the diagnosis has found it."""
-    config = context.config
-    if "_target_" not in config.diagnosis:
-        return {}
-    found = Compatibility.read(kept_at(context, build(config.diagnosis), build(config.probes)))
-    return {} if found is None else {config.pair.name: [list(row) for row in found.similarity]}
-
-
 def examples(
-    context: SharedContext, tasks: dict[str, Task], runs: list[MethodRun]
+    tasks: dict[str, Task], runs: list[MethodRun], count: int
 ) -> dict[str, tuple[Example, ...]]:
     """Return the first test rows of each task, and what every condition answers them."""
-    shown = option(context.config, "shown_examples", int)
-    answered = [made for made in runs if made.scores]
-    found: dict[str, tuple[Example, ...]] = {}
+    shown: dict[str, tuple[Example, ...]] = {}
     for name, task in tasks.items():
-        told: dict[str, Any] = {}
-        for made in answered:
-            scores = made.scores[name]
-            told |= {c: scores[c] for c in ("base", "source", "oracle") if c in scores}
-            told.setdefault(made.result.name, scores["predicted"])
-        found[name] = tuple(
+        scores: dict[str, Any] = {}
+        for made in runs:
+            if made.scores:  # of a method that did not refuse
+                of_task = made.scores[name]
+                scores |= {c: of_task[c] for c in ("base", "source", "oracle") if c in of_task}
+                scores.setdefault(made.result.name, of_task["predicted"])
+        shown[name] = tuple(
             Example(
                 text=row.text,
                 label=row.label,
-                answers={condition: score.predictions[place] for condition, score in told.items()},
+                answers={condition: score.predictions[n] for condition, score in scores.items()},
             )
-            for place, row in enumerate(task.test[:shown])
+            for n, row in enumerate(task.test[:count])
         )
-    return found
+    return shown
 
 
 def provenance(context: SharedContext, zoo: ZooPairs, tasks: dict[str, Task]) -> Provenance:
     """Return versions, and the hashes of models, adapters and tasks."""
-    hashes = {
-        f"model/{context.model(s).name}": context.model(s).fingerprint for s in ("source", "target")
-    }
+    models = [context.model(side) for side in SIDES]
+    hashes = {f"model/{model.name}": model.fingerprint for model in models}
     hashes |= {f"task/{name}": task.content_hash() for name, task in tasks.items()}
     for name in tasks:
         hashes[f"source/{name}"] = zoo.source[name].content_hash()

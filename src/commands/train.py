@@ -47,7 +47,7 @@ from ..reporting.console import print_results
 from ..reporting.figures import write_chart
 from ..reporting.loggers import finish_loggers, log_results
 from .anchors import CPU_TRAINER, builds_zoo, train_zoo
-from .compatibility import Compatibility, check_compatibility, kept_at
+from .compatibility import check_compatibility, known_compatibility
 from .context import (
     RunContext,
     Stopwatch,
@@ -149,10 +149,7 @@ def layer_pairing(context: RunContext, models: ModelPair) -> LayerPairing:
     shape = models.target.sites.layers, models.source.sites.layers
     if isinstance(pairing, RelativeDepth | Spread):
         return pairing.pair(torch.zeros(shape))
-    found = None
-    if "_target_" in context.config.diagnosis:
-        diagnosis, probes = build(context.config.diagnosis), build(context.config.probes)
-        found = Compatibility.read(kept_at(context, diagnosis, probes))
+    found = known_compatibility(context)
     if found is None:
         raise ConfigurationError(
             f"the pairing {type(pairing).__name__} goes by how alike layers are, which "

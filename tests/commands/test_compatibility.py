@@ -1,5 +1,4 @@
 import dataclasses
-import json
 from collections import Counter
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from loraport.exceptions import ConfigurationError, DataError
 from loraport.models import BaseModel
 from loraport.models.capture import activations
 from loraport.models.hooks import Tap
+from loraport.store import Key, Store
 
 from .conftest import Command, Workspace
 
@@ -53,7 +53,7 @@ def test_another_seed_draws_other_vectors():
     assert not torch.allclose(one[0], other[0])
 
 
-SENTENCES_PROBE_STATES = [
+SENTENCES = [
     f"the {noun} was truly {word} and the {other} is never {end}"
     for noun in ("film", "plot", "actor", "scene")
     for other in ("plot", "scene", "film")
@@ -62,19 +62,19 @@ SENTENCES_PROBE_STATES = [
 ]
 
 
-class TextsProbeStates:
+class Texts:
     """The sentences, in both splits."""
 
     name = "texts"
 
     def texts(self, split: str):
-        yield from SENTENCES_PROBE_STATES
+        yield from SENTENCES
 
 
 @pytest.fixture(scope="module")
 def corpus(pico_source: BaseModel, pico_target: BaseModel) -> TextCorpus:
     return TextCorpus(
-        TextsProbeStates(),
+        Texts(),
         pico_source.tokenizer,
         pico_target.tokenizer,
         tokens=400,
@@ -148,30 +148,15 @@ def test_states_are_those_of_the_models_at_the_same_words(
 CHEAP = ("diagnosis=cheap", "diagnosis.rows=150", "diagnosis.permutations=30")
 
 
-def compatibility(coverage: float = 0.25) -> Compatibility:
-    return Compatibility(((0.5, 0.0),), coverage, 1.0, 300)
-
-
-class TestKept:
-    def test_what_is_written_is_read(self, tmp_path: Path):
-        compatibility().write(tmp_path / "deep" / "pair.json")
-        assert Compatibility.read(tmp_path / "deep" / "pair.json") == compatibility()
-
-    @pytest.mark.parametrize("text", [None, "", "[]", "{}", '{"similarity": [["x"]]}'], ids=repr)
-    def test_a_damaged_file_is_none(self, tmp_path: Path, text: str | None):
-        if text is not None:
-            (tmp_path / "pair.json").write_text(text)
-        assert Compatibility.read(tmp_path / "pair.json") is None
-
-    @pytest.mark.parametrize(
-        ("coverage", "force", "forced"),
-        [(0.25, True, True), (0.25, False, False), (0.75, True, False)],
-    )
-    def test_forced_is_what_would_not_have_gone_on(self, coverage, force, forced):
-        record = compatibility(coverage).record(0.5, force=force)
-        assert record.forced is forced
-        assert ("force=true overrode" in record.words) is forced
-        assert f"{coverage:.0%}" in record.words
+@pytest.mark.parametrize(
+    ("coverage", "force", "forced"),
+    [(0.25, True, True), (0.25, False, False), (0.75, True, False)],
+)
+def test_forced_is_what_would_not_have_gone_on(coverage, force, forced):
+    record = Compatibility(((0.5, 0.0),), coverage, 1.0, 300).record(0.5, force=force)
+    assert record.forced is forced
+    assert ("force=true overrode" in record.words) is forced
+    assert f"{coverage:.0%}" in record.words
 
 
 @pytest.fixture
@@ -206,9 +191,12 @@ def test_forced_it_goes_on_and_says_so(
     assert record.coverage < 0.5
     assert "which force=true overrode" in end.out
     assert "which force=true overrode" in (folder / "README.md").read_text()
-    (kept,) = (workspace.root / "cache" / "compatibility").iterdir()
     # The second time nothing is compared any more: what is kept decides, and is trusted.
-    kept.write_text(json.dumps(json.loads(kept.read_text()) | {"coverage": 1.0}))
+    store = Store(workspace.root / "cache")
+    (entry,) = (workspace.root / "cache" / "diagnoses").rglob("*.entry")
+    kept = store.get(Key("diagnoses", entry.stem))
+    assert kept is not None
+    store.put(Key("diagnoses", entry.stem), kept | {"coverage": 1.0})
     end = command("transfer", *asked, *CHEAP, "overwrite=true")
     assert end.code == 0, end.err
     record = TransferReport.model_validate_json((folder / "report.json").read_bytes()).compatibility
@@ -226,7 +214,7 @@ def test_left_out_it_says_so(workspace: Workspace, command: Command, asked: list
         ).compatibility
         is None
     )
-    assert not (workspace.root / "cache" / "compatibility").exists()
+    assert not (workspace.root / "cache" / "diagnoses").exists()
 
 
 @pytest.mark.parametrize(
@@ -234,7 +222,6 @@ def test_left_out_it_says_so(workspace: Workspace, command: Command, asked: list
     [
         ("force=maybe", "force is 'maybe'"),
         ("diagnosis.rows=3", "diagnosis.rows is 3"),
-        ("diagnosis.minimum=2.0", "diagnosis.minimum is 2"),
         ("diagnosis=all", "all"),
     ],
 )
@@ -247,12 +234,11 @@ def test_wrong_options(command: Command, asked: list[str], option: str, named: s
 QUICK = Diagnosis(rows=200, per_token=12, permutations=40)
 
 
-def states_of(source, target, surface=None) -> ProbeStates:
+def states_of(source, target, baseline=None) -> ProbeStates:
     rows = len(source[0])
-    noise = torch.randn(rows, 16, generator=torch.Generator().manual_seed(99))
-    surfaces = (noise if surface is None else surface,)
-    places = torch.arange(rows)
-    return ProbeStates(tuple(source), tuple(target), surfaces, surfaces, places, places, rows)
+    baselines = (noise(rows, 16, 99) if baseline is None else baseline,)
+    indices = torch.arange(rows)
+    return ProbeStates(tuple(source), tuple(target), baselines, baselines, indices, indices, rows)
 
 
 def noise(rows: int, width: int, seed: int) -> torch.Tensor:
@@ -285,18 +271,16 @@ def test_independent_noise_is_not_covered(rows: int):
 
 
 def test_what_the_bare_text_explains_is_not_covered():
-    """Both sides hold the text's surface and nothing else, and so do models with random weights."""
-    surface = noise(200, 16, 7)
-    source = [turned(surface, 24, seed) for seed in range(3)]
-    target = [turned(surface, 32, 10 + seed) for seed in range(3)]
-    assert judged(states_of(source, target, surface)).coverage == 0.0
+    """Both sides hold n-grams and nothing else, and so do models with random weights."""
+    ngrams = noise(200, 16, 7)
+    source = [turned(ngrams, 24, seed) for seed in range(3)]
+    target = [turned(ngrams, 32, 10 + seed) for seed in range(3)]
+    assert judged(states_of(source, target, ngrams)).coverage == 0.0
     assert judged(states_of(source, target)).coverage > 0.0
 
 
 def test_models_with_random_weights_are_not_covered(pico_source: BaseModel, pico_target: BaseModel):
-    found = QUICK.compare(
-        pico_source, pico_target, TextsProbeStates(), lambda what, done, total: None
-    )
+    found = QUICK.compare(pico_source, pico_target, Texts(), lambda what, done, total: None)
     assert found.coverage < 0.5
     assert len(found.similarity) == 3
     assert len(found.similarity[0]) == 2
@@ -305,18 +289,16 @@ def test_models_with_random_weights_are_not_covered(pico_source: BaseModel, pico
 def test_a_model_is_covered_by_itself(pico_source: BaseModel):
     """Of random weights, so that only the calibration by the text is switched off."""
     diagnosis = dataclasses.replace(QUICK, surplus=0.0)
-    found = diagnosis.compare(
-        pico_source, pico_source, TextsProbeStates(), lambda what, done, total: None
-    )
+    found = diagnosis.compare(pico_source, pico_source, Texts(), lambda what, done, total: None)
     assert found.coverage == 1.0
 
 
 def test_probes_with_hardly_any_common_word_are_refused(
     pico_source: BaseModel, pico_target: BaseModel
 ):
-    class One(TextsProbeStates):
+    class One(Texts):
         def texts(self, split: str):
-            yield from ["the film is good"] * len(SENTENCES_PROBE_STATES)
+            yield from ["the film is good"] * len(SENTENCES)
 
     with pytest.raises(DataError, match="diagnosis=none"):
         QUICK.compare(pico_source, pico_target, One(), lambda what, done, total: None)

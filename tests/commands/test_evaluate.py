@@ -1,10 +1,9 @@
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from loraport.commands import benchmark as method_ports
+from loraport.commands.benchmark import MethodPorts
 from loraport.commands.train import Fitting
 from loraport.evaluation.records import BenchmarkResults
 
@@ -17,9 +16,9 @@ def evaluation(workspace: Workspace, *options: str) -> list[str]:
     return [*workspace.training(), "logger=none", "few_shot=[4]", "drift.texts=0", *options]
 
 
-def evaluated(workspace: Workspace, place: int = -1) -> BenchmarkResults:
+def evaluated(workspace: Workspace, run: int = -1) -> BenchmarkResults:
     folders = sorted((workspace.root / "work").glob("outputs/evaluate/*"))
-    return BenchmarkResults.read(folders[place] / "results.json")
+    return BenchmarkResults.read(folders[run] / "results.json")
 
 
 def numbers(results: BenchmarkResults) -> dict[str, Any]:
@@ -33,13 +32,13 @@ def numbers(results: BenchmarkResults) -> dict[str, Any]:
 def noted_ports(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     """Note by which method which adapter is ported from now on."""
     noted: list[tuple[str, str]] = []
-    known = method_ports.MethodPorts._ported
+    known = MethodPorts._ported
 
     def ported(self: Any, name: str, *rest: Any) -> Any:
         noted.append((self.method.name, name))
         return known(self, name, *rest)
 
-    monkeypatch.setattr(method_ports.MethodPorts, "_ported", ported)
+    monkeypatch.setattr(MethodPorts, "_ported", ported)
     return noted
 
 
@@ -77,16 +76,16 @@ def test_a_second_run_makes_nothing_and_ends_with_the_same(
     command("evaluate", *options)
 
     def refuse(*_arguments: object, **_options: object) -> None:
-        raise AssertionError("a cell that is known was made again")
+        raise AssertionError("a run that is kept was made again")
 
     monkeypatch.setattr(Fitting, "fit", refuse)
-    monkeypatch.setattr(method_ports.MethodPorts, "_ported", refuse)
+    monkeypatch.setattr(MethodPorts, "_ported", refuse)
     end = command("evaluate", *options)
     assert end.code == 0, end.err
     assert numbers(evaluated(workspace, 0)) == numbers(evaluated(workspace, 1))
 
 
-def test_a_further_method_computes_only_its_own_cells(
+def test_a_further_method_computes_only_its_own(
     workspace: Workspace, command: Command, monkeypatch: pytest.MonkeyPatch
 ):
     command("evaluate", *evaluation(workspace, "methods=[global_ridge]"))
@@ -147,30 +146,90 @@ def test_a_method_that_refuses_is_named_and_the_others_go_on(
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
-        (["methods=[nothing]"], "no mapper=nothing"),
-        (["mapper=global_ridge"], "methods=[MAPPER"),
-        (["evaluation.controls=[luck]"], "it takes any of copy, random"),
-        (["few_shot=[0]"], "few_shot"),
-        (["seeds=[zero]"], "seeds is ['zero']"),
+        (["mapper=global_ridge"], "methods=[MAPPER"),  # by the settings; tests/test_settings.py
         (["tasks.held_out=[nowhere]"], "nowhere"),
         (["suite=[nothing]"], "nothing"),
-        (["dashboard=mine"], "ENTITY/PROJECT"),
         (["collect=nowhere"], "nowhere"),
     ],
 )
 def test_bad_input_is_refused_with_a_message(
-    workspace: Workspace, command: Command, words: list[str], told: str
+    workspace: Workspace, command: Command, words: list[str], message: str
 ):
     end = command("evaluate", *evaluation(workspace, *words))
     assert end.code == 2
-    assert told in end.err
+    assert message in end.err
     assert "Traceback" not in end.err
     assert not list((workspace.root / "work").glob("outputs/evaluate/*/results.json"))
 
 
-def test_a_score_that_is_known_needs_no_model(workspace: Workspace, command: Command):
-    end = command("evaluate", *evaluation(workspace, "methods=[mean]"))
+def test_suites_divergences_and_calibration_are_of_base_oracle_and_ports(
+    workspace: Workspace, command: Command
+):
+    prompts = workspace.root / "prompts.jsonl"
+    rows = [{"id": str(n), "prompt": text} for n, text in enumerate(("the film", "a plot"))]
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    suite = (f"path={prompts}", "samples=2", "max_new_tokens=3")
+    own = ("suite_methods=null", "suite_tasks=[books]", "calibration=true", "drift.texts=4")
+    words = ("methods=[global_ridge]", "suite=[creativity]", *own)
+    end = command(
+        "evaluate", *evaluation(workspace, *words, *(f"suite.creativity.{word}" for word in suite))
+    )
     assert end.code == 0, end.err
-    assert Path(workspace.root / "cache" / "benchmark" / "fits").is_dir()
+    results = evaluated(workspace)
+    [asked] = results.suites
+    assert [(s.condition.method, s.condition.task) for s in asked.scores] == [
+        *(("base", None), ("oracle", "books"), ("global_ridge", "books"))
+    ]
+    assert {(d.condition.method, d.texts) for d in results.divergences} == {
+        (method, texts)
+        for method in ("oracle", "global_ridge")
+        for texts in ("generic", asked.name)
+    }
+    calibration = results.calibration
+    assert calibration is not None
+    assert [point.condition.task for point in calibration.points] == list(HELD_OUT)
+    for point, result in zip(calibration.points, results.methods[0].tasks.values(), strict=True):
+        assert point.diagnostics.keys() >= {"relative_norm", "effective_rank", "anchor_span"}
+        assert point.gap_recovered == result.gap_recovered
+
+
+OUTSIDE_CLASS = """
+from loraport.mappers.controls import CopyMapper
+
+
+class ScaledCopy(CopyMapper):
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def map_site(self, source, target, update):
+        return super().map_site(source, target, update).scaled(self.factor)
+"""
+OUTSIDE_YAML = """
+# @package _global_
+mapper:
+  _target_: scaled_copy.ScaledCopy
+  factor: 0.5
+"""
+
+
+@pytest.mark.parametrize("found_by", ["--config-dir={}", "hydra.searchpath=[file://{}]"])
+def test_a_mapper_from_outside_the_package_is_a_method(
+    workspace: Workspace, command: Command, monkeypatch: pytest.MonkeyPatch, found_by: str
+):
+    outside = workspace.root / "outside"
+    (outside / "mapper").mkdir(parents=True)
+    (outside / "scaled_copy.py").write_text(OUTSIDE_CLASS)
+    (outside / "mapper" / "outside.yaml").write_text(OUTSIDE_YAML)
+    monkeypatch.syspath_prepend(outside)
+    words = ("methods=[copy,outside]", "method_options={outside: ['mapper.factor=2.0']}")
+    end = command("evaluate", found_by.format(outside), *evaluation(workspace, *words))
+    assert end.code == 0, end.err
+    copied, doubled = evaluated(workspace).methods
+    assert (doubled.name, doubled.refused) == ("outside", None)
+    for name in HELD_OUT:
+        one, two = copied.tasks[name], doubled.tasks[name]
+        assert two.weight_cosine == pytest.approx(one.weight_cosine)
+        assert two.relative_error != pytest.approx(one.relative_error)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from loraport.adapters import read_adapter, relative_error
 from loraport.alignment.layer_matching import Monotone
-from loraport.commands.compatibility import Compatibility, check_compatibility, kept_at
+from loraport.commands.compatibility import check_compatibility, known_compatibility
 from loraport.commands.context import RunContext, build
 from loraport.commands.train import (
     LeaveOneOutError,
@@ -130,10 +130,9 @@ class TestOnModels:
         context = self.context(workspace, "pairing=monotone", *quick)
         record = check_compatibility(context)
         assert isinstance(record, CompatibilityRecord)
-        config = context.config
-        kept = Compatibility.read(kept_at(context, build(config.diagnosis), build(config.probes)))
+        kept = known_compatibility(context)
         assert kept is not None
-        pairing = build(config.pairing)
+        pairing = build(context.config.pairing)
         assert isinstance(pairing, Monotone)
         expected = pairing.pair(torch.tensor(kept.similarity))
         found = layer_pairing(context, ModelPair(pico_source, pico_target))
