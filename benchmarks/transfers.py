@@ -26,7 +26,7 @@ from loraport.adapters import LoraAdapter
 from loraport.commands.anchors import CPU_TRAINER, builds_zoo, train_zoo
 from loraport.commands.context import RunContext, build, quiet_libraries
 from loraport.commands.port import base_pair
-from loraport.commands.porting import Plan, give_models
+from loraport.commands.porting import give_models, porting_for
 from loraport.data import AnchorSet, Task, ZooPairs
 from loraport.data.zoo import SIDES
 from loraport.evaluation.assembly import summarise
@@ -99,8 +99,8 @@ class Method:
         context, path = benchmark_for(options, name), checkpoint(name)
         self.mapper: Mapper = build(context.config.mapper) if path is None else load_mapper(path)
         pair = base_pair(context)
-        give_models(self.mapper, pair, context.config, lambda done, total: None)
-        self.porting = Plan.of(context.config).porting(self.mapper, pair)
+        give_models(self.mapper, pair, context.config.pair.name, lambda done, total: None)
+        self.porting = porting_for(context.settings, self.mapper, pair.target.sites)
 
     def ported(self, adapters: Mapping[str, LoraAdapter]) -> dict[str, LoraAdapter]:
         """Port every adapter."""

@@ -45,20 +45,20 @@ from ..models import BaseModel
 from ..models.loading import learning_dtype, one_thread
 from ..refinement.base import Refinement, RefinementProgress, silent
 from ..reporting.tables import interval_text
-from .anchors import CPU_TRAINER, Recipe, recipe_of
+from ..settings import Recipe
+from .anchors import CPU_TRAINER, train_adapter
 from .context import SharedContext, build, costliest, listed, option, shown_bars
 from .diagnose import diagnostics
 from .port import base_pair
 from .porting import (
-    Plan,
     Porting,
     Refining,
     generic_texts,
     give_models,
+    porting_for,
     prompt_spec,
     refining_progress,
     taught_by,
-    written_texts,
 )
 from .train import Fitting, check_base
 
@@ -366,8 +366,8 @@ class MethodPorts:
     @cached_property
     def _porting(self) -> Porting:
         mapper, pair = self._mapper, base_pair(self.context)
-        give_models(mapper, pair, self.context.config, lambda done, total: None)
-        return Plan.of(self.context.config).porting(mapper, pair)
+        give_models(mapper, pair, self.context.config.pair.name, lambda done, total: None)
+        return porting_for(self.context.settings, mapper, pair.target.sites)
 
     @cached_property
     def _mapper(self) -> Mapper:
@@ -413,7 +413,7 @@ def refining_for(context: SharedContext, task: Task) -> Refining | None:
         generic=generic_texts(context),
         inputs=tuple(row.text for row in task.train[:inputs]),
         examples=task.train[:examples],
-        written=written_texts(context),
+        written=context.settings.refine_texts.written,
     )
 
 
@@ -466,7 +466,7 @@ class FewShotControl:
         # Not the network's own dtype: as whatever is distilled, so that the two can be compared.
         target = self.context.learner("target")
         key_parts = {
-            "recipe": asdict(recipe),
+            "recipe": recipe.model_dump(mode="json"),
             "prompt": asdict(self.context.template),
             "base": target.fingerprint,
             "rows": replace(task, test=()).content_hash(),
@@ -478,17 +478,19 @@ class FewShotControl:
             random.Random(seed).shuffle(rows)
             drawn = replace(task, train=tuple(rows))
             begin = time.perf_counter()
-            adapter, metrics = recipe.train(target, drawn, self.context.template, CPU_TRAINER)
+            adapter, metrics = train_adapter(
+                recipe, target, drawn, self.context.template, CPU_TRAINER
+            )
             return Cell(adapter, time.perf_counter() - begin, metrics)
 
         return cells.kept(cell_key(key_parts), train)
 
     def recipe(self, seed: int) -> Recipe:
         """Return the recipe of the pair's adapters, with k examples and as many steps."""
-        whole = recipe_of(self.context.config)
+        whole: Recipe = self.context.settings.recipe
         steps = whole.epochs * ceil(whole.examples / whole.batch_size)
         epochs = ceil(steps / ceil(self.count / whole.batch_size))
-        return replace(whole, examples=self.count, epochs=epochs, seed=seed)
+        return whole.model_copy(update={"examples": self.count, "epochs": epochs, "seed": seed})
 
 
 # The scores of a benchmark: every condition of every held-out task, on both models.
