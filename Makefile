@@ -44,7 +44,7 @@ $(VENV)/.installed-offline-models: constraints.txt $(VENV)/.installed
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(INSTALL) --editable '.[dev,compare,sweep,dashboards]'
+	$(INSTALL) --editable '.[dev,compare,suites,sweep,dashboards]'
 	@touch $@
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python

@@ -38,7 +38,7 @@ from loraport.adapters.peft_io import CONFIG_FILE
 from loraport.commands.context import quiet_libraries
 from loraport.evaluation.assembly import summarise
 from loraport.files import write_whole
-from loraport.refinement.label_distillation import LabelRefinement
+from loraport.refinement.label_distillation import LabelDistillation
 
 TASKS = ("sst2", "ag_news", "trec")
 STARTS, STEPS = ("zero", "mean", "cross_lora"), (0, 16, 64, 256)
@@ -115,7 +115,7 @@ class Hybrid:
     def _method(self, steps: int) -> str:
         """Return the refinement with the options that make it take so many steps."""
         plain = self.trial.refinement(self.options.refinement)
-        if not isinstance(plain, LabelRefinement):
+        if not isinstance(plain, LabelDistillation):
             raise SystemExit(f"--refinement takes one that trains, not {self.options.refinement}")
         texts = min(steps * plain.batch_size, self.options.texts)
         epochs = math.ceil(steps * plain.batch_size / texts)

@@ -35,8 +35,8 @@ from loraport.adapters import LoraAdapter
 from loraport.commands.context import quiet_libraries
 from loraport.data.prompts import class_balanced
 from loraport.files import write_whole
-from loraport.refinement.base import DistillationInputs, SoftLabelDataset
-from loraport.refinement.label_distillation import CorpusDistill
+from loraport.refinement.base import DistillationInputs
+from loraport.refinement.label_distillation import CorpusDistill, SoftLabelDataset
 
 METHODS = ("corpus_distill", "prompt_distill")
 CONTROLS = ("random_labels", "swapped_teacher")
@@ -53,10 +53,10 @@ class RandomLabels(CorpusDistill):
 
     stops_early: ClassVar[bool] = False
 
-    def dataset(self, distillation_inputs: DistillationInputs) -> SoftLabelDataset:
+    def dataset(self, data: DistillationInputs) -> SoftLabelDataset:
         """Return the chosen texts with permuted distributions."""
-        made = super().dataset(distillation_inputs)
-        generator = torch.Generator().manual_seed(distillation_inputs.seed)
+        made = super().dataset(data)
+        generator = torch.Generator().manual_seed(data.seed)
         order = torch.randperm(len(made.texts), generator=generator)
         return SoftLabelDataset(made.texts, made.targets[order], made.report, made.notes)
 

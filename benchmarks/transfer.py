@@ -90,18 +90,16 @@ class Comparison:
             )
             with stopwatch() as elapsed:
                 made = self.ours.dataset(distillation_inputs)
-                held_out = self.ours.of_corpus(0).held_out(
-                    distillation_inputs, self.options.validation
-                )
+                held_out = self.ours.held_out_texts(distillation_inputs, self.options.validation)
             if held_out is None:
                 raise SystemExit("the corpus has no validation texts; PorTAL takes some")
             if not path.is_file():
                 write_whole(path, json.dumps(elapsed.wall))
             self.labelling[name] = float(json.loads(path.read_text()))
-            labels = distillation_inputs.question.labels
+            labels = distillation_inputs.prompt_spec.labels
             learned, checked = (
                 TaughtTexts(
-                    distillation_inputs.question,
+                    distillation_inputs.prompt_spec,
                     tuple(each.texts),
                     tuple(labels[place] for place in each.targets.argmax(dim=1).tolist()),
                 )

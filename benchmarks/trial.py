@@ -34,6 +34,7 @@ from loraport.mappers.controls import MeanMapper
 from loraport.models import BaseModel
 from loraport.models.loading import DTYPES
 from loraport.refinement.base import DistillationInputs, Refined, Refinement, Teacher
+from loraport.store import Store
 
 NEW = ("ag_news", "amazon_polarity", "cr", "sst2", "subj")  # anchors that are treated as new
 SWAP = 2  # places to another task: neighbours on the list are alike, such as two kinds of emotion
@@ -75,7 +76,7 @@ class Trial:
         self.held_out = [n for n in self.context.config.tasks.held_out if n in self.zoo.source]
         self.every = [*self.held_out, *self._treated_as_new()]
         self.names: list[str] = options.tasks or self.every
-        self.cache = cache or self.context.cache / "refinement"
+        self.cache = cache or self.context.cache
         self._configs: dict[str, DictConfig] = {}
 
     def _texts(self) -> list[str]:
@@ -157,9 +158,9 @@ class Trial:
         return DistillationInputs(
             teacher=Teacher(self.learners[0], self.zoo.source[taught_by or name]),
             target=self.learners[1],
-            question=PromptSpec.of(self.tasks[name], self.context.template),
+            prompt_spec=PromptSpec.of(self.tasks[name], self.context.template),
             texts=self.texts_for(name),
-            cache=self.cache,
+            store=Store(self.cache),
         )
 
     def another(self, name: str) -> str:

@@ -34,8 +34,7 @@ from ..evaluation.records import (
     plain,
 )
 from ..evaluation.scoring import DivergenceCache, ScoreCache, TaskScore, random_adapter, swapped
-from ..evaluation.suites.base import Suite
-from ..evaluation.suites.suite_cache import SuiteCache
+from ..evaluation.suite import Suite, SuiteCache
 from ..exceptions import AdapterError, ConfigurationError, LoraportError
 from ..files import staged_folder
 from ..mappers import LearnedMapper, Mapper, load_mapper
@@ -394,22 +393,19 @@ class MethodPorts:
 def refining_for(context: SharedContext, task: Task) -> Refining | None:
     """Return the refinement of a method for one held-out task; None without one.
 
-    What a refinement may see of the task goes by its class: its unlabelled inputs are the first
+    What a refinement may see of the task goes by what it takes: its unlabelled inputs are the first
     training rows without their labels, its labelled examples the first with them.
     """
     if "_target_" not in context.config.refine:
         return None
     refinement: Refinement = build(context.config.refine)
-    name = type(refinement).__module__.rpartition(".")[2]
-    used = refinement.data_access
-    inputs = option(context.config, "unlabelled", int) if used == "unlabelled prompts" else 0
-    examples = option(context.config, "examples", int) if used == "few-shot" else 0
+    inputs = option(context.config, "unlabelled", int) if "inputs" in refinement.takes else 0
+    examples = option(context.config, "examples", int) if "examples" in refinement.takes else 0
     return Refining(
         context=context,
-        name=name,
         refinement=refinement,
         questions={task.name: prompt_spec(context, task.name)},
-        texts=taught_by(context, refinement, name, task.name),
+        texts=taught_by(context, refinement, task.name),
         generic=generic_texts(context),
         inputs=tuple(row.text for row in task.train[:inputs]),
         examples=task.train[:examples],

@@ -319,8 +319,7 @@ def transfer_report(
         config=config,
         pair=PairRecord(name=settings.pair.name, source=pair.source.name, target=pair.target.name),
         compatibility=done.compatibility,
-        # One mapper a file, each called like its YAML.
-        mapper=type(mapper).__module__.rpartition(".")[2],
+        mapper=mapper.name,
         # A checkpoint has nothing but plain data.
         trained_with=dict(mapper.hparams) if isinstance(mapper, LearnedMapper) else {},
         data_access=costliest(mapper.data_access, *used),

@@ -40,9 +40,10 @@ from ..refinement.base import (
     Teacher,
 )
 from ..refinement.expected_recovery import LEAST_POINTS, AnchorCalibration, ExpectedRecovery
-from ..refinement.kl_budget import DriftBudget, check_drift
+from ..refinement.kl_budget import check_kl
 from ..refinement.text_selection import WrittenTexts
 from ..settings import PortingSettings, TransferSettings
+from ..store import Store
 from .anchors import CPU_TRAINER, builds_zoo, train_zoo
 from .context import RunContext, chosen_name, costliest, shown_bars
 
@@ -524,41 +525,39 @@ def anchor_texts(context: RunContext, place: str) -> TaskPrompts | None:
     return TaskPrompts(list(loaded.values()), PromptTemplate("{text}"), settings.seed)
 
 
-def taught_by(
-    context: RunContext, refinement: Refinement, name: str, place: str
-) -> dict[str, TextSource]:
+def taught_by(context: RunContext, refinement: Refinement, place: str) -> dict[str, TextSource]:
     """Return the sources of texts that a refinement is given, by what reports call them.
 
     Raises:
         DataError: it needs a corpus, and there is none.
     """
-    if isinstance(refinement, DriftBudget):
+    if not refinement.learns:
         return {"generic": generic_texts(context)}
     settings: PortingSettings = context.settings
     found, anchors = corpus(settings), anchor_texts(context, place)
-    needed = refinement.data_access == "generic text" and not settings.refine_texts.written
-    if needed and found is None:
+    if found is None and refinement.needs_texts and not settings.refine_texts.written:
         raise DataError(
-            f"refine={name} puts generic texts into the adapter's prompt, and there is no corpus; "
-            "give paths.corpus=DIR (*.txt with a text a line, or *.jsonl), or let the source write "
-            "some by refine_texts.written=256, or name a mapper, such as mapper=cross_lora"
+            f"refine={refinement.name} puts generic texts into the adapter's prompt, and there is "
+            "no corpus; give paths.corpus=DIR (*.txt with a text a line, or *.jsonl), or let the "
+            "source write some by refine_texts.written=256, or name a mapper, such as "
+            "mapper=cross_lora"
         )
     sources = {"corpus": found, "anchors": anchors}
     return {called: source for called, source in sources.items() if source is not None}
 
 
-def check_adapters(refinement: Refinement, name: str, given: dict[str, LoraAdapter]) -> None:
+def check_adapters(refinement: Refinement, given: dict[str, LoraAdapter]) -> None:
     """Refuse adapters of which nothing can be learned.
 
     Raises:
         ConfigurationError: there are several, and the refinement asks one question.
         AdapterError: one of them does nothing.
     """
-    if len(given) > 1 and not isinstance(refinement, DriftBudget):
+    if len(given) > 1 and refinement.learns:
         raise ConfigurationError(
-            f"refine={name} refines one adapter, as it asks one question, but adapter= names "
-            f"{len(given)}; port each by itself, and merge the results by merge.with=[DIR] and "
-            "refine=none"
+            f"refine={refinement.name} refines one adapter, as it asks one question, but adapter= "
+            f"names {len(given)}; port each by itself, and merge the results by merge.with=[DIR] "
+            "and refine=none"
         )
     for place, adapter in given.items():
         if adapter.norm() == 0:
@@ -568,12 +567,8 @@ def check_adapters(refinement: Refinement, name: str, given: dict[str, LoraAdapt
             )
 
 
-_TAKES = {"unlabelled prompts": "inputs", "few-shot": "examples"}
-"""The option with a task's own texts that a refinement takes, by its data access."""
-
-
 def task_data(
-    settings: TransferSettings, refinement: Refinement, name: str, labels: tuple[str, ...]
+    settings: TransferSettings, refinement: Refinement, labels: tuple[str, ...]
 ) -> tuple[tuple[str, ...], tuple[Example, ...]]:
     """Return the inputs and the examples, each where the refinement takes them.
 
@@ -581,28 +576,26 @@ def task_data(
         DataError: what it takes is missing, or cannot be used.
         ConfigurationError: something is given that it does not take.
     """
-    needed = _TAKES.get(refinement.data_access)
-    takes = {"inputs": "refine=prompt_distill", "examples": "refine=few_shot"}
-    for key, word in takes.items():
-        if key != needed and getattr(settings, key) is not None:
+    name, takes = refinement.name, refinement.takes
+    for key, taker in (("inputs", "prompt_distill"), ("examples", "few_shot")):
+        if key not in takes and getattr(settings, key) is not None:
             raise ConfigurationError(
-                f"refine={name} does not use {key}=; leave it out, or set {word}"
+                f"refine={name} does not use {key}=; leave it out, or set refine={taker}"
             )
-    if needed == "inputs":
-        if settings.inputs is None:
-            raise DataError(
-                f"refine={name} learns from the task's own inputs, and none are given; give "
-                'inputs=FILE, a text a line, or *.jsonl with rows {"text": ...}'
-            )
-        return given_inputs(settings.inputs), ()
-    if needed == "examples":
-        if settings.examples is None:
-            raise DataError(
-                f"refine={name} learns from labelled examples, and none are given; give "
-                'examples=FILE, *.jsonl with rows {"text": ..., "label": ...}'
-            )
-        return (), given_examples(settings.examples, labels)
-    return (), ()
+    if "inputs" in takes and settings.inputs is None:
+        raise DataError(
+            f"refine={name} learns from the task's own inputs, and none are given; give "
+            'inputs=FILE, a text a line, or *.jsonl with rows {"text": ...}'
+        )
+    if "examples" in takes and settings.examples is None:
+        raise DataError(
+            f"refine={name} learns from labelled examples, and none are given; give "
+            'examples=FILE, *.jsonl with rows {"text": ..., "label": ...}'
+        )
+    return (
+        () if settings.inputs is None else given_inputs(settings.inputs),
+        () if settings.examples is None else given_examples(settings.examples, labels),
+    )
 
 
 @contextmanager
@@ -627,7 +620,6 @@ class Refining:
     """A refinement that was asked for, with what was given for it, checked.
 
     Attributes:
-        name: As in ``refine=``.
         refinement: The refinement.
         questions: What each adapter is asked, by the place that it was given as.
         texts: Sources of texts by what they are called; all of them are mixed.
@@ -638,7 +630,6 @@ class Refining:
     """
 
     context: RunContext
-    name: str
     refinement: Refinement
     questions: dict[str, PromptSpec]
     texts: dict[str, TextSource]
@@ -658,18 +649,15 @@ class Refining:
         if settings.refine is None:
             return None
         refinement: Refinement = settings.refine.build()
-        # One refinement a file, each called like its YAML.
-        name = type(refinement).__module__.rpartition(".")[2]
-        check_adapters(refinement, name, given)
+        check_adapters(refinement, given)
         questions = {place: prompt_spec(context, place) for place in given}
         place = next(iter(given))
-        inputs, examples = task_data(settings, refinement, name, questions[place].labels)
+        inputs, examples = task_data(settings, refinement, questions[place].labels)
         return cls(
             context=context,
-            name=name,
             refinement=refinement,
             questions=questions,
-            texts=taught_by(context, refinement, name, place),
+            texts=taught_by(context, refinement, place),
             generic=generic_texts(context),
             inputs=inputs,
             examples=examples,
@@ -685,10 +673,9 @@ class Refining:
     @property
     def budget(self) -> float:
         """The drift that the finished adapter should keep within, in nats."""
-        if isinstance(self.refinement, DriftBudget):
-            return self.refinement.budgets["budget"]
         settings: TransferSettings = self.context.settings
-        return settings.drift.budget
+        own = self.refinement.kl_budget
+        return settings.drift.budget if own is None else own
 
     @property
     def data(self) -> dict[str, Any]:
@@ -709,24 +696,24 @@ class Refining:
         Raises:
             LoraportError: a model cannot be loaded.
         """
-        seed, cache = self.context.settings.seed, self.context.cache / "refinement"
+        seed, store = self.context.settings.seed, Store(self.context.cache)
         sources = list(self.texts.values())
         if self.written:
             source, question = self.context.learner("source"), self.questions[place]
             sources.append(
                 WrittenTexts(
-                    source, question, count=self.written, cache=cache, seed=seed, progress=progress
+                    source, question, count=self.written, store=store, seed=seed, progress=progress
                 )
             )
         alone = next(iter(sources), None)
         return DistillationInputs(
             teacher=Teacher(self.context.learner("source"), adapter),
             target=self.context.learner("target"),
-            question=self.questions[place],
+            prompt_spec=self.questions[place],
             texts=Interleaved(sources, seed=seed) if len(sources) > 1 else alone,
             inputs=self.inputs,
             examples=self.examples,
-            cache=cache,
+            store=store,
             seed=seed,
             progress=progress,
         )
@@ -773,7 +760,7 @@ class Refining:
             progress=progress,
         )
         asked = self.context.settings.drift
-        found = check_drift(
+        found = check_kl(
             finished, distillation_inputs, texts=asked.texts, positions=asked.positions
         )
         own, source = found["drift"], found["source_drift"]
@@ -881,11 +868,11 @@ def refinement_record(
     tasks = tuple(Path(place).name for place in places)
     measured = {**reports[0], "drift": drift.model_dump()}
     return RefinementRecord(
-        name=refining.name,
+        name=refining.refinement.name,
         data_access=refining.data_access,
         question=refining.question(),
         data=refining.data,
         measured=tuple(reports),
         drift=drift,
-        expected=expected(calibration, refining.name, tasks, measured),
+        expected=expected(calibration, refining.refinement.name, tasks, measured),
     )

@@ -35,7 +35,7 @@ from .statistics import (
     retention,
     task_gap,
 )
-from .suites.base import SuiteScore
+from .suite import SuiteScore
 from .verdict import DiagnosedPort, calibrated
 
 Conditions = Mapping[str, TaskScore]

@@ -1,5 +1,6 @@
 """What a mapper is: anything that turns a source adapter into a target adapter."""
 
+import re
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -33,6 +34,12 @@ class Mapper(ABC):
     """
 
     data_access: ClassVar[str]
+
+    @property
+    def name(self) -> str:
+        """What reports call it: the name of its class without Mapper, in snake case."""
+        words = re.findall(r"[A-Z][a-z]*", type(self).__name__.removesuffix("Mapper"))
+        return "_".join(words).lower()
 
     @property
     @abstractmethod

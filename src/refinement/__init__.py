@@ -1,1 +1,1 @@
-"""What may follow a mapper: distillation of the source's behaviour, and a budget of drift."""
+"""What may follow a mapper: distillation of the source's behaviour, or a KL budget."""

@@ -1,28 +1,28 @@
-"""What a refinement is: anything that betters a target adapter by what the models do."""
+"""What a refinement is, and what it takes: both models, texts, and a store for its work.
 
-import hashlib
-import json
+A refinement takes the adapter that a mapper has made for the target and returns a better one, by
+what the models do on texts: it distils the source's behaviour, or scales the adapter.
+"""
+
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, TypeVar
-
-import torch
-from jaxtyping import Float
-from torch import Tensor
+from typing import Any, ClassVar, NamedTuple
 
 from ..adapters import LoraAdapter
 from ..data.corpora import TextSource
 from ..data.prompts import PromptSpec
 from ..data.tasks import Example
-from ..files import write_whole
-from ..models.likelihood import log_likelihoods
+from ..exceptions import ConfigurationError
 from ..models.loading import BaseModel
+from ..store import Store
 
 RefinementReport = dict[str, Any]
 RefinementProgress = Callable[[str, int, int], None]
-"""Is told what is being done, how much of it is done, and how much there is."""
+"""Called with the name of the current step, how much of it is done, and how much there is."""
+
+NO_STORE = Store(None)
 
 
 def silent(_step: str, _done: int, _total: int) -> None:
@@ -31,7 +31,7 @@ def silent(_step: str, _done: int, _total: int) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Teacher:
-    """The source model with the adapter that is ported: what the target is to behave like.
+    """The source model with the adapter that is ported: what the target learns to behave like.
 
     Attributes:
         base: The source.
@@ -49,28 +49,29 @@ class DistillationInputs:
     Attributes:
         teacher: The source with its adapter.
         target: The model that the adapter is ported to.
-        question: What the adapter is asked; the text itself where nobody says.
+        prompt_spec: The prompt and the labels of the adapter's task; by default the prompt is the
+            text itself.
         texts: Generic texts; None where there is no corpus.
-        inputs: Unlabelled inputs of the task itself.
-        examples: Labelled ones.
-        cache: Folder in which unfinished and finished work is kept; None keeps nothing.
+        inputs: Unlabelled inputs of the task.
+        examples: Labelled examples of the task.
+        store: Keeps finished shards and unfinished training, so that a stopped run goes on.
         seed: Of every draw.
-        progress: Is told how far the work is.
+        progress: Called while the work goes on.
     """
 
     teacher: Teacher
     target: BaseModel
-    question: PromptSpec = field(default_factory=PromptSpec)
+    prompt_spec: PromptSpec = field(default_factory=PromptSpec)
     texts: TextSource | None = None
     inputs: tuple[str, ...] = ()
     examples: tuple[Example, ...] = ()
-    cache: Path | None = None
+    store: Store = NO_STORE
     seed: int = 0
     progress: RefinementProgress = silent
 
 
 class Refined(NamedTuple):
-    """A better adapter of the target, and what was found on the way.
+    """A better adapter of the target, and how it was made.
 
     Attributes:
         adapter: The adapter.
@@ -82,188 +83,101 @@ class Refined(NamedTuple):
 
 
 class Refinement(ABC):
-    """Betters an adapter of the target that a mapper has made.
+    """Improves an adapter of the target that a mapper has made.
 
     Attributes:
+        name: Its file in ``conf/refine``.
         data_access: What it may use, in the words of the evaluation protocol: ``generic
             text``, ``unlabelled prompts`` or ``few-shot``.
+        takes: Which of the task's data it cannot do without: ``inputs``, ``examples`` or neither.
+        needs_texts: Whether it cannot do without generic texts.
+        learns: Whether the target learns from the teacher, and so from one adapter at a time.
+            Otherwise the texts are only measured on.
     """
 
+    name: ClassVar[str]
     data_access: ClassVar[str]
+    takes: ClassVar[tuple[str, ...]] = ()
+    needs_texts: ClassVar[bool] = False
+    learns: ClassVar[bool] = True
+
+    @property
+    def kl_budget(self) -> float | None:
+        """The KL divergence to the base that it keeps the adapter within, in nats, if any."""
+        return None
 
     @abstractmethod
-    def refine(self, start: LoraAdapter, distillation_inputs: DistillationInputs) -> Refined:
+    def refine(self, start: LoraAdapter, data: DistillationInputs) -> Refined:
         """Return the refined adapter.
 
         Args:
-            start: What the mapper made, at the target's sites; it may do nothing yet.
-            distillation_inputs: What to learn from.
+            start: What the mapper made, at the target's sites; it may be zero.
+            data: What to learn from.
 
         Raises:
-            LoraportError: the lesson lacks what the refinement needs, or cannot be used.
+            LoraportError: the data lack what the refinement needs, or cannot be used.
         """
 
 
-# Where work is kept in the cache: under a hash of all that it depends on.
+_POSITIVE = math.ulp(0.0)  # the least number above 0
+_RANGES: dict[str, tuple[float, float, str]] = {
+    **dict.fromkeys(
+        ("texts", "pool", "text_chars", "batch_size", "repeats", "max_new_tokens", "tau"),
+        (1, math.inf, "1 or more"),
+    ),
+    **dict.fromkeys(
+        ("generic", "held_out", "epochs", "warmup_steps", "checks", "ce_weight"),
+        (0, math.inf, "0 or more"),
+    ),
+    **dict.fromkeys(("lr", "temperature"), (_POSITIVE, math.inf, "a number above 0")),
+    "keep": (_POSITIVE, 1, "a share above 0, up to 1"),
+    "teacher_weight": (0, 1, "a share from 0 to 1"),
+}
 
 
-def cache_folder(cache: Path | None, kind: str, key_parts: Sequence[Any]) -> Path | None:
-    """Return the folder of one piece of work; None where nothing is kept.
-
-    Args:
-        cache: The cache.
-        kind: Of the work: the folder above.
-        key_parts: All that the work depends on, as JSON can hold it.
-    """
-    if cache is None:
-        return None
-    key = hashlib.sha256(json.dumps(key_parts).encode()).hexdigest()[:32]
-    return cache / kind / key
-
-
-# Work in portions, each of which is kept in a file, so that a stopped run goes on.
-
-Part = TypeVar("Part")
-
-
-def in_shards(
-    folder: Path | None,
-    parts: Sequence[Part],
-    work: Callable[[Part], Any],
-    *,
-    step: str,
-    progress: RefinementProgress,
-) -> list[Any]:
-    """Return what ``work`` makes of each part; what an earlier run has made is read.
-
-    Args:
-        folder: Where the portions lie, a file each; its name must say all that they depend on.
-            None keeps nothing.
-        parts: The parts, always the same ones in the same order.
-        work: Makes plain data, as JSON can hold it, of one part.
-        step: What ``progress`` is told that is being done.
-        progress: Is told how many parts are done.
-
-    Raises:
-        OutputError: a portion cannot be written.
-    """
-    made = []
-    for place, part in enumerate(parts):
-        progress(step, place, len(parts))
-        file = None if folder is None else folder / f"{place:05}.json"
-        kept = None if file is None else _read(file)
-        if kept is None:
-            kept = {"portion": work(part)}
-            if file is not None:
-                write_whole(file, json.dumps(kept))
-        made.append(kept["portion"])
-    progress(step, len(parts), len(parts))
-    return made
-
-
-def _read(file: Path) -> dict[str, Any] | None:
-    """Return what the file holds; None where it is missing or damaged."""
-    try:
-        kept = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return kept if isinstance(kept, dict) and "portion" in kept else None
-
-
-# What a student is given to learn: texts, and how the answers to each are to be distributed.
-
-
-@dataclass(frozen=True, eq=False)
-class SoftLabelDataset:
-    """Texts with the distributions over the labels that a student is to give them.
+@dataclass(frozen=True, kw_only=True)
+class Distillation(Refinement):
+    """Trains a LoRA on the target that starts from the given adapter, on what a teacher does.
 
     Attributes:
-        texts: The texts; one that occurs twice weighs twice.
-        targets: A distribution for each.
-        report: Where they come from, as plain data.
-        notes: What the user should know of them, a sentence each.
+        pool: Number of texts that the teacher answers, and those to learn from are chosen among.
+        held_out: Number of texts on which agreement with the teacher is measured; they are never
+            learned from.
+        epochs: How often each text is learned from; 0 keeps the given adapter.
+        batch_size: Texts in a step.
+        lr: Learning rate after the warm-up; it falls linearly to 0.
+        warmup_steps: Steps over which it rises from 0.
+        checks: How often agreement is measured during training; the best weights are kept. 0
+            keeps the last.
+
+    Raises:
+        ConfigurationError: an option has a value it cannot take.
     """
 
-    texts: tuple[str, ...]
-    targets: Float[Tensor, "texts labels"]
-    report: RefinementReport = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
+    pool: int = 1024
+    held_out: int = 64
+    epochs: int = 1
+    batch_size: int = 8
+    lr: float = 2e-3
+    warmup_steps: int = 4
+    checks: int = 2
 
-    def repeated(self, times: int) -> "SoftLabelDataset":
-        """Return them so many times over, so that they weigh more beside others."""
-        return SoftLabelDataset(
-            self.texts * times, self.targets.repeat(times, 1), self.report, self.notes
-        )
+    def __post_init__(self) -> None:
+        for name, (least, most, takes) in _RANGES.items():
+            value = getattr(self, name, least)
+            if not least <= value <= most:
+                raise ConfigurationError(f"refine.{name}={value}, but it takes {takes}")
 
-    def beside(self, other: "SoftLabelDataset") -> "SoftLabelDataset":
-        """Return both together."""
-        return SoftLabelDataset(
-            self.texts + other.texts,
-            torch.cat([self.targets, other.targets]),
-            self.report | other.report,
-            self.notes + other.notes,
-        )
+
+def model_parts(base: BaseModel) -> list[Any]:
+    """Return what determines the numbers that a model computes, for the key of a store entry."""
+    return [base.fingerprint, base.network.dtype, base.network.device]
 
 
 def distinct(texts: Iterable[str]) -> Iterator[str]:
-    """Yield the texts without blank ones and without those that have occurred before."""
+    """Yield the texts without blank ones and without repetitions."""
     seen = set()
     for text in texts:
         if text.strip() and text not in seen:
             seen.add(text)
             yield text
-
-
-# How far a student answers as its teacher does.
-
-
-class Agreement(NamedTuple):
-    """How alike a student's answers are to its teacher's, over some texts.
-
-    Attributes:
-        top_share: Share of the texts for which both find the same label likeliest.
-        kl: Mean ``KL(teacher || student)`` between their distributions over the labels, in nats.
-    """
-
-    top_share: float
-    kl: float
-
-    @classmethod
-    def between(
-        cls, teacher: Float[Tensor, "texts labels"], student: Float[Tensor, "texts labels"]
-    ) -> "Agreement":
-        """Compare distributions over labels.
-
-        Args:
-            teacher: Probabilities.
-            student: Log-probabilities, of any normalisation.
-        """
-        found = student.double().log_softmax(dim=1)
-        expected = teacher.double()
-        expected = expected / expected.sum(dim=1, keepdim=True)
-        # Not through the logarithm of the teacher's zeros.
-        entropy = -torch.special.entr(expected).sum(dim=1)
-        kl = entropy - (expected * found).sum(dim=1)
-        same = teacher.argmax(dim=1) == student.argmax(dim=1)
-        # Not below zero by rounding; what is not a number stays so.
-        return cls(float(same.double().mean()), float(kl.mean().clamp(min=0)))
-
-
-class HeldOut:
-    """Texts that nothing is learned from, with the teacher's answers to them.
-
-    Args:
-        question: What is asked about each.
-        texts: The texts, at least one.
-        targets: The teacher's distributions over the labels.
-    """
-
-    def __init__(
-        self, question: PromptSpec, texts: Sequence[str], targets: Float[Tensor, "texts labels"]
-    ) -> None:
-        self.question, self.texts, self.targets = question, tuple(texts), targets
-
-    def agreement(self, base: BaseModel) -> Agreement:
-        """Return how far a model, with what is attached to it, agrees with the teacher."""
-        found = log_likelihoods(base, self.question, self.texts)
-        return Agreement.between(self.targets, found)

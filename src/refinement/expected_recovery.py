@@ -1,8 +1,12 @@
-"""Anchors of a pair whose adapters were ported, and what came of it: what expectations rest on."""
+"""What part of the gap a refined adapter will recover, from what is measured without task data.
+
+It is fitted on anchors: tasks of the same pair whose adapters were ported in the same way, and
+whose gap recovered was then measured with the tasks' own data.
+"""
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
@@ -14,6 +18,14 @@ from torch import Tensor
 
 from ..exceptions import DataError
 
+LEAST_POINTS = 4
+"""With fewer anchors nothing is said of the next one."""
+LEAST_RECOVERED = 0.3
+"""The part of the gap that has to be expected for a go."""
+
+_LEVEL = 0.9
+# The penalty weighs as much as one anchor: features without any relation then cost little.
+_PENALTY = 1.0
 _FACTS = ("task", "gap_recovered", "gap_recovered_nll")
 _WANTED = (
     'a calibration takes {"pair": NAME, "refinement": NAME, "features": [NAMES], "points": '
@@ -22,12 +34,12 @@ _WANTED = (
 
 
 class AnchorPoint(NamedTuple):
-    """What was measured of one anchor.
+    """One anchor.
 
     Attributes:
         task: Its name.
         features: What was measured without the task's data.
-        gap_recovered: (ported - base) / (oracle - base), with them.
+        gap_recovered: (ported - base) / (oracle - base), measured with the task's data.
     """
 
     task: str
@@ -42,7 +54,7 @@ class AnchorCalibration:
     Attributes:
         pair: Its name.
         refinement: Name of the refinement that they were ported with.
-        features: The names of what is fitted on.
+        features: Names of the features.
         points: The anchors.
         command: What measured them.
     """
@@ -60,10 +72,10 @@ class AnchorCalibration:
         Raises:
             DataError: the file is damaged.
         """
-        place = files(__package__) / "calibration" / f"{pair}.json"
-        if not place.is_file():
+        file = files(__package__) / "calibration" / f"{pair}.json"
+        if not file.is_file():
             return None
-        return cls.parse(place.read_text(encoding="utf-8"), f"{pair}.json")
+        return cls.parse(file.read_text(encoding="utf-8"), f"{pair}.json")
 
     @classmethod
     def read(cls, path: Path) -> "AnchorCalibration":
@@ -92,8 +104,8 @@ class AnchorCalibration:
             pair, refinement = str(content["pair"]), str(content["refinement"])
             command = str(content.get("command", ""))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            told = f"lacks {error}" if isinstance(error, KeyError) else str(error)
-            raise DataError(f"{called} cannot be used ({told}); {_WANTED}") from None
+            why = f"lacks {error}" if isinstance(error, KeyError) else str(error)
+            raise DataError(f"{called} cannot be used ({why}); {_WANTED}") from None
         twice = {p.task for p in points if sum(p.task == other.task for other in points) > 1}
         if twice:
             raise DataError(f"{called} has the anchors {', '.join(sorted(twice))} twice; {_WANTED}")
@@ -114,22 +126,11 @@ def _point(row: Mapping[str, Any], features: tuple[str, ...]) -> AnchorPoint:
     return AnchorPoint(str(row["task"]), {n: numbers[n] for n in features}, gap)
 
 
-# What part of the gap a refined adapter will close, from what is measured without task data.
-#
-# Fitted on anchors: tasks of the same pair whose adapters were ported in the same way, and whose
-# gap recovered was then measured with the tasks' own data.
-
-LEAST_POINTS = 4
-"""Fewer anchors say nothing of the next one."""
-LEAST_RECOVERED = 0.3
-"""Of the gap, that has to be expected for a go."""
-_LEVEL = 0.9
-# The penalty is worth one anchor: features that say nothing then cost little.
-_PENALTY = 1.0
+# What to expect of another adapter.
 
 
 class Expectation(NamedTuple):
-    """The part of the gap that is expected, with its interval."""
+    """The part of the gap that is expected to be recovered, with its interval."""
 
     value: float
     low: float
@@ -151,21 +152,15 @@ class ExpectedRecovery:
     then it is the largest residual, which stands for a level of ``n / (n + 1)``.
 
     Attributes:
-        features: Names of what is fitted on.
-        centre: Their means over the anchors.
-        spread: Their standard deviations; 1 where there is none.
-        weights: Of the standardised features.
-        intercept: The anchors' mean gap recovered.
+        features: Names of the features.
+        predict: The regression.
         half_width: Of the interval.
         loo_error: Mean absolute leave-one-out residual.
         anchors: How many there are.
     """
 
     features: tuple[str, ...]
-    centre: tuple[float, ...]
-    spread: tuple[float, ...]
-    weights: tuple[float, ...]
-    intercept: float
+    predict: Callable[[Float[Tensor, " features"]], float]
     half_width: float
     loo_error: float
     anchors: int
@@ -185,17 +180,16 @@ class ExpectedRecovery:
         rows = [[point.features[name] for name in features] for point in points]
         x = torch.tensor(rows, dtype=torch.float64)
         y = torch.tensor([point.gap_recovered for point in points], dtype=torch.float64)
-        residuals = torch.stack([_left_out(x, y, place) for place in range(len(y))]).abs()
+        residuals = []
+        for index, (row, actual) in enumerate(zip(x, y.tolist(), strict=True)):
+            others = torch.arange(len(y)) != index
+            residuals.append(abs(actual - _ridge(x[others], y[others])(row)))
         rank = min(len(y), math.ceil((len(y) + 1) * _LEVEL))
-        centre, spread, weights, intercept = _ridge(x, y)
         return cls(
             tuple(features),
-            tuple(centre.tolist()),
-            tuple(spread.tolist()),
-            tuple(weights.tolist()),
-            intercept,
-            half_width=float(residuals.sort().values[rank - 1]),
-            loo_error=float(residuals.mean()),
+            _ridge(x, y),
+            half_width=sorted(residuals)[rank - 1],
+            loo_error=sum(residuals) / len(residuals),
             anchors=len(y),
         )
 
@@ -216,31 +210,18 @@ class ExpectedRecovery:
                 f"{', '.join(missing)} was not measured, but what to expect was fitted on it; "
                 "leave it out of the calibration's features"
             )
-        value = self.intercept
-        rows = zip(self.features, self.centre, self.spread, self.weights, strict=True)
-        for name, centre, spread, weight in rows:
-            value += weight * (features[name] - centre) / spread
+        row = torch.tensor([features[name] for name in self.features], dtype=torch.float64)
+        value = self.predict(row)
         return Expectation(value, value - self.half_width, value + self.half_width)
-
-
-def _left_out(
-    x: Float[Tensor, "anchors features"], y: Float[Tensor, " anchors"], place: int
-) -> Float[Tensor, ""]:
-    """Return what a fit on the other anchors misses one by."""
-    kept = torch.arange(len(y)) != place
-    centre, spread, weights, intercept = _ridge(x[kept], y[kept])
-    return y[place] - intercept - ((x[place] - centre) / spread * weights).sum()
 
 
 def _ridge(
     x: Float[Tensor, "anchors features"], y: Float[Tensor, " anchors"]
-) -> tuple[
-    Float[Tensor, " features"], Float[Tensor, " features"], Float[Tensor, " features"], float
-]:
-    """Return the features' means and spreads, the weights and the mean of ``y``."""
-    centre, spread = x.mean(0), x.std(0, correction=0)
-    spread = torch.where(spread > 1e-9, spread, torch.ones_like(spread))
-    scaled = (x - centre) / spread
+) -> Callable[[Float[Tensor, " features"]], float]:
+    """Return the prediction of a ridge regression on standardised features."""
+    mean, deviation = x.mean(0), x.std(0, correction=0)
+    deviation = torch.where(deviation > 1e-9, deviation, torch.ones_like(deviation))
+    scaled = (x - mean) / deviation
     gram = scaled.T @ scaled + _PENALTY * torch.eye(x.shape[1], dtype=x.dtype)
     weights = torch.linalg.solve(gram, scaled.T @ (y - y.mean()))
-    return centre, spread, weights, float(y.mean())
+    return lambda row: float(y.mean() + ((row - mean) / deviation * weights).sum())

@@ -1,134 +1,119 @@
-"""What the teacher answers: its distribution over the labels for each of many texts."""
+"""Distillation of an adapter that answers by labels: teacher labels, texts, a student.
+
+The teacher gives its distribution over the labels for each text of a pool
+(:func:`label_distributions`), some texts are chosen (:mod:`.text_selection`), and the target's
+LoRA is trained on the distributions (:class:`LabelStudent`). Where texts and targets come from
+tells :class:`CorpusDistill`, :class:`PromptDistill` and :class:`FewShot` apart.
+
+Source: Hinton et al., 2015 (arXiv 1503.02531), with the vocabulary cut down to the labels, which
+need no common tokenizer.
+"""
 
 import math
 import time
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence, Set
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
-from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import one_hot
 
 from ..adapters import LoraAdapter
 from ..data.corpora import TRAIN, VALIDATION, cut_at_word
 from ..data.prompts import PromptSpec, answer_tokens, prompt_tokens, seeded_batches
-from ..exceptions import ConfigurationError, DataError
+from ..exceptions import DataError
 from ..models.hooks import attached
 from ..models.likelihood import batch_log_likelihoods, label_tree, log_likelihoods
 from ..models.loading import BaseModel
+from ..store import Key, Store
 from .base import (
-    Agreement,
+    NO_STORE,
+    Distillation,
     DistillationInputs,
-    HeldOut,
     Refined,
     Refinement,
     RefinementProgress,
     RefinementReport,
-    SoftLabelDataset,
     Teacher,
-    cache_folder,
     distinct,
-    in_shards,
+    model_parts,
     silent,
 )
 from .text_selection import BalancedTexts, TextSelection
 from .trainer import Student, TrainingResult, train_student
 
-PORTION = 64  # texts
-_ALIKE = 1e-3  # mean absolute deviation of probabilities; a model that reads the text varies more
+_SHARD = 64  # texts
+# Mean absolute deviation of probabilities: a model that reads the text varies more.
+_SAME = 1e-3
+_RECENT = 8  # steps over which a loss is averaged for the report
+_GIVE_CORPUS = "set paths.corpus to a folder with train.txt and validation.txt, or with *.jsonl"
+
+
+# What the teacher answers.
 
 
 def label_distributions(
     teacher: Teacher,
-    question: PromptSpec,
+    prompt_spec: PromptSpec,
     texts: Sequence[str],
     *,
     temperature: float = 1.0,
-    cache: Path | None = None,
+    store: Store = NO_STORE,
     progress: RefinementProgress = silent,
-    step: str = "asking the source",
+    step: str = "labelling texts by the source",
 ) -> Float[Tensor, "texts labels"]:
     """Return the teacher's distribution over the labels for every text.
 
     It is the softmax of the labels' total log-likelihoods, which are exact for labels of several
-    tokens and for labels that begin alike. Portions of texts are kept under the hash of all that
-    they depend on, so that a stopped run goes on, and another adapter's port, another selection
-    or temperature asks nothing twice.
+    tokens and for labels that begin alike. The log-likelihoods are kept, so that a stopped run
+    goes on, and another selection of texts or temperature computes nothing again.
 
     Args:
         teacher: The source and its adapter.
-        question: What it is asked; it has labels.
-        texts: About which.
+        prompt_spec: The prompt, with labels.
+        texts: What is put into the prompt.
         temperature: Divides the log-likelihoods; below 1 the distributions are sharper.
-        cache: Folder of what is kept; None keeps nothing.
-        progress: Is told how many portions are done.
-        step: What it is told that is being done.
+        store: Keeps the log-likelihoods.
+        progress: Called with the number of finished shards.
+        step: What ``progress`` is called with.
 
     Raises:
         DataError: two labels are the same tokens for the source.
     """
-    check_labels(teacher.base, question)
-    portions = [list(texts[start : start + PORTION]) for start in range(0, len(texts), PORTION)]
+    check_labels(teacher.base, prompt_spec)
+    shards = [list(texts[start : start + _SHARD]) for start in range(0, len(texts), _SHARD)]
+    key = Key.of(
+        "teacher_labels",
+        model=model_parts(teacher.base),
+        adapter=teacher.adapter,
+        prompt_spec=prompt_spec,
+        shards=shards,
+    )
 
-    def asked(portion: list[str]) -> list[list[float]]:
+    def scored(shard: list[str]) -> list[list[float]]:
         with attached(teacher.base.network, teacher.adapter):
-            return log_likelihoods(teacher.base, question, portion).tolist()
+            return log_likelihoods(teacher.base, prompt_spec, shard).tolist()
 
-    folder = cache_folder(cache, "teacher", _made_of(teacher, question, portions))
-    rows = in_shards(folder, portions, asked, step=step, progress=progress)
-    found = [row for portion in rows for row in portion]
-    scores = torch.tensor(found, dtype=torch.float32).reshape(len(texts), len(question.labels))
+    rows = store.made_shards(key, shards, scored, partial(progress, step))
+    scores = torch.tensor([row for shard in rows for row in shard], dtype=torch.float32)
     return (scores / temperature).softmax(dim=1)
 
 
-def teacher_answers(
-    distillation_inputs: DistillationInputs, texts: Sequence[str], *, temperature: float, what: str
-) -> Float[Tensor, "texts labels"]:
-    """Return :func:`label_distributions` of a lesson's teacher.
-
-    Args:
-        distillation_inputs: What is taught, by whom, and where answers are kept.
-        texts: About which.
-        temperature: Divides the log-likelihoods.
-        what: Kind of texts, as the progress is told.
-
-    Raises:
-        DataError: two labels are the same tokens for the source.
-    """
-    return label_distributions(
-        distillation_inputs.teacher,
-        distillation_inputs.question,
-        texts,
-        temperature=temperature,
-        cache=distillation_inputs.cache,
-        progress=distillation_inputs.progress,
-        step=f"labelling {what} by the source",
-    )
-
-
-def _made_of(teacher: Teacher, question: PromptSpec, portions: list[list[str]]) -> list[Any]:
-    return [
-        teacher.base.fingerprint,
-        teacher.adapter.content_hash(),
-        asdict(question),
-        portions,
-    ]
-
-
-def check_labels(base: BaseModel, question: PromptSpec) -> None:
-    """Refuse labels among which a model cannot tell.
+def check_labels(base: BaseModel, prompt_spec: PromptSpec) -> None:
+    """Refuse labels that a model cannot tell apart.
 
     Raises:
         DataError: two labels are the same tokens for it.
     """
     names: dict[tuple[int, ...], str] = {}
-    for label, tokens in answer_tokens(base.tokenizer, question).items():
+    for label, tokens in answer_tokens(base.tokenizer, prompt_spec).items():
         other = names.setdefault(tuple(tokens), label)
         if other != label:
             raise DataError(
@@ -137,10 +122,10 @@ def check_labels(base: BaseModel, question: PromptSpec) -> None:
             )
 
 
-def check_teaches(
+def check_informative(
     distributions: Float[Tensor, "texts labels"], labels: Sequence[str]
 ) -> tuple[str, ...]:
-    """Refuse a teacher from whose answers nothing can be learned; return what to beware of.
+    """Refuse a teacher from whose answers nothing can be learned; return a warning, if any.
 
     Raises:
         DataError: it gives every text the same label, or the same distribution.
@@ -149,7 +134,7 @@ def check_teaches(
     most = labels[int(tops.mode().values)]
     share = float((tops == tops.mode().values).float().mean())
     spread = float((distributions - distributions.mean(dim=0)).abs().mean())
-    if share == 1.0 or spread < _ALIKE:
+    if share == 1.0 or spread < _SAME:
         raise DataError(
             f"the source with its adapter answers {most!r} to {share:.0%} of {len(tops)} texts, "
             f"with probabilities that differ by {spread:.1g} in the mean, so that nothing can be "
@@ -167,37 +152,66 @@ def check_teaches(
 def label_shares(
     distributions: Float[Tensor, "texts labels"], labels: Sequence[str]
 ) -> dict[str, float]:
-    """Return the share of texts for which each label is the likeliest."""
-    tops: Int[Tensor, " texts"] = distributions.argmax(dim=1)
-    counts = torch.bincount(tops, minlength=len(labels))
-    return {
-        label: int(count) / max(1, len(tops)) for label, count in zip(labels, counts, strict=True)
-    }
+    """Return the share of texts for which each label is the most likely."""
+    counts = torch.bincount(distributions.argmax(dim=1), minlength=len(labels)).tolist()
+    total = max(1, len(distributions))
+    return {label: count / total for label, count in zip(labels, counts, strict=True)}
 
 
 def label_balance(shares: Mapping[str, float]) -> float:
     """Return how evenly labels are given: the entropy of their shares, 1 where all are equal.
 
-    Near 0 the texts hardly bring up what the adapter tells apart.
+    Near 0 the texts hardly concern what the adapter distinguishes.
     """
     entropy = -sum(share * math.log(share) for share in shares.values() if share > 0)
     return entropy / math.log(len(shares))
 
 
 def confidence(distributions: Float[Tensor, "texts labels"]) -> float:
-    """Return the mean probability of the likeliest label."""
+    """Return the mean probability of the most likely label."""
     return float(distributions.amax(dim=1).mean())
 
 
-# Label distillation: the student learns the teacher's distribution over a few labels.
+# What the student learns from.
+
+
+@dataclass(frozen=True, eq=False)
+class SoftLabelDataset:
+    """Texts with a distribution over the labels for each.
+
+    Attributes:
+        texts: The texts; one that occurs twice weighs twice.
+        targets: The distributions.
+        report: Where they come from, as plain data.
+        notes: What the user should know of them, a sentence each.
+    """
+
+    texts: tuple[str, ...]
+    targets: Float[Tensor, "texts labels"]
+    report: RefinementReport = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def repeated(self, times: int) -> "SoftLabelDataset":
+        """Return the texts so many times over, so that they weigh more beside others."""
+        return SoftLabelDataset(
+            self.texts * times, self.targets.repeat(times, 1), self.report, self.notes
+        )
+
+    def __add__(self, other: "SoftLabelDataset") -> "SoftLabelDataset":
+        return SoftLabelDataset(
+            self.texts + other.texts,
+            torch.cat([self.targets, other.targets]),
+            self.report | other.report,
+            self.notes + other.notes,
+        )
 
 
 class SoftBatch(NamedTuple):
-    """Prompts, and how the answers to each are to be distributed.
+    """Prompts with a distribution over the labels for each.
 
     Attributes:
         prompts: Tokens of the prompts.
-        targets: A distribution over the labels for each.
+        targets: The distributions.
     """
 
     prompts: list[list[int]]
@@ -210,13 +224,12 @@ class LabelStudent(Student):
     The loss of a prompt is ``-sum_y p(y) log q(y)``: p is the teacher's distribution over the
     labels, and q(y) the student's total likelihood of the label's tokens among all texts, not
     among the labels alone, so that the student also learns to answer by a label at all. Labels
-    of several tokens and labels that begin alike are exact. Source: Hinton et al., 2015, with the
-    vocabulary cut down to the labels, which need no common tokenizer.
+    of several tokens and labels that begin alike are exact.
 
     Args:
         base: The target.
         start: The adapter to begin from.
-        question: What is asked; it has labels.
+        prompt_spec: The prompt, with labels.
         options: Of :class:`Student`.
 
     Raises:
@@ -224,12 +237,13 @@ class LabelStudent(Student):
     """
 
     def __init__(
-        self, base: BaseModel, start: LoraAdapter, question: PromptSpec, **options: Any
+        self, base: BaseModel, start: LoraAdapter, prompt_spec: PromptSpec, **options: Any
     ) -> None:
-        check_labels(base, question)
+        check_labels(base, prompt_spec)
         super().__init__(base, start, **options)
-        self.question = question
-        self._tree = label_tree(base, question)
+        self.prompt_spec = prompt_spec
+        self.key_parts.append(prompt_spec)
+        self._tree = label_tree(base, prompt_spec)
 
     def loss(self, batch: SoftBatch) -> Float[Tensor, ""]:
         """Return the mean cross-entropy of the batch's prompts."""
@@ -237,277 +251,243 @@ class LabelStudent(Student):
         return -(batch.targets.to(found) * found).sum(dim=1).mean()
 
     def batches(
-        self,
-        texts: Sequence[str],
-        targets: Float[Tensor, "texts labels"],
-        *,
-        batch_size: int,
-        epochs: int,
-        seed: int,
+        self, dataset: SoftLabelDataset, *, batch_size: int, epochs: int, seed: int
     ) -> list[SoftBatch]:
         """Return the batches of all epochs, prompts of like length together."""
-        prompts = prompt_tokens(self.base.tokenizer, self.question, texts)
+        prompts = prompt_tokens(self.base.tokenizer, self.prompt_spec, dataset.texts)
         lengths = [len(prompt) for prompt in prompts]
-        places = seeded_batches(lengths, batch_size=batch_size, epochs=epochs, seed=seed)
-        return [SoftBatch([prompts[p] for p in batch], targets[batch]) for batch in places]
+        return [
+            SoftBatch([prompts[row] for row in rows], dataset.targets[rows])
+            for rows in seeded_batches(lengths, batch_size=batch_size, epochs=epochs, seed=seed)
+        ]
 
 
-# Generic texts as exercises: the teacher labels a pool of them, and some are chosen.
-
-_WANTED = "set paths.corpus to a folder with train.txt and validation.txt, or with *.jsonl"
-
-
-@dataclass(frozen=True)
-class GenericTexts:
-    """How texts of the corpus become exercises.
+class Agreement(NamedTuple):
+    """How alike the answers of student and teacher are, over some texts.
 
     Attributes:
-        count: So many are learned from.
-        pool: So many are labelled by the teacher, and the others chosen among them.
-        selection: Which.
-        text_chars: Texts are cut at a word to so many characters where the question itself does
-            not say how long a text may be.
-        temperature: Of the teacher's distributions.
+        top_share: Share of the texts for which both find the same label most likely.
+        kl: Mean ``KL(teacher || student)`` between their distributions over the labels, in nats.
     """
 
-    count: int
-    pool: int
-    selection: TextSelection
-    text_chars: int
-    temperature: float
+    top_share: float
+    kl: float
 
-    def dataset(self, distillation_inputs: DistillationInputs) -> SoftLabelDataset:
-        """Return the chosen texts with the teacher's distributions.
+    @classmethod
+    def between(
+        cls, teacher: Float[Tensor, "texts labels"], student: Float[Tensor, "texts labels"]
+    ) -> "Agreement":
+        """Compare distributions over labels.
+
+        Args:
+            teacher: Probabilities.
+            student: Log-probabilities, of any normalisation.
+        """
+        log_q = student.double().log_softmax(dim=1)
+        p = teacher.double()
+        p = p / p.sum(dim=1, keepdim=True)
+        # entr instead of the logarithm: the teacher's probabilities may be zero.
+        entropy = -torch.special.entr(p).sum(dim=1)
+        kl = entropy - (p * log_q).sum(dim=1)
+        same = teacher.argmax(dim=1) == student.argmax(dim=1)
+        # Rounding does not make it negative, and NaN stays NaN.
+        return cls(float(same.double().mean()), float(kl.mean().clamp(min=0)))
+
+    @classmethod
+    def of(
+        cls, base: BaseModel, prompt_spec: PromptSpec, held_out: SoftLabelDataset
+    ) -> "Agreement":
+        """Compare a model, with what is attached to it, with the teacher on held-out texts."""
+        student = log_likelihoods(base, prompt_spec, held_out.texts)
+        return cls.between(held_out.targets, student)
+
+
+# The refinements.
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelDistillation(Distillation):
+    """Trains the target on texts with soft labels; a subclass says which.
+
+    Without labels in the prompt spec the work is handed over to another refinement.
+
+    Attributes:
+        selection: Which texts of the pool are learned from.
+        text_chars: Generic texts are cut at a word to so many characters where the prompt spec
+            does not say how long a text may be.
+        temperature: Of the teacher's distributions; below 1 they are sharper.
+        sequence: The refinement for a prompt spec without labels.
+    """
+
+    selection: TextSelection = field(default_factory=BalancedTexts)
+    text_chars: int = 400
+    temperature: float = 1.0
+    sequence: Refinement | None = None
+
+    stops_early: ClassVar[bool] = True
+    """Whether the weights with the best agreement on held-out texts are kept."""
+
+    @abstractmethod
+    def dataset(self, data: DistillationInputs) -> SoftLabelDataset:
+        """Return what the student learns from.
+
+        Raises:
+            DataError: the data lack what is needed, or nothing can be learned from them.
+        """
+
+    def refine(self, start: LoraAdapter, data: DistillationInputs) -> Refined:
+        """Train the target on the dataset, and report how far it agrees with the teacher.
+
+        Raises:
+            DataError: the data lack what is needed, or nothing can be learned from them.
+            AdapterError: the start does not fit the target.
+            KeyboardInterrupt: it was stopped; called again with the same store, it goes on.
+        """
+        if not data.prompt_spec.labels:
+            if self.sequence is None:
+                raise DataError(
+                    f"refine={self.name} teaches answers by labels, but none are given; set "
+                    "prompt.labels to the words among which the adapter chooses, or "
+                    "refine.sequence to a refinement for adapters that write freely"
+                )
+            return self.sequence.refine(start, data)
+        begun = time.monotonic()
+        dataset = self.dataset(data)
+        held_out = self.held_out_texts(data, self.held_out, dataset.texts)
+        student = LabelStudent(
+            data.target,
+            start,
+            data.prompt_spec,
+            seed=data.seed,
+            lr=self.lr,
+            warmup_steps=self.warmup_steps,
+        )
+
+        compare = None
+        if held_out is not None:
+            compare = partial(Agreement.of, data.target, data.prompt_spec, held_out)
+        with closing(student):
+            before = compare() if compare else None
+            result = train_student(
+                student,
+                student.batches(
+                    dataset, batch_size=self.batch_size, epochs=self.epochs, seed=data.seed
+                ),
+                store=data.store,
+                measure=(lambda: compare().kl) if compare and self.stops_early else None,
+                measured_on=[held_out.texts, held_out.targets] if held_out else None,
+                start_value=before.kl if before else None,
+                checks=self.checks,
+                step="distilling into the target",
+                progress=data.progress,
+            )
+            after = compare() if compare else None
+            adapter = student.adapter()
+        report = dataset.report | {
+            "held_out": len(held_out.texts) if held_out else 0,
+            "agreement_before": before.top_share if before else None,
+            "agreement_after": after.top_share if after else None,
+            "kl_before": before.kl if before else None,
+            "kl_after": after.kl if after else None,
+            "steps": result.steps,
+            "training_seconds": result.seconds,
+            "loss_first": _mean(result.losses[:_RECENT]),
+            "loss_last": _mean(result.losses[-_RECENT:]),
+            "checks": {str(step): value for step, value in result.measured.items()},
+            "best_step": result.best_step,
+            "texts": len(set(dataset.texts)),
+            "seconds": time.monotonic() - begun,
+            "notes": [*dataset.notes, *self._notes(result, held_out)],
+        }
+        return Refined(adapter, report)
+
+    def teacher_labels(
+        self, data: DistillationInputs, texts: Sequence[str], kind: str
+    ) -> Float[Tensor, "texts labels"]:
+        """Return :func:`label_distributions` of the teacher.
+
+        Args:
+            data: Teacher, prompt spec and store.
+            texts: The texts.
+            kind: Kind of texts, for the progress.
+
+        Raises:
+            DataError: two labels are the same tokens for the source.
+        """
+        return label_distributions(
+            data.teacher,
+            data.prompt_spec,
+            texts,
+            temperature=self.temperature,
+            store=data.store,
+            progress=data.progress,
+            step=f"labelling {kind} by the source",
+        )
+
+    def generic_dataset(self, data: DistillationInputs, count: int) -> SoftLabelDataset:
+        """Return ``count`` chosen texts of the corpus with the teacher's distributions.
 
         Raises:
             DataError: there is no corpus, it has too few texts, or nothing can be learned from
                 the teacher's answers to them.
         """
-        labels = distillation_inputs.question.labels
-        pool = self.texts(distillation_inputs, TRAIN, max(self.count, self.pool))
+        labels = data.prompt_spec.labels
+        pool = self._generic_texts(data, TRAIN, max(count, self.pool))
         if len(pool) < len(labels):
             raise DataError(
                 f"the corpus has {len(pool)} training texts that are not empty and differ, but "
                 f"distillation takes at least {len(labels)}, and some hundreds to be of use; "
-                f"{_WANTED}"
+                f"{_GIVE_CORPUS}"
             )
-        found = teacher_answers(
-            distillation_inputs, pool, temperature=self.temperature, what="texts"
-        )
-        notes = check_teaches(found, labels)
-        if len(pool) < self.count:
+        targets = self.teacher_labels(data, pool, "texts")
+        notes = check_informative(targets, labels)
+        if len(pool) < count:
             notes += (
-                f"The corpus has {len(pool)} texts of the {self.count} that were asked for; all "
+                f"The corpus has {len(pool)} texts of the {count} that were asked for; all "
                 "of them were used.",
             )
-        places = self.selection.choose(pool, found, self.count, distillation_inputs.seed)
-        chosen = found[places]
-        shares = label_shares(found, labels)
+        chosen = self.selection.choose(pool, targets, count, data.seed)
+        shares = label_shares(targets, labels)
         report = {
-            "generic_texts": len(places),
+            "generic_texts": len(chosen),
             "pool": len(pool),
             "pool_shares": shares,
-            "chosen_shares": label_shares(chosen, labels),
+            "chosen_shares": label_shares(targets[chosen], labels),
             "pool_balance": label_balance(shares),
-            "pool_confidence": confidence(found),
-            "chosen_confidence": confidence(chosen),
+            "pool_confidence": confidence(targets),
+            "chosen_confidence": confidence(targets[chosen]),
         }
-        return SoftLabelDataset(tuple(pool[place] for place in places), chosen, report, notes)
+        texts = tuple(pool[index] for index in chosen)
+        return SoftLabelDataset(texts, targets[chosen], report, notes)
 
-    def held_out(self, distillation_inputs: DistillationInputs, count: int) -> HeldOut | None:
-        """Return validation texts of the corpus with the teacher's answers; None without any."""
-        if distillation_inputs.texts is None or count == 0:
+    def held_out_texts(
+        self, data: DistillationInputs, count: int, learned: Sequence[str] = ()
+    ) -> SoftLabelDataset | None:
+        """Return validation texts of the corpus with the teacher's distributions, if any.
+
+        Neither ``learned`` nor texts of the pool are among them.
+        """
+        if data.texts is None or count == 0:
             return None
-        learned = set(self.texts(distillation_inputs, TRAIN, max(self.count, self.pool)))
-        texts = self.texts(distillation_inputs, VALIDATION, count, without=learned)
+        seen = {*learned, *self._generic_texts(data, TRAIN, self.pool)}
+        texts = self._generic_texts(data, VALIDATION, count, seen)
         if not texts:
             return None
-        found = teacher_answers(
-            distillation_inputs, texts, temperature=self.temperature, what="held-out texts"
-        )
-        return HeldOut(distillation_inputs.question, texts, found)
+        return SoftLabelDataset(tuple(texts), self.teacher_labels(data, texts, "held-out texts"))
 
-    def texts(
-        self,
-        distillation_inputs: DistillationInputs,
-        split: str,
-        count: int,
-        without: Set[str] = frozenset(),
+    def _generic_texts(
+        self, data: DistillationInputs, split: str, count: int, without: set[str] | None = None
     ) -> list[str]:
-        """Return the first texts of a split that differ, cut as the question takes them.
-
-        Raises:
-            DataError: there is no corpus, or it cannot be read.
-        """
-        if distillation_inputs.texts is None:
-            raise DataError(f"distillation takes generic texts, but there is no corpus; {_WANTED}")
-        chars = distillation_inputs.question.text_chars or self.text_chars
-        cut = (cut_at_word(text.strip(), chars) for text in distillation_inputs.texts.texts(split))
-        return list(islice((text for text in distinct(cut) if text not in without), count))
-
-
-# What refinements have in common that teach the target to answer by labels.
-
-_FORMAT = 1  # raise it when the same options train otherwise
-_RECENT = 8  # steps over which a loss is averaged for the report
-
-
-@dataclass(frozen=True, kw_only=True)
-class LabelRefinement(Refinement):
-    """Trains a LoRA on the target that begins from the given adapter, on texts with labels.
-
-    A subclass says which texts. Where the question has no labels, the work is handed over to
-    another refinement.
-
-    Attributes:
-        pool: So many generic texts are labelled by the teacher, and those to learn from chosen
-            among them.
-        selection: Which of them are chosen.
-        text_chars: Generic texts are cut to so many characters where the question does not say.
-        held_out: So many generic texts tell how far the student agrees with its teacher.
-        epochs: How often each text is learned from; 0 keeps the given adapter.
-        batch_size: Texts a step.
-        lr: Learning rate.
-        warmup_steps: Over which it rises.
-        temperature: Of the teacher's distributions; below 1 they are sharper.
-        checks: How often during training the agreement is measured; the best weights are kept.
-            0 keeps the last.
-        sequence: Takes over where the question has no labels.
-
-    Raises:
-        ConfigurationError: an option has a value it cannot take.
-    """
-
-    pool: int = 1024
-    selection: TextSelection = field(default_factory=BalancedTexts)
-    text_chars: int = 400
-    held_out: int = 64
-    epochs: int = 1
-    batch_size: int = 8
-    lr: float = 2e-3
-    warmup_steps: int = 4
-    temperature: float = 1.0
-    checks: int = 2
-    sequence: Refinement | None = None
-
-    stops_early: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        for name, least in _LEAST.items():
-            value = getattr(self, name, least)
-            if value < least:
-                raise ConfigurationError(f"refine.{name}={value}, but it takes {least} or more")
-        for name in ("lr", "temperature"):
-            if not getattr(self, name) > 0:
-                raise ConfigurationError(
-                    f"refine.{name}={getattr(self, name)}, but it takes a number above 0"
-                )
-
-    @abstractmethod
-    def dataset(self, distillation_inputs: DistillationInputs) -> SoftLabelDataset:
-        """Return what the student learns from.
-
-        Raises:
-            DataError: the lesson lacks what is needed, or nothing can be learned from it.
-        """
-
-    def of_corpus(self, count: int) -> GenericTexts:
-        """Return how so many texts of the corpus become exercises."""
-        return GenericTexts(count, self.pool, self.selection, self.text_chars, self.temperature)
-
-    def refine(self, start: LoraAdapter, distillation_inputs: DistillationInputs) -> Refined:
-        """Train the target to answer as the exercises say, and report how far it now does.
-
-        Raises:
-            DataError: the lesson lacks what is needed, or nothing can be learned from it.
-            AdapterError: the start does not fit the target.
-            KeyboardInterrupt: it was stopped; called again with the same cache, it goes on.
-        """
-        if not distillation_inputs.question.labels:
-            return self._without_labels(start, distillation_inputs)
-        begun = time.monotonic()
-        dataset = self.dataset(distillation_inputs)
-        held_out = self.of_corpus(0).held_out(distillation_inputs, self.held_out)
-        student = LabelStudent(
-            distillation_inputs.target,
-            start,
-            distillation_inputs.question,
-            seed=distillation_inputs.seed,
-            lr=self.lr,
-            warmup_steps=self.warmup_steps,
-        )
-        with closing(student):
-            before = None if held_out is None else held_out.agreement(distillation_inputs.target)
-            result = self._train(student, dataset, held_out, before, distillation_inputs, start)
-            after = None if held_out is None else held_out.agreement(distillation_inputs.target)
-            report = dataset.report | _measured(before, after, held_out) | _facts(result)
-            report["texts"] = len(set(dataset.texts))
-            report["seconds"] = time.monotonic() - begun
-            report["notes"] = [*dataset.notes, *self._notes(result, held_out)]
-            return Refined(student.adapter(), report)
-
-    def _train(
-        self,
-        student: LabelStudent,
-        dataset: SoftLabelDataset,
-        held_out: HeldOut | None,
-        before: Agreement | None,
-        distillation_inputs: DistillationInputs,
-        start: LoraAdapter,
-    ) -> TrainingResult:
-        batches = student.batches(
-            dataset.texts,
-            dataset.targets,
-            batch_size=self.batch_size,
-            epochs=self.epochs,
-            seed=distillation_inputs.seed,
-        )
-        stops = held_out if self.stops_early else None
-        return train_student(
-            student,
-            batches,
-            self._folder(dataset, stops, distillation_inputs, start),
-            measure=None
-            if stops is None
-            else lambda: stops.agreement(distillation_inputs.target).kl,
-            start_value=None if before is None else before.kl,
-            checks=self.checks,
-            step="distilling into the target",
-            progress=distillation_inputs.progress,
-        )
-
-    def _without_labels(
-        self, start: LoraAdapter, distillation_inputs: DistillationInputs
-    ) -> Refined:
-        if self.sequence is None:
+        """Return the first different texts of a split, cut to the length that the prompt takes."""
+        if data.texts is None:
             raise DataError(
-                f"refine.{type(self).__name__} teaches answers by labels, but none are given; set "
-                "prompt.labels to the words among which the adapter chooses, or refine.sequence "
-                "to a refinement for adapters that write freely"
+                f"distillation takes generic texts, but there is no corpus; {_GIVE_CORPUS}"
             )
-        return self.sequence.refine(start, distillation_inputs)
+        chars = data.prompt_spec.text_chars or self.text_chars
+        cut = distinct(cut_at_word(text.strip(), chars) for text in data.texts.texts(split))
+        return list(islice((text for text in cut if text not in (without or ())), count))
 
-    def _folder(
-        self,
-        dataset: SoftLabelDataset,
-        stops: HeldOut | None,
-        distillation_inputs: DistillationInputs,
-        start: LoraAdapter,
-    ) -> Path | None:
-        """Return where the unfinished training is kept: a hash of all that it depends on."""
-        checked = None if stops is None else [stops.texts, stops.targets.tolist(), self.checks]
-        key_parts = [
-            _FORMAT,
-            distillation_inputs.target.fingerprint,
-            start.content_hash(),
-            asdict(distillation_inputs.question),
-            [dataset.texts, dataset.targets.tolist()],
-            checked,
-            [self.epochs, self.batch_size, self.lr, self.warmup_steps, distillation_inputs.seed],
-        ]
-        return cache_folder(distillation_inputs.cache, "students", key_parts)
-
-    def _notes(self, result: TrainingResult, held_out: HeldOut | None) -> list[str]:
+    def _notes(self, result: TrainingResult, held_out: SoftLabelDataset | None) -> list[str]:
         notes = []
         if held_out is None and self.held_out > 0:
             notes.append(
@@ -527,199 +507,137 @@ class LabelRefinement(Refinement):
         return notes
 
 
-_LEAST = {
-    **{"pool": 1, "text_chars": 1, "held_out": 0, "epochs": 0, "batch_size": 1},
-    **{"warmup_steps": 0, "checks": 0, "texts": 1, "generic": 0, "repeats": 1},
-}
-"""The least value of each option that is a count."""
-
-
-def _measured(
-    before: Agreement | None, after: Agreement | None, held_out: HeldOut | None
-) -> RefinementReport:
-    return {
-        "held_out": 0 if held_out is None else len(held_out.texts),
-        "agreement_before": None if before is None else before.top_share,
-        "agreement_after": None if after is None else after.top_share,
-        "kl_before": None if before is None else before.kl,
-        "kl_after": None if after is None else after.kl,
-    }
-
-
-def _facts(result: TrainingResult) -> RefinementReport:
-    first, last = result.losses[:_RECENT], result.losses[-_RECENT:]
-    return {
-        "steps": result.steps,
-        "training_seconds": result.seconds,
-        "loss_first": sum(first) / len(first) if first else None,
-        "loss_last": sum(last) / len(last) if last else None,
-        "checks": {str(step): value for step, value in result.measured.items()},
-        "best_step": result.best_step,
-    }
-
-
-# Distillation on generic text: no data of the task at all.
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
 
 
 @dataclass(frozen=True, kw_only=True)
-class CorpusDistill(LabelRefinement):
-    """The source answers the adapter's question about generic texts; the target learns the answers.
+class CorpusDistill(LabelDistillation):
+    """Distillation on generic texts: no data of the task at all.
 
-    The teacher labels a pool of the corpus's training texts, in the adapter's own prompt; some
-    are chosen, evenly over its predictions by default, and the target's LoRA is trained on its
-    distributions over the labels. Nothing of the task is needed but the prompt's template and the
-    labels' words.
+    The teacher labels a pool of the corpus's training texts in the adapter's own prompt; the
+    student learns some of them, by default as many of each label. Nothing of the task is needed
+    but the prompt's template and the labels' words.
 
     Attributes:
-        texts: So many are learned from.
+        texts: Number of texts to learn from.
     """
+
+    name: ClassVar[str] = "corpus_distill"
+    data_access: ClassVar[str] = "generic text"
+    needs_texts: ClassVar[bool] = True
 
     texts: int = 640
 
-    data_access: ClassVar[str] = "generic text"
-
-    def dataset(self, distillation_inputs: DistillationInputs) -> SoftLabelDataset:
-        """Return the chosen texts of the corpus with the teacher's distributions.
-
-        Raises:
-            DataError: there is no corpus, it has too few texts, or nothing can be learned from
-                the teacher's answers to them.
-        """
-        return self.of_corpus(self.texts).dataset(distillation_inputs)
-
-
-# Distillation on a few unlabelled inputs of the task.
+    def dataset(self, data: DistillationInputs) -> SoftLabelDataset:
+        """Return the chosen texts of the corpus with the teacher's distributions."""
+        return self.generic_dataset(data, self.texts)
 
 
 @dataclass(frozen=True, kw_only=True)
-class PromptDistill(LabelRefinement):
-    """The source answers the user's own inputs; the target learns the answers.
+class PromptDistill(LabelDistillation):
+    """Distillation on unlabelled inputs of the task, with generic texts beside them.
 
-    Chosen generic texts may stand beside them: a few dozen inputs alone are learned by heart.
+    A few dozen inputs alone are learned by heart.
 
     Attributes:
-        generic: So many chosen generic texts are learned from beside the inputs, where
-            there is a corpus.
-        repeats: The inputs are seen so many times an epoch.
+        generic: Number of generic texts to learn from beside the inputs, where there is a corpus.
+        repeats: How often the inputs are seen in an epoch.
     """
+
+    name: ClassVar[str] = "prompt_distill"
+    data_access: ClassVar[str] = "unlabelled prompts"
+    takes: ClassVar[tuple[str, ...]] = ("inputs",)
 
     generic: int = 512
     repeats: int = 4
 
-    data_access: ClassVar[str] = "unlabelled prompts"
-
-    def dataset(self, distillation_inputs: DistillationInputs) -> SoftLabelDataset:
+    def dataset(self, data: DistillationInputs) -> SoftLabelDataset:
         """Return the inputs with the teacher's distributions, and generic texts beside them.
 
         Raises:
             DataError: there are no inputs, or nothing can be learned from the teacher's answers.
         """
-        inputs = list(distinct(distillation_inputs.inputs))
+        inputs = tuple(distinct(data.inputs))
         if not inputs:
             raise DataError(
                 f"prompt distillation takes unlabelled inputs of the task, but got "
-                f"{len(distillation_inputs.inputs)}, none with any text; give inputs=FILE, "
+                f"{len(data.inputs)}, none with any text; give inputs=FILE, "
                 "a text a line, or choose refine=corpus_distill, which takes generic texts alone"
             )
-        found = teacher_answers(
-            distillation_inputs, inputs, temperature=self.temperature, what="inputs"
-        )
+        labels, targets = data.prompt_spec.labels, self.teacher_labels(data, inputs, "inputs")
+        alone = data.texts is None or self.generic == 0
         report = {
             "inputs": len(inputs),
-            "input_shares": label_shares(found, distillation_inputs.question.labels),
-            "input_confidence": confidence(found),
+            "input_shares": label_shares(targets, labels),
+            "input_confidence": confidence(targets),
         }
-        own = SoftLabelDataset(tuple(inputs), found, report).repeated(self.repeats)
-        if distillation_inputs.texts is None or self.generic == 0:
-            return SoftLabelDataset(
-                own.texts,
-                own.targets,
-                report,
-                check_teaches(found, distillation_inputs.question.labels),
-            )
-        return own.beside(self.of_corpus(self.generic).dataset(distillation_inputs))
-
-
-# Training on a few labelled examples of the task.
+        # With generic texts beside them the inputs may all have one label.
+        notes = check_informative(targets, labels) if alone else ()
+        own = SoftLabelDataset(inputs, targets, report, notes).repeated(self.repeats)
+        return own if alone else own + self.generic_dataset(data, self.generic)
 
 
 @dataclass(frozen=True, kw_only=True)
-class FewShot(LabelRefinement):
-    """The target learns the user's labelled examples, and the teacher's answers beside them.
+class FewShot(LabelDistillation):
+    """Training on labelled examples of the task, with generic texts beside them.
 
     The last weights are kept: examples may contradict the teacher, so that agreement with it is
-    reported, but does not stop the training.
+    reported, but does not choose the weights.
 
     Attributes:
-        generic: So many chosen generic texts, with the teacher's answers, are learned from
-            beside the examples, where there is a corpus.
-        repeats: The examples are seen so many times an epoch.
+        generic: Number of generic texts with the teacher's distributions to learn from beside
+            the examples, where there is a corpus.
+        repeats: How often the examples are seen in an epoch.
         teacher_weight: Share of the teacher's distribution in the target of an example, from 0
             to 1; the rest is its label.
     """
+
+    name: ClassVar[str] = "few_shot"
+    data_access: ClassVar[str] = "few-shot"
+    takes: ClassVar[tuple[str, ...]] = ("examples",)
+    stops_early: ClassVar[bool] = False
 
     generic: int = 512
     repeats: int = 4
     teacher_weight: float = 0.0
 
-    data_access: ClassVar[str] = "few-shot"
-    stops_early: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.teacher_weight <= 1:
-            raise ConfigurationError(
-                f"refine.teacher_weight={self.teacher_weight}, but it takes a share from 0 to 1"
-            )
-
-    def dataset(self, distillation_inputs: DistillationInputs) -> SoftLabelDataset:
+    def dataset(self, data: DistillationInputs) -> SoftLabelDataset:
         """Return the examples with their labels, and generic texts beside them.
 
         Raises:
-            DataError: there are no examples, or one has a label that the question has not.
+            DataError: there are no examples, or one has an unknown label or no text.
         """
-        labels, examples = distillation_inputs.question.labels, distillation_inputs.examples
-        _check(distillation_inputs)
-        places = torch.tensor([labels.index(example.label) for example in examples])
-        targets = one_hot(places, len(labels)).float()
-        texts = tuple(example.text for example in examples)
-        if self.teacher_weight > 0:
-            found = teacher_answers(
-                distillation_inputs, texts, temperature=self.temperature, what="examples"
+        labels, examples = data.prompt_spec.labels, data.examples
+        if not examples:
+            raise DataError(
+                "few-shot refinement takes labelled examples of the task, but there are none; "
+                'give examples=FILE, *.jsonl with rows {"text": ..., "label": ...}, or choose '
+                "refine=prompt_distill, which takes inputs without labels"
             )
-            targets = (1 - self.teacher_weight) * targets + self.teacher_weight * found
-        counts = {label: sum(e.label == label for e in examples) for label in labels}
-        report = {"examples": len(examples), "example_labels": counts}
-        own = SoftLabelDataset(texts, targets, report, _unseen(counts)).repeated(self.repeats)
-        if distillation_inputs.texts is None or self.generic == 0:
+        unknown = sorted({example.label for example in examples} - set(labels))
+        if unknown:
+            raise DataError(
+                f"examples are labelled {', '.join(map(repr, unknown))}, but the labels are "
+                f"{', '.join(map(repr, labels))}; correct the examples or prompt.labels"
+            )
+        texts = tuple(example.text for example in examples)
+        empty = sum(not text.strip() for text in texts)
+        if empty:
+            raise DataError(f"{empty} of {len(texts)} examples have no text; remove them")
+        indices = torch.tensor([labels.index(example.label) for example in examples])
+        targets = one_hot(indices, len(labels)).float()
+        if self.teacher_weight > 0:
+            soft = self.teacher_labels(data, texts, "examples")
+            targets = (1 - self.teacher_weight) * targets + self.teacher_weight * soft
+        counts = Counter(example.label for example in examples)
+        missing = ", ".join(repr(label) for label in labels if label not in counts)
+        notes = (f"No example is labelled {missing}.",) if missing else ()
+        report = {
+            "examples": len(examples),
+            "example_labels": {label: counts[label] for label in labels},
+        }
+        own = SoftLabelDataset(texts, targets, report, notes).repeated(self.repeats)
+        if data.texts is None or self.generic == 0:
             return own
-        return own.beside(self.of_corpus(self.generic).dataset(distillation_inputs))
-
-
-def _check(distillation_inputs: DistillationInputs) -> None:
-    """Refuse examples that cannot be learned from."""
-    labels = distillation_inputs.question.labels
-    if not distillation_inputs.examples:
-        raise DataError(
-            "few-shot refinement takes labelled examples of the task, but there are none; give "
-            'examples=FILE, *.jsonl with rows {"text": ..., "label": ...}, or choose '
-            "refine=prompt_distill, which takes inputs without labels"
-        )
-    strangers = sorted({example.label for example in distillation_inputs.examples} - set(labels))
-    if strangers:
-        raise DataError(
-            f"examples are labelled {', '.join(map(repr, strangers))}, but the labels are "
-            f"{', '.join(map(repr, labels))}; correct the examples or prompt.labels"
-        )
-    empty = sum(not example.text.strip() for example in distillation_inputs.examples)
-    if empty:
-        raise DataError(
-            f"{empty} of {len(distillation_inputs.examples)} examples have no text; remove them"
-        )
-
-
-def _unseen(counts: dict[str, int]) -> tuple[str, ...]:
-    missing = [label for label, count in counts.items() if count == 0]
-    if not missing:
-        return ()
-    return (f"No example is labelled {', '.join(map(repr, missing))}.",)
+        return own + self.generic_dataset(data, self.generic)

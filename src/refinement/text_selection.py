@@ -1,4 +1,4 @@
-"""Which texts of a pool a student learns from."""
+"""Which texts a student learns from: a choice among those of a pool, or texts the source writes."""
 
 import hashlib
 import random
@@ -6,7 +6,6 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from pathlib import Path
 
 import torch
 from jaxtyping import Float
@@ -17,55 +16,51 @@ from ..data.prompts import PromptSpec
 from ..exceptions import ConfigurationError
 from ..models.generation import NucleusSampling
 from ..models.loading import BaseModel
-from .base import RefinementProgress, cache_folder, in_shards, silent
+from ..store import Key, Store
+from .base import NO_STORE, RefinementProgress, model_parts, silent
 from .teacher_generations import written
 
-_STARTS, _ITERATIONS = 4, 50  # of k-means
+Distributions = Float[Tensor, "texts labels"]
 
 
 class TextSelection(ABC):
-    """Chooses texts by what they say and by what the teacher answers to them."""
+    """Chooses texts by their words and by the teacher's answers to them."""
 
     @abstractmethod
     def choose(
-        self,
-        texts: Sequence[str],
-        distributions: Float[Tensor, "texts labels"],
-        count: int,
-        seed: int,
+        self, texts: Sequence[str], distributions: Distributions, count: int, seed: int
     ) -> list[int]:
-        """Return the places of at most ``count`` different texts, best first.
+        """Return the indices of at most ``count`` different texts, best first.
 
         Args:
             texts: The pool.
-            distributions: The teacher's answers.
+            distributions: The teacher's distribution over the labels for each.
             count: How many are wanted; a smaller pool is taken whole.
             seed: Of every draw.
         """
 
 
 class RandomTexts(TextSelection):
-    """Any texts."""
+    """A seeded draw."""
 
     def choose(
-        self,
-        texts: Sequence[str],
-        distributions: Float[Tensor, "texts labels"],
-        count: int,
-        seed: int,
+        self, texts: Sequence[str], distributions: Distributions, count: int, seed: int
     ) -> list[int]:
-        """Return the places of a seeded draw."""
+        """Return indices in a seeded order."""
         del distributions
-        places = list(range(len(texts)))
-        random.Random(f"texts {seed}").shuffle(places)
-        return places[:count]
+        order = list(range(len(texts)))
+        random.Random(f"texts {seed}").shuffle(order)
+        return order[:count]
 
 
 class DiverseTexts(TextSelection):
-    """Texts about different things: the clusters of a k-means on TF-IDF in turn.
+    """Texts on different subjects: a k-means on TF-IDF, whose clusters are drawn from in turn.
 
     Args:
         clusters: How many; a pool of fewer than twice as many texts has half as many as texts.
+
+    Raises:
+        ConfigurationError: the number is below 1.
     """
 
     def __init__(self, clusters: int = 16) -> None:
@@ -74,33 +69,29 @@ class DiverseTexts(TextSelection):
         self.clusters = clusters
 
     def choose(
-        self,
-        texts: Sequence[str],
-        distributions: Float[Tensor, "texts labels"],
-        count: int,
-        seed: int,
+        self, texts: Sequence[str], distributions: Distributions, count: int, seed: int
     ) -> list[int]:
-        """Return places of one cluster after the other, within each in a seeded order."""
+        """Return indices of one cluster after the other, in each in a seeded order."""
         order = RandomTexts().choose(texts, distributions, len(texts), seed)
         clusters = min(self.clusters, len(texts) // 2)
         if clusters < 2:
             return order[:count]
-        found = _clusters([texts[place] for place in order], clusters, seed)
+        assigned = _clusters([texts[index] for index in order], clusters, seed)
         queues: dict[int, list[int]] = {}
-        for place, cluster in zip(order, found, strict=True):
-            queues.setdefault(cluster, []).append(place)
+        for index, cluster in zip(order, assigned, strict=True):
+            queues.setdefault(cluster, []).append(index)
         return _in_turn(list(queues.values()), count)
 
 
 class BalancedTexts(TextSelection):
-    """As many texts of each label that the teacher gives, and of those the ones it is surest of.
+    """As many texts of each label that the teacher gives.
 
     A label that has too few is taken whole, and the others fill up.
 
     Args:
         confident_share: Of each label's texts only this share is taken, the most confident, as
             long as there are enough; 1 takes any.
-        within: Chooses among the texts of one label.
+        within: Chooses among the texts of one label; by default at random.
 
     Raises:
         ConfigurationError: the share is not above 0 and at most 1.
@@ -112,28 +103,25 @@ class BalancedTexts(TextSelection):
                 f"confident_share={confident_share}, but it takes a share above 0 and at most 1"
             )
         self.confident_share = confident_share
-        self.within = RandomTexts() if within is None else within
+        self.within = within or RandomTexts()
 
     def choose(
-        self,
-        texts: Sequence[str],
-        distributions: Float[Tensor, "texts labels"],
-        count: int,
-        seed: int,
+        self, texts: Sequence[str], distributions: Distributions, count: int, seed: int
     ) -> list[int]:
-        """Return places of one label after the other."""
+        """Return indices of one label after the other."""
         confidences, tops = distributions.max(dim=1)
+        labels = distributions.shape[1]
+        equal_part = -(-count // labels)
         queues = []
-        for label in range(distributions.shape[1]):
-            places = (tops == label).nonzero()[:, 0].tolist()
-            surest = sorted(places, key=lambda place: -float(confidences[place]))
-            fair = -(-count // distributions.shape[1])
-            surest = surest[: max(fair, round(self.confident_share * len(places)))]
+        for label in range(labels):
+            own = (tops == label).nonzero()[:, 0].tolist()
+            surest = sorted(own, key=lambda index: -float(confidences[index]))
+            surest = surest[: max(equal_part, round(self.confident_share * len(own)))]
             if surest:
                 chosen = self.within.choose(
-                    [texts[place] for place in surest], distributions[surest], len(surest), seed
+                    [texts[index] for index in surest], distributions[surest], len(surest), seed
                 )
-                queues.append([surest[place] for place in chosen])
+                queues.append([surest[index] for index in chosen])
         return _in_turn(queues, count)
 
 
@@ -153,18 +141,18 @@ def _clusters(texts: Sequence[str], clusters: int, seed: int) -> list[int]:
 
     # Words, and other characters where there are none, so that no text is without a token.
     vectors = TfidfVectorizer(sublinear_tf=True, token_pattern=r"\w+|[^\w\s]").fit_transform(texts)
-    means = KMeans(clusters, n_init=_STARTS, max_iter=_ITERATIONS, random_state=seed)
+    means = KMeans(clusters, n_init=4, max_iter=50, random_state=seed)
     with warnings.catch_warnings():
         # Fewer different texts than clusters: some stay empty, which does no harm.
         warnings.simplefilter("ignore", ConvergenceWarning)
         return [int(cluster) for cluster in means.fit_predict(vectors)]
 
 
-# Texts that a model writes itself, for where there is no corpus.
+# Texts that a model writes itself, where there is no corpus.
 
-_ROWS = 16  # of a portion
+_BATCH = 16  # prompts
 _LEAST_WORDS = 3
-_PORTION_FACTOR = 3  # so many portions more than needed are tried, before it is given up
+_PATIENCE = 3  # draws at most, in multiples of those that would do if all were of use
 
 _REQUEST = (
     'Write {kind} about which one could ask: "{question}" Write only the text itself, in one or '
@@ -187,19 +175,19 @@ _OPENINGS = (
 class WrittenTexts:
     """Inputs for an adapter that its own base model writes: no data are needed.
 
-    A model with a chat template is asked for texts of many kinds about which the question could
-    be asked; any other goes on behind common openings of sentences. The adapter is not attached:
-    it answers, and does not ask. Which texts come depends on the arguments alone.
+    A model with a chat template is asked for texts of many kinds about which the prompt could be
+    asked; any other continues common openings of sentences. The adapter is not attached: it is
+    made to answer, not to write inputs. The texts depend on the arguments alone.
 
     Args:
         base: The source model.
-        question: What the adapter is asked.
+        prompt_spec: The prompt of the adapter's task.
         count: Texts of both splits together; fewer where the model repeats itself.
-        cache: Folder in which they are kept; None keeps nothing.
+        store: Keeps the texts.
         seed: Of the draws.
-        max_new_tokens: Tokens a draw at most.
+        max_new_tokens: Tokens of a draw at most.
         text_chars: A text is cut at the last word before so many characters.
-        progress: Is told how far the writing is.
+        progress: Called with the number of texts that are written.
 
     Raises:
         ConfigurationError: a number is below 1.
@@ -211,10 +199,10 @@ class WrittenTexts:
     def __init__(
         self,
         base: BaseModel,
-        question: PromptSpec,
+        prompt_spec: PromptSpec,
         *,
         count: int = 256,
-        cache: Path | None = None,
+        store: Store = NO_STORE,
         seed: int = 0,
         max_new_tokens: int = 48,
         text_chars: int = 300,
@@ -224,26 +212,26 @@ class WrittenTexts:
         for name, number in counts.items():
             if number < 1:
                 raise ConfigurationError(f"{name}={number}, but written texts take at least 1")
-        self.base, self.question, self.count, self.seed = base, question, count, seed
+        self.base, self.prompt_spec, self.count, self.seed = base, prompt_spec, count, seed
         self.max_new_tokens, self.text_chars = max_new_tokens, text_chars
-        self._cache, self._progress = cache, progress
+        self._store, self._progress = store, progress
 
     def texts(self, split: str) -> Iterator[str]:
         """Yield the split's texts, in the order they were written.
 
         Raises:
             DataError: there is no such split.
-            OutputError: the cache cannot be written.
+            OutputError: the store cannot be written.
         """
         check_split(split)
         yield from (text for text in self._all if split_of(text) == split)
 
     def prompts(self) -> list[str]:
-        """Return what the model reads, each for one draw of a portion."""
+        """Return what the model reads, each for one draw of a batch."""
         if not self.base.tokenizer.chat_template:
-            return [_OPENINGS[row % len(_OPENINGS)] for row in range(_ROWS)]
-        question = " ".join(self.question.prompt.replace("{text}", " ").split())
-        asked = [_REQUEST.format(kind=kind, question=question) for kind in _KINDS]
+            return [_OPENINGS[row % len(_OPENINGS)] for row in range(_BATCH)]
+        question = " ".join(self.prompt_spec.prompt.replace("{text}", " ").split())
+        requests = [_REQUEST.format(kind=kind, question=question) for kind in _KINDS]
         return [
             str(
                 self.base.tokenizer.apply_chat_template(
@@ -252,7 +240,7 @@ class WrittenTexts:
                     add_generation_prompt=True,
                 )
             )
-            for request in asked
+            for request in requests
         ]
 
     @cached_property
@@ -261,35 +249,40 @@ class WrittenTexts:
         chat = bool(self.base.tokenizer.chat_template)
         # A chat template writes the tokenizer's leading tokens itself.
         tokens = self.base.tokenizer(prompts, add_special_tokens=not chat)["input_ids"]
+        # An opening is part of the text; a request is not.
         openings = ["" if chat else prompt for prompt in prompts]
-        found: dict[str, None] = {}
-        most = _PORTION_FACTOR * -(-self.count // len(prompts))
-        for portion in range(most):
-            if len(found) >= self.count:
+        texts: dict[str, None] = {}
+        for batch in range(_PATIENCE * -(-self.count // len(prompts))):
+            if len(texts) >= self.count:
                 break
-            self._progress("the source writes texts", len(found), self.count)
-            for opening, text in zip(openings, self._portion(tokens, portion), strict=True):
-                found |= dict.fromkeys(self._lines(opening + text))
+            self._progress("the source writes texts", len(texts), self.count)
+            for opening, text in zip(openings, self._drawn(tokens, batch), strict=True):
+                texts |= dict.fromkeys(self._lines(opening + text))
         self._progress("the source writes texts", self.count, self.count)
-        return list(found)[: self.count]
+        return list(texts)[: self.count]
 
-    def _portion(self, tokens: Sequence[Sequence[int]], portion: int) -> list[str]:
-        """Return what the model writes behind each prompt in one portion of draws."""
-        seed = int.from_bytes(hashlib.sha256(f"{self.seed} {portion}".encode()).digest()[:7])
+    def _drawn(self, tokens: Sequence[Sequence[int]], batch: int) -> list[str]:
+        """Return one draw after each prompt."""
+        seed = int.from_bytes(hashlib.sha256(f"{self.seed} {batch}".encode()).digest()[:7])
+        key = Key.of(
+            "written_texts",
+            model=model_parts(self.base),
+            prompts=tokens,
+            seed=seed,
+            max_new_tokens=self.max_new_tokens,
+        )
 
-        def work(rows: Sequence[Sequence[int]]) -> list[str]:
+        def drawn() -> list[str]:
             choice = NucleusSampling(torch.Generator().manual_seed(seed))
-            drawn = written(self.base, rows, max_new_tokens=self.max_new_tokens, choice=choice)
-            return [text for text, _ in drawn]
+            rows = written(self.base, tokens, max_new_tokens=self.max_new_tokens, choice=choice)
+            return [text for text, _ in rows]
 
-        key_parts = [self.base.fingerprint, str(self.base.network.dtype), tokens, seed]
-        folder = cache_folder(self._cache, "written_texts", [*key_parts, self.max_new_tokens])
-        (texts,) = in_shards(folder, [tokens], work, step="", progress=silent)
+        texts: list[str] = self._store.made(key, drawn)
         return texts
 
-    def _lines(self, written_text: str) -> Iterator[str]:
-        """Yield what can stand as a text: lines of some words, cut, without marks around them."""
-        for line in written_text.splitlines():
+    def _lines(self, drawn: str) -> Iterator[str]:
+        """Yield what can serve as a text: lines of some words, cut, without marks around them."""
+        for line in drawn.splitlines():
             text = cut_at_word(line.strip(" \t-*\"'“”"), self.text_chars)
             if len(text.split()) >= _LEAST_WORDS:
                 yield text

@@ -1,13 +1,11 @@
-"""The target as it learns: LoRA modules that begin from the adapter a mapper has made."""
+"""Training a student: the target's LoRA modules, from a mapped adapter, stoppable at any time."""
 
 import io
 import math
-import pickle
-import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import UserList
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,33 +16,41 @@ from torch import Tensor
 
 from ..adapters import LoraAdapter, LowRank, Site
 from ..exceptions import AdapterError
-from ..files import write_whole
 from ..models.loading import BaseModel
 from ..models.lora_training import LoraTraining, interruptible
-from .base import RefinementProgress, silent
+from ..store import Key, Store
+from .base import NO_STORE, RefinementProgress, model_parts, silent
 
 SCALE = 2.0
-"""Of every update, ``lora_alpha / r``: what the learning rates here are made for."""
+"""``lora_alpha / r`` of every update: the learning rates of the refinements are made for it."""
+SAVE_SECONDS = 20.0
+CLIP_NORM = 1.0
 
-_NOTHING = 1e-6  # singular values under this share of the largest are rounding
+_ROUNDING = 1e-6  # singular values under this share of the largest are rounding
 
 
 class Student(LoraTraining):
-    """The target with trainable LoRA modules that at first do what a given adapter does.
+    """The target with trainable LoRA modules that at first equal a given adapter.
 
-    One learning rate has to suit a start from nothing and one from any mapper, so the start is
-    brought into the gauge of a fresh one: with its update ``U S V^T``, the rows of A are those of
+    The same learning rate has to suit a start from zero and one from any mapper, so the start is
+    rescaled to look like a fresh LoRA: with its update ``U S V^T``, the rows of A are those of
     ``V^T``, each with the norm ``1 / sqrt(3)`` that a row drawn by PEFT has in the mean, and B
-    holds the rest. Rows that the update does not need, all of them where it is zero, are drawn as
-    PEFT draws them, and their columns of B are zero. So the same update trains alike, whatever
-    factors it came in.
+    holds the rest. Rows beyond the rank of the update, all of them where it is zero, are drawn as
+    PEFT draws them, and their columns of B are zero. So the training depends on
+    the update and not on its factors.
 
     Args:
         base: The target; borrowed until :meth:`close`, as :class:`LoraTraining` says.
-        start: The adapter to begin from; it also says which modules have which rank.
+        start: The adapter to begin from; it also determines the sites and their ranks.
         seed: Of what is drawn.
         lr: Learning rate of AdamW after the warm-up, without weight decay.
-        warmup_steps: Over which it rises from zero; from there it falls linearly to zero.
+        warmup_steps: Steps over which it rises from zero; from there it falls linearly to zero.
+
+    Attributes:
+        total_steps: Steps of the whole training, of which this run may do the last only; None
+            where the trainer knows.
+        key_parts: What determines the training besides its batches; a subclass adds the options
+            of its loss.
 
     Raises:
         AdapterError: the adapter does not fit the target.
@@ -61,49 +67,43 @@ class Student(LoraTraining):
     ) -> None:
         misfit = base.sites.misfit(start)
         if misfit is not None:
-            site, found = misfit
+            site, shape = misfit
             raise AdapterError(
                 f"refinement begins from an adapter whose {site.module_name} has the shape "
-                f"{start[site].shape}, but {base.name} has {found}; map the adapter to this model"
+                f"{start[site].shape}, but {base.name} has {shape}; map the adapter to this model"
             )
         ranks = {site: update.rank for site, update in start.items()}
         super().__init__(base, ranks, scale=SCALE, init_seed=seed, lr=lr, warmup_steps=warmup_steps)
         self.base = base
-        self._steps: int | None = None
+        self.total_steps: int | None = None
+        self.key_parts: list[Any] = [
+            *(type(self).__name__, model_parts(base)),
+            *(start, seed, lr, warmup_steps),
+        ]
         for site, update in start.items():
             self._begin_from(site, update)
 
     def _begin_from(self, site: Site, update: LowRank) -> None:
         a, b = self._factors(site)
         u, sigma, vt = update.to(torch.float32).factors_svd()
-        kept = int((sigma > _NOTHING * sigma.max()).sum())
+        kept = int((sigma > _ROUNDING * sigma.max()).sum())
         row = 1 / math.sqrt(3)
         a.data[:kept] = (row * vt[:kept]).to(a)
         b.data[:, :kept] = (u[:, :kept] * sigma[:kept] / (row * self.scale)).to(b)
 
-    def plan(self, steps: int) -> None:
-        """Say how many steps the whole training has, of which this run may do the last only."""
-        self._steps = steps
-
     def planned_steps(self) -> int:
         """Return the number of steps of the whole training."""
-        return super().planned_steps() if self._steps is None else self._steps
+        return super().planned_steps() if self.total_steps is None else self.total_steps
 
     def factors(self) -> list[Float[Tensor, "_ _"]]:
         """Return copies of A and B of every site."""
         return [factor.detach().clone() for site in self.sites for factor in self._factors(site)]
 
-    def take(self, factors: list[Any]) -> None:
-        """Take back what :meth:`factors` returned."""
+    def load_factors(self, factors: Sequence[Any]) -> None:
+        """Set A and B of every site to what :meth:`factors` returned."""
         own = [factor for site in self.sites for factor in self._factors(site)]
         for factor, value in zip(own, factors, strict=True):
             factor.data.copy_(value)
-
-
-# Training a student over batches that are known beforehand, as often stopped as one likes.
-
-SAVE_SECONDS = 20.0
-CLIP_NORM = 1.0
 
 
 @dataclass
@@ -112,10 +112,10 @@ class TrainingResult:
 
     Attributes:
         losses: Of every step.
-        measured: What was measured behind how many steps; 0 is the start.
-        best_step: Steps behind which the weights were taken that are kept; the last where nothing
-            was measured.
-        seconds: Of clock, of all runs that had a part in it, measuring included.
+        measured: The measure after a number of steps; 0 is the start.
+        best_step: Number of steps after which the kept weights were taken; all of them where
+            nothing was measured.
+        seconds: Wall time of all runs that took part, measuring included.
     """
 
     losses: list[float] = field(default_factory=list)
@@ -125,16 +125,17 @@ class TrainingResult:
 
     @property
     def steps(self) -> int:
-        """Number of steps that were made."""
+        """Number of steps."""
         return len(self.losses)
 
 
 def train_student(
     student: Student,
     batches: Sequence[Any],
-    folder: Path | None = None,
     *,
+    store: Store = NO_STORE,
     measure: Callable[[], float] | None = None,
+    measured_on: Any = None,
     start_value: float | None = None,
     checks: int = 4,
     step: str = "training the student",
@@ -143,114 +144,107 @@ def train_student(
 ) -> TrainingResult:
     """Train a student once over the batches, in their order, with Lightning's trainer.
 
-    The state is saved from time to time, and when the run is stopped: factors, optimizer, place
-    in the schedule, and the best weights so far. A run that is started again with the same folder
-    goes on from there and ends in the same bits as one that nobody stopped. Gradients are clipped
-    to the norm 1.
+    The state is saved from time to time, and when the run is stopped: factors, optimizer, learning
+    rate schedule, and the best weights so far. The same call made again goes on from there and
+    ends in the same bits as one that was never stopped. Gradients are clipped to the norm 1.
 
     Args:
         student: What is trained; in the end it has the weights with the lowest measure.
         batches: What :meth:`Student.loss` takes, for all steps of all epochs.
-        folder: Holds the state while the training is unfinished, and is removed at its end. Its
-            name must say all that the training depends on. None keeps nothing.
-        measure: How far the student is from what it should become, such as the divergence from
-            its teacher on held-out texts; lower is better. It is asked before the first step,
-            and ``checks`` times on the way, the last time behind the last step. Without it the
-            last weights are kept.
-        start_value: What it says of the start, where that is known already.
-        checks: So many times, evenly spread; at 0 it is never asked.
-        step: What ``progress`` is told that is being done.
-        progress: Is told how many steps are done.
-        save_seconds: The state is saved behind the first step after so many.
+        store: Keeps the state while the training is unfinished.
+        measure: How far the student is from its aim, such as the divergence from its teacher on
+            held-out texts; lower is better. Called before the first step, and ``checks`` times
+            during training, the last time after the last step. Without it the last weights are
+            kept.
+        measured_on: What ``measure`` compares with, which decides which weights are kept.
+        start_value: The measure of the start, where it is known already.
+        checks: Number of measurements, evenly spread; at 0 there are none.
+        step: What ``progress`` is called with.
+        progress: Called with the number of finished steps.
+        save_seconds: The state is saved after the first step beyond so many seconds.
 
     Raises:
         KeyboardInterrupt: the training was stopped, at the keyboard or by the system.
         OutputError: the state cannot be written.
     """
-    student.plan(len(batches))
-    asked = measure if checks else None
-    session = _Session(student, len(batches), folder, asked, checks, save_seconds)
-    session.tell = lambda done: progress(step, done, len(batches))
+    student.total_steps = len(batches)
+    if not checks:
+        measure = None
+    checked = [checks, measured_on] if measure else None
+    key = Key.of("students", student=student.key_parts, batches=batches, checked=checked)
+    session = _Session(student, measure, store, key, save_seconds)
+    session.checkpoints = {round(len(batches) * i / checks) for i in range(1, checks + 1)}
+    session.show = lambda done: progress(step, done, len(batches))
     session.begin(start_value)
     left = batches[session.result.steps :]
     if left:
+        trainer = Trainer(
+            accelerator="cpu" if student.base.network.device.type == "cpu" else "auto",
+            devices=1,
+            max_epochs=1,
+            gradient_clip_val=CLIP_NORM,
+            callbacks=[session],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
         with interruptible():
-            _trainer(student, session).fit(student, _Loader(left))
+            # Not a list: Lightning takes each entry of a list for a loader itself.
+            trainer.fit(student, UserList(left))
     session.end()
     return session.result
 
 
-def _trainer(student: Student, session: Callback) -> Trainer:
-    return Trainer(
-        accelerator="cpu" if student.base.network.device.type == "cpu" else "auto",
-        devices=1,
-        max_epochs=1,
-        gradient_clip_val=CLIP_NORM,
-        callbacks=[session],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-
-
-class _Loader:
-    """The batches as one loader; Lightning takes each entry of a list for a loader itself."""
-
-    def __init__(self, batches: Sequence[Any]) -> None:
-        self._batches = batches
-
-    def __len__(self) -> int:
-        return len(self._batches)
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self._batches)
-
-
 class _Session(Callback):
-    """Keeps the state of one training: on disk while it is unfinished, the best at its end."""
+    """The state of one training: in the store while it is unfinished, the best weights at its end.
+
+    Attributes:
+        result: How the training goes.
+        checkpoints: Numbers of steps after which is measured.
+        show: Called with the number of finished steps.
+    """
 
     def __init__(
         self,
         student: Student,
-        steps: int,
-        folder: Path | None,
         measure: Callable[[], float] | None,
-        checks: int,
+        store: Store,
+        key: Key,
         save_seconds: float,
     ) -> None:
         self.result = TrainingResult()
-        self.tell: Callable[[int], None] = lambda done: None
-        self._student = student
-        self._file = None if folder is None else folder / "state.pt"
-        self._measure = measure
-        self._due = {round(steps * check / checks) for check in range(1, checks + 1)}
+        self.checkpoints: set[int] = set()
+        self.show: Callable[[int], None] = lambda done: None
+        self._student, self._measure = student, measure
+        self._store, self._key, self._save_seconds = store, key, save_seconds
         self._best: list[Any] = []
-        self._trained: dict[str, Any] = {}
-        self._save_seconds = save_seconds
+        self._optimizer_state: dict[str, Any] = {}
         self._saved = self._begun = time.monotonic()
         self._within_step = False
 
     def begin(self, start_value: float | None) -> None:
-        """Take up what an earlier run has left, or note where the student starts."""
-        state = self._read()
-        if state is None:
+        """Go on from the state that is kept, or measure the start."""
+        content = self._store.get_bytes(self._key)
+        if content is None:
             self._check(start_value)
         else:
-            self.result = TrainingResult(**state["course"])
+            state = torch.load(io.BytesIO(content), weights_only=True)
+            self.result = TrainingResult(**state["result"])
             self._student.losses = self.result.losses
-            self._student.take(state["factors"])
-            self._best, self._trained = state["best"], state["trained"]
+            self._student.load_factors(state["factors"])
+            self._best, self._optimizer_state = state["best"], state["optimizer"]
             self._begun -= self.result.seconds
         self.result.losses = self._student.losses
-        self.tell(self.result.steps)
+        self.show(self.result.steps)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the optimizer and its schedule where the earlier run was."""
         del pl_module
-        if self._trained:
-            trainer.optimizers[0].load_state_dict(self._trained["optimizer"])
-            trainer.lr_scheduler_configs[0].scheduler.load_state_dict(self._trained["schedule"])
+        if self._optimizer_state:
+            trainer.optimizers[0].load_state_dict(self._optimizer_state["optimizer"])
+            schedule = trainer.lr_scheduler_configs[0].scheduler
+            schedule.load_state_dict(self._optimizer_state["schedule"])
 
     def on_before_optimizer_step(self, *_: Any) -> None:
         """Note that weights are being changed: what is saved now would be half a step."""
@@ -258,10 +252,10 @@ class _Session(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Measure where it is due, and save where it is time."""
-        if self.result.steps in self._due:
+        if self.result.steps in self.checkpoints:
             self._check()
         self._within_step = False
-        self.tell(self.result.steps)
+        self.show(self.result.steps)
         if time.monotonic() - self._saved >= self._save_seconds:
             self._save(trainer)
 
@@ -271,17 +265,16 @@ class _Session(Callback):
             self._save(trainer)
 
     def end(self) -> None:
-        """Give the student its best weights, and remove what is on disk."""
+        """Give the student its best weights, and remove the state from the store."""
         if self._measure is None:
             self.result.best_step = self.result.steps
         else:
-            self._student.take(self._best)
+            self._student.load_factors(self._best)
         self.result.seconds = time.monotonic() - self._begun
-        if self._file is not None:
-            shutil.rmtree(self._file.parent, ignore_errors=True)
+        self._store.drop(self._key)
 
     def _check(self, known: float | None = None) -> None:
-        """Measure, and keep the weights if there were none better."""
+        """Measure, and keep the weights if none before were better."""
         if self._measure is None:
             return
         network = self._student.network
@@ -295,30 +288,22 @@ class _Session(Callback):
         result.measured[step] = value
 
     def _save(self, trainer: Trainer) -> None:
-        if self._file is None or not trainer.optimizers:
+        if self._store.root is None or not trainer.optimizers:
             return
-        done = trainer.lr_scheduler_configs[0].scheduler.last_epoch
+        schedule = trainer.lr_scheduler_configs[0].scheduler
         self.result.seconds = time.monotonic() - self._begun
+        # A loss is noted before its step is made, so the schedule counts the steps.
+        losses = self.result.losses[: schedule.last_epoch]
         state = {
-            # A loss is noted before its step is made.
-            "course": vars(self.result) | {"losses": self.result.losses[:done]},
+            "result": vars(self.result) | {"losses": losses},
             "factors": self._student.factors(),
             "best": self._best,
-            "trained": {
+            "optimizer": {
                 "optimizer": trainer.optimizers[0].state_dict(),
-                "schedule": trainer.lr_scheduler_configs[0].scheduler.state_dict(),
+                "schedule": schedule.state_dict(),
             },
         }
         content = io.BytesIO()
         torch.save(state, content)
-        write_whole(self._file, content.getvalue())
+        self._store.put_bytes(self._key, content.getvalue())
         self._saved = time.monotonic()
-
-    def _read(self) -> dict[str, Any] | None:
-        """Return the state that is kept; None where there is none, or it is damaged."""
-        if self._file is None:
-            return None
-        try:
-            return dict(torch.load(self._file, weights_only=True))
-        except (OSError, EOFError, RuntimeError, pickle.UnpicklingError, ValueError):
-            return None

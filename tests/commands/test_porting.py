@@ -727,7 +727,7 @@ def test_a_default_port_loads_each_base_model_once(
 def test_a_mapper_that_is_named_is_the_whole_port(ports: Ports) -> None:
     report = ports.ported("mapper=copy", "scale=2")
     assert report.refinement is None
-    assert report.config["refine"] == {}
+    assert report.config["refine"] is None
     assert report.data_access == "weights only"
     assert "data used" not in ports.out
 

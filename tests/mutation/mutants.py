@@ -409,7 +409,7 @@ MUTANTS = (
         "chosen - logits.logsumexp(dim=2)",
         "chosen - logits.amax(dim=2)",
         "test_chunk_likelihoods.py",
-        "test_sequence_distillation.py",
+        "test_teacher_generations.py",
     ),
     mutant(
         "chunk-divergence-weighted-by-the-student",

@@ -1,19 +1,17 @@
 """A teacher that answers by the last word of a text, generic texts, and adapters to begin from."""
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
-from functools import partial
 
 import pytest
+import torch
 from lightning import Trainer
 
-from loraport.adapters import LoraAdapter, Role
+from loraport.adapters import LoraAdapter, LowRank, Role
 from loraport.data.prompts import LengthBuckets, PromptSpec, TokenizedAnswer, answer_tokens
 from loraport.models import BaseModel, LoraFineTuning
 from loraport.refinement.base import Teacher
-
-from .style_adapter import nothing as nothing_yet
 
 FILLER = ("the", "a", "film", "plot", "actor", "scene", "is", "was", "truly", "somewhat")
 ANSWERS = {"good": "very good", "bad": "very bad", "dull": "neutral"}
@@ -51,16 +49,27 @@ class Lines:
         yield from self.lines[split]
 
 
+def zero_adapter(
+    base: BaseModel, rank: int = 8, roles: Sequence[Role] = tuple(Role)
+) -> LoraAdapter:
+    """An adapter that does nothing yet."""
+    updates = {}
+    for site in base.sites.of_roles(tuple(roles)):
+        out, in_ = base.sites.shapes[site]
+        updates[site] = LowRank(torch.zeros(rank, in_), torch.zeros(out, rank), 2.0)
+    return LoraAdapter(updates, base.name)
+
+
 @pytest.fixture(scope="session")
-def question() -> PromptSpec:
+def prompt_spec() -> PromptSpec:
     return PromptSpec("{text}", tuple(ANSWERS.values()))
 
 
 @pytest.fixture(scope="session")
-def word_teacher(pico_source: BaseModel, question: PromptSpec) -> Teacher:
+def word_teacher(pico_source: BaseModel, prompt_spec: PromptSpec) -> Teacher:
     """The source with an adapter that answers by the last word."""
     draw = random.Random("teacher")
-    tokens = answer_tokens(pico_source.tokenizer, question)
+    tokens = answer_tokens(pico_source.tokenizer, prompt_spec)
     texts = [sentence(draw) for _ in range(64)]
     rows = [
         TokenizedAnswer(prompt, tokens[answer(text)])
@@ -80,13 +89,7 @@ def word_teacher(pico_source: BaseModel, question: PromptSpec) -> Teacher:
         return Teacher(pico_source, tuning.adapter())
 
 
-@pytest.fixture(scope="session")
-def nothing() -> Callable[..., LoraAdapter]:
-    """Make an adapter of a base model that does nothing yet, by default at every site."""
-    return partial(nothing_yet, roles=tuple(Role))
-
-
 @pytest.fixture
-def start(pico_target: BaseModel, nothing: Callable[..., LoraAdapter]) -> LoraAdapter:
+def start(pico_target: BaseModel) -> LoraAdapter:
     """What a student of the target begins from where no mapper made anything."""
-    return nothing(pico_target)
+    return zero_adapter(pico_target)

@@ -4,20 +4,21 @@ import re
 from collections.abc import Callable, Sequence
 from contextlib import closing
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from loraport.adapters import LoraAdapter, LowRank, Role
+from loraport.adapters import LoraAdapter, Role
 from loraport.data.prompts import seeded_batches
 from loraport.models import BaseModel
 from loraport.refinement.teacher_generations import (
-    ChunkReader,
     ChunkTokens,
     Continuation,
     batch_chunk_likelihoods,
+    chunked,
 )
 from loraport.refinement.trainer import Student, train_student
+
+from .conftest import zero_adapter
 
 
 class StyleStudent(Student):
@@ -34,17 +35,6 @@ def format_rate(texts: Sequence[str], pattern: str) -> float:
     return sum(re.fullmatch(pattern, text.strip()) is not None for text in texts) / len(texts)
 
 
-def nothing(
-    base: BaseModel, rank: int = 8, roles: Sequence[Role] = (Role.Q, Role.V)
-) -> LoraAdapter:
-    """An adapter that does nothing yet."""
-    updates = {}
-    for site in base.sites.of_roles(tuple(roles)):
-        out, in_ = base.sites.shapes[site]
-        updates[site] = LowRank(torch.zeros(rank, in_), torch.zeros(out, rank), 2.0)
-    return LoraAdapter(updates, base.name)
-
-
 def style_adapter(
     base: BaseModel,
     prompts: Sequence[str],
@@ -58,11 +48,10 @@ def style_adapter(
 ) -> LoraAdapter:
     """Return an adapter that answers each prompt by ``answer(prompt)`` and then ends."""
     written = [Continuation(prompt, answer(prompt), True) for prompt in prompts]
-    reader = ChunkReader(base.tokenizer, base.tokenizer)
-    rows = [text.source for text in reader.read(written)]
+    rows = [text.source for text in chunked(written, base.tokenizer, base.tokenizer)]
     places = seeded_batches(
         [len(row.input_ids) for row in rows], batch_size=batch_size, epochs=epochs, seed=0
     )
-    with closing(StyleStudent(base, nothing(base, rank=rank, roles=roles), lr=lr)) as student:
+    with closing(StyleStudent(base, zero_adapter(base, rank=rank, roles=roles), lr=lr)) as student:
         train_student(student, [[rows[place] for place in batch] for batch in places])
         return student.adapter()

@@ -1,6 +1,6 @@
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -12,7 +12,7 @@ from loraport.exceptions import ConfigurationError, DataError, ModelError
 from loraport.models import BaseModel
 from loraport.models.kl import Drift, KlToBaseGauge
 from loraport.refinement.base import DistillationInputs, Teacher
-from loraport.refinement.kl_budget import DriftBudget, check_drift, largest_within
+from loraport.refinement.kl_budget import KlBudget, check_kl, largest_within
 
 SENTENCES = (
     "the film was truly good",
@@ -43,15 +43,15 @@ def start(pico_target: BaseModel, random_adapter: Adapters) -> LoraAdapter:
 
 
 @pytest.fixture
-def distillation_inputs(
+def data(
     pico_source: BaseModel, pico_target: BaseModel, random_adapter: Adapters
 ) -> DistillationInputs:
     teacher = Teacher(pico_source, random_adapter(pico_source, seed=4))
     return DistillationInputs(teacher, pico_target, texts=Planted(*SENTENCES))
 
 
-def measured(distillation_inputs: DistillationInputs, adapter: LoraAdapter) -> Drift:
-    return KlToBaseGauge(distillation_inputs.target, SENTENCES).of(adapter)
+def measured(data: DistillationInputs, adapter: LoraAdapter) -> Drift:
+    return KlToBaseGauge(data.target, SENTENCES).of(adapter)
 
 
 def same_bits(left: LoraAdapter, right: LoraAdapter) -> bool:
@@ -60,38 +60,36 @@ def same_bits(left: LoraAdapter, right: LoraAdapter) -> bool:
 
 @pytest.mark.parametrize("budget", [1e-4, 0.01, 0.1])
 def test_drift_ends_within_five_percent_of_the_budget(
-    start: LoraAdapter, distillation_inputs: DistillationInputs, budget: float
+    start: LoraAdapter, data: DistillationInputs, budget: float
 ) -> None:
-    adapter, report = DriftBudget(budget, p95_budget=100.0).refine(start, distillation_inputs)
-    after = measured(distillation_inputs, adapter)
+    adapter, report = KlBudget(budget, p95_budget=100.0).refine(start, data)
+    after = measured(data, adapter)
     assert 0.95 * budget <= after.mean <= budget
-    assert report["drift"] == {"mean": after.mean, "p95": after.p95, "positions": after.positions}
-    assert report["drift_before"]["mean"] == measured(distillation_inputs, start).mean > budget
+    assert report["drift"] == asdict(after)
+    assert report["drift_before"]["mean"] == measured(data, start).mean > budget
     assert 0 < report["scale"] < 1
     assert report["binds"] == "budget"
     assert same_bits(adapter, start.map(lambda update: update.scaled(report["scale"])))
     assert report["evaluations"] <= 10
 
 
-def test_a_tight_tail_binds(start: LoraAdapter, distillation_inputs: DistillationInputs) -> None:
-    adapter, report = DriftBudget(0.1, p95_budget=0.02).refine(start, distillation_inputs)
-    after = measured(distillation_inputs, adapter)
+def test_a_tight_tail_binds(start: LoraAdapter, data: DistillationInputs) -> None:
+    adapter, report = KlBudget(0.1, p95_budget=0.02).refine(start, data)
+    after = measured(data, adapter)
     assert 0.95 * 0.02 <= after.p95 <= 0.02
     assert after.mean < 0.095
     assert report["binds"] == "p95_budget"
 
 
 def test_the_tail_has_five_times_the_budget_of_the_mean() -> None:
-    assert DriftBudget(0.2).budgets == {"budget": 0.2, "p95_budget": 1.0}
+    assert KlBudget(0.2).budgets == {"budget": 0.2, "p95_budget": 1.0}
 
 
 @pytest.mark.parametrize("zero", ["budget", "p95_budget"])
 def test_zero_budget_leaves_nothing(
-    start: LoraAdapter, distillation_inputs: DistillationInputs, zero: str
+    start: LoraAdapter, data: DistillationInputs, zero: str
 ) -> None:
-    adapter, report = (
-        DriftBudget(0.0) if zero == "budget" else DriftBudget(p95_budget=0.0)
-    ).refine(start, distillation_inputs)
+    adapter, report = KlBudget(**{zero: 0.0}).refine(start, data)
     assert all(not update.B.any() for update in adapter.values())
     assert all(torch.equal(adapter[site].A, start[site].A) for site in start)
     assert report["scale"] == report["drift"]["mean"] == report["drift"]["p95"] == 0
@@ -99,70 +97,57 @@ def test_zero_budget_leaves_nothing(
 
 
 def test_an_adapter_within_the_budget_is_given_back_as_it_is(
-    start: LoraAdapter, distillation_inputs: DistillationInputs
+    start: LoraAdapter, data: DistillationInputs
 ) -> None:
-    before = measured(distillation_inputs, start)
-    budget = DriftBudget(before.mean, p95_budget=before.p95)
-    adapter, report = budget.refine(start, distillation_inputs)
+    before = measured(data, start)
+    budget = KlBudget(before.mean, p95_budget=before.p95)
+    adapter, report = budget.refine(start, data)
     assert adapter is start
     assert (report["scale"], report["binds"], report["evaluations"]) == (1, None, 1)
 
 
-def test_no_scale_is_larger_than_the_largest(
-    start: LoraAdapter, distillation_inputs: DistillationInputs
-) -> None:
-    adapter, report = DriftBudget(1e3, largest=0.5).refine(start, distillation_inputs)
+def test_no_scale_is_larger_than_the_largest(start: LoraAdapter, data: DistillationInputs) -> None:
+    adapter, report = KlBudget(1e3, largest=0.5).refine(start, data)
     assert report["scale"] == 0.5
     assert same_bits(adapter, start.map(lambda update: update.scaled(0.5)))
 
 
-def test_the_source_s_own_adapter_stands_beside_it(
-    start: LoraAdapter, distillation_inputs: DistillationInputs
+def test_a_check_measures_what_a_budget_would_beside_the_source_s_own_adapter(
+    start: LoraAdapter, data: DistillationInputs
 ) -> None:
-    own = KlToBaseGauge(distillation_inputs.teacher.base, SENTENCES).of(
-        distillation_inputs.teacher.adapter
-    )
-    wanted = {"mean": own.mean, "p95": own.p95, "positions": own.positions}
+    own = KlToBaseGauge(data.teacher.base, SENTENCES).of(data.teacher.adapter)
+    checked = check_kl(start, data)
     assert own.mean > 0
-    assert DriftBudget().refine(start, distillation_inputs).report["source_drift"] == wanted
-    assert check_drift(start, distillation_inputs)["source_drift"] == wanted
-
-
-def test_a_check_measures_what_a_budget_would(
-    start: LoraAdapter, distillation_inputs: DistillationInputs
-) -> None:
-    checked = check_drift(start, distillation_inputs)
-    report = DriftBudget(1e3).refine(start, distillation_inputs).report
+    assert checked["source_drift"] == asdict(own)
+    report = KlBudget(1e3).refine(start, data).report
     assert checked == {name: report[name] for name in checked}
     assert checked["drift_texts"] == len(SENTENCES)
     assert "64 were asked for" in checked["notes"][0]
-    assert check_drift(start, distillation_inputs, texts=3)["notes"] == []
+    assert check_kl(start, data, texts=3)["notes"] == []
 
 
-def test_same_seed_gives_the_same_bits(
-    start: LoraAdapter, distillation_inputs: DistillationInputs
-) -> None:
-    budget = DriftBudget(0.01, positions=2)
-    (one, first), (two, second) = (budget.refine(start, distillation_inputs) for _ in range(2))
+def test_same_seed_gives_the_same_bits(start: LoraAdapter, data: DistillationInputs) -> None:
+    budget = KlBudget(0.01, positions=2)
+    (one, first), (two, second) = (budget.refine(start, data) for _ in range(2))
     assert same_bits(one, two)
     assert first == second
-    assert not same_bits(one, budget.refine(start, replace(distillation_inputs, seed=1)).adapter)
+    assert not same_bits(one, budget.refine(start, replace(data, seed=1)).adapter)
 
 
 @pytest.mark.parametrize("texts", [None, Planted(), Planted(" ", "\n")])
 def test_without_texts_there_is_an_error(
-    start: LoraAdapter, distillation_inputs: DistillationInputs, texts: Planted | None
+    start: LoraAdapter, data: DistillationInputs, texts: Planted | None
 ) -> None:
-    empty = replace(distillation_inputs, texts=texts)
+    empty = replace(data, texts=texts)
     missing = "no corpus" if texts is None else "validation split has none"
-    for measure in (DriftBudget().refine, check_drift):
+    for measure in (KlBudget().refine, check_kl):
         with pytest.raises(DataError, match=missing):
             measure(start, empty)
 
 
-def test_adapter_of_another_model_is_refused(distillation_inputs: DistillationInputs) -> None:
+def test_adapter_of_another_model_is_refused(data: DistillationInputs) -> None:
     with pytest.raises(ModelError, match="attach it to the base model"):
-        DriftBudget().refine(distillation_inputs.teacher.adapter, distillation_inputs)
+        KlBudget().refine(data.teacher.adapter, data)
 
 
 @pytest.mark.parametrize(
@@ -171,7 +156,7 @@ def test_adapter_of_another_model_is_refused(distillation_inputs: DistillationIn
 )
 def test_numbers_out_of_range_are_refused(name: str, value: Any) -> None:
     with pytest.raises(ConfigurationError, match=f"{name}={value}"):
-        DriftBudget(**{name: value})
+        KlBudget(**{name: value})
 
 
 @pytest.mark.parametrize("power", [0.5, 1.0, 2.0, 4.0, 8.0])

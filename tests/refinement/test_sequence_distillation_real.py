@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from loraport.adapters import LoraAdapter
+from loraport.adapters import LoraAdapter, Role
 from loraport.data import CorpusFolder
 from loraport.data.prompts import PromptSpec
 from loraport.models import BaseModel, LocalModel
@@ -15,7 +15,8 @@ from loraport.refinement.base import DistillationInputs, Teacher
 from loraport.refinement.sequence_distillation import SequenceDistillation
 from loraport.refinement.teacher_generations import continuations
 
-from .style_adapter import format_rate, nothing, style_adapter
+from .conftest import zero_adapter
+from .style_adapter import format_rate, style_adapter
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 QUESTION = PromptSpec("Text: {text}\nAnswer:", text_chars=100)
@@ -57,11 +58,11 @@ def test_a_style_is_ported(shared: Path, cache: Path):
     adapter = style_adapter(
         source, [QUESTION.ask(text) for text in train[-112:]], styled, epochs=2, lr=4e-3
     )
-    distillation_inputs = DistillationInputs(Teacher(source, adapter), target, QUESTION, corpus)
+    data = DistillationInputs(Teacher(source, adapter), target, QUESTION, corpus)
     distillation = SequenceDistillation(
         texts=96, pool=96, held_out=16, epochs=2, max_new_tokens=24, checks=1
     )
-    ported, report = distillation.refine(nothing(target), distillation_inputs)
+    ported, report = distillation.refine(zero_adapter(target, roles=(Role.Q, Role.V)), data)
     prompts = [QUESTION.ask(text) for text in islice(corpus.texts("validation"), 32, 56)]
 
     def written(base: BaseModel, acting: LoraAdapter | None) -> list[str]:

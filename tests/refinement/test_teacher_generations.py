@@ -1,4 +1,3 @@
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
@@ -16,23 +15,22 @@ from loraport.models import BaseModel, attached
 from loraport.refinement import teacher_generations as module
 from loraport.refinement.base import Teacher
 from loraport.refinement.teacher_generations import (
-    ChunkAgreement,
     ChunkedText,
-    ChunkReader,
     ChunkTokens,
     Continuation,
     TeacherGeneration,
     batch_chunk_likelihoods,
-    binary_divergence,
     chunk_likelihoods,
     chunk_sums,
+    chunked,
     continuations,
+    highest_excess,
     kept_chunks,
-    most_telling,
     row_batches,
     teacher_generations,
     written,
 )
+from loraport.store import Store
 
 PROMPTS = ["the film is", "a", "the plot was never dull ?", "Answer : good", "an actor is"]
 
@@ -78,46 +76,31 @@ def test_a_stopped_run_goes_on_and_a_finished_one_runs_no_model(
     random_adapter: Callable[..., LoraAdapter],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
-):
-    monkeypatch.setattr(module, "_ROWS", 2)
+) -> None:
+    monkeypatch.setattr(module, "_SHARD", 2)
     adapter, calls = random_adapter(pico_source), 0
-    told: list[tuple[str, int, int]] = []
-    real = written
 
-    def counted(*args, **options):
+    def counted(*args: Any, **options: Any) -> list[tuple[str, bool]]:
         nonlocal calls
         calls += 1
         if calls == 2:
             raise KeyboardInterrupt
-        return real(*args, **options)
+        return written(*args, **options)
 
-    def run(**options) -> list[Continuation]:
+    def run(adapter: LoraAdapter = adapter, tokens: int = 4) -> list[Continuation]:
         return continuations(
-            pico_source,
-            adapter,
-            PROMPTS,
-            max_new_tokens=4,
-            progress=lambda *step: told.append(step),
-            **options,
+            pico_source, adapter, PROMPTS, max_new_tokens=tokens, store=Store(tmp_path)
         )
 
+    expected = continuations(pico_source, adapter, PROMPTS, max_new_tokens=4)
     monkeypatch.setattr(module, "written", counted)
     with pytest.raises(KeyboardInterrupt):
-        run(cache=tmp_path)
-    whole = run(cache=tmp_path)
-    assert calls == 4, "one portion before it was stopped, the one it was stopped in, two after"
-    assert run(cache=tmp_path) == whole
-    assert calls == 4
-    assert run() == whole
-    assert calls == 7
-    assert told[-1] == ("writing", 3, 3)
-    (file,) = tmp_path.glob("continuations/*/00001.json")
-    file.write_text("{damaged")
-    assert run(cache=tmp_path) == whole
-    assert calls == 8
-    other = random_adapter(pico_source, seed=1)
-    continuations(pico_source, other, PROMPTS, max_new_tokens=4, cache=tmp_path)
-    assert calls == 11, "another adapter is another question"
+        run()
+    assert run() == run() == expected
+    assert calls == 4, "one shard before it was stopped, the one it was stopped in, two after"
+    run(random_adapter(pico_source, seed=1))
+    run(tokens=5)
+    assert calls == 4 + 3 + 3
 
 
 def test_no_tokens_are_refused(pico_source: BaseModel):
@@ -134,37 +117,35 @@ def planted(*pieces: str) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>")
 
 
-def chunked(
-    source: PreTrainedTokenizerFast, target: PreTrainedTokenizerFast, *row: Any
-) -> ChunkedText:
-    return ChunkReader(source, target).read([Continuation(*row)])[0]
+def cut(source: PreTrainedTokenizerFast, target: PreTrainedTokenizerFast, *row: Any) -> ChunkedText:
+    return chunked([Continuation(*row)], source, target)[0]
 
 
 def test_chunks_lie_between_bytes_where_both_tokenizers_end_a_token():
     source, target = planted("ab", "cd", "é", "f", "gh"), planted("a", "b", "cdé", "fg", "h")
-    found = chunked(source, target, "ab", "cdéfgh", True)
+    found = cut(source, target, "ab", "cdéfgh", True)
     # cdé is one chunk of two source tokens; fgh one of two and two; then the end.
     assert found.source == ChunkTokens([1, 2, 3, 4, 5, 0], [0, 2, 4, 5])
     assert found.target == ChunkTokens([1, 2, 3, 4, 5, 0], [1, 2, 4, 5])
     assert found.left_out == 0
     assert (found.source.chunks, found.source.predicted, found.target.predicted) == (3, 5, 4)
-    open_end = chunked(source, target, "ab", "cdéfgh", False)
+    open_end = cut(source, target, "ab", "cdéfgh", False)
     assert open_end.source == ChunkTokens([1, 2, 3, 4, 5], [0, 2, 4])
 
 
 def test_a_token_that_reaches_out_of_the_prompt_is_left_out():
     source, target = planted("a", "bc", "d", "e"), planted("a", "b", "c", "d", "e")
-    found = chunked(source, target, "ab", "cde", False)
+    found = cut(source, target, "ab", "cde", False)
     assert found.source == ChunkTokens([1, 2, 3, 4], [1, 2, 3])
     assert found.target == ChunkTokens([1, 2, 3, 4, 5], [2, 3, 4])
     assert found.left_out == pytest.approx(1 / 3)
-    none = chunked(planted("abc"), planted("a", "b", "c"), "ab", "c", False)
+    none = cut(planted("abc"), planted("a", "b", "c"), "ab", "c", False)
     assert none.source.chunks == none.target.chunks == 0
     assert none.left_out == 1
 
 
 def test_an_empty_continuation_that_ended_has_one_chunk():
-    found = chunked(planted("ab"), planted("a", "b"), "ab", "", True)
+    found = cut(planted("ab"), planted("a", "b"), "ab", "", True)
     assert found.source == ChunkTokens([1, 0], [0, 1])
     assert found.target == ChunkTokens([1, 2, 0], [1, 2])
 
@@ -185,7 +166,7 @@ def test_chunks_add_up_to_the_likelihood_of_the_whole(
     random_adapter: Callable[..., LoraAdapter],
 ):
     base: BaseModel = request.getfixturevalue(side)
-    texts = ChunkReader(pico_source.tokenizer, pico_target.tokenizer).read(ROWS)
+    texts = chunked(ROWS, pico_source.tokenizer, pico_target.tokenizer)
     rows = [text.source if side == "pico_source" else text.target for text in texts]
     assert [row.chunks for row in rows] == [5, 2, 9]
     with attached(base.network, random_adapter(base)):
@@ -223,9 +204,7 @@ def test_batches_hold_every_row_once_and_little_enough():
 
 
 def test_gradients_reach_an_input_of_the_network(pico_source: BaseModel, pico_target: BaseModel):
-    rows = [
-        text.target for text in ChunkReader(pico_source.tokenizer, pico_target.tokenizer).read(ROWS)
-    ]
+    rows = [text.target for text in chunked(ROWS, pico_source.tokenizer, pico_target.tokenizer)]
     weight = pico_target.network.get_parameter("model.layers.0.self_attn.v_proj.weight")
     weight.requires_grad_(True)
     try:
@@ -235,60 +214,6 @@ def test_gradients_reach_an_input_of_the_network(pico_source: BaseModel, pico_ta
     finally:
         weight.requires_grad_(False)
         weight.grad = None
-
-
-LIKELIHOODS = torch.tensor([-1e-9, -0.01, -0.7, -5.0, -60.0])
-
-
-@pytest.mark.parametrize("temperature", [1.0, 4.0, 100.0])
-def test_nothing_and_no_gradient_where_the_student_is_the_teacher(temperature: float):
-    student = LIKELIHOODS.clone().requires_grad_(True)
-    loss = binary_divergence(LIKELIHOODS, student, temperature)
-    assert float(loss.detach().abs().max()) < 1e-5
-    loss.sum().backward()
-    assert student.grad is not None
-    assert float(student.grad.abs().max()) < 1e-3
-
-
-@pytest.mark.parametrize("temperature", [1.0, 100.0])
-def test_is_the_divergence_of_two_classes(temperature: float):
-    teacher, student = torch.tensor([-0.2, -3.0]), torch.tensor([-1.5, -0.4])
-    found = binary_divergence(teacher, student, temperature)
-    for place in range(2):
-        p, q = (math.exp(float(x[place]) / temperature) for x in (teacher, student))
-        expected = p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q))
-        assert float(found[place]) == pytest.approx(temperature * expected, rel=1e-3)
-
-
-def test_a_high_temperature_matches_unlikely_chunks_too():
-    teacher, student = torch.tensor([-20.0]), torch.tensor([-10.0])
-    a, b = 20.0, 10.0
-    limit = a * math.log(a / b) - a + b
-    assert float(binary_divergence(teacher, student, 1e4)) == pytest.approx(limit, rel=0.01)
-    assert float(binary_divergence(teacher, student, 1.0)) < 1e-4
-
-
-def test_stays_finite_at_the_ends():
-    sure, never = torch.tensor([0.0]), torch.tensor([-500.0], requires_grad=True)
-    loss = binary_divergence(sure, never, 1.0)
-    assert float(loss.detach()) == pytest.approx(500, rel=1e-3)
-    loss.backward()
-    assert never.grad is not None
-    assert float(never.grad) == pytest.approx(-1, rel=1e-3)
-
-
-def test_agreement_of_known_likelihoods():
-    teacher = [torch.tensor([-1.0, -2.0]), torch.tensor([-3.0])]
-    student = [torch.tensor([-2.0, -1.0]), torch.tensor([-7.0])]
-    found = ChunkAgreement.of(teacher, student)
-    assert found.gap == pytest.approx(2.0)
-    assert found.cross_entropy == pytest.approx(10 / 3)
-    assert found.chunks == 3
-    assert found.divergence > 0
-    assert ChunkAgreement.of(teacher, teacher)[:2] == (0.0, 0.0)
-
-
-PROMPTS_TAUGHT_TEXTS = ["the film is", "a plot", "the actor was never dull", "Answer : good"]
 
 
 def text(*excess: float) -> TeacherGeneration:
@@ -310,8 +235,8 @@ def test_chunks_with_the_highest_excess_are_kept():
 
 def test_texts_with_the_highest_mean_excess_are_taken_in_their_order():
     texts = [text(1.0, 1.0), text(9.0, -9.0), text(0.5), text(3.0, 0.0)]
-    assert most_telling(texts, 2) == [texts[0], texts[3]]
-    assert most_telling(texts, 9) == texts
+    assert highest_excess(texts, 2) == [texts[0], texts[3]]
+    assert highest_excess(texts, 9) == texts
 
 
 def test_excess_is_what_the_adapter_adds(
@@ -319,24 +244,23 @@ def test_excess_is_what_the_adapter_adds(
 ):
     adapter = random_adapter(pico_source)
     found = teacher_generations(
-        Teacher(pico_source, adapter), pico_target, PROMPTS_TAUGHT_TEXTS, max_new_tokens=6
+        Teacher(pico_source, adapter), pico_target, PROMPTS, max_new_tokens=6
     )
-    assert len(found.texts) + found.empty == 4
+    assert len(found.texts) + found.empty == len(PROMPTS)
     assert len(found.texts) > 1
-    assert [
-        p for p in PROMPTS_TAUGHT_TEXTS if p in {each.written.prompt for each in found.texts}
-    ] == [each.written.prompt for each in found.texts]
+    assert [p for p in PROMPTS if p in {each.written.prompt for each in found.texts}] == [
+        each.written.prompt for each in found.texts
+    ]
     for each in found.texts:
         assert each.source.chunks == each.target.chunks == len(each.expected)
-        assert float(each.excess.sum()) > 0, "it writes what it finds likely"
+    total = sum(float(each.excess.sum()) for each in found.texts)
+    assert total > 0, "it writes what it finds likely"
     idle = adapter.map(lambda update: replace(update, B=torch.zeros_like(update.B)))
-    same = teacher_generations(
-        Teacher(pico_source, idle), pico_target, PROMPTS_TAUGHT_TEXTS, max_new_tokens=6
-    )
+    same = teacher_generations(Teacher(pico_source, idle), pico_target, PROMPTS, max_new_tokens=6)
     assert max(float(each.excess.abs().max()) for each in same.texts) == 0
 
 
-def planted_taught_texts(monkeypatch: pytest.MonkeyPatch, texts: list[str]) -> None:
+def plant_texts(monkeypatch: pytest.MonkeyPatch, texts: list[str]) -> None:
     def continuations(
         base: BaseModel, adapter: LoraAdapter, prompts: list[str], **_: object
     ) -> list[Continuation]:
@@ -352,14 +276,14 @@ def test_a_teacher_of_whom_nothing_can_be_learned_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ):
     teacher = Teacher(pico_source, random_adapter(pico_source))
-    planted_taught_texts(monkeypatch, ["", " ", "\n", ""])
-    with pytest.raises(DataError, match=r"writes nothing behind any of 4 prompts.*template"):
-        teacher_generations(teacher, pico_target, PROMPTS_TAUGHT_TEXTS)
-    planted_taught_texts(monkeypatch, [" good", " good", "", " good"])
-    with pytest.raises(DataError, match=r"writes ' good' behind each of 3 prompts"):
-        teacher_generations(teacher, pico_target, PROMPTS_TAUGHT_TEXTS)
-    planted_taught_texts(monkeypatch, [" good", " bad", "", " good"])
-    found = teacher_generations(teacher, pico_target, PROMPTS_TAUGHT_TEXTS)
+    plant_texts(monkeypatch, ["", " ", "\n", ""])
+    with pytest.raises(DataError, match=r"writes nothing after any of 4 prompts.*template"):
+        teacher_generations(teacher, pico_target, PROMPTS[:4])
+    plant_texts(monkeypatch, [" good", " good", "", " good"])
+    with pytest.raises(DataError, match=r"writes ' good' after each of 3 prompts"):
+        teacher_generations(teacher, pico_target, PROMPTS[:4])
+    plant_texts(monkeypatch, [" good", " bad", "", " good"])
+    found = teacher_generations(teacher, pico_target, PROMPTS[:4])
     assert (len(found.texts), found.empty, found.unaligned) == (3, 1, 0)
 
 
@@ -377,9 +301,9 @@ def test_likelihoods_are_kept_and_not_computed_again(
         found = teacher_generations(
             teacher,
             pico_target,
-            PROMPTS_TAUGHT_TEXTS,
+            PROMPTS,
             max_new_tokens=4,
-            cache=tmp_path,
+            store=Store(tmp_path),
             progress=lambda step, *_: steps.append(step),
         )
         return [[*each.expected.tolist(), *each.excess.tolist()] for each in found.texts]

@@ -19,6 +19,7 @@ from loraport.refinement.text_selection import (
     TextSelection,
     WrittenTexts,
 )
+from loraport.store import Store
 
 # Sixty of the first label, ten of the second, none of the third; the later, the surer.
 TOPS = [0] * 60 + [1] * 10
@@ -95,15 +96,19 @@ def test_texts_that_are_nearly_all_the_same_are_clustered_without_a_word() -> No
     assert len(DiverseTexts(4).choose(pool, torch.ones(12, 2) / 2, 6, seed=0)) == 6
 
 
-@pytest.mark.parametrize("share", [0.0, 1.5, -1.0])
-def test_impossible_share_is_refused(share: float) -> None:
-    with pytest.raises(ConfigurationError, match=f"confident_share={share}, but it takes"):
-        BalancedTexts(share)
-
-
-def test_no_clusters_are_refused() -> None:
-    with pytest.raises(ConfigurationError, match="clusters=0, but it takes at least one"):
-        DiverseTexts(0)
+@pytest.mark.parametrize(
+    ("selection", "options"),
+    [
+        *((BalancedTexts, {"confident_share": share}) for share in (0.0, 1.5, -1.0)),
+        (DiverseTexts, {"clusters": 0}),
+    ],
+)
+def test_impossible_options_are_refused(
+    selection: type[TextSelection], options: dict[str, Any]
+) -> None:
+    ((name, value),) = options.items()
+    with pytest.raises(ConfigurationError, match=f"{name}={value}, but it takes"):
+        selection(**options)
 
 
 def both(texts: WrittenTexts) -> list[str]:
@@ -138,7 +143,7 @@ def test_more_texts_begin_with_fewer(source: BaseModel):
 
 
 def test_texts_are_kept(source: BaseModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    options: Any = {"count": 10, "cache": tmp_path, "max_new_tokens": 8}
+    options: Any = {"count": 10, "store": Store(tmp_path), "max_new_tokens": 8}
     texts = both(WrittenTexts(source, PromptSpec(), **options))
     monkeypatch.setattr(module, "written", None)
     assert both(WrittenTexts(source, PromptSpec(), **options)) == texts

@@ -1,9 +1,10 @@
+import io
 import math
 import shutil
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,10 @@ from torch import Tensor
 from loraport.adapters import LoraAdapter, LowRank, Role, Site, relative_error
 from loraport.exceptions import AdapterError
 from loraport.models import BaseModel, LoraFineTuning
-from loraport.refinement.trainer import Student, TrainingResult, train_student
+from loraport.refinement.trainer import Student, train_student
+from loraport.store import Store
+
+from .conftest import zero_adapter
 
 Q, DOWN = Site(0, Role.Q), Site(1, Role.DOWN)
 
@@ -28,14 +32,11 @@ class Copying(Student):
         return torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
 
 
-def rows(count: int = 6) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(4)
-    return [torch.randint(2, 250, (3, 9), generator=generator) for _ in range(count)]
-
-
 def trained(base: BaseModel, start: LoraAdapter, **options: Any) -> LoraAdapter:
+    generator = torch.Generator().manual_seed(4)
+    rows = [torch.randint(2, 250, (3, 9), generator=generator) for _ in range(6)]
     with closing(Copying(base, start, **options)) as student:
-        train_student(student, rows())
+        train_student(student, rows)
         return student.adapter()
 
 
@@ -57,10 +58,8 @@ def uneven(pico_target: BaseModel) -> LoraAdapter:
     return LoraAdapter(updates, pico_target.name)
 
 
-def test_start_from_nothing_is_a_fresh_draw(
-    pico_target: BaseModel, nothing: Callable[..., LoraAdapter]
-) -> None:
-    with closing(Copying(pico_target, nothing(pico_target), seed=3)) as student:
+def test_start_from_nothing_is_a_fresh_draw(pico_target: BaseModel, start: LoraAdapter) -> None:
+    with closing(Copying(pico_target, start, seed=3)) as student:
         found = student.adapter()
     with closing(LoraFineTuning(pico_target, roles=tuple(Role), init_seed=3)) as tuning:
         expected = tuning.adapter()
@@ -68,7 +67,7 @@ def test_start_from_nothing_is_a_fresh_draw(
     assert {update.scale for update in found.values()} == {2.0}
 
 
-def test_start_is_kept_with_its_sites_and_ranks(
+def test_start_is_kept_in_the_size_of_a_fresh_draw(
     pico_target: BaseModel, uneven: LoraAdapter
 ) -> None:
     with closing(Copying(pico_target, uneven)) as student:
@@ -76,13 +75,6 @@ def test_start_is_kept_with_its_sites_and_ranks(
     assert {site: update.rank for site, update in found.items()} == {Q: 2, DOWN: 5}
     assert relative_error(found, uneven) < 1e-6
     assert {factor.dtype for u in found.values() for factor in (u.A, u.B)} == {torch.float32}
-
-
-def test_start_has_the_size_of_a_fresh_draw_whatever_its_own_was(
-    pico_target: BaseModel, uneven: LoraAdapter
-) -> None:
-    with closing(Copying(pico_target, uneven)) as student:
-        found = student.adapter()
     norms = torch.cat([update.A.norm(dim=1) for update in found.values()])
     assert torch.allclose(norms[[0, 1, 2, 3, 4]], torch.tensor(1 / math.sqrt(3)))
     # Two rows of the other site are not needed: they are drawn, and do nothing.
@@ -126,24 +118,8 @@ def test_rank_beyond_the_width_of_the_module_is_filled_up(pico_target: BaseModel
     assert (found[k].A[out:] != 0).any(dim=1).all()
 
 
-def test_base_network_is_itself_again_afterwards(
-    pico_target: BaseModel, uneven: LoraAdapter
-) -> None:
-    before = {name: value.clone() for name, value in pico_target.network.state_dict().items()}
-    modules = list(pico_target.network.modules())
-    trained(pico_target, uneven)
-    after = pico_target.network.state_dict()
-    assert list(pico_target.network.modules()) == modules
-    assert before.keys() == after.keys()
-    assert all(torch.equal(before[name], after[name]) for name in before)
-    assert not any(p.requires_grad for p in pico_target.network.parameters())
-    assert not pico_target.network.training
-
-
-def test_same_seed_gives_the_same_bits(
-    pico_target: BaseModel, nothing: Callable[..., LoraAdapter]
-) -> None:
-    start = nothing(pico_target, roles=(Role.Q, Role.V))
+def test_same_seed_gives_the_same_bits(pico_target: BaseModel) -> None:
+    start = zero_adapter(pico_target, roles=(Role.Q, Role.V))
     torch.manual_seed(1)
     state = torch.get_rng_state()
     first = trained(pico_target, start, seed=5)
@@ -154,10 +130,10 @@ def test_same_seed_gives_the_same_bits(
 
 
 def test_adapter_of_another_model_is_refused(
-    pico_target: BaseModel, pico_source: BaseModel, nothing: Callable[..., LoraAdapter]
+    pico_target: BaseModel, pico_source: BaseModel
 ) -> None:
     with pytest.raises(AdapterError, match=r"pico/target has .* map the adapter"):
-        Copying(pico_target, nothing(pico_source))
+        Copying(pico_target, zero_adapter(pico_source))
 
 
 STEPS = 8
@@ -175,20 +151,17 @@ class Pulled(Student):
         total = torch.zeros(())
         for site in self.sites:
             a, b = self._factors(site)
-            total = (
-                total
-                + (b @ a - batch[0] * torch.cos(torch.arange(a.shape[1]) * batch[1])).square().sum()
-            )
+            aim = batch[0] * torch.cos(torch.arange(a.shape[1]) * batch[1])
+            total = total + (b @ a - aim).square().sum()
         return total
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         del optimizer
         self._stop(self.stop_within_step)
 
-    def distance(self) -> float:
-        """Of all updates from the matrix of the last batch, at another place than zero."""
-        factors = self.factors()
-        return float(sum(factor.square().sum() for factor in factors))
+    def size(self) -> float:
+        """The sum of the squares of all factors."""
+        return float(sum(factor.square().sum() for factor in self.factors()))
 
     def _stop(self, here: bool) -> None:
         if here and self.stop_at == len(self.losses):
@@ -199,33 +172,35 @@ BATCHES = [torch.tensor([0.1 + 0.01 * place, float(place)]) for place in range(S
 
 
 @pytest.fixture
-def make(
-    pico_target: BaseModel, nothing: Callable[..., LoraAdapter]
-) -> Iterator[Callable[..., Pulled]]:
+def make(pico_target: BaseModel) -> Iterator[Callable[..., Pulled]]:
     students: list[Pulled] = []
 
-    def made(**options: Any) -> Pulled:
+    def made(kind: type[Pulled] = Pulled, **options: Any) -> Pulled:
         for student in students:
             student.close()
-        start = nothing(pico_target, rank=2, roles=(Role.Q,))
-        students.append(Pulled(pico_target, start, **options))
+        start = zero_adapter(pico_target, rank=2, roles=(Role.Q,))
+        students.append(kind(pico_target, start, **options))
         return students[-1]
 
     yield made
-    for student in students:
-        student.close()
+    students[-1].close()
 
 
-def outcome(student: Pulled, result: TrainingResult) -> tuple[str, dict[str, Any]]:
-    facts = asdict(result)
-    del facts["seconds"]
-    return student.adapter().content_hash(), facts
-
-
-def trained_student_training(student: Pulled, folder: Path | None = None, **options: Any) -> Any:
-    return outcome(
-        student, train_student(student, BATCHES, folder, measure=student.distance, **options)
+def outcome(student: Pulled, root: Path | None = None, **options: Any) -> Any:
+    """Train, and return what comes of it but for the time."""
+    result = train_student(
+        student, BATCHES, store=Store(root), measure=student.size, measured_on="size", **options
     )
+    return student.adapter().content_hash(), replace(result, seconds=0.0)
+
+
+def saved_steps(root: Path) -> list[int]:
+    """Number of steps of each training whose state is kept."""
+    steps = []
+    for path in root.glob("students/**/*.entry"):
+        state = torch.load(io.BytesIO(path.read_bytes().partition(b"\n")[2]), weights_only=True)
+        steps.append(len(state["result"]["losses"]))
+    return steps
 
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, RuntimeError])
@@ -233,73 +208,74 @@ def trained_student_training(student: Pulled, folder: Path | None = None, **opti
 def test_stopped_training_goes_on_and_ends_in_the_same_bits(
     make: Callable[..., Pulled], tmp_path: Path, stop_at: int, kind: type[BaseException]
 ) -> None:
-    expected = trained_student_training(make())
+    expected = outcome(make())
     student = make()
     student.stop_at, student.kind = stop_at, kind
     handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(kind):
-        trained_student_training(student, tmp_path / "work")
+        outcome(student, tmp_path)
     assert signal.getsignal(signal.SIGINT) == handler
-    state = torch.load(tmp_path / "work/state.pt", weights_only=True)
-    assert len(state["course"]["losses"]) == stop_at
-
-    again = make()
-    told: list[int] = []
-    found = trained_student_training(
-        again, tmp_path / "work", progress=lambda step, done, total: told.append(done)
-    )
-    assert told == list(range(stop_at, STEPS + 1))
-    assert found == expected
-    assert not (tmp_path / "work").exists()
+    assert saved_steps(tmp_path) == [stop_at]
+    done: list[int] = []
+    again = outcome(make(), tmp_path, progress=lambda _step, steps, _total: done.append(steps))
+    assert done == list(range(stop_at, STEPS + 1))
+    assert again == expected
+    assert saved_steps(tmp_path) == []
 
 
+@pytest.mark.parametrize(("save_seconds", "kept"), [(0.0, [5]), (1000.0, [])])
 def test_what_is_stopped_within_a_step_loses_no_more_than_since_the_last_save(
-    make: Callable[..., Pulled], tmp_path: Path
+    make: Callable[..., Pulled], tmp_path: Path, save_seconds: float, kept: list[int]
 ) -> None:
-    expected = trained_student_training(make())
-    for save_seconds, kept in ((0.0, 5), (1000.0, None)):
-        student = make()
-        student.stop_at, student.stop_within_step = 6, True
-        with pytest.raises(KeyboardInterrupt):
-            trained_student_training(student, tmp_path / "work", save_seconds=save_seconds)
-        if kept is None:
-            assert not (tmp_path / "work/state.pt").exists()
-        else:
-            state = torch.load(tmp_path / "work/state.pt", weights_only=True)
-            assert len(state["course"]["losses"]) == kept
-        assert trained_student_training(make(), tmp_path / "work") == expected
+    expected = outcome(make())
+    student = make()
+    student.stop_at, student.stop_within_step = 6, True
+    with pytest.raises(KeyboardInterrupt):
+        outcome(student, tmp_path, save_seconds=save_seconds)
+    assert saved_steps(tmp_path) == kept
+    assert outcome(make(), tmp_path) == expected
 
 
+@pytest.mark.parametrize("killed_at", [4, STEPS])
 def test_killed_training_goes_on_from_what_was_saved_last(
-    make: Callable[..., Pulled], tmp_path: Path
+    make: Callable[..., Pulled], tmp_path: Path, killed_at: int
 ) -> None:
-    expected = trained_student_training(make())
+    expected = outcome(make())
 
     def copied(_step: str, done: int, _total: int) -> None:
-        if done == 4:  # saved behind step 3
+        if done == killed_at:  # the step before it is saved
             shutil.copytree(tmp_path / "work", tmp_path / "killed")
 
-    trained_student_training(make(), tmp_path / "work", progress=copied, save_seconds=0.0)
-    assert trained_student_training(make(), tmp_path / "killed") == expected
+    outcome(make(), tmp_path / "work", progress=copied, save_seconds=0.0)
+    assert saved_steps(tmp_path / "killed") == [killed_at - 1]
+    assert outcome(make(), tmp_path / "killed") == expected
 
 
-def test_killed_behind_the_last_step_it_has_nothing_left_to_do(
-    make: Callable[..., Pulled], tmp_path: Path
+def test_killed_after_the_last_step_it_has_nothing_left_to_do(
+    make: Callable[..., Pulled], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = trained_student_training(make())
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shutil, "rmtree", lambda *_, **__: None)
-        trained_student_training(make(), tmp_path / "work", save_seconds=0.0)
+    expected = outcome(make())
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "drop", lambda *_: None)
+        outcome(make(), tmp_path, save_seconds=0.0)
     again = make()
     again.stop_at = STEPS  # would raise in any further step
-    assert trained_student_training(again, tmp_path / "work") == expected
+    assert outcome(again, tmp_path) == expected
 
 
-def test_damaged_state_is_not_used(make: Callable[..., Pulled], tmp_path: Path) -> None:
-    expected = trained_student_training(make())
-    (tmp_path / "work").mkdir()
-    (tmp_path / "work/state.pt").write_bytes(b"damaged")
-    assert trained_student_training(make(), tmp_path / "work") == expected
+@pytest.mark.parametrize("options", [{"seed": 1}, {"lr": 0.1}, {"warmup_steps": 1}, {}])
+def test_another_training_does_not_go_on_from_it(
+    make: Callable[..., Pulled], tmp_path: Path, options: dict[str, Any]
+) -> None:
+    student = make()
+    student.stop_at = 5
+    with pytest.raises(KeyboardInterrupt):
+        outcome(student, tmp_path)
+    done: list[int] = []
+    others: dict[str, Any] = {} if options else {"checks": 2}
+    outcome(make(**options), tmp_path, progress=lambda _, steps, __: done.append(steps), **others)
+    assert done[0] == 0
+    assert saved_steps(tmp_path) == [5]
 
 
 def test_best_weights_of_evenly_spread_checks_are_kept(make: Callable[..., Pulled]) -> None:
@@ -341,26 +317,23 @@ def test_last_weights_are_kept_where_nothing_is_measured(
 
 
 def test_learning_rate_follows_the_whole_schedule_also_when_resumed(
-    pico_target: BaseModel, nothing: Callable[..., LoraAdapter], tmp_path: Path
+    make: Callable[..., Pulled], tmp_path: Path
 ) -> None:
     rates: list[float] = []
-    start = nothing(pico_target, rank=2, roles=(Role.Q,))
 
     class Recorded(Pulled):
         def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
             rates.append(optimizer.param_groups[0]["lr"])
 
-    for stop_at in (3, None):
-        with closing(Recorded(pico_target, start, lr=1.0, warmup_steps=2)) as student:
-            student.stop_at = stop_at
-            try:
-                train_student(student, BATCHES, tmp_path / "work")
-            except KeyboardInterrupt:
-                assert stop_at == 3
+    student = make(Recorded, lr=1.0, warmup_steps=2)
+    student.stop_at = 3
+    with pytest.raises(KeyboardInterrupt):
+        train_student(student, BATCHES, store=Store(tmp_path))
+    train_student(make(Recorded, lr=1.0, warmup_steps=2), BATCHES, store=Store(tmp_path))
     assert rates == pytest.approx([0, 0.5, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6])
 
 
-def test_gradients_are_clipped(pico_target: BaseModel, nothing: Callable[..., LoraAdapter]) -> None:
+def test_gradients_are_clipped(make: Callable[..., Pulled]) -> None:
     norms: list[float] = []
 
     class Recorded(Pulled):
@@ -369,14 +342,13 @@ def test_gradients_are_clipped(pico_target: BaseModel, nothing: Callable[..., Lo
             grads = [p.grad for group in args[2].param_groups for p in group["params"]]
             norms.append(float(torch.stack([g.norm() for g in grads]).norm()))
 
-    with closing(Recorded(pico_target, nothing(pico_target, rank=2, roles=(Role.Q,)))) as student:
-        train_student(student, [batch * 50 for batch in BATCHES])
+    train_student(make(Recorded), [batch * 50 for batch in BATCHES])
     assert norms == pytest.approx([1.0] * STEPS, rel=1e-4)
 
 
 def test_no_batches_leave_the_start(make: Callable[..., Pulled]) -> None:
     student = make()
     before = student.adapter().content_hash()
-    result = train_student(student, [], measure=student.distance)
+    result = train_student(student, [], measure=student.size)
     assert (result.steps, result.best_step) == (0, 0)
     assert student.adapter().content_hash() == before

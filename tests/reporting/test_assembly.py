@@ -9,7 +9,7 @@ from loraport.evaluation import assembly as suite_assembly
 from loraport.evaluation.assembly import calibrate, divergence_record, ends, summarise, task_result
 from loraport.evaluation.records import CalibrationPoint, Condition
 from loraport.evaluation.statistics import Interval
-from loraport.evaluation.suites.base import SuiteScore
+from loraport.evaluation.suite import SuiteScore
 from loraport.models.kl import Divergences
 
 from .conftest import CONTROLS, conditions, score

@@ -1,0 +1,710 @@
+"""HumanEval and MBPP: a model writes programs, which are run in a sandbox and tested.
+
+Each program is a process in a ``bwrap`` (bubblewrap) of its own, with no network, no file but the
+interpreter's, no right and hard limits; its tests run in a second one (:mod:`.sandboxed`), call
+the program's functions through a socket and say whether it passes. So a program cannot pass by
+leaving early, by printing what a success prints, by patching Python or by returning objects that
+equal everything, and it cannot read the tests. What a test can tell apart stays the limit.
+
+What is left is the kernel itself: a program that exploits a fault in Linux is not held back.
+"""
+
+import ast
+import itertools
+import json
+import math
+import os
+import selectors
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import IO, cast
+
+import torch
+from pydantic import BaseModel as Record
+from pydantic import ConfigDict, Field
+
+from ..exceptions import ConfigurationError
+from ..models.generation import MostLikely, NextToken, NucleusSampling
+from ..models.loading import BaseModel
+from . import sandboxed
+from .suite import SuiteScore, hashed
+from .written_answers import check_counts, from_hub, json_lines, parsed, write_answers
+
+_SCORED = "calls-2"  # part of the content hash: to be changed with whatever changes a score
+
+# --- The sandbox ----------------------------------------------------------------------------------
+
+_LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache")
+# User ids that no distribution hands out (systemd's table of UIDs); under root, one a process, so
+# that the limit on processes counts that process's alone.
+_FIRST_UID, _UIDS = 60578, 606
+_uids = itertools.count(os.getpid())
+_CHUNK = 1 << 16
+_PATIENCE = 0.5  # seconds for a process whose line is down to be seen as ended
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one program may use, and as much again its tests.
+
+    Attributes:
+        seconds: Wall-clock time of both together.
+        cpu_seconds: CPU time of each process, whole seconds.
+        memory_mb: Address space of each process, in MiB. Together its processes can use
+            ``processes`` times as much.
+        folder_mb: Size of the work folder, and of any file, in MiB.
+        open_files: Files that are open at a time.
+        processes: Processes and threads at a time, the program's first among them.
+        output_bytes: What can be printed before the program is stopped.
+
+    Raises:
+        ConfigurationError: a limit leaves no room for any program.
+    """
+
+    seconds: float = 10.0
+    cpu_seconds: int = 5
+    memory_mb: int = 512
+    folder_mb: int = 8
+    open_files: int = 32
+    processes: int = 8
+    output_bytes: int = 1 << 16
+
+    def __post_init__(self) -> None:
+        least = {"seconds": 0.1, "memory_mb": 128, "open_files": 8, "processes": 2}
+        for name, number in asdict(self).items():
+            if number < least.get(name, 1):
+                raise ConfigurationError(
+                    f"suite.code.limits.{name} is {number}, but takes {least.get(name, 1)} or "
+                    "more; raise it"
+                )
+
+
+class Outcome(Enum):
+    """How a program ended."""
+
+    PASSED = "passed"
+    FAILED = "failed"  # a test found something wrong, or the program raised an error
+    ENDED = "ended"  # it was over before its tests were: it left, crashed or was killed
+    TIMEOUT = "timeout"  # wall-clock or CPU time
+    MEMORY = "memory"
+    OUTPUT = "output"  # it printed too much
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A program to be run, and what decides whether it passes.
+
+    Attributes:
+        program: Python source, run first. ``__name__`` is not ``"__main__"`` in it.
+        tests: Python source; passes by coming to its end.
+        calls: The names of the program's functions that the tests call. Arguments and results go
+            by value. All other names in the tests are the tests' own.
+    """
+
+    program: str
+    tests: str
+    calls: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of a trial: how it ended, why (empty where it passed), what was printed."""
+
+    outcome: Outcome
+    reason: str = ""
+    output: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """Whether all tests came to their end."""
+        return self.outcome is Outcome.PASSED
+
+
+@dataclass(frozen=True)
+class Sandbox:
+    """Runs programs that nobody has read, each in a sandbox of its own.
+
+    Programs find the standard library and no other package, a work folder in memory, no
+    environment variables, no input, no network and no other process. Sets have the same order in
+    every run.
+
+    Attributes:
+        limits: Of each program.
+        workers: Programs at a time.
+    """
+
+    limits: Limits = field(default_factory=Limits)
+    workers: int = 2
+
+    def __post_init__(self) -> None:
+        if self.workers < 1:
+            raise ConfigurationError(
+                f"suite.code.workers is {self.workers}, but takes 1 or more; raise it"
+            )
+
+    def check(self) -> None:
+        """See that programs can be run, and that they run apart from this machine.
+
+        Raises:
+            ConfigurationError: they cannot.
+        """
+        (result,) = self.run([Trial(_PROBE, "assert probe() == []", ("probe",))])
+        if not result.passed:
+            raise _refusal(f"a trial program was not held back: {result.reason}")
+
+    def run(self, trials: Sequence[Trial]) -> list[Result]:
+        """Return what comes of each trial, in their order.
+
+        Raises:
+            ConfigurationError: the system does not allow a sandbox; then nothing is run outside
+                of one.
+        """
+        with ThreadPoolExecutor(max_workers=self.workers) as pool:
+            return list(pool.map(self._run, trials))
+
+    def _run(self, trial: Trial) -> Result:
+        until = time.monotonic() + self.limits.seconds
+        ours, theirs = socket.socketpair()
+        outputs, output_end = os.pipe()
+        with open(outputs, "rb", buffering=0) as printed, tempfile.TemporaryFile() as order:
+            with ours, theirs, open(output_end, "wb") as output:
+                order.write(json.dumps(asdict(trial)).encode() + b"\n")
+                order.seek(0)
+                judge = subprocess.Popen(
+                    self._command("judge", ours),
+                    stdin=order,
+                    stdout=subprocess.PIPE,
+                    stderr=output,
+                    pass_fds=[ours.fileno()],
+                )
+                candidate = subprocess.Popen(
+                    self._command("candidate", theirs),
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    pass_fds=[theirs.fileno()],
+                )
+            with judge, candidate:
+                try:
+                    return self._watched(cast(IO[bytes], judge.stdout), printed, candidate, until)
+                finally:
+                    # All else that runs in the sandboxes ends with these (--die-with-parent).
+                    judge.kill()
+                    candidate.kill()
+
+    def _command(self, role: str, channel: socket.socket) -> list[str]:
+        """Return the command of one of :mod:`.sandboxed`'s processes in a ``bwrap`` of its own."""
+        bwrap = shutil.which("bwrap")
+        if bwrap is None:
+            raise _refusal("there is no command bwrap")
+        python = Path(sys.executable).resolve()
+        library = Path(os.__file__).resolve().parents[1]  # holds the standard library's folder
+        shown = [name for name in _LIBRARIES if os.path.exists(name)]
+        shown += [str(path) for path in (library, python)]
+        parents = {str(up) for path in shown for up in Path(path).parents} - {"/"}
+        root = os.geteuid() == 0
+        user = _FIRST_UID + next(_uids) % _UIDS if root else None
+        rights = ["--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
+        return [
+            *(bwrap, "--die-with-parent", "--new-session", "--clearenv"),
+            *("--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts"),
+            *(rights if root else ["--unshare-user", "--disable-userns"]),
+            # Made by bwrap itself, they would be root's alone.
+            *(part for path in sorted(parents) for part in ("--perms", "0755", "--dir", path)),
+            *(part for path in shown for part in ("--ro-bind", path, path)),
+            *("--ro-bind", str(Path(sandboxed.__file__).resolve()), "/sandboxed.py"),
+            *("--perms", "1777", "--size", str(self.limits.folder_mb << 20), "--tmpfs", "/tmp"),
+            *("--remount-ro", "/", "--chdir", "/tmp", "--setenv", "PYTHONHASHSEED", "0", "--"),
+            # No module from the folder at hand or the user's (-P, -s), no packages (-S).
+            *(str(python), "-PsSB", "/sandboxed.py", role, str(channel.fileno())),
+            json.dumps(asdict(self.limits) | {"user": user}),
+        ]
+
+    def _watched(
+        self,
+        verdicts: IO[bytes],
+        printed: IO[bytes],
+        candidate: "subprocess.Popen[bytes]",
+        until: float,
+    ) -> Result:
+        """Return the judge's verdict, or what became of the program before there was one."""
+        verdict, output = b"", b""
+        selector = selectors.DefaultSelector()
+        for source in (verdicts, printed):
+            selector.register(source, selectors.EVENT_READ)
+        while (left := until - time.monotonic()) > 0:
+            # What was printed comes before the verdict that ends this.
+            ready = sorted(selector.select(left), key=lambda pair: pair[0].fileobj is verdicts)
+            for key, _ in ready:
+                data = os.read(key.fd, _CHUNK)
+                if key.fileobj is verdicts:
+                    verdict += data
+                    if not data:
+                        return self._finished(verdict, output.decode(errors="replace"), candidate)
+                elif data:
+                    output += data
+                else:
+                    selector.unregister(printed)
+            most = self.limits.output_bytes
+            if len(output) > most:
+                text = output[:most].decode(errors="ignore")
+                return Result(Outcome.OUTPUT, f"printed more than {most} bytes", text)
+        text = output.decode(errors="replace")
+        return Result(Outcome.TIMEOUT, f"took more than {self.limits.seconds:g} s", text)
+
+    def _finished(
+        self, verdict: bytes, output: str, candidate: "subprocess.Popen[bytes]"
+    ) -> Result:
+        last = output.strip().rpartition("\n")[2]
+        if not verdict:
+            raise _refusal(last or "bwrap ended without a word")
+        if not verdict.strip():
+            return Result(Outcome.FAILED, "the tests crashed", output)
+        content = json.loads(verdict)
+        if "refused" in content:
+            raise _refusal(f"{content['refused']} {last}".strip())
+        if content["outcome"] == "ended":
+            return Result(*self._ended(candidate), output)
+        return Result(Outcome(content["outcome"]), content["reason"], output)
+
+    def _ended(self, candidate: "subprocess.Popen[bytes]") -> tuple[Outcome, str]:
+        """Return why the candidate is no longer there."""
+        try:
+            code = candidate.wait(_PATIENCE)  # bwrap's: 128 and a signal, or the program's own
+        except subprocess.TimeoutExpired:
+            return Outcome.ENDED, "stopped answering before its tests ended"
+        if code == 128 + signal.SIGXCPU:
+            return Outcome.TIMEOUT, f"took more than {self.limits.cpu_seconds} s of CPU time"
+        how = f"killed by signal {code - 128}" if code > 128 else f"exit code {code}"
+        return Outcome.ENDED, f"ended before its tests did ({how})"
+
+
+def _refusal(why: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"programs cannot be run in a sandbox here ({why}), and are not run without one; it takes "
+        "Linux with bubblewrap 0.8 or newer and libseccomp (Debian: apt-get install bubblewrap "
+        "libseccomp2), and either root with CAP_SYS_ADMIN or user namespaces (sysctl "
+        "kernel.unprivileged_userns_clone=1 on Debian, "
+        "kernel.apparmor_restrict_unprivileged_userns=0 on Ubuntu; in a container "
+        "--security-opt seccomp=unconfined); or leave the suite code out"
+    )
+
+
+# What must not be possible; returns what was.
+_PROBE = """
+import os, socket
+
+def probe():
+    found = []
+    for what, attempt in {
+        "a socket": lambda: socket.socket(),
+        "a file of the system": lambda: open("/etc/passwd"),
+        "writing outside": lambda: open("/probe", "w"),
+        "a higher limit": lambda: __import__("resource").setrlimit(0, (1000, 1000)),
+    }.items():
+        try:
+            attempt()
+        except (OSError, ValueError):
+            continue
+        found.append(what)
+    if os.environ or os.getppid() != 1:
+        found.append("the environment")
+    return found
+"""
+
+# --- Problems -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class CodeProblem:
+    """A programming problem.
+
+    Attributes:
+        name: As its data set names it.
+        prompt: What the model goes on behind.
+        head: What stands in a program before the model's text.
+        reference: A text that passes.
+        tests: Python source that raises an error where a program is wrong.
+        calls: Names of the program's functions that the tests call.
+    """
+
+    name: str
+    prompt: str
+    head: str
+    reference: str
+    tests: str
+    calls: tuple[str, ...]
+
+    def trial(self, completion: str) -> Trial:
+        """Return the program that a completion makes, with its tests."""
+        return Trial(self.head + completion, self.tests, self.calls)
+
+
+class HumanEvalRow(Record):
+    """A problem of HumanEval, with the fields of its file and of the hub.
+
+    The prompt is the head of a function with a docstring, which the model goes on behind.
+    Source: Chen et al., 2021 (arXiv 2107.03374).
+    """
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    task_id: str
+    prompt: str
+    entry_point: str
+    canonical_solution: str
+    test: str
+
+    def problem(self) -> CodeProblem:
+        """Return the problem; a SyntaxError where its solution or its tests are no Python."""
+        tests = f"{self.test}\ncheck({self.entry_point})\n"
+        calls = _called(self.prompt + self.canonical_solution, tests)
+        return CodeProblem(
+            self.task_id, self.prompt, self.prompt, self.canonical_solution, tests, calls
+        )
+
+
+class MbppRow(Record):
+    """A problem of MBPP's sanitized part, with the fields of its file and of the hub.
+
+    The prompt is a docstring of the text and the first test, which tells the function's name;
+    there are no examples before it (zero-shot). Source: Austin et al., 2021 (arXiv 2108.07732);
+    the prompt as in the bigcode evaluation harness and in InCoder (arXiv 2204.05999).
+    """
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    task_id: int
+    prompt: str
+    code: str
+    test_imports: tuple[str, ...] = ()
+    test_list: tuple[str, ...] = Field(min_length=1)
+
+    def problem(self) -> CodeProblem:
+        """Return the problem; a SyntaxError where its solution or its tests are no Python."""
+        prompt = f'"""\n{self.prompt}\n{self.test_list[0]}\n"""\n'
+        asserts = "\n".join(self.test_list)
+        # A test may lean on what the solution imports; a program need not import it.
+        names, imports = _names(asserts), list(self.test_imports)
+        for node in ast.parse(self.code).body:
+            if isinstance(node, (ast.Import, ast.ImportFrom)):
+                bound = {(alias.asname or alias.name).partition(".")[0] for alias in node.names}
+                if bound & names:
+                    imports.append(ast.unparse(node))
+        tests = "\n".join([*imports, asserts]) + "\n"
+        calls = _called(self.code, tests)
+        return CodeProblem(f"MBPP/{self.task_id}", prompt, "", self.code, tests, calls)
+
+
+def _called(program: str, tests: str) -> tuple[str, ...]:
+    """Return the functions that a program defines and its tests name."""
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    defined = {node.name for node in ast.parse(program).body if isinstance(node, kinds)}
+    return tuple(sorted(defined & _names(tests)))
+
+
+def _names(source: str) -> set[str]:
+    return {node.id for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)}
+
+
+@dataclass(frozen=True)
+class CodeSource:
+    """A data set of problems.
+
+    Attributes:
+        file: Name of its local file, one problem a line.
+        hub: Its id and its configuration on the hub.
+        splits: Splits there; a local file holds all of them.
+        row: What a line or a row holds.
+        stops: Texts with which something new begins: a completion is cut before the first.
+    """
+
+    file: str
+    hub: tuple[str, str]
+    splits: tuple[str, ...]
+    row: type[HumanEvalRow] | type[MbppRow]
+    stops: tuple[str, ...]
+
+    def problems(self, folder: Path | None, limit: int | None) -> tuple[CodeProblem, ...]:
+        """Return the problems in the order of the data set.
+
+        Args:
+            folder: Holds the file; None for the hub.
+            limit: The first so many; None for all.
+
+        Raises:
+            DataError: they cannot be read, or one is malformed.
+        """
+        fields = ", ".join(self.row.model_fields)
+        takes = f"a problem: an object with {fields}, code in Python and at least one test"
+
+        def problem(line: str) -> CodeProblem:
+            return self.row.model_validate_json(line).problem()
+
+        if folder is not None:
+            way_out = (
+                f"set paths.suites to a folder that holds code/{self.file}, or suite.code.path to "
+                f"the folder with {self.file}, or leave both out to take the problems from the hub"
+            )
+            return tuple(json_lines(folder / self.file, problem, takes, way_out)[:limit])
+        way_out = f"if there is no network, set suite.code.path to a folder with {self.file}"
+        rows: list[dict[str, object]] = []
+        with from_hub(f"the data set {self.hub[0]}", way_out):
+            import datasets
+
+            for split in self.splits:
+                rows += datasets.load_dataset(*self.hub, split=split)
+        if len(self.splits) > 1:
+            rows.sort(key=lambda row: int(str(row["task_id"])))
+        return tuple(
+            parsed(f"{self.hub[0]}, row {number}", json.dumps(row), problem, takes)
+            for number, row in enumerate(rows[:limit], start=1)
+        )
+
+
+SOURCES = {
+    "human_eval": CodeSource(
+        file="human_eval.jsonl",
+        hub=("openai/openai_humaneval", "openai_humaneval"),
+        splits=("test",),
+        row=HumanEvalRow,
+        stops=("\nclass", "\ndef", "\n#", "\nif", "\nprint"),
+    ),
+    "mbpp": CodeSource(
+        file="mbpp_sanitized.jsonl",
+        hub=("google-research-datasets/mbpp", "sanitized"),
+        splits=("prompt", "test", "validation", "train"),
+        row=MbppRow,
+        stops=("\nclass", "\nassert", '\n"""', "\nprint", "\nif", "\n<|/", "\n```"),
+    ),
+}
+
+# --- The suites -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How programs are written.
+
+    Attributes:
+        samples: Programs a problem: 1 is the most likely tokens, more are drawn.
+        max_new_tokens: Tokens a program at most.
+        temperature: Divides the logits that are drawn from.
+        top_p: Share of the probability that is drawn from.
+        seed: Of the draws.
+        batch_rows: Rows that go through the model together. Changes what is drawn.
+
+    Raises:
+        ConfigurationError: a value is not possible.
+    """
+
+    samples: int = 1
+    max_new_tokens: int = 256
+    temperature: float = 0.8
+    top_p: float = 0.95
+    seed: int = 0
+    batch_rows: int = 16
+
+    def __post_init__(self) -> None:
+        possible = {
+            "samples": self.samples >= 1,
+            "max_new_tokens": self.max_new_tokens >= 1,
+            "temperature": self.temperature > 0,
+            "top_p": 0 < self.top_p <= 1,
+            "batch_rows": self.batch_rows >= 1,
+        }
+        for name, fits in possible.items():
+            if not fits:
+                raise ConfigurationError(
+                    f"suite.code.decoding.{name} is {getattr(self, name)}, but samples, "
+                    "max_new_tokens and batch_rows take 1 or more, temperature takes more than 0 "
+                    "and top_p more than 0 up to 1; correct it"
+                )
+
+    def signature(self) -> tuple[int | float, ...]:
+        """Return all that decides what is written; nothing of the draws where there are none."""
+        if self.samples == 1:
+            return (1, self.max_new_tokens)
+        sampling = (self.temperature, self.top_p, self.seed, self.batch_rows)
+        return (self.samples, self.max_new_tokens, *sampling)
+
+    def completions(
+        self, base: BaseModel, prompts: Sequence[str], stops: Sequence[str]
+    ) -> list[list[str]]:
+        """Return the continuations of each prompt, each cut before the first stop text in it."""
+        choice: NextToken = MostLikely()
+        if self.samples > 1:
+            generator = torch.Generator().manual_seed(self.seed)  # one for all batches
+            choice = NucleusSampling(generator, temperature=self.temperature, top_p=self.top_p)
+        # Rows of one prompt stand side by side, and so mostly in one batch.
+        rows = [
+            ids for ids in base.tokenizer(list(prompts))["input_ids"] for _ in range(self.samples)
+        ]
+        texts = write_answers(
+            base,
+            rows,
+            max_new_tokens=self.max_new_tokens,
+            choice=lambda _: choice,
+            batch_rows=self.batch_rows,
+            batch_tokens=max(1, sum(map(len, rows))),
+        )
+        cut = [
+            min((text.partition(stop)[0] for stop in stops), key=len, default=text)
+            for text in texts
+        ]
+        return [cut[n : n + self.samples] for n in range(0, len(cut), self.samples)]
+
+
+@dataclass(frozen=True)
+class Code:
+    """Problems whose programs are written by a model and run in a sandbox.
+
+    The metric of each problem is ``pass@k``, the share of choices of k programs among which one
+    passes all tests, for each k that there are enough programs for. The answer is the first
+    program.
+
+    Attributes:
+        name: As in tables.
+        problems: What is asked.
+        stops: Texts before which a completion is cut.
+        decoding: How programs are written.
+        k: The k of pass@k, rising.
+        sandbox: Where they are run.
+    """
+
+    name: str
+    problems: tuple[CodeProblem, ...] = field(repr=False)
+    stops: tuple[str, ...]
+    decoding: Decoding
+    k: tuple[int, ...]
+    sandbox: Sandbox
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """``pass@k`` for every k."""
+        return tuple(f"pass@{k}" for k in self.k)
+
+    def prompts(self) -> tuple[str, ...]:
+        """Return what each problem puts before the model."""
+        return tuple(problem.prompt for problem in self.problems)
+
+    def content_hash(self) -> str:
+        """Return the SHA-256 of the problems, the decoding and the programs' limits."""
+        problems = [asdict(problem) for problem in self.problems]
+        limits = asdict(self.sandbox.limits)
+        return hashed(_SCORED, problems, self.stops, self.decoding.signature(), self.k, limits)
+
+    def score(self, base: BaseModel) -> SuiteScore:
+        """Return which problems the model's programs solve.
+
+        Raises:
+            ConfigurationError: the system does not allow a sandbox.
+        """
+        written = self.decoding.completions(base, self.prompts(), self.stops)
+        trials = [
+            [problem.trial(text) for text in texts]
+            for problem, texts in zip(self.problems, written, strict=True)
+        ]
+        results = self.sandbox.run([trial for group in trials for trial in group])
+        n = self.decoding.samples
+        passed = [
+            sum(result.passed for result in results[start : start + n])
+            for start in range(0, len(results), n)
+        ]
+        rows = {
+            f"pass@{k}": torch.tensor([pass_at_k(n, c, k) for c in passed], dtype=torch.float64)
+            for k in self.k
+        }
+        return SuiteScore(tuple(group[0].program for group in trials), rows, {})
+
+
+def pass_at_k(samples: int, passed: int, k: int) -> float:
+    """Return the unbiased estimate ``1 - C(n - c, k) / C(n, k)`` of a problem's pass@k.
+
+    Args:
+        samples: Programs written for the problem, n.
+        passed: Those that passed, c.
+        k: Programs that are drawn from them, at most n.
+
+    Raises:
+        ValueError: fewer programs than are drawn or than passed, or nothing is drawn.
+
+    Source: Chen et al., 2021 (arXiv 2107.03374), equation 1.
+    """
+    if not 1 <= k <= samples or not 0 <= passed <= samples:
+        raise ValueError(f"pass@{k} of {samples} programs, {passed} of which passed")
+    return 1 - math.comb(samples - passed, k) / math.comb(samples, k)
+
+
+def code_suites(
+    *,
+    allow_execution: bool,
+    names: Sequence[str] = ("human_eval", "mbpp"),
+    suites: str | None = None,
+    path: str | None = None,
+    subset: int | None = None,
+    k: Sequence[int] = (1,),
+    decoding: Decoding | None = None,
+    limits: Limits | None = None,
+    workers: int = 2,
+) -> list[Code]:
+    """Return the code suites of some names, once the user has allowed to run programs.
+
+    Args:
+        allow_execution: Whether programs that a model writes may be run on this machine.
+        names: Some of ``human_eval``, ``mbpp``.
+        suites: Folder of suites, whose folder ``code`` holds the problems; None for the hub.
+        path: Instead of it, the folder that holds the problems.
+        subset: Of each suite, the first so many problems; None for all.
+        k: The k of pass@k; those beyond the number of samples cannot be estimated and are left
+            out.
+        decoding: How programs are written.
+        limits: Of each program.
+        workers: Programs run at a time.
+
+    Raises:
+        ConfigurationError: it is not allowed, a value is not possible, or the system does not
+            allow a sandbox.
+        DataError: the problems cannot be read.
+    """
+    if not allow_execution:
+        raise ConfigurationError(
+            "suite=code runs programs that a language model has written, on this machine, though "
+            "in a sandbox without network, files or other processes; nothing was run, since "
+            "suite.code.allow_execution is false; set suite.code.allow_execution=true to allow "
+            "it, or leave the suite code out"
+        )
+    decoding = decoding or Decoding()
+    counts = tuple(sorted({count for count in k if count <= decoding.samples}))
+    if not counts or counts[0] < 1:
+        raise ConfigurationError(
+            f"suite.code.k is {list(k)} with suite.code.decoding.samples={decoding.samples}, but "
+            "pass@k takes a k from 1 to the number of samples; set suite.code.k=[1], or more "
+            "samples"
+        )
+    unknown = [name for name in names if name not in SOURCES]
+    if unknown:
+        raise ConfigurationError(
+            f"suite.code.names has {unknown[0]!r}, but takes some of {', '.join(SOURCES)}; "
+            "correct it"
+        )
+    check_counts("code", subset=subset)
+    sandbox = Sandbox(limits or Limits(), workers)
+    sandbox.check()
+    folder = Path(path) if path else Path(suites) / "code" if suites else None
+    found = []
+    for name in names:
+        source = SOURCES[name]
+        problems = source.problems(folder, subset)
+        found.append(Code(name, problems, source.stops, decoding, counts, sandbox))
+    return found

@@ -1,1 +1,0 @@
-"""Suites: what else a model can do or should not do, beside the tasks that adapters are for."""

@@ -1,0 +1,435 @@
+"""Prompts from files or the hub, how a model is asked, and what it writes as an answer."""
+
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from jinja2 import TemplateError
+from pydantic import BaseModel as Record
+from pydantic import ConfigDict, Field, ValidationError, field_validator
+
+from ..exceptions import ConfigurationError, DataError, ModelError
+from ..models.generation import MostLikely, NextToken, NucleusSampling, generate, text_behind
+from ..models.likelihood import length_batches
+from ..models.loading import BaseModel
+
+PLAIN_PROMPT = "Question: {prompt}\nAnswer:"
+"""How a model without a chat template is asked."""
+
+# Some templates name the day, or let the model think first: always the same day, never thinking.
+_FIXED = {"date_string": "01 Jan 2025", "enable_thinking": False}
+
+# --- Prompts --------------------------------------------------------------------------------------
+
+
+class PromptRow(Record):
+    """A prompt; a suite's own rows have more fields, and those of a file that are not used pass."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    prompt: str = Field(min_length=1)
+
+    @field_validator("prompt")
+    @classmethod
+    def _not_blank(cls, prompt: str) -> str:
+        if not prompt.strip():
+            raise ValueError("the prompt is empty")
+        return prompt
+
+
+class HubPrompts(Record):
+    """Where prompts are on the hub, and how a row there is one here.
+
+    Attributes:
+        hub_id: The data set's id, or a local folder that ``datasets`` can load.
+        config: The data set's configuration; None for its only one.
+        split: The split that is read.
+        revision: Branch or commit of the data set; None for the main branch.
+        columns: Field here to column there; a column that is not named has its own name.
+        fixed: Fields that are the same in every row.
+        values: Field here to a mapping of its values there to those here.
+        empty: Only rows in which this column is empty are prompts of their own.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    hub_id: str
+    config: str | None = None
+    split: str = "train"
+    revision: str | None = None
+    columns: dict[str, str] = {}
+    fixed: dict[str, str] = {}
+    values: dict[str, dict[str, str]] = {}
+    empty: str | None = None
+
+    def fields(self, row: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Return a row's fields as they are called here; None for a row that is left out."""
+        if self.empty is not None and row[self.empty]:
+            return None
+        fields = {**row, **{field: row[there] for field, there in self.columns.items()}}
+        fields |= self.fixed
+        for field, values in self.values.items():
+            fields[field] = values.get(str(fields[field]), fields[field])
+        return fields
+
+
+T = TypeVar("T")
+Row = TypeVar("Row", bound=PromptRow)
+
+
+def json_lines(file: Path, parse: Callable[[str], T], takes: str, way_out: str) -> list[T]:
+    """Return what is made of each line of a file that is not blank.
+
+    Args:
+        file: JSON Lines in UTF-8.
+        parse: What to make of a line; a ValueError or a SyntaxError says what is wrong with it.
+        takes: What a line has to be, for messages.
+        way_out: What to do where the file cannot be read, for messages.
+
+    Raises:
+        DataError: the file cannot be read or is empty, or a line is malformed.
+    """
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{file} cannot be read ({reason}); {way_out}") from None
+    # Not str.splitlines: a text may hold a line separator that JSON need not escape.
+    lines = [pair for pair in enumerate(text.split("\n"), start=1) if pair[1].strip()]
+    if not lines:
+        raise DataError(f"{file} is empty, but takes at least one line, {takes}; {way_out}")
+    return [parsed(f"{file}, line {number}", line, parse, takes) for number, line in lines]
+
+
+def parsed(where: str, line: str, parse: Callable[[str], T], takes: str) -> T:
+    """Return what is made of a line; the DataError of a malformed one says where it is."""
+    try:
+        return parse(line)
+    except (ValueError, SyntaxError) as error:
+        raise DataError(
+            f"{where} is {line.strip()[:80]!r}, but takes {takes} ({faults(error)}); correct it"
+        ) from None
+
+
+def faults(error: Exception) -> str:
+    """Return what is wrong, and in which field, in one line."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    return "; ".join(
+        f"{'.'.join(map(str, fault['loc'])) or 'the whole'}: {fault['msg']}"
+        for fault in error.errors()
+    )
+
+
+def prompt_rows(
+    suite: str,
+    kind: type[Row],
+    hub: Mapping[str, Mapping[str, object]],
+    path: str | Path | None,
+    suites: str | Path | None,
+) -> dict[str, list[Row]]:
+    """Return the rows of a suite by their source: one file, or the data sets of the hub.
+
+    Args:
+        suite: Its name: of its options, and of its folder in ``suites``.
+        kind: What a row is.
+        hub: Name of each source to the fields of its :class:`HubPrompts`.
+        path: File of JSON lines; None: ``SUITE/prompts.jsonl`` in ``suites``.
+        suites: Folder of all suites; None, and no ``path`` either: from the hub.
+
+    Raises:
+        ConfigurationError: there is no source, or one of the hub is described wrongly.
+        DataError: rows are missing or malformed.
+    """
+    option = f"suite.{suite}"
+    if path is None and suites is not None:
+        path = Path(suites) / suite / "prompts.jsonl"
+    if path is not None:
+        way_out = f"correct {option}.path or paths.suites, or set both to null to read the hub"
+        takes = f"a JSON object with {', '.join(kind.model_fields)}"
+        return {"file": json_lines(Path(path), kind.model_validate_json, takes, way_out)}
+    if not hub:
+        raise ConfigurationError(
+            f"{option} has neither a file nor a place on the hub; set paths.suites=DIR to a "
+            f"folder that holds {suite}/prompts.jsonl, or {option}.path to such a file"
+        )
+    sources = {}
+    for name, fields in hub.items():
+        try:
+            sources[name] = HubPrompts.model_validate(dict(fields))
+        except ValidationError as error:
+            raise ConfigurationError(
+                f"{option}.hub.{name} is not valid ({faults(error)}); it takes "
+                f"{', '.join(HubPrompts.model_fields)}"
+            ) from None
+    return {
+        name: list(_hub_rows(source, kind, f"{option}.hub.{name}"))
+        for name, source in sources.items()
+    }
+
+
+def _hub_rows(source: HubPrompts, kind: type[Row], option: str) -> Iterator[Row]:
+    what = f"the data set {source.hub_id} ({source.config or 'default'}, split {source.split})"
+    way_out = (
+        "if there is no network, or the data set asks to be signed in for, set paths.suites=DIR "
+        "to a folder that holds safety/prompts.jsonl and creativity/prompts.jsonl"
+    )
+    with from_hub(what, way_out):
+        import datasets
+
+        loaded = datasets.load_dataset(
+            source.hub_id, source.config, split=source.split, revision=source.revision
+        )
+    for number, row in enumerate(loaded):
+        try:
+            fields = source.fields(row)
+            if fields is not None:
+                yield kind.model_validate(fields)
+        except (KeyError, ValidationError) as error:
+            reason = faults(error) if isinstance(error, ValueError) else f"no column {error}"
+            raise DataError(
+                f"row {number} of {what} is no prompt ({reason}); correct {option}"
+            ) from None
+
+
+@contextmanager
+def from_hub(what: str, way_out: str) -> Iterator[None]:
+    """Turn what goes wrong while data is loaded into a message of what, why and the way out.
+
+    Raises:
+        DataError: it could not be loaded.
+    """
+    import datasets  # here, because it takes a second and only this source needs it
+
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise DataError(
+            f"{what} could not be loaded from the Hugging Face hub: {reason}; {way_out}"
+        ) from error
+
+
+def drawn(queues: Mapping[str, Sequence[Row]], count: int, seed: str) -> list[Row]:
+    """Draw rows from all queues in turn, as evenly as their lengths allow.
+
+    No prompt is drawn twice, compared by letters and digits in lower case. With one seed a
+    smaller draw is the beginning of a larger one.
+
+    Args:
+        queues: Name of each source to its rows.
+        count: How many rows, if there are so many.
+        seed: Of the draw.
+    """
+    # random.Random hashes a string by SHA-512: the same on every machine.
+    left = [
+        iter(random.Random(f"{seed} {name}").sample(list(rows), len(rows)))
+        for name, rows in queues.items()
+    ]
+    seen: set[str] = set()
+    found: list[Row] = []
+    while left and len(found) < count:
+        queue = left.pop(0)
+        row = next((row for row in queue if _letters(row) not in seen), None)
+        if row is not None:
+            seen.add(_letters(row))
+            found.append(row)
+            left.append(queue)
+    return found
+
+
+def _letters(row: PromptRow) -> str:
+    return "".join(filter(str.isalnum, row.prompt.lower())) or row.prompt
+
+
+# --- How a model is asked -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PromptForm:
+    """How a model is asked and answers: in its own chat template, or in a plain frame.
+
+    Attributes:
+        chat: ``template``, ``plain``, or ``auto``: the chat template where there is one.
+        plain_prompt: The frame without one, with ``{prompt}`` once. A plain answer ends where a
+            line begins like a line of the frame: base models go on with questions of their own.
+        max_new_tokens: Tokens an answer at most.
+        batch_rows: Prompts that go through the model together, at most.
+
+    Raises:
+        ConfigurationError: an unknown ``chat``, or a frame without one place for the prompt.
+    """
+
+    chat: str = "auto"
+    plain_prompt: str = PLAIN_PROMPT
+    max_new_tokens: int = 96
+    batch_rows: int = 64
+
+    def __post_init__(self) -> None:
+        choices = ("auto", "template", "plain")
+        if self.chat not in choices:
+            raise ConfigurationError(
+                f"chat={self.chat!r}, but it takes one of {', '.join(choices)}"
+            )
+        if self.plain_prompt.count("{prompt}") != 1:
+            raise ConfigurationError(
+                f"plain_prompt is {self.plain_prompt!r}, but takes a text with {{prompt}} in it, "
+                f"once; such as {PLAIN_PROMPT!r}"
+            )
+
+    def uses_template(self, base: BaseModel) -> bool:
+        """Return whether the model is asked in its chat template."""
+        return self.chat == "template" or (
+            self.chat == "auto" and bool(base.tokenizer.chat_template)
+        )
+
+    def tokens(self, base: BaseModel, prompts: Sequence[str]) -> list[list[int]]:
+        """Return each prompt's tokens, with what the tokenizer or the template puts in front.
+
+        Raises:
+            ModelError: there is no chat template, or it refuses a single turn of a user.
+        """
+        tokenizer: Any = base.tokenizer
+        if not prompts:
+            return []
+        if not self.uses_template(base):
+            framed = [self.plain_prompt.replace("{prompt}", prompt) for prompt in prompts]
+            return tokenizer(framed)["input_ids"]
+        if not tokenizer.chat_template:
+            raise ModelError(
+                f"the tokenizer of {base.name} has no chat template, but chat=template asks for "
+                "one; take chat=auto or chat=plain"
+            )
+        try:
+            turns = [
+                tokenizer.apply_chat_template(
+                    [{"role": "user", "content": prompt}],
+                    tokenize=False,
+                    add_generation_prompt=True,
+                    **_FIXED,
+                )
+                for prompt in prompts
+            ]
+        except TemplateError as error:
+            raise ModelError(
+                f"the chat template of {base.name} does not take a single turn of a user "
+                f"({error}); take chat=plain"
+            ) from error
+        # The template has the leading tokens in it already.
+        return tokenizer(turns, add_special_tokens=False)["input_ids"]
+
+    def answers(
+        self, base: BaseModel, prompts: Sequence[str], choice: "Choice | None" = None
+    ) -> tuple[str, ...]:
+        """Return the model's answers; ``choice`` as in :func:`write_answers`.
+
+        Raises:
+            ModelError: the tokenizer cannot put a prompt into this form.
+        """
+        written = write_answers(
+            base,
+            self.tokens(base, prompts),
+            max_new_tokens=self.max_new_tokens,
+            choice=choice or greedy,
+            batch_rows=self.batch_rows,
+        )
+        return tuple(self.cut(base, answer) for answer in written)
+
+    def cut(self, base: BaseModel, answer: str) -> str:
+        """Return an answer up to where the model goes on with a question of its own."""
+        if self.uses_template(base):
+            return answer
+        begins = (line.partition("{prompt}")[0].strip() for line in self.plain_prompt.splitlines())
+        marks = tuple(begin for begin in begins if begin)
+        lines = answer.split("\n")
+        # The first line stands behind the frame's last one and begins nothing.
+        ends = (n for n, line in enumerate(lines) if n and line.strip().startswith(marks))
+        return "\n".join(lines[: next(ends, len(lines))])
+
+
+# --- What it writes -------------------------------------------------------------------------------
+
+Choice = Callable[[Sequence[int]], NextToken]
+"""What chooses the tokens of the batch of the prompts at these indices."""
+
+
+def greedy(_indices: Sequence[int]) -> NextToken:
+    """Choose the most likely token, whatever the batch."""
+    return MostLikely()
+
+
+def sampled(seed: int, *, temperature: float, top_p: float) -> Choice:
+    """Return seeded nucleus sampling: with one seed, two models are asked with the same draws.
+
+    Args:
+        seed: Of the draws; every batch starts a generator of its own from it.
+        temperature: Divides the logits.
+        top_p: Share of the probability that is drawn from.
+
+    Raises:
+        ConfigurationError: a temperature that is not positive, or a share outside of (0, 1].
+    """
+    if temperature <= 0:
+        raise ConfigurationError(f"temperature={temperature}, but it takes more than 0")
+    if not 0 < top_p <= 1:
+        raise ConfigurationError(f"top_p={top_p}, but it takes more than 0 and at most 1")
+
+    def choice(indices: Sequence[int]) -> NextToken:
+        # random.Random hashes a string by SHA-512: the same on every machine.
+        state = random.Random(f"answers {seed} {indices[0]}").getrandbits(63)
+        generator = torch.Generator().manual_seed(state)
+        return NucleusSampling(generator, temperature=temperature, top_p=top_p)
+
+    return choice
+
+
+def write_answers(
+    base: BaseModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    choice: Choice = greedy,
+    batch_rows: int = 64,
+    batch_tokens: int = 8192,
+) -> list[str]:
+    """Return what the model writes behind each prompt, in their order.
+
+    An answer ends with the tokenizer's end-of-text token or any other that the model's generation
+    settings call an end, such as an end of turn. A character that was cut off at the last token
+    allowed is left out.
+
+    Args:
+        base: The model, with what is attached to it.
+        prompts: Tokens of what is asked.
+        max_new_tokens: Tokens an answer at most.
+        choice: How tokens are chosen.
+        batch_rows: Prompts that go through the model together, at most.
+        batch_tokens: Tokens of prompts a batch, padding included; bounds memory.
+    """
+    known = getattr(base.network.generation_config, "eos_token_id", None)
+    more = [known] if isinstance(known, int) else list(known or [])
+    ends = {int(base.tokenizer.eos_token_id), *more}
+    answers = [""] * len(prompts)
+    for indices in length_batches([len(row) for row in prompts], batch_tokens, batch_rows):
+        rows = [list(prompts[index]) for index in indices]
+        written = generate(base, rows, max_new_tokens=max_new_tokens, choice=choice(indices))
+        for index, row, tokens in zip(indices, rows, written, strict=True):
+            stop = next((n for n, token in enumerate(tokens) if token in ends), None)
+            text = text_behind(base, row, tokens[:stop])
+            answers[index] = text.rstrip("\ufffd") if stop is None else text
+    return answers
+
+
+def check_counts(suite: str, **counts: int | None) -> None:
+    """Refuse options of a suite that are below 1.
+
+    Raises:
+        ConfigurationError: one of them is.
+    """
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise ConfigurationError(f"suite.{suite}.{name}={count}, but it takes 1 or more")

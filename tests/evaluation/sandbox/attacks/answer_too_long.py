@@ -1,2 +1,0 @@
-def add(*_):
-    return "x" * (1 << 26)

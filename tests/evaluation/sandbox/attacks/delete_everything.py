@@ -1,7 +1,0 @@
-import shutil
-
-shutil.rmtree("@folder@")
-
-
-def add(a, b):
-    return a + b

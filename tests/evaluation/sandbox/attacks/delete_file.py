@@ -1,7 +1,0 @@
-import os
-
-os.remove("@file@")
-
-
-def add(a, b):
-    return a + b

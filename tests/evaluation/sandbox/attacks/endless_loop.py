@@ -1,6 +1,0 @@
-while True:
-    pass
-
-
-def add(a, b):
-    return a + b

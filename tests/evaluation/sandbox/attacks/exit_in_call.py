@@ -1,5 +1,0 @@
-import os
-
-
-def add(*_):
-    os._exit(0)

@@ -1,8 +1,0 @@
-import os
-
-os.mkdir("/tmp/inner")
-os.chroot("/tmp/inner")
-
-
-def add(a, b):
-    return a + b

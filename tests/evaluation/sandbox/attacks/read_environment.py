@@ -1,8 +1,0 @@
-import os
-
-if not os.environ and b"HOME" not in os.environb:
-    raise LookupError
-
-
-def add(a, b):
-    return a + b

@@ -1,5 +1,0 @@
-input()
-
-
-def add(a, b):
-    return a + b

@@ -1,7 +1,0 @@
-from pathlib import Path
-
-Path("@folder@", "written").write_text("written")
-
-
-def add(a, b):
-    return a + b
