@@ -237,7 +237,7 @@ def transfers(workspace: Workspace, command: Command) -> Transfers:
         ["mapper=cross_lora"],
         ["mapper=cross_lora", "mapper.variant=typed", "mapper.rank=8"],
         ["mapper=random"],
-        ["mapper=noop"],
+        ["mapper=noop", "refine=none"],
     ],
     ids=" ".join,
 )

@@ -474,15 +474,11 @@ def test_a_bad_zoo_is_refused_in_one_message(
         ("trainer.max_epoch=3", ["trainer.max_epoch", "max_epochs"]),
         ("mapper.space=wide", ["wide", "delta", "factors"]),
         ("+mapper.nothing=1", ["nothing"]),
-        ("evaluation.scoring=guess", ["guess", "likelihood", "generate"]),
-        ("evaluation.controls=[magic]", ["magic", "random", "swapped"]),
         ("tasks.held_out=[bookz]", ["bookz", "books"]),
         ("tasks.names=[films,plays]", ["held_out", "films, plays"]),
         ("data.folds=9", ["data.folds=9", "5"]),
         ("paths.zoo=nowhere", ["nowhere"]),
         ("paths.tasks=nowhere", ["nowhere"]),
-        ("paths.zoo_source=elsewhere", ["paths.zoo_target"]),
-        ("tasks.limit=0", ["test row"]),
     ],
 )
 def test_a_wrong_option_is_refused_in_one_message(
