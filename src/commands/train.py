@@ -188,8 +188,7 @@ def zoo_pairs(context: RunContext) -> ZooPairs:
 class Objective(ABC):
     """A number that says how good the options of a run are; less is better."""
 
-    @abstractmethod
-    def check(self, mapper: LearnedMapper, data: AnchorPairs) -> None:
+    def check(self, mapper: LearnedMapper, data: AnchorPairs) -> None:  # noqa: B027
         """Raise ConfigurationError unless it can be computed; before the mapper is fitted."""
 
     @abstractmethod
@@ -204,9 +203,6 @@ class LeaveOneOutError(Objective):
 
     Below 1 the mapper predicts an anchor that it has not seen better than the mean of the others.
     """
-
-    def check(self, mapper: LearnedMapper, data: AnchorPairs) -> None:
-        """Do nothing: what a mapper finds is known when it is fitted."""
 
     def facts(
         self, context: RunContext, mapper: LearnedMapper, data: AnchorPairs
@@ -527,12 +523,8 @@ def _last(unfinished: ModelCheckpoint | None) -> str | None:
 # Predict and score.
 
 
-class Cell(NamedTuple):
-    """One score that a table needs: a task under a condition."""
-
-    task: str
-    condition: str
-    adapter: LoraAdapter | Attachable | None
+Cell = tuple[str, str, LoraAdapter | Attachable | None]
+"""A score that a table needs: a task, a condition, and the adapter that it is asked with."""
 
 
 @dataclass(frozen=True)
@@ -558,21 +550,21 @@ class Predictions:
     def target_cells(self) -> Iterator[Cell]:
         """Give what is to be scored on the target."""
         for task in self.queries:
-            yield Cell(task, "base", None)
-            yield Cell(task, "mean", self.mean)
+            yield task, "base", None
+            yield task, "mean", self.mean
             for control, adapters in self.controls.items():
                 if task in adapters:
-                    yield Cell(task, control, adapters[task])
+                    yield task, control, adapters[task]
             if task in self.cartridges:
-                yield Cell(task, "cartridge", self.cartridges[task])
-            yield Cell(task, "predicted", self.predicted[task])
-            yield Cell(task, "oracle", self.oracles[task])
+                yield task, "cartridge", self.cartridges[task]
+            yield task, "predicted", self.predicted[task]
+            yield task, "oracle", self.oracles[task]
 
     def source_cells(self) -> Iterator[Cell]:
         """Give what is to be scored on the source."""
         for task, adapter in self.queries.items():
-            yield Cell(task, "source_base", None)
-            yield Cell(task, "source", adapter)
+            yield task, "source_base", None
+            yield task, "source", adapter
 
     def distances(self) -> dict[str, dict[str, float]]:
         """Return how far each prediction is from the mean adapter, relative to the mean's norm."""
