@@ -38,7 +38,8 @@ class Mapper(ABC):
     @property
     def name(self) -> str:
         """What reports call it: the name of its class without Mapper, in snake case."""
-        words = re.findall(r"[A-Z][a-z]*", type(self).__name__.removesuffix("Mapper"))
+        kind = type(self).__name__.removesuffix("Mapper").replace("PerTensor", "Pertensor")
+        words = re.findall(r"PCA|MLP|[A-Z][a-z]*", kind)
         return "_".join(words).lower()
 
     @property
