@@ -18,6 +18,7 @@ from loraport.adapters import LoraAdapter, read_adapter
 from loraport.commands.context import build, quiet_libraries
 from loraport.data import TaskFolder
 from loraport.evaluation.scoring import LikelihoodScorer, ScoreCache
+from loraport.store import Store
 
 from .setting import TEMPLATE
 
@@ -74,7 +75,7 @@ def main() -> None:
         for task in TaskFolder(options.tasks_folder).load(list(options.tasks)).values()
     ]
     base = build(_config(options, "linear").pair[options.side]).load(cache)
-    scores = ScoreCache(cache / "scores", LikelihoodScorer(), TEMPLATE)
+    scores = ScoreCache(Store(cache), LikelihoodScorer(), TEMPLATE)
     console = Console(width=200)
     console.print(f"| adapter | {' | '.join(options.tasks)} | mean | lost energy |")
     console.print("|---|---|---|---|---|")

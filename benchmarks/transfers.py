@@ -30,13 +30,13 @@ from loraport.commands.porting import give_models, porting_for
 from loraport.data import AnchorSet, Task, ZooPairs
 from loraport.data.zoo import SIDES
 from loraport.evaluation.assembly import summarise
+from loraport.evaluation.records import interval_text
 from loraport.evaluation.scoring import TaskScore, swapped
 from loraport.files import write_whole
 from loraport.mappers import Mapper, load_mapper
 from loraport.mappers.cartridge import CartridgeMapper
 from loraport.mappers.controls import MeanMapper
 from loraport.models.hooks import Attachable
-from loraport.reporting.tables import interval_text
 
 METHODS = (*("cross_lora:mapper.variant=typed", "cross_lora", "rebasin", "optimal_transport"),)
 CONTROLS = ("copy", "random")

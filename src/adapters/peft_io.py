@@ -1,4 +1,4 @@
-"""PEFT's ``adapter_config.json``: what is exact, what is refused, and how a scale is resolved.
+"""Reading and writing PEFT adapter folders, exactly: what a low-rank update cannot hold is refused.
 
 Source: peft 0.21, ``tuners/lora/model.py`` (``_create_and_replace``) and
 ``tuners/tuners_utils.py`` (``check_target_module_exists``).
@@ -22,35 +22,27 @@ from ..exceptions import AdapterError
 from ..files import staged_folder, writing
 from .lora import LoraAdapter, LowRank, Site
 
-# Options that do not change what a saved adapter computes, or that are resolved below.
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+_PREFIX = "base_model.model."
+_PICKLE_FILE = "adapter_model.bin"
+_CONVERSION = (
+    'python -c "import torch, safetensors.torch as s; s.save_file({k: v.contiguous() for k, v in '
+    "torch.load('adapter_model.bin', weights_only=True).items()}, 'adapter_model.safetensors')\""
+)
+
+# Options that do not change what a saved adapter computes, or that are resolved below. corda_config
+# is read by PEFT only where init_lora_weights asks for it, which is refused.
+# fmt: off
 _EXACT = {
-    "alpha_pattern",
-    "auto_mapping",
-    "base_model_name_or_path",
-    "corda_config",  # read only where init_lora_weights asks for it, which is refused
-    "ensure_weight_tying",
-    "eva_config",
-    "exclude_modules",
-    "inference_mode",
-    "init_lora_weights",
-    "layers_pattern",
-    "layers_to_transform",
-    "loftq_config",
-    "lora_alpha",
-    "lora_dropout",
-    "lora_ga_config",
-    "megatron_core",
-    "peft_type",
-    "peft_version",
-    "qalora_group_size",
-    "r",
-    "rank_pattern",
-    "revision",
-    "runtime_config",
-    "target_modules",
-    "task_type",
-    "use_rslora",
+    "alpha_pattern", "auto_mapping", "base_model_name_or_path", "corda_config",
+    "ensure_weight_tying", "eva_config", "exclude_modules", "inference_mode",
+    "init_lora_weights", "layers_pattern", "layers_to_transform", "loftq_config", "lora_alpha",
+    "lora_dropout", "lora_ga_config", "megatron_core", "peft_type", "peft_version",
+    "qalora_group_size", "r", "rank_pattern", "revision", "runtime_config", "target_modules",
+    "task_type", "use_rslora",
 }
+# fmt: on
 _WHY_REFUSED = {
     "use_dora": "DoRA rescales the base weights by trained magnitudes, which no low-rank update "
     "can hold; train it again with use_dora=False, or merge it into the base and extract a LoRA",
@@ -99,7 +91,7 @@ class PeftConfig:
 
     @property
     def base_model(self) -> str:
-        """The base model that the adapter says it was trained on; empty if it does not say."""
+        """The base model that the config names; empty if it names none."""
         return str(self.raw.get("base_model_name_or_path") or "")
 
     def rank(self, site: Site) -> int:
@@ -121,12 +113,11 @@ class PeftConfig:
         table = self.raw.get(patterns) or {}
         if not isinstance(table, Mapping):
             raise AdapterError(f"adapter {self.name}: {patterns} is {table!r}, it takes a mapping")
-        for pattern, value in table.items():
+        option, value = default, self.raw.get(default, _DEFAULT_R_AND_ALPHA)
+        for pattern, override in table.items():
             if re.match(rf"(.*\.)?({pattern})$", site.module_name):
-                return self._number(f"{patterns}[{pattern!r}]", value)
-        return self._number(default, self.raw.get(default, _DEFAULT_R_AND_ALPHA))
-
-    def _number(self, option: str, value: object) -> float:
+                option, value = f"{patterns}[{pattern!r}]", override
+                break
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise AdapterError(f"adapter {self.name}: {option} is {value!r}, it takes a number")
         return float(value)
@@ -141,7 +132,7 @@ class PeftConfig:
             return True
         if isinstance(targets, str) or not targets:
             return bool(targets) and _matches(targets, module)
-        # A full name is targeted whatever layers_to_transform says.
+        # PEFT targets a full name whatever layers_to_transform is.
         full = isinstance(targets, Collection) and module in targets
         return full or (_matches(targets, module) and self._transforms(module))
 
@@ -151,9 +142,9 @@ class PeftConfig:
             return True
         patterns: Any = self.raw.get("layers_pattern") or "layers"
         for pattern in [patterns] if isinstance(patterns, str) else patterns:
-            found = re.match(rf"(?:^|.*?\.){pattern}\.(?P<layer>\d+)\.", module)
-            if found:
-                return int(found["layer"]) in ([layers] if isinstance(layers, int) else layers)
+            match = re.match(rf"(?:^|.*?\.){pattern}\.(?P<layer>\d+)\.", module)
+            if match:
+                return int(match["layer"]) in ([layers] if isinstance(layers, int) else layers)
         return False
 
 
@@ -166,25 +157,13 @@ def _matches(names: object, module: str) -> bool:
     return any(module == name or module.endswith(f".{name}") for name in names)
 
 
-# Reading and writing PEFT adapter folders, exactly.
-
-CONFIG_FILE = "adapter_config.json"
-WEIGHTS_FILE = "adapter_model.safetensors"
-_PREFIX = "base_model.model."
-_PICKLE_FILE = "adapter_model.bin"
-_CONVERSION = (
-    'python -c "import torch, safetensors.torch as s; s.save_file({k: v.contiguous() for k, v in '
-    "torch.load('adapter_model.bin', weights_only=True).items()}, 'adapter_model.safetensors')\""
-)
-
-
 def read_adapter(folder: str | Path) -> LoraAdapter:
     """Read a PEFT LoRA folder; every option that is exact is resolved, any other refused.
 
     Raises:
         AdapterError: a file is missing, truncated or a pickle; an option or a tensor cannot be
             held exactly; a tensor is missing its partner, is one that PEFT would not load, has
-            another rank than the config says, or is not finite.
+            another rank than in the config, or is not finite.
     """
     folder = Path(folder)
     config = PeftConfig(_read_config(folder), str(folder))
@@ -293,21 +272,19 @@ def write_adapter(
 
 def write_peft_files(adapter: LoraAdapter, folder: Path) -> None:
     """Write the two files of a PEFT adapter into a folder that exists; see also staged_folder."""
-    save_file(_tensors(adapter), folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    # Copies, since safetensors refuses a factor that two sites share.
+    tensors = {
+        f"{_PREFIX}{site.module_name}.lora_{name}.weight": factor.detach()
+        .cpu()
+        .clone(memory_format=torch.contiguous_format)
+        for site, update in adapter.items()
+        for name, factor in (("A", update.A), ("B", update.B))
+    }
+    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     config = json.dumps(peft_config(adapter), indent=2)
     (folder / CONFIG_FILE).write_text(config + "\n", encoding="utf-8")
     # safetensors lets nobody but the owner read its files, whatever the umask.
     shutil.copymode(folder / CONFIG_FILE, folder / WEIGHTS_FILE)
-
-
-def _tensors(adapter: LoraAdapter) -> dict[str, Tensor]:
-    tensors = {}
-    for site, update in adapter.items():
-        for name, factor in (("A", update.A), ("B", update.B)):
-            key = f"{_PREFIX}{site.module_name}.lora_{name}.weight"
-            # Copies, since safetensors refuses a factor that two sites share.
-            tensors[key] = factor.detach().cpu().clone(memory_format=torch.contiguous_format)
-    return tensors
 
 
 def peft_config(adapter: LoraAdapter) -> dict[str, object]:
@@ -329,31 +306,24 @@ def _plain_config(adapter: LoraAdapter) -> dict[str, object]:
     alphas = {site: update.scale * update.rank for site, update in adapter.items()}
     rank = Counter(ranks.values()).most_common(1)[0][0]
     alpha = Counter(alphas.values()).most_common(1)[0][0]
+    regex = {site: site.module_name.replace(".", r"\.") for site in adapter}
+    layers = sorted({site.layer for site in adapter})
+    targets: dict[str, object] = {"target_modules": [site.module_name for site in adapter]}
+    if len(adapter) == len(layers) * len(adapter.roles):  # each layer has every role
+        names = [role.module for role in adapter.roles]
+        targets = {"target_modules": names, "layers_to_transform": layers}
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": adapter.base_model,
         "r": rank,
         "lora_alpha": alpha,
-        "rank_pattern": {_regex(site): r for site, r in ranks.items() if r != rank},
-        "alpha_pattern": {_regex(site): a for site, a in alphas.items() if a != alpha},
-        **_targets(adapter),
+        "rank_pattern": {regex[site]: r for site, r in ranks.items() if r != rank},
+        "alpha_pattern": {regex[site]: a for site, a in alphas.items() if a != alpha},
+        **targets,
         "lora_dropout": 0.0,
         "use_rslora": False,
         "bias": "none",
         "init_lora_weights": True,
         "inference_mode": True,
     }
-
-
-def _regex(site: Site) -> str:
-    return site.module_name.replace(".", r"\.")
-
-
-def _targets(adapter: LoraAdapter) -> dict[str, object]:
-    """Roles and layers where each of the layers has every role, else the modules' full names."""
-    layers = sorted({site.layer for site in adapter})
-    if len(adapter) == len(layers) * len(adapter.roles):
-        names = [role.module for role in adapter.roles]
-        return {"target_modules": names, "layers_to_transform": layers}
-    return {"target_modules": [site.module_name for site in adapter]}

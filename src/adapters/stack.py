@@ -22,15 +22,14 @@ class StackedSite:
     def __len__(self) -> int:
         return self.A.shape[0]
 
-    def low_rank(self, place: int) -> LowRank:
-        """Return the update of the adapter at ``place``."""
-        return LowRank(self.A[place], self.B[place])
+    def low_rank(self, index: int) -> LowRank:
+        """Return the update of one adapter."""
+        return LowRank(self.A[index], self.B[index])
 
     def delta_gram(self, other: "StackedSite") -> Float[Tensor, "adapters others"]:
         """Return all inner products of the updates, ``<B_i A_i, B_j A_j>``, in float64.
 
-        Exact through r x r Grams, ``sum((B_i^T B_j) * (A_i A_j^T))``, and therefore free of the
-        gauge of the factors.
+        Exact by r x r Grams, ``sum((B_i^T B_j) * (A_i A_j^T))``; the gauge of the factors cancels.
         """
         left = torch.einsum("ior,jos->ijrs", self.B.double(), other.B.double())
         right = torch.einsum("irx,jsx->ijrs", self.A.double(), other.A.double())
@@ -43,7 +42,7 @@ class StackedSite:
 
     @cached_property
     def _bases(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """QR of all columns of B, and of all rows of A: they serve every sum over the stack."""
+        """QR of all columns of B, and of all rows of A: the same for every sum over the stack."""
         b = self.B.double().transpose(0, 1).flatten(1)
         a = self.A.double().flatten(0, 1)
         return *torch.linalg.qr(b), *torch.linalg.qr(a.mT)
@@ -75,12 +74,18 @@ class AdapterStack(Mapping[Site, StackedSite]):
 
     @classmethod
     def of(cls, adapters: Mapping[str, LoraAdapter]) -> "AdapterStack":
-        """Stack adapters, which are called by their names in error messages."""
-        names = list(adapters)
-        first = adapters[names[0]]
-        for name in names[1:]:
-            _check_alike(names[0], first, name, adapters[name])
-        return cls({site: _stacked_site([adapters[n][site] for n in names]) for site in first})
+        """Stack adapters; error messages call them by their names."""
+        (first_name, first), *others = adapters.items()
+        for name, adapter in others:
+            _check_same_shapes(first_name, first, name, adapter)
+        sites = {}
+        for site in first:
+            updates = [adapter[site] for adapter in adapters.values()]
+            a = torch.stack([update.A.float() for update in updates])
+            sites[site] = StackedSite(
+                a, torch.stack([update.scale * update.B.float() for update in updates])
+            )
+        return cls(sites)
 
     def __getitem__(self, site: Site) -> StackedSite:
         return self._sites[site]
@@ -93,12 +98,12 @@ class AdapterStack(Mapping[Site, StackedSite]):
 
     @property
     def adapters(self) -> int:
-        """How many adapters are stacked."""
+        """The number of stacked adapters."""
         return len(next(iter(self._sites.values())))
 
-    def select(self, places: Int[Tensor, " chosen"] | Sequence[int]) -> "AdapterStack":
-        """Return the stack of the adapters at ``places``, in that order."""
-        chosen = torch.as_tensor(places, dtype=torch.long)
+    def select(self, indices: Int[Tensor, " chosen"] | Sequence[int]) -> "AdapterStack":
+        """Return the stack of some of the adapters, in the given order."""
+        chosen = torch.as_tensor(indices, dtype=torch.long)
         return AdapterStack(
             {site: StackedSite(s.A[chosen], s.B[chosen]) for site, s in self._sites.items()}
         )
@@ -123,13 +128,7 @@ class AdapterStack(Mapping[Site, StackedSite]):
         )
 
 
-def _stacked_site(updates: list[LowRank]) -> StackedSite:
-    a = torch.stack([update.A.float() for update in updates])
-    b = torch.stack([update.scale * update.B.float() for update in updates])
-    return StackedSite(a, b)
-
-
-def _check_alike(name: str, one: LoraAdapter, other_name: str, other: LoraAdapter) -> None:
+def _check_same_shapes(name: str, one: LoraAdapter, other_name: str, other: LoraAdapter) -> None:
     if set(one) != set(other):
         odd = sorted(set(one) ^ set(other), key=lambda site: site.sort_key)[0]
         raise AdapterError(

@@ -1,4 +1,4 @@
-"""Pure mathematics on matrices: ridge regression, principal components, layer pairing."""
+"""Mathematics on matrices alone: regressions, decompositions, matchings, similarities."""
 
 from .layer_matching import relative_depth
 from .ridge import choose_strength, leave_one_out_errors, ridge_coefficients

@@ -1,14 +1,12 @@
-"""Similarity beyond what rows that are not paired would show.
+"""Which layers of two models resemble one another more than chance.
 
 Any measure of two high-dimensional representations is above zero by chance, and by how much
 depends on rows, widths and spectra. So the rows of one side are permuted, and a score counts only
-as far as it exceeds the 95th percentile of what that gives:
+as far as it exceeds the 95th percentile of the scores of permuted rows:
 ``s_cal = max(0, (s - tau) / (1 - tau))``. Source: arXiv 2602.14486.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -19,20 +17,9 @@ from .similarity import LayerMeasure, Layers, rows_of
 
 PERMUTATIONS = 200
 LEVEL = 0.95
-
-
-class CalibratedScore(NamedTuple):
-    """A score, and what is left of it.
-
-    Attributes:
-        raw: As the measure gives it.
-        threshold: What it exceeds in 5 % of permutations.
-        calibrated: 0 for a raw score up to the threshold, 1 for a raw score of 1.
-    """
-
-    raw: float
-    threshold: float
-    calibrated: float
+BAND = 0.25
+# Scores that are the same in all permutations differ by rounding alone.
+_LEAST_DEVIATION = 1e-9
 
 
 def row_orders(rows: int, permutations: int, seed: int) -> Int[Tensor, "permutations rows"]:
@@ -49,45 +36,13 @@ def rescaled(
     return torch.where(room > 0, (score - threshold) / room, 0.0).clamp_min(0)
 
 
-def calibrated(
-    measure: Callable[[Tensor, Tensor], float],
-    x: Float[Tensor, "rows x"],
-    y: Float[Tensor, "rows y"],
-    *,
-    permutations: int = PERMUTATIONS,
-    seed: int = 0,
-) -> CalibratedScore:
-    """Calibrate any measure of two matrices against permuted rows of the second.
-
-    Args:
-        measure: Takes two matrices with paired rows; 1 is the greatest value.
-        x: Rows in one space.
-        y: The same rows in another.
-        permutations: How many times the rows are permuted; the measure runs once for each.
-        seed: Draws the permutations.
-    """
-    raw = measure(x, y)
-    orders = row_orders(len(y), permutations, seed)
-    null = torch.tensor([measure(x, y[order]) for order in orders], dtype=torch.float64)
-    threshold = null.quantile(LEVEL)
-    score = rescaled(torch.tensor(raw, dtype=torch.float64), threshold)
-    return CalibratedScore(raw, float(threshold), float(score))
-
-
-# A measure between every target layer and every source layer, calibrated.
-
-# Scores that no permutation changes have no spread but rounding.
-_LEAST_SPREAD = 1e-9
-
-
 @dataclass(frozen=True, eq=False)
 class LayerMap:
-    """How alike the layers of two models are, and how alike they are with permuted rows.
+    """A measure of all pairs of layers of two models, with paired and with permuted rows.
 
     Attributes:
         raw: The measure, float64.
-        null: The measure with the target's rows permuted, in each permutation the same way for
-            all layers.
+        null: The measure with the target's rows permuted, by the same order for all layers.
     """
 
     raw: Float[Tensor, "target source"]
@@ -109,17 +64,16 @@ class LayerMap:
 
     @property
     def certain(self) -> Float[Tensor, "target source"]:
-        """Scores calibrated so strictly that hardly a map of noise shows any.
+        """Scores calibrated for all pairs at once (maxT; Westfall and Young, 1993).
 
         The threshold of a pair is the mean of its null plus as many standard deviations as any
-        pair deviates by in any permutation: with 200 of these, noise has a score above 0
-        anywhere in 1 of 201 maps (maxT; Westfall and Young, 1993). Layers of one model resemble
-        one another, so that chance hits many at once.
+        pair deviates by in any permutation: with 200 of these, 1 of 201 maps of noise has a score
+        above 0. Layers of one model resemble one another, so that chance hits many at once.
         """
-        mean, spread = self.null.mean(dim=0), self.null.std(dim=0).clamp_min(_LEAST_SPREAD)
-        most = ((self.null - mean) / spread).max()
-        exceeds = (self.raw - mean) / spread > most
-        return rescaled(self.raw, mean + most * spread) * exceeds
+        mean, deviation = self.null.mean(dim=0), self.null.std(dim=0).clamp_min(_LEAST_DEVIATION)
+        most = ((self.null - mean) / deviation).max()
+        exceeds = (self.raw - mean) / deviation > most
+        return rescaled(self.raw, mean + most * deviation) * exceeds
 
 
 def layer_map(
@@ -148,20 +102,15 @@ def layer_map(
     return LayerMap(raw, torch.stack([comparison.matrix(order) for order in orders]))
 
 
-# Of how many target layers it is certain which part of the source they resemble.
-
-BAND = 0.25
-
-
 @dataclass(frozen=True, eq=False)
 class Coverage:
     """Which target layers have a counterpart in the source.
 
     Attributes:
         best: The source layer that each target layer resembles most.
-        scores: The calibrated score of that layer.
-        in_band: Whether it lies at a plausible depth.
-        covered: Score above 0 and plausible depth.
+        scores: Its score as of :attr:`LayerMap.certain`.
+        in_band: Whether it lies in the band of plausible depths.
+        covered: Whether its score is above 0 and it lies in the band.
     """
 
     best: tuple[int, ...]
@@ -178,10 +127,10 @@ class Coverage:
 def depth_band(
     target_layers: int, source_layers: int, width: float = BAND
 ) -> Bool[Tensor, "target source"]:
-    """Return which source layers lie about as deep in the source as a target layer does.
+    """Return which source layers lie about as deep as each target layer.
 
-    Those at most ``width`` of the source's depth, and at least one layer, away from the one of
-    the same relative depth.
+    They are at most ``width`` of the source's depth, or one layer, away from the layer at the same
+    relative depth.
     """
     partners = torch.tensor(relative_depth(source_layers, target_layers))
     reach = max(1.0, width * (source_layers - 1))
@@ -191,14 +140,13 @@ def depth_band(
 def coverage(similarity: LayerMap, band: float = BAND) -> Coverage:
     """Find the target layers that resemble a source layer of about their own depth.
 
-    A target layer is covered if its most similar source layer (by raw score; equal ones: the
-    first) scores above chance, chance being what the most deviating of all pairs of layers
-    reaches in permutations (:attr:`LayerMap.certain`), and if it lies within the band around
-    the same relative depth, so that it beats all layers outside. A high score with any layer
-    alone says little: tokens that are alike are near one another in almost every layer.
+    A target layer is covered if its most similar source layer (by raw score; of equal ones the
+    first) has a score above chance (:attr:`LayerMap.certain`) and lies in the band around the same
+    relative depth. A high score alone means little: similar rows are near one another in
+    almost every layer.
 
     Args:
-        similarity: Of all layers, calibrated.
+        similarity: Of all layers.
         band: Width of the band to each side, as a share of the source's depth.
     """
     best = similarity.raw.argmax(dim=1, keepdim=True)
@@ -208,17 +156,14 @@ def coverage(similarity: LayerMap, band: float = BAND) -> Coverage:
     return Coverage(tuple(best[:, 0].tolist()), scores, in_band, (scores > 0) & in_band)
 
 
-# Does a measure lead from a layer to its counterpart and, on other text, back again.
-
-
 @dataclass(frozen=True)
 class LayerIdentification:
     """How well layers of two models identify one another.
 
     Attributes:
-        accuracy: Share of target layers that are found again.
-        within_one: Share of which a layer at most one away is found.
-        chance: The accuracy of a measure that leads to the same layer, or any, from each.
+        accuracy: Share of target layers that the way back leads to again.
+        within_one: Share for which it leads to a layer at most one away.
+        chance: The accuracy of a measure that has one favourite layer, or guesses.
     """
 
     accuracy: float
@@ -231,8 +176,8 @@ def layer_identification(
 ) -> LayerIdentification:
     """Go from each target layer to the source layer most like it, and from there back.
 
-    The way there is found on one half of the rows, the way back on the other. A measure that
-    scores nearly all pairs alike, or has one favourite layer, does not come back. Where no
+    The way there is computed on one half of the rows, the way back on the other. A measure that
+    scores nearly all pairs the same, or has one favourite layer, does not come back. Where no
     correspondence is known this stands for the test of Kornblith et al., 2019, section 6.1.
 
     Args:
@@ -252,8 +197,8 @@ def layer_identification(
         )
         for half in (order[: rows // 2], order[rows // 2 :])
     )
-    found = back.argmax(dim=0)[there.argmax(dim=1)]
-    away = (found - torch.arange(len(target))).abs()
+    reached = back.argmax(dim=0)[there.argmax(dim=1)]
+    away = (reached - torch.arange(len(target))).abs()
     return LayerIdentification(
         accuracy=float((away == 0).double().mean()),
         within_one=float((away <= 1).double().mean()),

@@ -1,8 +1,8 @@
-"""Can the rows of two spaces be matched by their distances alone, without knowing the pairing.
+"""Whether the rows of two spaces can be matched by their distances alone, without the pairing.
 
 Entropic Gromov-Wasserstein transport by POT (Peyre, Cuturi and Solomon, 2016). As the rows are
-paired, the plan can be judged by how much of it lies on the diagonal; the bare distance says
-little, and is the same for any order of the rows.
+paired, the plan is judged by how much of it lies on the diagonal; the bare distance does not depend
+on the order of the rows.
 """
 
 import warnings
@@ -29,17 +29,18 @@ _LEAST_VARIANCE = 1e-6
 
 @dataclass(frozen=True)
 class GromovWasserstein:
-    """What transport plans between two spaces look like.
+    """Properties of transport plans between two spaces.
 
     Attributes:
         rows: How many rows were matched.
         distance: Mean squared difference of distances under the plan that is reached from the
             true pairing; distances have mean 1.
-        ratio: That, relative to the mean of what is reached from random pairings: 1 for spaces
-            that have nothing in common, 0 for the same space.
-        diagonal_mass: Share of the plan found without the pairing that joins a row to itself; by
-            chance ``1 / rows``.
-        accuracy: Share of rows whose heaviest partner there is itself; by chance ``1 / rows``.
+        ratio: That distance relative to the mean reached from random pairings: 1 for spaces that
+            have nothing in common, 0 for the same space.
+        diagonal_mass: Share of mass that joins a row to itself in the plan found without the
+            pairing; by chance ``1 / rows``.
+        accuracy: Share of rows whose heaviest partner in that plan is the row itself; by chance
+            ``1 / rows``.
     """
 
     rows: int
@@ -84,11 +85,13 @@ def gromov_wasserstein(
     n = len(keep)
     one, other = _distances(x[keep]), _distances(y[keep])
     pairing, last = np.eye(n) / n, epsilons[-1:]
-    distance = _distance(one, other, _annealed(one, other, pairing, last))
+
+    def reached(start: NDArray[np.float64]) -> float:
+        return plan_distance(one, other, _annealed(one, other, start, last))
+
+    distance = reached(pairing)
     orders = row_orders(n, _PERMUTATIONS, seed + 1).numpy()
-    random = np.mean(
-        [_distance(one, other, _annealed(one, other, pairing[order], last)) for order in orders]
-    )
+    random = np.mean([reached(pairing[order]) for order in orders])
     plan = _annealed(one, other, np.full((n, n), 1 / n**2), epsilons)
     return GromovWasserstein(
         rows=n,
@@ -136,10 +139,10 @@ def _annealed(
     return plan
 
 
-def _distance(
+def plan_distance(
     one: NDArray[np.float64], other: NDArray[np.float64], plan: NDArray[np.float64]
 ) -> float:
-    """``sum (C_ik - D_jl)^2 T_ij T_kl`` for a plan of any marginals, divided by its mass."""
+    """Return ``sum (C_ik - D_jl)^2 T_ij T_kl`` for a plan of any marginals, divided by its mass."""
     rows, columns = plan.sum(axis=1), plan.sum(axis=0)
     squares = rows @ one**2 @ rows + columns @ other**2 @ columns
     return float(max(0.0, (squares - 2 * np.sum((one @ plan @ other) * plan)) / plan.sum() ** 2))

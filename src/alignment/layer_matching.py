@@ -1,4 +1,8 @@
-"""Which source layers feed each target layer, and with what weights."""
+"""Which source layers feed each target layer, and with what weights.
+
+A pairing takes the calibrated similarity of all target and source layers. Where that is zero
+everywhere there is nothing to decide by, and layers are paired by relative depth.
+"""
 
 import math
 from dataclasses import dataclass
@@ -58,12 +62,6 @@ class LayerPairing:
         return weights
 
 
-# Which source layers feed which target layers, decided by how alike they are.
-#
-# Each pairing takes the calibrated similarity of all target and source layers. Where that is zero
-# everywhere there is nothing to decide by, and layers are paired by relative depth.
-
-
 @runtime_checkable
 class Pairing(Protocol):
     """A way to pair layers."""
@@ -78,18 +76,16 @@ class RelativeDepth:
     """Feeds each target layer by the source layer at the same relative depth."""
 
     def pair(self, similarity: Float[Tensor, "target source"]) -> LayerPairing:
-        """Pair by the numbers of layers; the similarities are not looked at."""
+        """Pair by the numbers of layers; similarities are not used."""
         target, source = similarity.shape
         return LayerPairing.one_to_one(source, relative_depth(source, target))
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Shares each source layer among the target layers that are nearest in relative depth.
+    """Shares each source layer equally among the target layers nearest in relative depth.
 
-    An update does not know where in the target its effect belongs; each of the nearest layers
-    gets an equal part of it. Unlike the other pairings it drops no source layer, and none counts
-    twice.
+    Unlike the other pairings it drops no source layer, and none counts twice.
 
     Attributes:
         targets: How many target layers share one source layer.
@@ -105,7 +101,7 @@ class Spread:
             raise ValueError(f"a source layer is shared among {self.targets} layers, not 1 or more")
 
     def pair(self, similarity: Float[Tensor, "target source"]) -> LayerPairing:
-        """Pair by the numbers of layers; the similarities are not looked at."""
+        """Pair by the numbers of layers; similarities are not used."""
         target, source = similarity.shape
         share = min(self.targets, target)
         feeds: list[list[tuple[int, float]]] = [[] for _ in range(target)]
@@ -114,7 +110,7 @@ class Spread:
             away = (torch.arange(target) * (source - 1) - layer * (target - 1)).abs()
             for near in away.argsort(stable=True)[:share].tolist():
                 feeds[near].append((layer, 1 / share))
-        return LayerPairing(source, tuple(tuple(found) for found in feeds))
+        return LayerPairing(source, tuple(map(tuple, feeds)))
 
 
 @dataclass(frozen=True)
@@ -127,8 +123,8 @@ class Monotone:
 
     Attributes:
         repeat_penalty: What a repetition beyond that costs, relative to the greatest similarity.
-        depth_prior: What it costs to be a whole model's depth away from the same relative
-            depth, likewise; small, so that it decides between layers that are nearly equal.
+        depth_prior: Likewise, what a distance of a whole model's depth from the same relative
+            depth costs; small, so that it decides between layers that are nearly equal.
     """
 
     repeat_penalty: float = 0.25
@@ -140,7 +136,7 @@ class Monotone:
         gain = _gain(similarity, self.depth_prior)
         if gain is None:
             return RelativeDepth().pair(similarity)
-        penalty = self.repeat_penalty * _greatest(similarity)
+        penalty = self.repeat_penalty * float(similarity.max())
         path = _monotone_path(gain.tolist(), math.ceil(target / source), penalty, onto=False)
         return LayerPairing.one_to_one(source, path)
 
@@ -169,36 +165,31 @@ class ManyToOne:
         gain = _gain(similarity, self.depth_prior)
         if gain is None:
             gain = -_away(target, source).square()
-        penalty = self.repeat_penalty * _greatest(similarity) if source > target else math.inf
-        fed = _monotone_path(gain.mT.tolist(), math.ceil(source / target), penalty, source > target)
-        feeds: list[tuple[tuple[int, float], ...]] = []
-        for layer in range(target):
-            # Each in full: the residual stream sums what layers write, too.
-            feeds.append(tuple((s, 1.0) for s in range(source) if fed[s] == layer))
+        deeper = source > target
+        penalty = self.repeat_penalty * float(similarity.max()) if deeper else math.inf
+        fed = _monotone_path(gain.mT.tolist(), math.ceil(source / target), penalty, onto=deeper)
+        # Each in full: the residual stream sums what layers write, too.
+        feeds = (tuple((s, 1.0) for s in range(source) if fed[s] == t) for t in range(target))
         return LayerPairing(source, tuple(feeds))
 
 
 def _away(target: int, source: int) -> Float[Tensor, "target source"]:
-    """How far each source layer is from each target layer, in whole models' depths."""
+    """Return the distance of source and target layers as a share of a model's depth."""
     depth = torch.linspace(0, 1, source) if source > 1 else torch.full((1,), 0.5)
     # A single target layer is paired with the last one, as in relative_depth.
     wanted = torch.linspace(0, 1, target) if target > 1 else torch.ones(1)
     return (depth.double() - wanted.double()[:, None]).abs()
 
 
-def _greatest(similarity: Float[Tensor, "target source"]) -> float:
-    return float(similarity.max())
-
-
 def _gain(
     similarity: Float[Tensor, "target source"], depth_prior: float
 ) -> Float[Tensor, "target source"] | None:
-    """Similarity less half of what is usual for either layer, less the prior.
+    """Return similarity less the mean of its row's and column's means, less the depth prior.
 
-    None where no layers are alike. A layer that resembles all others would else attract them:
-    CSLS (Conneau et al., 2018, eq. 3) with all layers as neighbours.
+    None where no layers are similar. Without the means, a layer that resembles all others would
+    attract them: CSLS (Conneau et al., 2018, eq. 3) with all layers as neighbours.
     """
-    greatest = _greatest(similarity)
+    greatest = float(similarity.max())
     if greatest <= 0:
         return None
     s = similarity.double()
@@ -209,15 +200,15 @@ def _gain(
 def _monotone_path(
     gain: list[list[float]], free: int, penalty: float, onto: bool
 ) -> tuple[int, ...]:
-    """The non-decreasing path of greatest gain: for each row a column.
+    """Return the non-decreasing path of greatest gain, a column for each row (Viterbi).
 
-    The state is (column, how often in a row). The count stops at ``free``: a repetition beyond
-    costs the penalty and leaves it there.
+    The state is (column, how many rows in succession it has been taken for), the count stopping at
+    ``free``: a further repetition costs the penalty and leaves the count there.
 
     Args:
         gain: Of each row and column.
-        free: How often in a row a column may come without a penalty.
-        penalty: What each further time costs; infinity forbids it.
+        free: How many rows in succession may take a column without a penalty.
+        penalty: What each further row costs; infinity forbids it.
         onto: Every column must be on the path; there are more rows than columns then.
     """
     columns, counts = range(len(gain[0])), range(free)
@@ -234,7 +225,7 @@ def _monotone_path(
             options = [left, *((value[s][c - 1], (s, c - 1)) for c in counts if c > 0)]
             options[-1] = max(options[-1], (value[s][free - 1] - penalty, (s, free - 1)))
             reached.append([v + row[s] for v, _ in options])
-            came.append([place for _, place in options])
+            came.append([previous for _, previous in options])
             here = max((value[s][c], (s, c)) for c in counts)
             left = here if onto else max(left, here)
         value = reached

@@ -6,8 +6,7 @@ of outputs forwards, and on centred samples, since it acts on differences. With 
 and ``dy_T ~ N dy_S``, the update of the target is ``N dW_S M``.
 """
 
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,8 +16,10 @@ from torch import Tensor
 
 from .moments import PairedMoments
 from .procrustes import best_scale, rotation
+from .svd import largest_entry_signs
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+STRENGTHS_TWO_SIDED = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 
 
 class SplitMoments(NamedTuple):
@@ -30,6 +31,10 @@ class SplitMoments(NamedTuple):
     def centred(self) -> "SplitMoments":
         """Return both with the means of their samples taken away."""
         return SplitMoments(self.train.centred(), self.held_out.centred())
+
+
+def _share(missed: float, total: float) -> float:
+    return 1 - missed / total if total > 0 else 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,13 +76,13 @@ class HeldOutError:
         return _share(float(self.residual.trace()), float(self.covariance.trace()))
 
     def restricted_r2(self, readers: Float[Tensor, "rank y"]) -> float:
-        """Return the R^2 of ``A y``: of what an adapter with the factor A reads.
+        """Return the R^2 of ``A y``, what an adapter with the input projection A uses of y.
 
         ``1 - tr(A E A^T) / tr(A C A^T)``; 0 where what is read does not vary.
         """
         a = readers.to(self.residual)
-        missed, there = (float(((a @ m) * a).sum()) for m in (self.residual, self.covariance))
-        return _share(missed, there)
+        missed, total = (float(((a @ m) * a).sum()) for m in (self.residual, self.covariance))
+        return _share(missed, total)
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,20 +100,16 @@ class LinearMap:
     error: HeldOutError
 
 
-class MapRule(ABC):
-    """One way to fit linear maps between two spaces."""
-
-    @abstractmethod
-    def forward(self, train: PairedMoments, held_out: PairedMoments) -> LinearMap:
-        """Return the map from x to y."""
-
-    @abstractmethod
-    def backward(self, train: PairedMoments, held_out: PairedMoments) -> LinearMap:
-        """Return the map from y to x."""
+def _of_least_loss(fits: Iterable[tuple[float, float, Tensor]]) -> tuple[float, Tensor]:
+    """Return strength and matrix of the fit of least loss; of equally good ones the first."""
+    best = min(fits, key=lambda fit: fit[0], default=None)
+    if best is None:
+        raise ValueError("a ridge takes at least one strength")
+    return best[1:]
 
 
 @dataclass(frozen=True)
-class Ridge(MapRule):
+class Ridge:
     """Ridge regression, its strength chosen by the error on held-out samples.
 
     Attributes:
@@ -132,18 +133,16 @@ class Ridge(MapRule):
         cross, seen = basis.mT @ train.xy, basis.mT @ held_out.xy
         gram = basis.mT @ held_out.xx @ basis
         trace = float(train.xx.trace())
-        best: tuple[float, float, Tensor] | None = None
-        for strength in sorted(self.strengths, reverse=True):
+
+        def fit(strength: float) -> tuple[float, float, Tensor]:
             # Where all samples are zero the map is zero, whatever is added.
             penalty = strength * trace / len(values) if trace > 0 else 1.0
             weights = cross / (values + penalty)[:, None]
-            error = float((weights * (gram @ weights - 2 * seen)).sum())
-            if best is None or error < best[0]:
-                best = error, strength, weights
-        if best is None:
-            raise ValueError("a ridge takes at least one strength")
-        matrix = (basis @ best[2]).mT
-        return LinearMap(matrix, best[1], HeldOutError.of(matrix, train, held_out))
+            return float((weights * (gram @ weights - 2 * seen)).sum()), strength, weights
+
+        strength, weights = _of_least_loss(map(fit, sorted(self.strengths, reverse=True)))
+        matrix = (basis @ weights).mT
+        return LinearMap(matrix, strength, HeldOutError.of(matrix, train, held_out))
 
     def backward(self, train: PairedMoments, held_out: PairedMoments) -> LinearMap:
         """Return ``X^T Y (Y^T Y + lambda I)^-1``."""
@@ -151,7 +150,7 @@ class Ridge(MapRule):
 
 
 @dataclass(frozen=True)
-class Rotated(MapRule):
+class Rotated:
     """Orthogonal Procrustes: a scaled isometry R, ``x R ~ y``, which serves both directions.
 
     Attributes:
@@ -180,23 +179,13 @@ class Rotated(MapRule):
         return LinearMap(mapped, None, HeldOutError.of(mapped, train, held_out))
 
 
-def _share(missed: float, there: float) -> float:
-    return 1 - missed / there if there > 0 else 0.0
-
-
-# Reduced-rank ridge regression from moments: the best linear map of a given rank.
-#
-# Source: reduced-rank regression, Izenman, Journal of Multivariate Analysis 5, 1975; its ridge
-# form is that of samples to which ``sqrt(lambda) I`` was added, with outputs of zero.
-
-
 @dataclass(frozen=True, eq=False)
 class ReducedRank:
     """The linear map ``x -> B (A x)``, as a LoRA update holds it.
 
     Attributes:
-        A: Reads ``x``, float64.
-        B: Writes ``y``; its columns are orthonormal, those without use are zero.
+        A: Input projection, float64.
+        B: Output projection; its columns are orthonormal, unused ones are zero.
         strength: The chosen strength, without unit.
         r2: Share of the held-out ``sum |y|^2`` that the map explains; at or below 0 it predicts no
             better than no map at all.
@@ -216,7 +205,9 @@ def reduced_rank_regression(
     For each strength it minimises ``sum |y - B A x|^2 + lambda |B A|^2`` over the training samples,
     ``lambda = strength * tr(X^T X) / x``. Nothing is centred: a LoRA has no intercept. With
     ``X^T X + lambda I = L L^T`` and the SVD ``L^-1 X^T Y = U S V^T`` the minimum is ``B = V_r``,
-    ``A = S_r U_r^T L^-1``. Of equally good strengths the largest is taken.
+    ``A = S_r U_r^T L^-1``. Of equally good strengths the largest is taken. Source: reduced-rank
+    regression, Izenman, Journal of Multivariate Analysis 5, 1975; its ridge form is that of samples
+    to which ``sqrt(lambda) I`` was added, with outputs of zero.
 
     Args:
         train: Moments of the samples to fit.
@@ -228,22 +219,14 @@ def reduced_rank_regression(
         ValueError: ``X^T X + lambda I`` is singular.
     """
     fits = []
+    total = float(held_out.yy.trace())
     for strength in strengths:
         a, b = _fit(train, rank, strength)
-        fits.append(ReducedRank(a, b, strength, explained(held_out, a, b)))
+        # 1 - sum |y - B A x|^2 / sum |y|^2, without a y x x matrix.
+        shared = float(((a @ held_out.xy) * b.mT).sum())
+        power = float(((a @ held_out.xx @ a.mT) * (b.mT @ b)).sum())
+        fits.append(ReducedRank(a, b, strength, (2 * shared - power) / total if total > 0 else 0.0))
     return max(fits, key=lambda fit: (fit.r2, fit.strength))
-
-
-def explained(
-    moments: PairedMoments, a: Float[Tensor, "rank x"], b: Float[Tensor, "y rank"]
-) -> float:
-    """Return ``1 - sum |y - B A x|^2 / sum |y|^2``; 0 where every y is zero."""
-    total = float(moments.yy.trace())
-    if total <= 0:
-        return 0.0
-    shared = float(((a @ moments.xy) * b.mT).sum())
-    made = float(((a @ moments.xx @ a.mT) * (b.mT @ b)).sum())
-    return (2 * shared - made) / total
 
 
 def _fit(moments: PairedMoments, rank: int, strength: float) -> tuple[Tensor, Tensor]:
@@ -260,33 +243,27 @@ def _fit(moments: PairedMoments, rank: int, strength: float) -> tuple[Tensor, Te
     values, vectors = torch.linalg.eigh(whitened.mT @ whitened)
     kept = min(rank, *whitened.shape)
     v = vectors.flip(1)[:, :kept] * (values.flip(0)[:kept] > 0)
-    peaks = v.gather(0, v.abs().argmax(dim=0, keepdim=True))
-    v = v * torch.where(peaks < 0, -1.0, 1.0).to(v)
+    v = v * largest_entry_signs(v)
     a, b = gram.new_zeros(rank, len(gram)), gram.new_zeros(len(vectors), rank)
     a[:kept] = torch.linalg.solve_triangular(lower.mT, whitened @ v, upper=True).mT
     b[:, :kept] = v
     return a, b
 
 
-# A linear map that carries activations forward and gradients back.
-#
-# Along directions in which activations vary, activations say what corresponds to what; along those
-# in which they hardly vary, but which an adapter may write to, only the effect does. If
-# ``y_T = N y_S`` the chain rule gives ``g_S = N^T g_T`` for the gradients of one likelihood that
-# both models assign to the same text. The map of least ``|Y_T - Y_S N^T|^2 / |Y_T|^2 +
-# w |G_S - G_T N|^2 / |G_S|^2`` solves the Sylvester equation
-#
-#     ``N C_y + w C_g N = R``,  ``C_y = Y_S^T Y_S``, ``C_g = G_T^T G_T``, each over its norm,
-#
-# which is diagonal in the eigenvectors of both (Bartels and Stewart, Communications of the ACM 15,
-# 1972, for symmetric matrices).
-
-STRENGTHS_TWO_SIDED = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
-
-
 @dataclass(frozen=True)
 class TwoSidedRidge:
-    """Ridge regression on activations and on gradients at once.
+    """Ridge regression on activations forward and on gradients backward at once.
+
+    Along directions in which activations vary, they determine the map; along directions in which
+    they hardly vary, but which an adapter may write to, only gradients do. If ``y_T = N y_S`` the
+    chain rule gives ``g_S = N^T g_T`` for the gradients of one likelihood that both models assign
+    to the same text. The map of least ``|Y_T - Y_S N^T|^2 / |Y_T|^2 + w |G_S - G_T N|^2 / |G_S|^2``
+    solves the Sylvester equation
+
+        ``N C_y + w C_g N = R``,  ``C_y = Y_S^T Y_S``, ``C_g = G_T^T G_T``, each over its norm,
+
+    which is diagonal in the eigenvectors of both (Bartels and Stewart, Communications of the ACM
+    15, 1972, for symmetric matrices).
 
     Attributes:
         weight: w, of the gradients; 0 is ridge regression on activations alone.
@@ -306,34 +283,29 @@ class TwoSidedRidge:
         Raises:
             ValueError: there is no strength.
         """
-        scale_y, scale_g = _scales(outputs, gradients, self.weight)
         y, g = outputs.train, gradients.train
+        power_y, power_g = float(y.yy.trace()), float(g.xx.trace())
+        scale_y = 1 / power_y if power_y > 0 else 0.0
+        scale_g = self.weight / power_g if power_g > 0 else 0.0
         forward, reader = torch.linalg.eigh(scale_y * y.xx)
         back, writer = torch.linalg.eigh(scale_g * g.yy)
         wanted = writer.mT @ (scale_y * y.xy.mT + scale_g * g.xy.mT) @ reader
-        best: tuple[float, float, Tensor] | None = None
-        for strength in sorted(self.strengths, reverse=True):
+
+        def fit(strength: float) -> tuple[float, float, Tensor]:
             spectrum = _raised(forward, strength)[None] + _raised(back, strength)[:, None]
             matrix = writer @ (wanted / spectrum) @ reader.mT
-            loss = scale_y * _missed(matrix, outputs) + scale_g * _missed_back(matrix, gradients)
-            if best is None or loss < best[0]:
-                best = loss, strength, matrix
-        if best is None:
-            raise ValueError("a ridge takes at least one strength")
-        error = HeldOutError.of(best[2], outputs.train, outputs.held_out)
-        return LinearMap(best[2], best[1], error)
+            missed = _missed(matrix, outputs.held_out)
+            missed_back = _missed(matrix.mT, gradients.held_out.swapped())
+            return scale_y * missed + scale_g * missed_back, strength, matrix
+
+        strength, matrix = _of_least_loss(map(fit, sorted(self.strengths, reverse=True)))
+        return LinearMap(matrix, strength, HeldOutError.of(matrix, y, outputs.held_out))
 
 
 def gradient_r2(matrix: Float[Tensor, "target source"], gradients: SplitMoments) -> float:
     """Return ``1 - |G_S - G_T N|^2 / |G_S|^2`` on held-out text; 0 where there is no gradient."""
-    total = float(gradients.held_out.xx.trace())
-    return 1 - _missed_back(matrix, gradients) / total if total > 0 else 0.0
-
-
-def _scales(outputs: SplitMoments, gradients: SplitMoments, weight: float) -> tuple[float, float]:
-    power_y = float(outputs.train.yy.trace())
-    power_g = float(gradients.train.xx.trace())
-    return (1 / power_y if power_y > 0 else 0.0), (weight / power_g if power_g > 0 else 0.0)
+    held_out = gradients.held_out.swapped()
+    return _share(_missed(matrix.mT, held_out), float(held_out.yy.trace()))
 
 
 def _raised(spectrum: Float[Tensor, " d"], strength: float) -> Float[Tensor, " d"]:
@@ -342,13 +314,6 @@ def _raised(spectrum: Float[Tensor, " d"], strength: float) -> Float[Tensor, " d
     return spectrum.clamp_min(0) + (strength * mean if mean > 0 else 1e-12)
 
 
-def _missed(matrix: Tensor, outputs: SplitMoments) -> float:
-    held = outputs.held_out
-    made = matrix @ held.xx
-    return float(((made - 2 * held.xy.mT) * matrix).sum() + held.yy.trace())
-
-
-def _missed_back(matrix: Tensor, gradients: SplitMoments) -> float:
-    held = gradients.held_out
-    made = held.yy @ matrix
-    return float(((made - 2 * held.xy.mT) * matrix).sum() + held.xx.trace())
+def _missed(matrix: Float[Tensor, "y x"], moments: PairedMoments) -> float:
+    """Return ``sum |y - M x|^2``."""
+    return float(((matrix @ moments.xx - 2 * moments.xy.mT) * matrix).sum() + moments.yy.trace())

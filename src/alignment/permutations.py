@@ -1,4 +1,10 @@
-"""How alike the units of an axis are in two networks, judged by their weights."""
+"""Which units (channels, heads, neurons) of two networks correspond, judged by their weights.
+
+:class:`UnitSimilarity` compares the units of an axis; an aligner makes an :class:`AxisPlan` of it:
+a hard matching (:class:`LinearAssignment`) or an optimal transport plan between units of equal mass
+(:class:`ExactPlan`, :class:`SinkhornPlan`). The cost of a pair of units is 1 minus the cosine
+between their weights. Source: model fusion by optimal transport, Singh and Jaggi, 2020; POT.
+"""
 
 import math
 from collections.abc import Callable
@@ -13,6 +19,14 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from ..exceptions import ConfigurationError
+
+# Network simplex ends by itself; this only keeps POT from stopping it at wide layers.
+_SIMPLEX_STEPS = 10_000_000
+_STEPS = 1000
+# exp(-_RANGE) is far above the least number of float64.
+_RANGE = 100
+# The costs of units that are all the same are rounding.
+_LEAST_COST = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +49,7 @@ class UnitSimilarity:
     ) -> "UnitSimilarity":
         """Compare the rows of two matrices, each divided by its Frobenius norm.
 
-        So a sum over matrices, which differ in scale, weighs each of them alike.
+        So a sum over matrices, which differ in scale, gives each the same weight.
         """
         tiny = torch.finfo(source.dtype).tiny
         one = source / torch.linalg.norm(source).clamp_min(tiny)
@@ -61,9 +75,6 @@ class UnitSimilarity:
         """The cosine between the weights of two units; 0 where one has none."""
         norms = (self.source_squared[:, None] * self.target_squared).sqrt()
         return torch.where(norms > 0, self.inner / norms, 0.0)
-
-
-# Which units of an axis correspond, and how an adapter's factors follow them.
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,22 +103,21 @@ class AxisPlan:
         return self.joint * (min(self.joint.shape) / absolute)
 
     def output(self, rows: Float[Tensor, "source rank"]) -> Float[Tensor, "target rank"]:
-        """Map what is written to the axis: ``T_col^T B``, each target unit an average.
+        """Map an output projection to the axis: ``T_col^T B``, each target unit an average.
 
         ``T_col`` is the plan with columns that sum to 1. Source: OTFusion, Singh and Jaggi, 2020.
         """
         return _normalised(self.joint, dim=0).to(rows).mT @ rows
 
     def input(self, columns: Float[Tensor, "rank source"]) -> Float[Tensor, "rank target"]:
-        """Map what reads the axis: ``A T_row``, which reads ``T_row x_T`` in place of ``x_S``.
+        """Map an input projection from the axis: ``A T_row``, with ``T_row x_T`` for ``x_S``.
 
-        ``T_row`` is the plan with rows that sum to 1. With ``T_col`` here as well, a read would
-        be scaled by the ratio of the widths.
+        ``T_row`` is the plan with rows that sum to 1; ``T_col`` would scale by the ratio of widths.
         """
         return columns @ _normalised(self.joint, dim=1).to(columns)
 
     def statistics(self, similarity: UnitSimilarity) -> dict[str, float]:
-        """Return what the plan looks like on the similarity that it was made from.
+        """Describe the plan on the similarity that it was made from.
 
         Returns:
             ``matched``, the share of source units with a partner; ``fixed``, the share of the
@@ -139,9 +149,6 @@ def _normalised(joint: Float[Tensor, "source target"], dim: int) -> Float[Tensor
     return torch.where(totals > 0, joint / totals, 0.0)
 
 
-# Hard matchings: the linear assignment problem.
-
-
 def best_assignment(gain: Float[Tensor, "source target"]) -> Float[Tensor, "source target"]:
     """Return the 0/1 matching of greatest total gain; it is as large as the smaller side.
 
@@ -167,20 +174,6 @@ class LinearAssignment:
         return AxisPlan(best_assignment(similarity.inner))
 
 
-# Soft matchings: optimal transport between the units of two networks, each of equal mass.
-#
-# The cost of a pair of units is 1 minus the cosine between their weights. Source: model fusion by
-# optimal transport, Singh and Jaggi, 2020; computed by POT.
-
-# Network simplex ends by itself; this only keeps POT from stopping it at wide layers.
-_SIMPLEX_STEPS = 10_000_000
-_STEPS = 1000
-# exp(-_RANGE) is far from what float64 takes for 0.
-_RANGE = 100
-# Units that are all alike cost nothing but rounding.
-_LEAST_COST = 1e-6
-
-
 @dataclass(frozen=True)
 class ExactPlan:
     """The plan of least cost, by network simplex.
@@ -201,12 +194,12 @@ class ExactPlan:
 class SinkhornPlan:
     """The plan of least cost minus entropy, by Sinkhorn's iteration.
 
-    A weak regularisation is approached by halves from a stronger one, each beginning at the
+    A weak regularisation is approached by halves from a stronger one, each starting from the
     potentials of the last (epsilon scaling; Schmitzer, 2019).
 
     Attributes:
         regularisation: Weight of the entropy relative to the mean cost; the greater, the more
-            partners has a unit.
+            partners a unit has.
 
     Raises:
         ConfigurationError: it is not a positive number.

@@ -1,10 +1,9 @@
 """Orthogonal Procrustes: the rotation, or partial isometry, that takes one space onto another.
 
 In row convention ``x R ~ y``. With ``X^T Y = U S V^T`` the maximiser of ``tr(R^T X^T Y)`` is the
-polar factor ``R = U V^T``, unique where the cross product has full rank: signs of singular
-vectors cancel. Where it has not, because there are fewer samples than dimensions or because
-some directions never varied together, the samples say nothing of the other directions, and
-``R`` is the partial isometry of the rank that they have; no rotation is invented for the rest.
+polar factor ``R = U V^T``, unique where the cross product has full rank. Where it has not, because
+there are fewer samples than dimensions or because some directions never varied together, ``R`` is
+the partial isometry of the rank that the samples have; no rotation is invented for the rest.
 
 Sources: Schoenemann 1966 (equal widths); Kabsch 1976 (without reflection).
 """
@@ -95,17 +94,14 @@ def without_reflection(
     return matrix - 2 * (matrix @ weakest) @ weakest.mT
 
 
-# Procrustes with locks: every anchor shall stay on its partner's side, ``<a R, b> > 0``.
-
-
 class LockedRotation(NamedTuple):
-    """A rotation, and what became of the locks.
+    """A rotation with the anchors whose locks it violates.
 
     Attributes:
         rotation: The rotation.
-        violated: Places of the anchors that end up on the wrong side. With good pairs there are
-            none, whatever is done about them: a violation says that the pairing is bad.
-        rounds: How often the anchors were weighted anew.
+        violated: Indices of the anchors with ``<a R, b> <= 0``. Good pairs have none even without
+            weights: a violation says that the pairing is bad.
+        rounds: The number of re-weightings.
     """
 
     rotation: Rotation
@@ -115,12 +111,13 @@ class LockedRotation(NamedTuple):
 
 @dataclass(frozen=True)
 class AnchorLocks:
-    """Locks by re-weighting: the weight of a violated anchor is doubled, and R found again.
+    """Procrustes with locks: every anchor shall stay on its partner's side, ``<a R, b> > 0``.
 
-    What all anchors have in common, their mean and leading principal components, would satisfy
-    every lock by itself. Those directions of both spaces are therefore rotated onto each other
-    apart, and neither the fit of the rest nor the locks see them. Locks that no weight satisfies
-    stay violated: to flip columns until they hold would wreck other anchors.
+    The weight of an anchor that violates its lock is doubled, and R is fitted again. What all
+    anchors have in common, their mean and leading principal components, would satisfy every lock by
+    itself: those directions of both spaces are rotated onto each other separately, and excluded
+    from the fit of the rest and from the locks. Locks that no weight satisfies stay violated: to
+    flip columns until they hold would wreck other anchors.
 
     Attributes:
         components: Leading principal components to take away beside the mean.
@@ -140,7 +137,7 @@ class AnchorLocks:
         *,
         proper: bool = False,
     ) -> LockedRotation:
-        """Return the rotation of x onto y whose anchors keep their side where they can.
+        """Return the rotation of x onto y whose anchors satisfy their locks where they can.
 
         Args:
             moments: Of all samples, the anchors among them.
@@ -161,8 +158,8 @@ class AnchorLocks:
         matrix, rank = polar(turned + common_x @ shared @ common_y.mT, moments.rows)
         if proper:
             matrix = without_reflection(matrix, rank, moments.xy)
-        found = Rotation(matrix, best_scale(moments, matrix), rank)
-        return LockedRotation(found, _violated(rest_x @ matrix, rest_y).nonzero().flatten(), done)
+        violated = _violated(rest_x @ matrix, rest_y).nonzero().flatten()
+        return LockedRotation(Rotation(matrix, best_scale(moments, matrix), rank), violated, done)
 
     def _common(self, moments: PairedMoments) -> Float[Tensor, "x k"]:
         """Return an orthonormal basis of the mean and the leading components of x."""

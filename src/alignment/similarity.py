@@ -1,9 +1,15 @@
-"""What compares all layers of one model with all layers of another on the same rows."""
+"""How similar two representations of the same rows are: CKA, shared neighbours, RSA and SVCCA.
+
+Each measure is a function of two matrices with paired rows, and a class that compares all layers of
+one model with all layers of another. What does not depend on the pairing is computed once per
+layer, so that many permutations of the rows are cheap (:mod:`loraport.alignment.coverage`).
+"""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -20,24 +26,24 @@ Layers = Sequence[Tensor]
 
 @runtime_checkable
 class LayerComparison(Protocol):
-    """A measure between two models' layers; what no pairing of rows changes is computed once."""
+    """A measure prepared for the layers of two models."""
 
     @property
     def rows(self) -> int:
-        """How many paired rows there are."""
+        """The number of paired rows."""
         ...
 
     def matrix(self, order: Int[Tensor, " rows"]) -> Float[Tensor, "target source"]:
-        """Return the measure of all pairs of layers, the target's rows taken in an order.
+        """Return the measure of all pairs of layers with the target's rows taken in ``order``.
 
-        The same order holds for all layers; ``arange`` is the true pairing.
+        The order is the same for all layers; ``arange`` is the true pairing.
         """
         ...
 
 
 @runtime_checkable
 class LayerMeasure(Protocol):
-    """A measure of how alike two representations are; 1 is the greatest value it takes."""
+    """A measure of how similar two representations are; its greatest value is 1."""
 
     @property
     def name(self) -> str:
@@ -45,12 +51,16 @@ class LayerMeasure(Protocol):
         ...
 
     def compare(self, target: Layers, source: Layers) -> LayerComparison:
-        """Precompute what each layer contributes.
+        """Compute what each layer contributes.
 
         Raises:
             ValueError: the layers have different numbers of rows, or too few.
         """
         ...
+
+
+def _of_pair(measure: LayerMeasure, x: Tensor, y: Tensor) -> float:
+    return float(measure.compare([x], [y]).matrix(torch.arange(len(x))))
 
 
 def rows_of(target: Layers, source: Layers, least: int) -> int:
@@ -69,16 +79,18 @@ def rows_of(target: Layers, source: Layers, least: int) -> int:
     return rows
 
 
+# Measures by how rows relate to one another: CKA and RSA are cosines of n x n matrices.
+
+
 @dataclass(frozen=True, eq=False)
 class RelationalComparison:
-    """Compares layers by how their rows relate to one another: a cosine of n x n matrices.
+    """Cosines between relations: symmetric matrices of unit norm above their diagonal.
 
-    Whatever the width of a layer, it is turned into one symmetric matrix without diagonal, of
-    unit norm above it; permuting the rows permutes rows and columns of that matrix, so that a
-    permutation of all pairs of layers costs one gather and one matrix product.
+    Permuting rows permutes the rows and columns of a relation, so that all pairs of layers cost
+    one gather and one matrix product for each permutation.
 
     Attributes:
-        rows: How many rows were related.
+        rows: The number of related rows.
         target: Entry (i, j) of every target layer's relation in row ``i * rows + j``, float32.
         source: Entries above the diagonal of every source layer's relation.
     """
@@ -87,40 +99,42 @@ class RelationalComparison:
     target: Float[Tensor, "entries target"]
     source: Float[Tensor, "above source"]
 
-    @classmethod
-    def of(
-        cls,
-        target: Sequence[Float[Tensor, "rows rows"]],
-        source: Sequence[Float[Tensor, "rows rows"]],
-    ) -> "RelationalComparison":
-        """Take symmetric relations of the layers; their diagonals are not used."""
-        rows = len(target[0])
-        i, j = torch.triu_indices(rows, rows, 1)
-        return cls(
-            rows,
-            torch.stack([_unit(layer, i, j).flatten() for layer in target], dim=1),
-            torch.stack([_unit(layer, i, j)[i, j] for layer in source], dim=1),
-        )
-
     def matrix(self, order: Int[Tensor, " rows"]) -> Float[Tensor, "target source"]:
-        """Return the cosines of all pairs of layers, the target's rows taken in an order."""
+        """Return the cosines of all pairs of layers with the target's rows in ``order``."""
         i, j = torch.triu_indices(self.rows, self.rows, 1)
         entries = self.target.index_select(0, order[i] * self.rows + order[j])
         return (entries.mT @ self.source).double()
 
 
-def _unit(
-    relation: Float[Tensor, "rows rows"], i: Int[Tensor, " above"], j: Int[Tensor, " above"]
-) -> Float[Tensor, "rows rows"]:
-    norm = float(relation[i, j].norm())
-    return (relation / norm if norm > 0 else torch.zeros_like(relation)).float()
+class _Relational(ABC):
+    """A measure that is the cosine between one relation for each layer."""
+
+    least_rows: ClassVar[int]
+
+    @abstractmethod
+    def relation(self, x: Float[Tensor, "rows width"]) -> Float[Tensor, "rows rows"]:
+        """Return the relation of the rows; its diagonal is not used."""
+
+    def compare(self, target: Layers, source: Layers) -> RelationalComparison:
+        """Compute the relation of each layer."""
+        rows = rows_of(target, source, self.least_rows)
+        i, j = torch.triu_indices(rows, rows, 1)
+
+        def unit(layer: Tensor) -> Tensor:
+            relation = self.relation(layer)
+            norm = float(relation[i, j].norm())
+            return (relation / norm if norm > 0 else torch.zeros_like(relation)).float()
+
+        return RelationalComparison(
+            rows,
+            torch.stack([unit(layer).flatten() for layer in target], dim=1),
+            torch.stack([unit(layer)[i, j] for layer in source], dim=1),
+        )
 
 
-# Debiased centred kernel alignment.
-#
-# ``CKA = HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L))`` with Gram matrices K and L of paired rows.
-# Sources: Kornblith et al., 2019, for CKA; Song et al., 2012, eq. 5, for the unbiased HSIC;
-# Nguyen, Raghu and Kornblith, 2021, eq. 3, for its average over minibatches.
+# Centred kernel alignment, debiased: ``CKA = HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L))`` with Gram
+# matrices K and L of paired rows. Sources: Kornblith et al., 2019, for CKA; Song et al., 2012,
+# eq. 5, for the unbiased HSIC; Nguyen, Raghu and Kornblith, 2021, eq. 3, for minibatches.
 
 # The unbiased HSIC divides by n - 3.
 _LEAST_ROWS = 4
@@ -189,59 +203,47 @@ def linear_cka(x: Float[Tensor, "rows x"], y: Float[Tensor, "rows y"]) -> float:
 def rbf_cka(
     x: Float[Tensor, "rows x"], y: Float[Tensor, "rows y"], bandwidth: float = 1.0
 ) -> float:
-    """Return debiased CKA with a Gaussian kernel.
-
-    Args:
-        x: Paired rows.
-        y: The same rows in another space.
-        bandwidth: Relative to the median distance of each space.
+    """Return debiased CKA with a Gaussian kernel; the bandwidth is that of :func:`rbf_gram`.
 
     Raises:
         ValueError: there are fewer than 4 rows.
     """
-    k, l = rbf_gram(x, bandwidth), rbf_gram(y, bandwidth)  # noqa: E741
-    return _ratio(unbiased_hsic(k, l), unbiased_hsic(k, k), unbiased_hsic(l, l))
+    return _cka([(rbf_gram(x, bandwidth), rbf_gram(y, bandwidth))])
 
 
 def minibatch_cka(batches: Iterable[tuple[Tensor, Tensor]]) -> float:
-    """Return debiased linear CKA with its three HSICs averaged over batches, then divided.
-
-    Args:
-        batches: Paired rows, at least 4 a batch; never all in memory at once.
+    """Return debiased linear CKA of paired rows in batches, never all in memory at once.
 
     Raises:
         ValueError: a batch has fewer than 4 rows.
     """
+    return _cka((linear_gram(x), linear_gram(y)) for x, y in batches)
+
+
+def _cka(grams: Iterable[tuple[Tensor, Tensor]]) -> float:
+    """The three HSICs are summed over batches before they are divided."""
     both = one = other = 0.0
-    for x, y in batches:
-        k, l = linear_gram(x), linear_gram(y)  # noqa: E741
+    for k, l in grams:  # noqa: E741
         both += unbiased_hsic(k, l)
         one += unbiased_hsic(k, k)
         other += unbiased_hsic(l, l)
-    return _ratio(both, one, other)
-
-
-def _ratio(both: float, one: float, other: float) -> float:
     return both / math.sqrt(one * other) if one > 0 and other > 0 else 0.0
 
 
 @dataclass(frozen=True)
-class LinearCka:
+class LinearCka(_Relational):
     """Debiased linear CKA between all layers of two models."""
 
     name = "linear_cka"
+    least_rows = _LEAST_ROWS
 
-    def compare(self, target: Layers, source: Layers) -> RelationalComparison:
-        """Precompute the U-centred Gram matrix of each layer."""
-        rows_of(target, source, _LEAST_ROWS)
-        return RelationalComparison.of(
-            [u_centred(linear_gram(layer)) for layer in target],
-            [u_centred(linear_gram(layer)) for layer in source],
-        )
+    def relation(self, x: Float[Tensor, "rows width"]) -> Float[Tensor, "rows rows"]:
+        """Return the U-centred Gram matrix."""
+        return u_centred(linear_gram(x))
 
 
 @dataclass(frozen=True)
-class RbfCka:
+class RbfCka(_Relational):
     """Debiased CKA with a Gaussian kernel between all layers of two models.
 
     Attributes:
@@ -250,21 +252,53 @@ class RbfCka:
 
     bandwidth: float = 1.0
     name = "rbf_cka"
+    least_rows = _LEAST_ROWS
 
-    def compare(self, target: Layers, source: Layers) -> RelationalComparison:
-        """Precompute the U-centred Gram matrix of each layer."""
-        rows_of(target, source, _LEAST_ROWS)
-        return RelationalComparison.of(
-            [u_centred(rbf_gram(layer, self.bandwidth)) for layer in target],
-            [u_centred(rbf_gram(layer, self.bandwidth)) for layer in source],
-        )
+    def relation(self, x: Float[Tensor, "rows width"]) -> Float[Tensor, "rows rows"]:
+        """Return the U-centred kernel matrix."""
+        return u_centred(rbf_gram(x, self.bandwidth))
 
 
-# How many nearest neighbours a row has in common in two spaces.
-#
-# Of all measures here these stay above chance between independently trained models most reliably,
-# as they compare what is near and not the whole geometry. Sources: Huh et al., 2024 (the platonic
-# representation hypothesis), for mutual k-NN; calibrated: arXiv 2602.14486.
+# Representational similarity analysis: whether two spaces rank the same pairs of rows as
+# different. Source: Kriegeskorte, Mur and Bandettini, 2008.
+
+
+@dataclass(frozen=True)
+class Rsa(_Relational):
+    """Spearman's correlation of dissimilarities between all layers of two models.
+
+    The dissimilarity of two rows is 1 minus their correlation over dimensions; a row without
+    variance correlates with none.
+    """
+
+    name = "rsa"
+    least_rows = 3
+
+    def relation(self, x: Float[Tensor, "rows width"]) -> Float[Tensor, "rows rows"]:
+        """Return the ranks of the dissimilarities about their mean; equal ones share a rank."""
+        n = len(x)
+        i, j = torch.triu_indices(n, n, 1)
+        about_mean = x.double() - x.double().mean(dim=1, keepdim=True)
+        unit = torch.nn.functional.normalize(about_mean, dim=1)
+        dissimilarity = 1 - unit @ unit.mT
+        ranks = torch.from_numpy(rankdata(dissimilarity[i, j].numpy()))
+        relation = torch.zeros(n, n, dtype=torch.float64)
+        relation[i, j] = ranks - ranks.mean()
+        return relation + relation.mT
+
+
+def rsa(x: Float[Tensor, "rows x"], y: Float[Tensor, "rows y"]) -> float:
+    """Return Spearman's correlation of the two dissimilarity matrices above their diagonals.
+
+    Raises:
+        ValueError: there are fewer than 3 rows.
+    """
+    return _of_pair(Rsa(), x, y)
+
+
+# How many nearest neighbours a row has in common in two spaces. Between independently trained
+# models these measures stay above chance most reliably, as they compare what is near and not the
+# whole geometry. Source: mutual k-NN, Huh et al., 2024 (the platonic representation hypothesis).
 
 # Entries beyond this quantile of a row's absolute values are clamped, as in Huh et al.
 _QUANTILE = 0.95
@@ -299,35 +333,6 @@ def nearest(x: Float[Tensor, "rows width"], neighbours: int) -> Bool[Tensor, "ro
     return nearer | (equal & (equal.cumsum(dim=1) <= left))
 
 
-def mutual_knn(
-    x: Float[Tensor, "rows x"], y: Float[Tensor, "rows y"], neighbours: int = 10
-) -> float:
-    """Return the mean share of a row's nearest neighbours that it has in both spaces.
-
-    Independent spaces give ``neighbours / (rows - 1)`` on average.
-
-    Raises:
-        ValueError: there are not more rows than neighbours.
-    """
-    return float(_common(x, y, neighbours).mean()) / neighbours
-
-
-def jaccard(x: Float[Tensor, "rows x"], y: Float[Tensor, "rows y"], neighbours: int = 10) -> float:
-    """Return the mean of ``|A and B| / |A or B|`` of the nearest neighbours in both spaces.
-
-    Raises:
-        ValueError: there are not more rows than neighbours.
-    """
-    common = _common(x, y, neighbours)
-    return float((common / (2 * neighbours - common)).mean())
-
-
-def _common(
-    x: Float[Tensor, "rows x"], y: Float[Tensor, "rows y"], neighbours: int
-) -> Float[Tensor, " rows"]:
-    return (nearest(x, neighbours) & nearest(y, neighbours)).sum(dim=1).double()
-
-
 @dataclass(frozen=True, eq=False)
 class NeighbourComparison:
     """Nearest neighbours that layers of two models have in common.
@@ -349,20 +354,10 @@ class NeighbourComparison:
     target: Int[Tensor, "2 pairs"]
     source: csr_matrix
 
-    @classmethod
-    def of(
-        cls, target: Layers, source: Layers, neighbours: int, union: bool
-    ) -> "NeighbourComparison":
-        """Find the neighbours in every layer."""
-        rows = rows_of(target, source, neighbours + 1)
-        pairs = torch.cat([nearest(layer, neighbours).nonzero().mT for layer in target], dim=1)
-        members = _stacked([nearest(layer, neighbours) for layer in source])
-        return cls(rows, neighbours, union, pairs, members)
-
     def matrix(self, order: Int[Tensor, " rows"]) -> Float[Tensor, "target source"]:
-        """Return the overlap of all pairs of layers, the target's rows taken in an order."""
-        place = order.argsort()
-        row, neighbour = place[self.target[0]], place[self.target[1]]
+        """Return the overlap of all pairs of layers with the target's rows in ``order``."""
+        position = order.argsort()
+        row, neighbour = position[self.target[0]], position[self.target[1]]
         pairs = (row * self.rows + neighbour).numpy()
         starts = np.arange(0, len(pairs) + 1, self.neighbours)
         shape = (len(starts) - 1, self.rows * self.rows)
@@ -372,17 +367,11 @@ class NeighbourComparison:
         return (common / most).reshape(-1, self.rows, common.shape[1]).mean(dim=1)
 
 
-def _stacked(layers: Sequence[Bool[Tensor, "rows rows"]]) -> csr_matrix:
-    places = [layer.flatten().nonzero()[:, 0].numpy() for layer in layers]
-    columns = np.repeat(np.arange(len(layers)), [len(p) for p in places])
-    ones = np.ones(len(columns), dtype=np.int32)
-    shape = (layers[0].numel(), len(layers))
-    return csr_matrix((ones, (np.concatenate(places), columns)), shape=shape)
-
-
 @dataclass(frozen=True)
 class MutualKnn:
-    """Mutual k-NN between all layers of two models.
+    """Mean share of a row's nearest neighbours that it has in both of two layers.
+
+    Independent spaces give ``neighbours / (rows - 1)`` on average.
 
     Attributes:
         neighbours: k.
@@ -390,105 +379,61 @@ class MutualKnn:
 
     neighbours: int = 10
     name = "mutual_knn"
+    union: ClassVar[bool] = False
 
     def compare(self, target: Layers, source: Layers) -> NeighbourComparison:
         """Find the neighbours in every layer."""
-        return NeighbourComparison.of(target, source, self.neighbours, union=False)
-
-
-@dataclass(frozen=True)
-class Jaccard:
-    """Jaccard overlap of nearest neighbours between all layers of two models.
-
-    Attributes:
-        neighbours: k.
-    """
-
-    neighbours: int = 10
-    name = "jaccard"
-
-    def compare(self, target: Layers, source: Layers) -> NeighbourComparison:
-        """Find the neighbours in every layer."""
-        return NeighbourComparison.of(target, source, self.neighbours, union=True)
-
-
-# Representational similarity analysis: do two spaces rank the same pairs of rows as different.
-#
-# Source: Kriegeskorte, Mur and Bandettini, 2008.
-
-_LEAST_ROWS_RSA = 3
-
-
-def dissimilarities(x: Float[Tensor, "rows width"]) -> Float[Tensor, "rows rows"]:
-    """Return 1 minus the correlation between rows over their dimensions, float64.
-
-    A row without variance correlates with none.
-    """
-    about_mean = x.double() - x.double().mean(dim=1, keepdim=True)
-    unit = torch.nn.functional.normalize(about_mean, dim=1)
-    return 1 - unit @ unit.mT
-
-
-def rsa(x: Float[Tensor, "rows x"], y: Float[Tensor, "rows y"]) -> float:
-    """Return Spearman's correlation of the two dissimilarity matrices above their diagonals.
-
-    Raises:
-        ValueError: there are fewer than 3 rows.
-    """
-    return float(Rsa().compare([x], [y]).matrix(torch.arange(len(x)))[0, 0])
-
-
-def _ranks(x: Float[Tensor, "rows width"]) -> Float[Tensor, "rows rows"]:
-    """Ranks of dissimilarities about their mean, symmetric; equal ones share their mean rank."""
-    n = len(x)
-    i, j = torch.triu_indices(n, n, 1)
-    ranks = torch.from_numpy(rankdata(dissimilarities(x)[i, j].numpy()))
-    relation = torch.zeros(n, n, dtype=torch.float64)
-    relation[i, j] = ranks - ranks.mean()
-    return relation + relation.mT
-
-
-@dataclass(frozen=True)
-class Rsa:
-    """Spearman's correlation of dissimilarities between all layers of two models."""
-
-    name = "rsa"
-
-    def compare(self, target: Layers, source: Layers) -> RelationalComparison:
-        """Precompute the ranks of each layer's dissimilarities."""
-        rows_of(target, source, _LEAST_ROWS_RSA)
-        return RelationalComparison.of(
-            [_ranks(layer) for layer in target], [_ranks(layer) for layer in source]
+        rows = rows_of(target, source, self.neighbours + 1)
+        pairs = torch.cat([nearest(layer, self.neighbours).nonzero().mT for layer in target], dim=1)
+        near = [nearest(layer, self.neighbours).flatten().nonzero()[:, 0] for layer in source]
+        columns = np.repeat(np.arange(len(source)), [len(pair) for pair in near])
+        ones = np.ones(len(columns), dtype=np.int32)
+        members = (ones, (torch.cat(near).numpy(), columns))
+        return NeighbourComparison(
+            rows,
+            self.neighbours,
+            self.union,
+            pairs,
+            csr_matrix(members, shape=(rows * rows, len(source))),
         )
 
 
-# Canonical correlation of leading principal components, cross-validated.
-#
-# Sources: Raghu et al., 2017 (SVCCA); Hotelling, 1936. As published it keeps components to 99 % of
-# the variance and correlates the rows that the directions were fitted on, which is near 1 for
-# noise with fewer than about ten rows a component. So the number of components is fixed here, the
-# directions are fitted on one half of the rows, and the other half is correlated.
+@dataclass(frozen=True)
+class Jaccard(MutualKnn):
+    """Mean of ``|A and B| / |A or B|`` of a row's nearest neighbours A and B in two layers."""
+
+    name = "jaccard"
+    union: ClassVar[bool] = True
+
+
+def mutual_knn(
+    x: Float[Tensor, "rows x"], y: Float[Tensor, "rows y"], neighbours: int = 10
+) -> float:
+    """Return :class:`MutualKnn` of two spaces.
+
+    Raises:
+        ValueError: there are not more rows than neighbours.
+    """
+    return _of_pair(MutualKnn(neighbours), x, y)
+
+
+def jaccard(x: Float[Tensor, "rows x"], y: Float[Tensor, "rows y"], neighbours: int = 10) -> float:
+    """Return :class:`Jaccard` of two spaces.
+
+    Raises:
+        ValueError: there are not more rows than neighbours.
+    """
+    return _of_pair(Jaccard(neighbours), x, y)
+
+
+# Canonical correlation of leading principal components, cross-validated. Sources: Raghu et al.,
+# 2017 (SVCCA); Hotelling, 1936. As published it keeps components to 99 % of the variance and
+# correlates the rows that the directions were fitted on, which is near 1 for noise with fewer than
+# about ten rows a component. So the number of components is fixed here, the directions are fitted
+# on one half of the rows, and the other half is correlated.
 
 # Relative to the mean variance: directions without variance correlate with nothing.
 _RIDGE = 1e-9
-
-
-def svcca(x: Float[Tensor, "rows x"], y: Float[Tensor, "rows y"], components: int = 10) -> float:
-    """Return the mean canonical correlation of held-out rows.
-
-    Components are taken on all rows, as they know nothing of the pairing; canonical directions
-    on either half of the rows, first and last, and correlated on the other.
-
-    Args:
-        x: Paired rows.
-        y: The same rows in another space.
-        components: Principal components kept of each space.
-
-    Raises:
-        ValueError: there are fewer than four rows a component, or fewer dimensions than
-            components.
-    """
-    return float(Svcca(components).compare([x], [y]).matrix(torch.arange(len(x)))[0, 0])
 
 
 def principal_scores(
@@ -509,12 +454,7 @@ def principal_scores(
 
 @dataclass(frozen=True, eq=False)
 class CanonicalComparison:
-    """Correlates the principal components of all layers of two models.
-
-    Attributes:
-        target: Scores of each target layer.
-        source: Scores of each source layer.
-    """
+    """Principal component scores of the layers of two models, correlated."""
 
     target: Float[Tensor, "target rows components"]
     source: Float[Tensor, "source rows components"]
@@ -525,7 +465,7 @@ class CanonicalComparison:
         return self.target.shape[1]
 
     def matrix(self, order: Int[Tensor, " rows"]) -> Float[Tensor, "target source"]:
-        """Return the mean correlations of all pairs, the target's rows taken in an order."""
+        """Return the mean correlations of all pairs with the target's rows in ``order``."""
         target, half = self.target[:, order], self.rows // 2
         first, last = slice(None, half), slice(half, None)
         return (self._held_out(target, first, last) + self._held_out(target, last, first)) / 2
@@ -583,15 +523,29 @@ class Svcca:
         )
 
 
-# A layer in a few numbers that do not depend on its coordinates.
-#
-# Sources: participation ratio, as in Gao et al.,
-# 2017; anisotropy, Ethayarajh, 2019.
+def svcca(x: Float[Tensor, "rows x"], y: Float[Tensor, "rows y"], components: int = 10) -> float:
+    """Return the mean canonical correlation of held-out rows.
+
+    Components are taken on all rows, as they know nothing of the pairing; canonical directions
+    on either half of the rows, first and last, and correlated on the other.
+
+    Args:
+        x: Paired rows.
+        y: The same rows in another space.
+        components: Principal components kept of each space.
+
+    Raises:
+        ValueError: there are fewer than four rows a component, or fewer dimensions than
+            components.
+    """
+    return _of_pair(Svcca(components), x, y)
 
 
 @dataclass(frozen=True, eq=False)
 class LayerFingerprint:
-    """A summary of a layer's activations that any rotation of its space leaves alone.
+    """A summary of a layer's activations that does not change when its space is rotated.
+
+    Sources: participation ratio, as in Gao et al., 2017; anisotropy, Ethayarajh, 2019.
 
     Attributes:
         norm: Mean length of a row.

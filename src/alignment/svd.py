@@ -1,4 +1,4 @@
-"""Whether products of bfloat16 matrices are quicker than those of float32."""
+"""Truncated singular value decompositions by random projection, and PCA from a Gram matrix."""
 
 import math
 from dataclasses import dataclass
@@ -10,17 +10,6 @@ from torch import Tensor
 
 from .ridge import affine, centred, centred_query
 
-
-def has_matrix_units(device: torch.device) -> bool:
-    """Return whether a device multiplies bfloat16 in hardware made for it.
-
-    Of processors those with AMX; torch says so under a private name only.
-    """
-    return device.type == "cuda" or bool(torch.cpu._is_amx_tile_supported())
-
-
-# Truncated singular value decompositions of weights by random projection.
-
 # Singular values below this share of the largest are rounding errors of float32.
 _EPSILON = float(torch.finfo(torch.float32).eps)
 # Columns of float32 that depend on one another to this share leave no digits to Cholesky.
@@ -28,6 +17,21 @@ _DEPENDENT = 1e-5
 # The same for a Gram matrix that is itself taken in float32.
 _ROUGHLY_DEPENDENT = 2e-3
 _ROWS = 1024
+
+
+def has_matrix_units(device: torch.device) -> bool:
+    """Return whether a device multiplies bfloat16 faster than float32: CUDA, or a CPU with AMX."""
+    # torch exposes AMX under a private name only.
+    return device.type == "cuda" or bool(torch.cpu._is_amx_tile_supported())
+
+
+def largest_entry_signs(columns: Float[Tensor, "rows k"]) -> Float[Tensor, " k"]:
+    """Return the sign of each column's largest entry, 1 for a column of zeros.
+
+    A singular vector or eigenvector times this sign is the same whatever sign it was computed with.
+    """
+    peaks = columns.gather(0, columns.abs().argmax(dim=0, keepdim=True)).squeeze(0)
+    return torch.where(peaks < 0, -1.0, 1.0).to(columns)
 
 
 class TruncatedSvd(NamedTuple):
@@ -87,7 +91,9 @@ def randomised_svd(
     energy = _energy(matrix)
     if not math.isfinite(energy):
         raise ValueError("the matrix has entries that are not finite")
-    tall = _quick(matrix.mT if wide else matrix)
+    tall = matrix.mT if wide else matrix
+    if not (tall.dtype == torch.bfloat16 and has_matrix_units(tall.device)):
+        tall = tall.float()
     rank = min(rank, tall.shape[1])
     if 2 * (rank + oversampling) < tall.shape[1]:
         basis = _range(tall, rank + oversampling, power_iterations, seed)
@@ -103,23 +109,16 @@ def randomised_svd(
 def _energy(matrix: Float[Tensor, "out in"]) -> float:
     """Return the squared Frobenius norm.
 
-    Along the rows as they lie in memory, since across them it takes fifty times longer; and some
-    rows at a time in one place, since fresh memory for all of them costs more than the sum.
+    Along rows, as they lie in memory: across them it takes fifty times longer. In blocks through
+    one buffer: allocating a float32 copy of the matrix costs more than the sum.
     """
     widened = torch.promote_types(matrix.dtype, torch.float32)
-    place = matrix.new_empty((min(len(matrix), _ROWS), matrix.shape[1]), dtype=widened)
+    buffer = matrix.new_empty((min(len(matrix), _ROWS), matrix.shape[1]), dtype=widened)
     total = 0.0
-    for start in range(0, len(matrix), _ROWS):
-        rows = matrix[start : start + _ROWS]
-        held = place[: len(rows)].copy_(rows)
-        total += float(torch.linalg.vector_norm(held, dim=1).double().square().sum())
+    for block in torch.split(matrix, _ROWS):
+        rows = buffer[: len(block)].copy_(block)
+        total += float(torch.linalg.vector_norm(rows, dim=1).double().square().sum())
     return total
-
-
-def _quick(matrix: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows columns"]:
-    """Return the matrix in the dtype in which it is multiplied fastest without rounding it."""
-    tiles = has_matrix_units(matrix.device)
-    return matrix if matrix.dtype == torch.bfloat16 and tiles else matrix.float()
 
 
 def _product(
@@ -136,10 +135,10 @@ def _range(
     generator = torch.Generator().manual_seed(seed)
     vectors = torch.randn(tall.shape[1], size, generator=generator).to(tall.device)
     for _ in range(power_iterations):
-        vectors = _spread(_product(tall.mT, _spread(_product(tall, vectors))))
-    # What comes of one Cholesky step is as far from orthonormal as the vectors were from
-    # independent: enough between products, but the basis itself takes a second one.
-    return _spread(_spread(_product(tall, vectors)))
+        vectors = _orthogonalised(_product(tall.mT, _orthogonalised(_product(tall, vectors))))
+    # One Cholesky step leaves vectors as far from orthonormal as they were from independent:
+    # enough between products, but the basis itself takes a second step.
+    return _orthogonalised(_orthogonalised(_product(tall, vectors)))
 
 
 def _decomposed(
@@ -147,7 +146,7 @@ def _decomposed(
 ) -> tuple[Float[Tensor, "rows k"], Float[Tensor, " k"], Float[Tensor, "columns k"]]:
     """Return the leading singular triplets of a matrix with few columns, from its Gram matrix.
 
-    In float64 the Gram matrix loses nothing of what float32 entries can tell.
+    In float64 the Gram matrix loses nothing of the precision of float32 entries.
     """
     exact = tall.double()
     eigenvalues, vectors = torch.linalg.eigh(exact.mT @ exact)
@@ -157,11 +156,11 @@ def _decomposed(
     # orthogonal to the others will do, which orthonormalising a column of zeros gives.
     clear = values > _EPSILON * values[:1]
     left = tall @ right * torch.where(clear, 1 / values, 0.0)
-    return _spread(left), values, right
+    return _orthogonalised(left), values, right
 
 
-def _spread(columns: Float[Tensor, "rows k"]) -> Float[Tensor, "rows k"]:
-    """Return columns of the same span that are orthonormal but for rounding in float32."""
+def _orthogonalised(columns: Float[Tensor, "rows k"]) -> Float[Tensor, "rows k"]:
+    """Return columns of the same span, orthonormal up to rounding in float32."""
     triangle, failed = torch.linalg.cholesky_ex(columns.mT @ columns)
     diagonal = triangle.diagonal()
     if int(failed) or float(diagonal.amin()) < _ROUGHLY_DEPENDENT * float(diagonal.amax()):
@@ -170,10 +169,10 @@ def _spread(columns: Float[Tensor, "rows k"]) -> Float[Tensor, "rows k"]:
 
 
 def _orthonormal(columns: Float[Tensor, "rows k"]) -> Float[Tensor, "rows k"]:
-    """Return orthonormal columns that span the same subspaces, the first i for every i.
+    """Return the Q of a QR with positive diagonal.
 
-    By the Cholesky factor of the Gram matrix, a few products where a Householder QR takes many
-    times longer; dependent columns do go through the latter, which completes them.
+    By the Cholesky factor of the Gram matrix, many times faster than a Householder QR; dependent
+    columns take the latter, which completes them.
     """
     exact = columns.double()
     triangle, failed = torch.linalg.cholesky_ex(exact.mT @ exact)
@@ -186,12 +185,9 @@ def _orthonormal(columns: Float[Tensor, "rows k"]) -> Float[Tensor, "rows k"]:
     return columns @ inverse.mT.to(columns)
 
 
-# Principal components from a Gram matrix.
-
-
 @dataclass(frozen=True, eq=False)
 class PrincipalScores:
-    """Whitened principal component scores of points that are known by their inner products.
+    """Whitened principal component scores of points given by their inner products alone.
 
     Attributes:
         gram: ``<x_i, x_j>``.
@@ -220,8 +216,7 @@ class PrincipalScores:
         values, vectors = values.flip(0)[:components], vectors.flip(1)[:, :components]
         # Without variance an eigenvector is any vector of the null space: rounding would choose.
         usable = values > 1e-12 * values[:1].clamp_min(0)
-        peaks = vectors.gather(0, vectors.abs().argmax(dim=0, keepdim=True))
-        signs = torch.where(peaks < 0, -1.0, 1.0).to(vectors)
+        signs = largest_entry_signs(vectors)
         return cls(gram, vectors * signs * usable, values * usable / n)
 
     @property

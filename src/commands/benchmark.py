@@ -23,7 +23,8 @@ from rich.console import Console
 from ..adapters import LoraAdapter, Role, cosine, read_adapter, relative_error, write_adapter
 from ..data import AnchorPairs, AnchorSet, Task, TextSource, ZooPairs
 from ..data.corpora import TRAIN, VALIDATION
-from ..evaluation.assembly import calibrate, divergence_record, suite_result, summarise, task_result
+from ..evaluation.assembly import suite_result, summarise, task_result
+from ..evaluation.calibration import calibrate
 from ..evaluation.records import (
     CalibrationPoint,
     CalibrationResult,
@@ -31,9 +32,10 @@ from ..evaluation.records import (
     Divergence,
     MethodResult,
     SuiteResult,
+    interval_text,
     plain,
 )
-from ..evaluation.scoring import DivergenceCache, ScoreCache, TaskScore, random_adapter, swapped
+from ..evaluation.scoring import ScoreCache, TaskScore, TextDivergences, random_adapter, swapped
 from ..evaluation.suite import Suite, SuiteCache
 from ..exceptions import AdapterError, ConfigurationError, LoraportError
 from ..files import staged_folder
@@ -43,8 +45,8 @@ from ..mappers.from_text import CorpusMapper
 from ..models import BaseModel
 from ..models.loading import learning_dtype, one_thread
 from ..refinement.base import Refinement, RefinementProgress, silent
-from ..reporting.tables import interval_text
 from ..settings import Recipe
+from ..store import Store
 from .anchors import CPU_TRAINER, train_adapter
 from .context import SharedContext, build, costliest, listed, option, shown_bars
 from .diagnose import diagnostics
@@ -863,12 +865,7 @@ def divergences(
     most = option(context.config, "drift.texts", int)
     if most < 1:
         return ()
-    cache = DivergenceCache(
-        context.cache / "divergences",
-        most=most,
-        positions=option(context.config, "drift.positions", int),
-        seed=context.config.seed,
-    )
+    positions, seed = option(context.config, "drift.positions", int), context.config.seed
     texts = {GENERIC: tuple(generic_texts(context).texts(VALIDATION))}
     texts |= {suite.name: suite.prompts() for suite in suites}
     adapters = {condition: adapter for condition, adapter in asked.items() if adapter is not None}
@@ -876,9 +873,10 @@ def divergences(
     with shown_bars() as progress:
         bar = progress.add_task("drift", total=len(texts) * len(adapters))
         for name, said in texts.items():
-            gauge = cache.on(target, said)
+            gauge = TextDivergences(target, said, Store(context.cache), most, positions, seed)
             for condition, adapter in adapters.items():
-                found.append(divergence_record(condition, name, gauge.of(adapter)))
+                measured = asdict(gauge.of(adapter))
+                found.append(Divergence(condition=condition, texts=name, **measured))
                 progress.advance(bar)
     return tuple(found)
 

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..evaluation.assembly import calibrate
+from ..evaluation.calibration import calibrate
 from ..evaluation.records import (
     CARTRIDGE,
     BenchmarkResults,
@@ -29,12 +29,9 @@ from ..evaluation.records import (
     Provenance,
     Results,
     SuiteResult,
-    read_benchmark,
-    read_results,
 )
 from ..exceptions import DataError
 from ..files import write_whole
-from ..reporting.loggers import benchmark_of
 
 _BOOKKEEPING = ("hydra", "logger", "callbacks", "output", "overwrite", "sweep", "collect")
 """Options that decide where and how a job reports, and nothing of what it finds."""
@@ -325,8 +322,8 @@ def _read(job: SweptJob) -> BenchmarkResults:
             "it again"
         ) from None
     if command == "evaluate":
-        return read_benchmark(job.results)
-    return benchmark_of(read_results(job.results))
+        return BenchmarkResults.read(job.results)
+    return Results.read(job.results).as_benchmark()
 
 
 def _methods(found: Sequence[Found], warnings: list[str]) -> list[tuple[SweptJob, MethodResult]]:
@@ -445,7 +442,7 @@ def job_numbers(job: SweptJob) -> dict[str, float | None]:
     """Return the main numbers of a job of ``train.py`` or ``transfer.py``; none of others."""
     if job.results.is_file():
         content = json.loads(job.results.read_text(encoding="utf-8"))
-        return train_numbers(read_results(job.results)) if content["command"] == "train" else {}
+        return train_numbers(Results.read(job.results)) if content["command"] == "train" else {}
     if job.transfer_report.is_file():
         return transfer_numbers(json.loads(job.transfer_report.read_text(encoding="utf-8")))
     return {}

@@ -39,7 +39,7 @@ from ..files import write_whole
 from ..models import BaseModel, ModelSource
 from ..models.capture import PairedCapture
 from ..models.hooks import Tap
-from ..models.loading import folder_hash
+from ..store import Store
 from .context import RunContext, build, option, shown_bars
 
 _WIDTH = 128
@@ -482,10 +482,11 @@ def check_compatibility(context: RunContext) -> CompatibilityRecord | None:
 def kept_at(context: RunContext, diagnosis: Diagnosis, probes: ProbeSet) -> Path:
     """Return the file in the cache that is kept for a pair, its probes and the options."""
     options = {name: value for name, value in asdict(diagnosis).items() if name != "minimum"}
+    store = Store(context.cache)
     sources: list[ModelSource] = [build(context.config.pair[side]) for side in SIDES]
     key_parts = {
         "format": _FORMAT,
-        "models": [folder_hash(source.weights(context.cache).folder) for source in sources],
+        "models": [store.folder_hash(source.weights(context.cache).folder) for source in sources],
         "dtypes": [getattr(source, "dtype", "float32") for source in sources],
         "probes": list(probes.texts(TRAIN)),
         "options": options,

@@ -19,12 +19,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers.utils import logging as transformers_logging
 
 from ..data import PromptTemplate, Task, TaskFolder, TaskSource, Zoo
+from ..evaluation.records import DATA_ACCESS
 from ..evaluation.scoring import ScoreCache
 from ..exceptions import AdapterError, ConfigurationError, LoraportError
 from ..models import BaseModel, StreamedWeights
 from ..models.loading import learning_dtype
-from ..reporting.tables import INFORMATION_CLASSES
 from ..settings import read_any
+from ..store import Store
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +76,7 @@ class RunContext:
     def scores(self) -> ScoreCache:
         """The scorer, which remembers what it has scored."""
         scorer = self.settings.evaluation.scorer.build()
-        return ScoreCache(self.cache / "scores", scorer, self.template)
+        return ScoreCache(Store(self.cache), scorer, self.template)
 
     def task_source(self) -> TaskSource:
         """Return where tasks come from: ``paths.tasks``, or what ``tasks.source`` names."""
@@ -213,7 +214,7 @@ def costliest(*classes: str) -> str:
     >>> costliest("generic text", "weights only")
     'generic text'
     """
-    return max(classes, key=INFORMATION_CLASSES.index)
+    return max(classes, key=DATA_ACCESS.index)
 
 
 # For commands that still read the configuration as Hydra composed it.

@@ -42,19 +42,18 @@ from ..evaluation.records import (
     TransportCell,
     git_revision,
     library_versions,
-    write_intersection_map,
 )
+from ..evaluation.verdict import compatibility_summary, fit_warnings
 from ..exceptions import ConfigurationError
 from ..files import write_whole
 from ..models import BaseModel, ModelSource, StreamedWeights
 from ..models.capture import PairedCapture
 from ..models.hooks import Tap
-from ..models.loading import folder_hash
 from ..models.statistics import RunningTotals, StatisticsStore, TapPair
 from ..reporting.console import print_diagnosis
 from ..reporting.figures import write_heat_maps
 from ..reporting.pages import write_diagnosis_page
-from ..reporting.summaries import fit_warnings, verdict_words
+from ..store import Store
 from .compatibility import (
     Compatibility,
     Diagnosis,
@@ -449,7 +448,7 @@ class _Pair:
     def content(self) -> list[object]:
         """Return all that the numbers depend on, apart from adapters."""
         if self.diagnosis is None:
-            return [folder_hash(self.source.folder)]
+            return [Store(self.context.cache).folder_hash(self.source.folder)]
         return [
             kept_at(self.context, self.diagnosis, build(self.context.config.probes)).stem,
             plain_config(self.context.config)["pairing"],
@@ -477,7 +476,7 @@ class _Pair:
                 paired = pairing.pair(torch.tensor(found.similarity))
                 used = {role for adapter in adapters.values() for role in adapter.roles}
                 pairs = module_pairs(paired, [role for role in Role if role in used])
-                store = StatisticsStore(self.context.cache / "statistics")
+                store = StatisticsStore(self.context.cache)
                 maps = ModuleMaps.of(source, target, self.corpus, pairs, store, progress)
                 for name, fit in maps.restricted(adapters, progress).items():
                     told[name] |= {"r2_reads": fit.reads, "r2_writes": fit.writes}
@@ -602,13 +601,14 @@ def intersection_map(
     config, choices = plain_config(context.config), HydraConfig.get().runtime.choices
     sources: dict[str, ModelSource] = {side: build(context.config.pair[side]) for side in SIDES}
     record = found.compatibility.record(diagnosis.minimum, force=config["force"])
-    words = verdict_words(
+    words = compatibility_summary(
         sources["source"].name,
         sources["target"].name,
         record.coverage,
         record.minimum,
         record.identification,
     )
+    store = Store(context.cache)
     folders = {f"{s} model": m.weights(context.cache).folder for s, m in sources.items()}
     return IntersectionMap(
         config=config,
@@ -641,7 +641,7 @@ def intersection_map(
         timing={name: round(value, 2) for name, value in seconds.items()},
         provenance=Provenance(
             versions=library_versions(),
-            hashes={name: folder_hash(folder) for name, folder in folders.items()},
+            hashes={name: store.folder_hash(folder) for name, folder in folders.items()},
             revisions={"checkout": git_revision()},
         ),
     )
@@ -844,13 +844,13 @@ def fitted_modules(
         context.config.data, source_tokenizer=source.tokenizer, target_tokenizer=target.tokenizer
     )
     pairs = module_pairs(pairing, asked.roles)
-    store = StatisticsStore(context.cache / "statistics")
+    store = StatisticsStore(context.cache)
     return module_fits(source, target, corpus, pairs, asked.adapter, store, progress)
 
 
 def write(content: IntersectionMap, folder: Path) -> None:
     """Write map, pictures and page, print the tables, and say where things lie."""
-    path = write_intersection_map(content, folder / "intersection_map.json")
+    path = content.write(folder / "intersection_map.json")
     pictures = write_heat_maps(content, folder)
     page = write_diagnosis_page(content, pictures, folder / "diagnosis.html")
     print_diagnosis(content)

@@ -16,14 +16,13 @@ from ..evaluation.records import (
     Provenance,
     git_revision,
     library_versions,
-    write_benchmark,
 )
+from ..evaluation.verdict import verdicts
 from ..exceptions import ConfigurationError
-from ..reporting.benchmark_tables import print_benchmark
+from ..reporting.console import print_benchmark
 from ..reporting.dashboard import save_dashboard
 from ..reporting.loggers import finish_loggers, log_benchmark
 from ..reporting.pages import write_report
-from ..reporting.summaries import verdicts
 from .benchmark import (
     Benchmark,
     MethodRun,
@@ -132,7 +131,7 @@ def collected_runs(place: Path, config: DictConfig) -> None:
 def reported(results: BenchmarkResults, config: DictConfig) -> None:
     """Write results and report, log them, print the table and where things lie."""
     folder = Path(HydraConfig.get().runtime.output_dir)
-    written = [write_benchmark(results, folder / "results.json"), *write_report(results, folder)]
+    written = [results.write(folder / "results.json"), *write_report(results, folder)]
     loggers: list[Logger] = [build(node) for node in (config.get("logger") or {}).values()]
     log_benchmark(loggers, results, written)
     records = finish_loggers(loggers)

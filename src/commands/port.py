@@ -177,7 +177,7 @@ def base_pair(context: RunContext) -> BasePair:
     """
     settings: PortingSettings = context.settings
     source, target = (context.weights(side) for side in SIDES)
-    factors = FactorCache(context.cache / "factors")
+    factors = FactorCache(context.cache)
     return BasePair(source, target, factors=factors, device=device(settings.device))
 
 

@@ -335,7 +335,7 @@ class Porting:
         steps, parts = {}, [one.adapter for one in mapped]
         if self.sparsify is not None:
             for place, part in enumerate(parts):
-                sparse = self.sparsify(part, place=place)
+                sparse = self.sparsify(part, index=place)
                 steps["sparsify" if len(parts) == 1 else f"sparsify {place + 1}"] = sparse
                 parts[place] = sparse.adapter
         result = parts[0]

@@ -33,7 +33,6 @@ from ..evaluation.records import (
     Results,
     git_revision,
     library_versions,
-    write_results,
 )
 from ..evaluation.scoring import ScoreCache, TaskScore, random_adapter, swapped
 from ..exceptions import AdapterError, ConfigurationError
@@ -47,9 +46,9 @@ from ..models.loading import one_thread
 from ..models.lora_training import interruptible
 from ..models.statistics import StatisticsStore
 from ..reporting.cards import adapter_card
+from ..reporting.console import print_results
 from ..reporting.figures import write_chart
 from ..reporting.loggers import finish_loggers, log_results
-from ..reporting.tables import print_results
 from ..settings import Settings, TrainSettings
 from .anchors import CPU_TRAINER, builds_zoo, train_zoo
 from .compatibility import Compatibility, check_compatibility, kept_at
@@ -346,8 +345,8 @@ class TextFit(NamedTuple):
         models = ModelPair(*(context.model(side) for side in SIDES))
         corpus = text_corpus(context, models)
         pairing = layer_pairing(context, models)
-        mapper.use(models, pairing, StatisticsStore(context.cache / "statistics"))
-        data = mapper.data_module(corpus, context.cache / "activations")
+        mapper.use(models, pairing, StatisticsStore(context.cache))
+        data = mapper.data_module(corpus, context.cache)
         return cls(models, data, corpus, pairing)
 
     def facts(self) -> dict[str, Any]:
@@ -689,7 +688,7 @@ def assemble(
 
 def write(results: Results, predictions: Predictions, folder: Path) -> list[tuple[str, Path]]:
     """Write results, chart and adapters into a folder; return where what lies."""
-    path = write_results(results, folder / "results.json")
+    path = results.write(folder / "results.json")
     chart = write_chart(results, folder / "scores.png")
     adapters = folder / "adapters"
     for task, adapter in predictions.predicted.items():

@@ -1,4 +1,4 @@
-"""What every source of texts can do, and how its texts are split and cut."""
+"""Sources of generic text: folders, the hub, prompts of tasks, mixtures; each has two splits."""
 
 import hashlib
 import json
@@ -68,8 +68,6 @@ def encodable(text: str) -> str:
     return text.encode(errors="replace").decode()
 
 
-# Texts of a folder of plain text and JSON Lines, or of one such file.
-
 _SUFFIXES = (".txt", ".jsonl")
 _WANTED = (
     "set paths.corpus to a folder with train.txt and validation.txt (a text a line) or *.jsonl "
@@ -82,7 +80,7 @@ class CorpusFolder:
 
     ``train.txt`` and ``validation.txt`` beside each other are the split's own. Of every other
     file each line is a document, and its hash decides which split it belongs to. All lines are
-    shuffled together, so that the first ones are of all files; only their places are in memory.
+    shuffled together, so that the first ones are of all files; only their offsets are in memory.
     Empty lines are left out.
 
     Args:
@@ -121,9 +119,9 @@ class CorpusFolder:
                 starts.append(start)
         order = list(range(len(starts)))
         random.Random(f"corpus {self.seed} {split}").shuffle(order)
-        for place in order:
-            file = files[numbers[place]]
-            text = _text(file, starts[place])
+        for line in order:
+            file = files[numbers[line]]
+            text = _text(file, starts[line])
             own = self._own_split(file)
             if text and (own or split_of(text, self.validation_share)) == split:
                 yield text
@@ -182,9 +180,6 @@ def _text(file: Path, start: int) -> str:
             '{"text": ...}: correct or remove the line'
         )
     return encodable(row["text"]).strip()
-
-
-# Texts of a data set of the Hugging Face hub, streamed or downloaded.
 
 
 class HubTexts:
@@ -259,9 +254,6 @@ class HubTexts:
             ) from error
 
 
-# Several sources of texts as one.
-
-
 class Interleaved:
     """The texts of several sources, drawn from them in a seeded order until all are at their end.
 
@@ -299,15 +291,12 @@ class Interleaved:
         streams = [source.texts(split) for source in self.sources]
         shares = list(self.shares)
         while streams:
-            (place,) = draw.choices(range(len(streams)), shares)
-            text = next(streams[place], None)
+            (drawn,) = draw.choices(range(len(streams)), shares)
+            text = next(streams[drawn], None)
             if text is None:
-                del streams[place], shares[place]
+                del streams[drawn], shares[drawn]
             else:
                 yield text
-
-
-# Prompts of tasks as a source of texts.
 
 
 class TaskPrompts:

@@ -1,16 +1,15 @@
 """Probe sets: fixed short texts on which two models are compared."""
 
 import json
-from collections.abc import Iterator, Sequence
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from importlib.resources import files
-from itertools import islice
+from itertools import chain, islice
 from typing import Protocol, runtime_checkable
 
 from ..exceptions import ConfigurationError, DataError
 from .corpora import VALIDATION, TextSource, check_split
-
-_FOLDER = "probes"
 
 
 @runtime_checkable
@@ -23,11 +22,23 @@ class ProbeSet(TextSource, Protocol):
         ...
 
 
-def _packaged(file: str) -> str:
-    return (files(__package__) / _FOLDER / file).read_text(encoding="utf-8")
+class _SameInBothSplits:
+    """What probe sets have in common."""
+
+    def texts(self, split: str) -> Iterator[str]:
+        """Yield the probes, the same for both splits.
+
+        Raises:
+            DataError: there is no such split, or there is nothing to probe with.
+        """
+        check_split(split)
+        yield from self._probes()
+
+    @abstractmethod
+    def _probes(self) -> Iterable[str]: ...
 
 
-class SemanticPrimes:
+class SemanticPrimes(_SameInBothSplits):
     """The exponents of the 65 semantic primes of Natural Semantic Metalanguage.
 
     Primes are the meanings that, as its authors found, every language has a word for, so that
@@ -60,48 +71,30 @@ class SemanticPrimes:
         rows = json.loads(_packaged("primes.json"))
         return {language: tuple(words) for language, words in rows.items()}
 
-    def texts(self, split: str) -> Iterator[str]:
-        """Yield the exponents, the same for both splits.
-
-        Raises:
-            DataError: there is no such split.
-        """
-        check_split(split)
-        for language in self.languages:
-            yield from self.exponents[language]
+    def _probes(self) -> Iterable[str]:
+        return chain.from_iterable(self.exponents[language] for language in self.languages)
 
 
-class ComputationalGates:
+class ComputationalGates(_SameInBothSplits):
     """Short pieces of code and logic: truth tables, arithmetic, functions, patterns, queries."""
 
     name = "gates"
 
-    def texts(self, split: str) -> Iterator[str]:
-        """Yield the probes, the same for both splits.
-
-        Raises:
-            DataError: there is no such split.
-        """
-        check_split(split)
-        yield from json.loads(_packaged("gates.json"))
+    def _probes(self) -> list[str]:
+        probes: list[str] = json.loads(_packaged("gates.json"))
+        return probes
 
 
-class Sentences:
+class Sentences(_SameInBothSplits):
     """Short English texts of many kinds, such as news, recipes, dialogues and instructions."""
 
     name = "sentences"
 
-    def texts(self, split: str) -> Iterator[str]:
-        """Yield the texts, the same for both splits.
-
-        Raises:
-            DataError: there is no such split.
-        """
-        check_split(split)
-        yield from _packaged("sentences.txt").splitlines()
+    def _probes(self) -> list[str]:
+        return _packaged("sentences.txt").splitlines()
 
 
-class CorpusSentences:
+class CorpusSentences(_SameInBothSplits):
     """The first held-out texts of a corpus.
 
     Args:
@@ -119,19 +112,15 @@ class CorpusSentences:
             raise ConfigurationError(f"probes.count={count}, but it takes at least 1")
         self.corpus, self.count = texts, count
 
-    def texts(self, split: str) -> Iterator[str]:
-        """Yield the probes, the same for both splits.
-
-        Raises:
-            DataError: there is no such split, or the corpus has no held-out text.
-        """
-        check_split(split)
-        found = False
-        for text in islice(self.corpus.texts(VALIDATION), self.count):
-            found = True
-            yield text
-        if not found:
+    def _probes(self) -> list[str]:
+        probes = list(islice(self.corpus.texts(VALIDATION), self.count))
+        if not probes:
             raise DataError(
                 "the corpus has no validation text to probe with; set paths.corpus to a larger "
                 "one, or take probes=sentences"
             )
+        return probes
+
+
+def _packaged(file: str) -> str:
+    return (files(__package__) / "probes" / file).read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What an adapter is asked, and how it answers, apart from any task's rows."""
+"""Prompts: what an adapter is asked, as text, as tokens, and in batches to learn the answers."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -58,13 +58,13 @@ class PromptSpec:
 
     @classmethod
     def of(cls, task: Task, template: PromptTemplate) -> "PromptSpec":
-        """Return a task's question: its instruction in the template, and its labels."""
+        """Return the prompt of a task: its instruction in the template, and its labels."""
         prompt = template.prompt.replace("{instruction}", task.instruction)
         return cls(prompt, task.labels, template.completion, template.text_chars)
 
     def ask(self, text: str) -> str:
         """Return the prompt about a text."""
-        # Not str.format: a text may hold braces.
+        # Not str.format, as a text may hold braces.
         return self.prompt.replace("{text}", text[: self.text_chars])
 
     def answer(self, label: str) -> str:
@@ -72,15 +72,13 @@ class PromptSpec:
         return self.completion.replace("{label}", label)
 
 
-# Which rows make which batch: shuffled, and yet of like length.
-
 WINDOW = 8  # batches; sorting more pads less, but the batches become alike
 
 
 def shuffled_batches(
     lengths: Sequence[int], batch_size: int, generator: torch.Generator
 ) -> list[list[int]]:
-    """Return the places of the rows of every batch of one epoch.
+    """Return the indices of the rows of every batch of one epoch.
 
     Shuffled rows are taken in windows of a few batches, sorted by length within the window and
     cut into batches, and the batches are shuffled. That pads little more than sorting all rows
@@ -94,12 +92,12 @@ def shuffled_batches(
     shuffled = torch.randperm(len(lengths), generator=generator).tolist()
     width = WINDOW * batch_size
     order = [
-        place
+        row
         for start in range(0, len(shuffled), width)
-        for place in sorted(shuffled[start : start + width], key=lambda place: lengths[place])
+        for row in sorted(shuffled[start : start + width], key=lambda row: lengths[row])
     ]
     cut = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    return [cut[place] for place in torch.randperm(len(cut), generator=generator).tolist()]
+    return [cut[batch] for batch in torch.randperm(len(cut), generator=generator).tolist()]
 
 
 def seeded_batches(
@@ -112,9 +110,7 @@ def seeded_batches(
     ]
 
 
-# Prompts and answers as tokens: what a base model is asked and what it should reply.
-
-NOT_ASKED = -100
+NOT_ASKED = -100  # that cross-entropy leaves out
 
 
 class AnswerBatch(NamedTuple):
@@ -141,7 +137,7 @@ class AnswerBatch(NamedTuple):
 
     @property
     def position_ids(self) -> Int[Tensor, "rows tokens"]:
-        """Each token's place in its own row, padding not counted."""
+        """Each token's position in its own row, padding not counted."""
         return positions(self.attention_mask)
 
 
@@ -158,7 +154,7 @@ class TokenizedAnswer(NamedTuple):
 
 
 def positions(attention_mask: Int[Tensor, "rows tokens"]) -> Int[Tensor, "rows tokens"]:
-    """Return each token's place in its row, counted from 0; padding gets 0."""
+    """Return each token's position in its row, counted from 0; padding gets 0."""
     return (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
 
 
@@ -234,8 +230,8 @@ class LengthBuckets:
 
     def __iter__(self) -> Iterator[AnswerBatch]:
         lengths = [row.length for row in self.rows]
-        for places in shuffled_batches(lengths, self.batch_size, self._generator):
-            yield collate([self.rows[place] for place in places], self.pad_token)
+        for batch in shuffled_batches(lengths, self.batch_size, self._generator):
+            yield collate([self.rows[row] for row in batch], self.pad_token)
 
 
 class AnswerExamples(LightningDataModule):

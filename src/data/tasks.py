@@ -1,4 +1,7 @@
-"""Text-classification tasks as values: what a row is, and how a row becomes a prompt."""
+"""Text-classification tasks: what one is, how its rows are asked, and where tasks come from.
+
+They come from a folder (:class:`TaskFolder`) or from the Hugging Face hub (:class:`HubTasks`).
+"""
 
 import hashlib
 import json
@@ -98,9 +101,6 @@ class PromptTemplate:
         return self.completion.replace("{label}", label)
 
 
-# What every source of tasks can do: a folder, the hub, a generator.
-
-
 @runtime_checkable
 class TaskSource(Protocol):
     """Anything that tasks can be loaded from: a folder, the hub, a generator."""
@@ -126,9 +126,6 @@ def refuse_unknown(wanted: Sequence[str], known: Sequence[str], holder: str) -> 
             f"unknown task{'s' if len(unknown) > 1 else ''} {', '.join(map(str, unknown))}: "
             f"{holder} has {', '.join(known)}; correct tasks.names or tasks.held_out"
         )
-
-
-# Tasks read from a folder: one subfolder a task, with its description and its rows.
 
 
 class TaskFolder:
@@ -174,11 +171,27 @@ class TaskFolder:
 
     def _read(self, name: str) -> Task:
         folder = self.path / name
-        instruction, labels = _read_description(folder / "task.json", name)
+        file = folder / "task.json"
+        try:
+            content = json.loads(_read_text(file))
+        except json.JSONDecodeError as error:
+            raise DataError(f"{file} is not JSON ({error}); correct or restore it") from None
+        if not isinstance(content, dict):
+            raise DataError(f"{file} holds a {type(content).__name__}, but takes a JSON object")
+        if content.get("name", name) != name:
+            raise DataError(
+                f"{file} describes the task {content['name']!r}, but lies in the folder {name!r}; "
+                "give both one name"
+            )
+        instruction, labels = content.get("instruction"), content.get("labels")
+        if not isinstance(instruction, str):
+            raise DataError(f"{file} has the instruction {instruction!r}, but takes a string")
+        if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+            raise DataError(f"{file} has the labels {labels!r}, but takes a list of strings")
         return Task(
             name=name,
             instruction=instruction,
-            labels=labels,
+            labels=tuple(labels),
             train=_read_rows(folder / "train.jsonl"),
             test=_read_rows(folder / "test.jsonl"),
         )
@@ -197,58 +210,29 @@ def _read_text(file: Path) -> str:
         ) from None
 
 
-def _read_description(file: Path, name: str) -> tuple[str, tuple[str, ...]]:
-    """Return the instruction and the labels that a task.json gives."""
-    try:
-        content = json.loads(_read_text(file))
-    except json.JSONDecodeError as error:
-        raise DataError(f"{file} is not JSON ({error}); correct or restore it") from None
-    if not isinstance(content, dict):
-        raise DataError(f"{file} holds a {type(content).__name__}, but takes a JSON object")
-    if content.get("name", name) != name:
-        raise DataError(
-            f"{file} describes the task {content['name']!r}, but lies in the folder {name!r}; "
-            "give both one name"
-        )
-    instruction, labels = content.get("instruction"), content.get("labels")
-    if not isinstance(instruction, str):
-        raise DataError(f"{file} has the instruction {instruction!r}, but takes a string")
-    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
-        raise DataError(f"{file} has the labels {labels!r}, but takes a list of strings")
-    return instruction, tuple(labels)
-
-
 def _read_rows(file: Path) -> tuple[Example, ...]:
+    rows = []
     # Not str.splitlines: a text may hold a line separator that JSON need not escape.
-    lines = _read_text(file).split("\n")
-    rows = tuple(
-        _parse_row(line, f"{file}, line {number}")
-        for number, line in enumerate(lines, start=1)
-        if line.strip()
-    )
+    for number, line in enumerate(_read_text(file).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(
+                f"{file}, line {number} is not JSON ({error}); each line takes one object "
+                '{"text": ..., "label": ...}; correct or restore the file'
+            ) from None
+        text, label = (row.get("text"), row.get("label")) if isinstance(row, dict) else (None, None)
+        if not isinstance(text, str) or not isinstance(label, str):
+            raise DataError(
+                f"{file}, line {number} is {line.strip()[:80]!r}, but each line takes one object "
+                '{"text": ..., "label": ...} with two strings; correct the row'
+            )
+        rows.append(Example(text, label))
     if not rows:
         raise DataError(f"{file} is empty, but takes at least one row")
-    return rows
-
-
-def _parse_row(line: str, where: str) -> Example:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"{where} is not JSON ({error}); each line takes one object "
-            '{"text": ..., "label": ...}; correct or restore the file'
-        ) from None
-    text, label = (row.get("text"), row.get("label")) if isinstance(row, dict) else (None, None)
-    if not isinstance(text, str) or not isinstance(label, str):
-        raise DataError(
-            f'{where} is {line.strip()[:80]!r}, but each line takes one object {{"text": ..., '
-            '"label": ...} with two strings; correct the row'
-        )
-    return Example(text, label)
-
-
-# Tasks from the Hugging Face hub, by definitions of where their rows are and what they ask.
+    return tuple(rows)
 
 
 class TaskDefinition(BaseModel):

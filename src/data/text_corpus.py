@@ -3,7 +3,7 @@
 import hashlib
 import json
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import islice
 from typing import NamedTuple
@@ -50,9 +50,6 @@ class AlignedBatch(NamedTuple):
     source_places: Int[Tensor, " anchors"]
     target_places: Int[Tensor, " anchors"]
     documents: Int[Tensor, " anchors"]
-
-
-# Aligned texts in batches: of like length together, padded when they are asked for.
 
 
 class AlignedText(NamedTuple):
@@ -148,8 +145,6 @@ def _flat(places: Sequence[NDArray[np.int32]], width: int) -> Int[Tensor, " anch
     return torch.from_numpy(np.concatenate(rows))
 
 
-# Texts read by two models, aligned, as a LightningDataModule.
-
 _LEAST = 32  # aligned tokens; with fewer a corpus is a mistake
 _TEXTS_AT_ONCE = 64
 
@@ -218,7 +213,13 @@ class TextCorpus(LightningDataModule):
             "batch_tokens": batch_tokens,
             "max_chars": max_chars,
         }
-        _check(counts, skip, suffix_share)
+        for name, count in counts.items():
+            if count < 1:
+                raise ConfigurationError(f"data.{name}={count}, but it takes at least 1")
+        if skip < 0:
+            raise ConfigurationError(f"data.skip={skip}, but it takes 0 or more tokens")
+        if not 0 <= suffix_share <= 1:
+            raise ConfigurationError(f"data.suffix_share={suffix_share}, but it takes 0 to 1")
         self.texts = texts
         self.asked = {TRAIN: tokens, VALIDATION: held_out_tokens}
         self.batch_tokens, self.skip, self.max_chars = batch_tokens, skip, max_chars
@@ -319,7 +320,13 @@ class TextCorpus(LightningDataModule):
             missing -= len(texts[-1].source_places)
             if missing == 0:
                 break
-        _check_enough(split, self.asked[split], missing)
+        asked = self.asked[split]
+        if asked - missing < min(asked, _LEAST):
+            raise DataError(
+                f"the corpus has {asked - missing} aligned tokens for {split}, but statistics take "
+                f"at least {min(asked, _LEAST)}; give more or longer texts, set paths.corpus to "
+                "another corpus, or lower data.skip"
+            )
         return _Reading(texts, source_ends, common_ends)
 
     def _tokenised(self, split: str) -> Iterator[tuple[str, TokenEnds, TokenEnds]]:
@@ -344,23 +351,3 @@ class TextCorpus(LightningDataModule):
 def _padding(tokenizer: PreTrainedTokenizerBase) -> int:
     """Return the padding token; where there is none any will do, as padding is masked."""
     return 0 if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
-
-
-def _check(counts: Mapping[str, int], skip: int, suffix_share: float) -> None:
-    for name, count in counts.items():
-        if count < 1:
-            raise ConfigurationError(f"data.{name}={count}, but it takes at least 1")
-    if skip < 0:
-        raise ConfigurationError(f"data.skip={skip}, but it takes 0 or more tokens")
-    if not 0 <= suffix_share <= 1:
-        raise ConfigurationError(f"data.suffix_share={suffix_share}, but it takes 0 to 1")
-
-
-def _check_enough(split: str, asked: int, missing: int) -> None:
-    found = asked - missing
-    if found < min(asked, _LEAST):
-        raise DataError(
-            f"the corpus has {found} aligned tokens for {split}, but statistics take at least "
-            f"{min(asked, _LEAST)}; give more or longer texts, set paths.corpus to another corpus, "
-            "or lower data.skip"
-        )

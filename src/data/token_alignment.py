@@ -48,14 +48,14 @@ class TokenEndReader:
         tokenizer: A fast tokenizer.
 
     Raises:
-        ModelError: the tokenizer is not a fast one, so that it does not tell offsets.
+        ModelError: the tokenizer is not a fast one, and has no offsets.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         if not tokenizer.is_fast:
             raise ModelError(
                 f"the tokenizer {type(tokenizer).__name__} is no fast tokenizer, but aligning "
-                "tokens takes the offsets that only fast tokenizers tell; save the model with a "
+                "tokens takes the offsets that only fast tokenizers have; save the model with a "
                 "tokenizer.json"
             )
         self._tokenizer = _untrimmed(tokenizer)

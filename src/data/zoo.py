@@ -1,9 +1,13 @@
-"""Zoos: paired adapters of the same tasks for the source and for the target."""
+"""Zoos: paired adapters of the same tasks for the source and for the target.
 
-import hashlib
+A zoo is two folders (:class:`Zoo`), which are read (:class:`ZooPairs`), stacked
+(:class:`AnchorSet`) and split into anchors and held-out tasks (:class:`AnchorPairs`).
+"""
+
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +15,7 @@ import torch
 from jaxtyping import Int
 from lightning import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from ..adapters import AdapterStack, LoraAdapter, read_adapter
 from ..exceptions import AdapterError, ConfigurationError
@@ -122,21 +126,13 @@ def _check_one_base(side: str, adapters: Mapping[str, LoraAdapter]) -> None:
 def write_manifest(folder: Path, facts: Mapping[str, object]) -> None:
     """Write ``manifest.json``: the given facts, and the SHA-256 of each adapter's weights."""
     hashes = {
-        f"{side}/{path.name}": {"sha256": _sha256(path / WEIGHTS_FILE)}
+        f"{side}/{path.name}": {"sha256": sha256((path / WEIGHTS_FILE).read_bytes()).hexdigest()}
         for side in SIDES
         if (folder / side).is_dir()
         for path in sorted(_adapters(folder / side).values())
     }
     text = json.dumps({**facts, "adapters": hashes}, indent=1, sort_keys=True) + "\n"
     write_whole(folder / "manifest.json", text)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-# The paired adapters of a zoo as a LightningDataModule.
 
 
 class AnchorBatch(NamedTuple):
@@ -191,17 +187,6 @@ class AnchorSet:
             self.source_base,
             self.target_base,
         )
-
-
-class _Places(Dataset[int]):
-    def __init__(self, places: Sequence[int]) -> None:
-        self.places = list(places)
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def __getitem__(self, item: int) -> int:
-        return self.places[item]
 
 
 def _collate(places: list[int]) -> AnchorBatch:
@@ -281,12 +266,14 @@ class AnchorPairs(LightningDataModule):
         return self._loader(self._validation) if self._validation else []
 
     def _loader(self, places: Sequence[int], **options: Any) -> DataLoader[int]:
-        return DataLoader(_Places(places), self.batch_size, collate_fn=_collate, **options)
+        rows: Any = list(places)  # which torch takes for a data set
+        return DataLoader(rows, self.batch_size, collate_fn=_collate, **options)
 
 
 def _held_out(
     names: list[str], fixed: Sequence[str], folds: int | None, fold: int, seed: int
 ) -> tuple[str, ...]:
+    """Return the fixed tasks that there are, or the tasks of one fold in the order of names."""
     if folds is None:
         return tuple(name for name in fixed if name in names)
     if not 2 <= folds <= len(names) or not 0 <= fold < folds:
@@ -296,7 +283,7 @@ def _held_out(
         )
     order = torch.randperm(len(names), generator=torch.Generator().manual_seed(seed)).tolist()
     chosen = set(order[fold::folds])
-    return tuple(name for place, name in enumerate(names) if place in chosen)
+    return tuple(name for index, name in enumerate(names) if index in chosen)
 
 
 def _drawn(names: list[str], count: int | None, seed: int) -> list[str]:
@@ -310,4 +297,4 @@ def _drawn(names: list[str], count: int | None, seed: int) -> list[str]:
         )
     order = torch.randperm(len(names), generator=torch.Generator().manual_seed(seed)).tolist()
     chosen = set(order[:count])
-    return [name for place, name in enumerate(names) if place in chosen]
+    return [name for index, name in enumerate(names) if index in chosen]

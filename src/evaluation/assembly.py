@@ -1,32 +1,28 @@
-"""From the scores of single rows to the evidence that ``results.json`` holds."""
+"""From the scores of single rows and items to the evidence that the files of records hold."""
 
-import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Literal
 
-from torch import Tensor
-
-from ..models.kl import Divergences
 from .records import (
     CARTRIDGE,
     CONDITIONS,
-    CalibrationPoint,
-    CalibrationResult,
+    BenchmarkResults,
     Condition,
-    DiagnosticResult,
-    Divergence,
-    Ends,
     Margin,
+    Number,
     SuiteChange,
     SuiteResult,
     SuiteScores,
     Summary,
     TaskResult,
+    complete_mean,
+    ends_of,
 )
 from .scoring import TaskScore
 from .statistics import (
-    Estimate,
-    Interval,
     PairedScores,
+    is_usable,
     item_change,
     item_mean,
     mean_difference,
@@ -36,12 +32,27 @@ from .statistics import (
     task_gap,
 )
 from .suite import SuiteScore
-from .verdict import DiagnosedPort, calibrated
 
 Conditions = Mapping[str, TaskScore]
 """Score of one task under each condition; see :data:`~loraport.evaluation.records.CONDITIONS`."""
 
-_NOTHING = Estimate(math.nan, Interval(math.nan, math.nan))
+CONTROL_NAMES = {
+    "base": "base (no adapter)",
+    "random": "random adapter (control)",
+    "copy": "copied factors (control)",
+    "mean": "mean of anchors (control)",
+    "few_shot_8": "few-shot 8 (control)",
+    "few_shot_32": "few-shot 32 (control)",
+    "oracle": "oracle (trained on the target)",
+}
+"""The conditions that stand beside the methods, in the order in which they are shown."""
+
+_CONTROL_ACCESS = {
+    "copy": "weights only",
+    "mean": "anchors",
+    "few_shot_8": "few-shot",
+    "few_shot_32": "few-shot",
+}
 
 
 def task_result(
@@ -62,23 +73,22 @@ def task_result(
     """
     accuracy = {name: score.accuracy for name, score in scores.items()}
     predicted = accuracy["predicted"]
-    paired = _paired(scores, "predicted")
+    paired, paired_nll = _paired(scores, "predicted"), _paired_nll(scores, "predicted")
     gap = task_gap(paired, seed)
-    likely = _paired_nll(scores, "predicted")
-    gap_nll = task_gap(likely, seed) if likely is not None else _NOTHING
-    rivals = [accuracy[name] for name in ("base", *controls) if name in accuracy]
+    gap_nll = None if paired_nll is None else task_gap(paired_nll, seed)
+    missing: dict[str, Number] = dict.fromkeys(CONDITIONS)
     return TaskResult(
         usable=paired.usable,
         n=len(scores["base"].correct),
-        scores=_complete(accuracy),
-        nll=_complete({name: score.nll for name, score in scores.items()}),
+        scores={**missing, **accuracy},
+        nll=missing | {name: score.nll for name, score in scores.items()},
         gap_recovered=gap.value,
-        ci95=ends(gap.interval),
-        gap_recovered_nll=gap_nll.value,
-        ci95_nll=ends(gap_nll.interval),
+        ci95=ends_of(gap.interval),
+        gap_recovered_nll=None if gap_nll is None else gap_nll.value,
+        ci95_nll=None if gap_nll is None else ends_of(gap_nll.interval),
         retention=retention(predicted, accuracy.get("source", 0.0)),
         relative_to_oracle=relative_to_oracle(predicted, accuracy["oracle"]),
-        margin=predicted - max(rivals),
+        margin=predicted - max(accuracy[n] for n in ("base", *controls) if n in accuracy),
         weight_cosine=weight_cosine,
         relative_error=relative_error,
     )
@@ -94,52 +104,35 @@ def summarise(tasks: Mapping[str, Conditions], controls: Sequence[str], seed: in
     """
     everywhere = [c for c in controls if all(c in scores for scores in tasks.values())]
     paired = [_paired(scores, "predicted") for scores in tasks.values()]
+    paired_nll = [_paired_nll(scores, "predicted") for scores in tasks.values()]
     gap = mean_gap(paired, seed)
-    likely = [_paired_nll(scores, "predicted") for scores in tasks.values()]
-    gap_nll = mean_gap([task for task in likely if task is not None], seed)
+    gap_nll = mean_gap([task for task in paired_nll if task is not None], seed)
     best = max(
         ("base", *everywhere),
         key=lambda control: sum(scores[control].accuracy for scores in tasks.values()),
     )
+
+    def in_its_place(condition: str, *, nll: bool = False) -> float | None:
+        """Return the gap that a condition recovers in place of the prediction."""
+        if not all(condition in scores for scores in tasks.values()):
+            return None
+        pair = _paired_nll if nll else _paired
+        rows = [pair(scores, condition) for scores in tasks.values()]
+        return mean_gap([task for task in rows if task is not None], seed, draws=1).value
+
     return Summary(
         tasks=len(tasks),
         usable=sum(task.usable for task in paired),
         gap_recovered=gap.value,
-        ci95=ends(gap.interval),
+        ci95=ends_of(gap.interval),
         gap_recovered_nll=gap_nll.value,
-        ci95_nll=ends(gap_nll.interval),
-        control_gaps={control: _gap_of(tasks, control, seed) for control in everywhere},
+        ci95_nll=ends_of(gap_nll.interval),
+        control_gaps={control: in_its_place(control) for control in everywhere},
         margin=_margin(tasks, best, seed),
         margin_over_mean=_margin(tasks, "mean", seed),
-        cartridge_gap=_gap_of(tasks, CARTRIDGE, seed),
-        cartridge_gap_nll=_gap_nll_of(tasks, CARTRIDGE, seed),
+        cartridge_gap=in_its_place(CARTRIDGE),
+        cartridge_gap_nll=in_its_place(CARTRIDGE, nll=True),
     )
-
-
-def ends(interval: Interval) -> Ends:
-    """Return an interval as the file holds it: None without one, None for an end without bound."""
-    if math.isnan(interval.low):
-        return None
-    low, high = (end if math.isfinite(end) else None for end in interval)
-    return low, high
-
-
-def _gap_of(tasks: Mapping[str, Conditions], condition: str, seed: int) -> float | None:
-    """Return the gap that a condition recovers in place of the prediction."""
-    if not all(condition in scores for scores in tasks.values()):
-        return None
-    return mean_gap([_paired(s, condition) for s in tasks.values()], seed, draws=1).value
-
-
-def _gap_nll_of(tasks: Mapping[str, Conditions], condition: str, seed: int) -> float | None:
-    if not all(condition in scores for scores in tasks.values()):
-        return None
-    likely = [_paired_nll(scores, condition) for scores in tasks.values()]
-    return mean_gap([task for task in likely if task is not None], seed, draws=1).value
-
-
-def _complete(scores: Mapping[str, float | None]) -> dict[str, float | None]:
-    return dict.fromkeys(CONDITIONS) | dict(scores)
 
 
 def _paired(scores: Conditions, method: str) -> PairedScores:
@@ -148,13 +141,10 @@ def _paired(scores: Conditions, method: str) -> PairedScores:
 
 def _paired_nll(scores: Conditions, method: str) -> PairedScores | None:
     """Return minus the rows' negative log-likelihoods, of which more is better."""
-    rows: list[Tensor] = []
-    for condition in ("base", method, "oracle"):
-        nll = scores[condition].row_nll
-        if nll is None:
-            return None
-        rows.append(-nll)
-    return PairedScores(*rows)
+    base, own, oracle = (scores[condition].row_nll for condition in ("base", method, "oracle"))
+    if base is None or own is None or oracle is None:
+        return None
+    return PairedScores(-base, -own, -oracle)
 
 
 def _margin(tasks: Mapping[str, Conditions], control: str, seed: int) -> Margin:
@@ -164,10 +154,92 @@ def _margin(tasks: Mapping[str, Conditions], control: str, seed: int) -> Margin:
         [scores[control].correct for scores in known],
         seed,
     )
-    return Margin(control=control, value=difference.value, ci95=ends(difference.interval))
+    return Margin(control=control, value=difference.value, ci95=ends_of(difference.interval))
 
 
-# From the answers to single items to what ``results.json`` holds of a suite.
+@dataclass(frozen=True)
+class ControlLine:
+    """What a control scores on a pair's usable tasks, in one run with one seed.
+
+    Attributes:
+        condition: As in the tasks' scores.
+        pair: Name of the pair.
+        seed: Of the run; None where all seeds give the same.
+        gap: Mean gap recovered; None where a usable task lacks the control.
+        gap_nll: The same on minus the negative log-likelihood.
+        accuracy: Its mean.
+        retention: Mean of accuracy over the source's.
+    """
+
+    condition: str
+    pair: str
+    seed: int | None
+    gap: Number
+    gap_nll: Number
+    accuracy: Number
+    retention: Number
+
+    @property
+    def data_access(self) -> str | None:
+        """What it may use; None for the two bounds and what uses nothing."""
+        return _CONTROL_ACCESS.get(self.condition)
+
+
+def control_lines(results: BenchmarkResults) -> list[ControlLine]:
+    """Return the controls of each pair and seed, one line where the seeds do not differ.
+
+    They are the same for all methods. Where one of them is among the methods it stands there,
+    with an interval, and not here.
+    """
+    found: list[ControlLine] = []
+    for pair in results.pairs:
+        seeds = sorted({m.seed for m in results.methods if m.pair == pair and m.tasks})
+        for condition in CONTROL_NAMES:
+            known = [_control_line(results, condition, pair, seed) for seed in seeds]
+            lines = [line for line in known if line is not None]
+            alike = [replace(line, seed=None) for line in lines]
+            found.extend(alike[:1] if len(set(alike)) == 1 else lines)
+    return found
+
+
+def _control_line(
+    results: BenchmarkResults, condition: str, pair: str, seed: int
+) -> ControlLine | None:
+    run = [m for m in results.methods if (m.pair, m.seed) == (pair, seed) and m.tasks]
+    if any(m.name == condition and m.refused is None for m in run):
+        return None
+    having = (m for m in run if any(t.scores.get(condition) is not None for t in m.tasks.values()))
+    first = next(having, None)
+    if first is None:
+        return None
+    tasks = list(first.tasks.values())
+    ratios: list[Number] = []
+    for task in tasks:
+        if task.usable:
+            score, source = task.scores.get(condition), task.scores.get("source")
+            ratios.append(score / source if score is not None and source else None)
+    return ControlLine(
+        condition=condition,
+        pair=pair,
+        seed=seed,
+        gap=_control_gap([task.scores for task in tasks], condition, 1),
+        gap_nll=_control_gap([task.nll for task in tasks], condition, -1),
+        accuracy=first.mean_accuracy(condition),
+        retention=complete_mean(ratios),
+    )
+
+
+def _control_gap(
+    scores: Sequence[Mapping[str, Number]], condition: str, sign: Literal[1, -1]
+) -> Number:
+    """Return the mean share of the oracle's gain over the tasks that have headroom."""
+    shares: list[Number] = []
+    for task in scores:
+        base, score, oracle = (task.get(name) for name in ("base", condition, "oracle"))
+        if base is None or oracle is None or not is_usable(sign * base, sign * oracle):
+            continue
+        shares.append(None if score is None else (score - base) / (oracle - base))
+    return complete_mean(shares)
 
 
 def suite_result(
@@ -213,25 +285,6 @@ def suite_result(
     )
 
 
-def divergence_record(condition: Condition, texts: str, found: Divergences) -> Divergence:
-    """Return divergences as the file holds them.
-
-    Args:
-        condition: The model with the adapter.
-        texts: ``generic``, or the name of the suite whose prompts they are.
-        found: What was measured.
-    """
-    return Divergence(
-        condition=condition,
-        texts=texts,
-        positions=found.positions,
-        kl=found.kl,
-        kl_p95=found.kl_p95,
-        js=found.js,
-        top1=found.top1,
-    )
-
-
 def _scores(
     condition: Condition, score: SuiteScore, metrics: Sequence[str], seed: int
 ) -> SuiteScores:
@@ -242,7 +295,7 @@ def _scores(
     return SuiteScores(
         condition=condition,
         means={name: values[name] for name in order},
-        ci95={name: ends(estimate.interval) for name, estimate in means.items()},
+        ci95={name: ends_of(estimate.interval) for name, estimate in means.items()},
     )
 
 
@@ -258,11 +311,9 @@ def _changes(
                     condition=condition,
                     metric=metric,
                     value=found.difference.value,
-                    ci95=ends(found.difference.interval),
+                    ci95=ends_of(found.difference.interval),
                     n=found.items,
-                    gained=None if found.test is None else found.test.gained,
-                    lost=None if found.test is None else found.test.lost,
-                    p=None if found.test is None else found.test.p,
+                    **({} if found.test is None else asdict(found.test)),
                 )
             )
         elif metric in score.whole and metric in base.whole:
@@ -273,61 +324,3 @@ def _changes(
                 )
             )
     return changes
-
-
-# From ported adapters to what ``results.json`` holds of the diagnosis' calibration.
-
-
-def calibrate(
-    points: Sequence[CalibrationPoint], success: float = 0.5, seed: int = 0
-) -> CalibrationResult:
-    """Relate every diagnostic to the gap recovered, over all ports and for each method alone.
-
-    Args:
-        points: Every ported adapter; one without a gap (its task is not usable) is kept, and
-            counts for nothing.
-        success: A port succeeds that recovers more than this of the gap.
-        seed: Of the bootstrap.
-    """
-    names = list(dict.fromkeys(name for point in points for name in point.diagnostics))
-    methods = list(dict.fromkeys(point.condition.method for point in points))
-    return CalibrationResult(
-        success=success,
-        points=tuple(points),
-        diagnostics=tuple(
-            _diagnostic(name, method, points, success, seed)
-            for method in (None, *(methods if len(methods) > 1 else ()))
-            for name in names
-        ),
-    )
-
-
-def _diagnostic(
-    name: str, method: str | None, points: Sequence[CalibrationPoint], success: float, seed: int
-) -> DiagnosticResult:
-    ports = [
-        DiagnosedPort(
-            diagnostic=_number(point.diagnostics.get(name)),
-            recovered=_number(point.gap_recovered),
-            task=point.condition.task,
-        )
-        for point in points
-        if method is None or point.condition.method == method
-    ]
-    found = calibrated(ports, success, seed)
-    correlation, threshold = found.correlation, found.threshold
-    return DiagnosticResult(
-        name=name,
-        method=method,
-        points=found.points,
-        spearman=None if correlation is None else correlation.value,
-        ci95=None if correlation is None else ends(correlation.interval),
-        threshold=None if threshold is None else threshold.value,
-        above=threshold is None or threshold.above,
-        hit_rate=found.hit_rate,
-        majority_rate=found.majority_rate,
-    )
-
-
-def _number(value: float | None) -> float:
-    return math.nan if value is None else value

@@ -1,17 +1,19 @@
-"""``results.json``: what a run was, what it scored, and what that was made from.
+"""The files that commands write: ``results.json``, ``report.json``, ``intersection_map.json``.
 
-The file is versioned and validated on writing and on reading. A number that is undefined or
-unbounded is ``null`` there, never NaN.
+Each is a pydantic model, versioned, and validated on writing and on reading. A number that is
+undefined or unbounded is ``null`` there, never NaN. The records come in this order: what a file is;
+the evidence of a task and of a training run; suites, KL and the calibration; the benchmark of
+``evaluate.py``; a port; the diagnosis of a pair; versions and revisions.
 """
 
 import json
 import math
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -26,14 +28,28 @@ from pydantic import (
 from ..exceptions import DataError
 from ..files import write_whole
 
-SCHEMA: Literal[1] = 1
-"""Version of the file's format; it rises with every change that a reader would notice."""
-
 CONDITIONS = ("base", "source_base", "source", "oracle", "mean", "predicted")
 """The conditions under which every task is scored; controls may come on top."""
 
 CARTRIDGE = "cartridge"
 """A further condition, of a mapper that also gives its prediction without making it linear."""
+
+DATA_ACCESS = ("weights only", "generic text", "anchors", "unlabelled prompts", "few-shot")
+"""What a method may use, in the words of the evaluation protocol, the cheapest first."""
+
+GENERIC = "generic"
+"""The name of generic text in KL records."""
+
+_CONTROL_MAPPERS = frozenset({"noop", "copy", "mean", "random"})
+
+
+def cost_rank(data_access: str) -> int:
+    """Return the index of a data access in the order of cost; an unknown one comes last.
+
+    >>> cost_rank("weights only"), cost_rank("few-shot"), cost_rank("magic")
+    (0, 4, 5)
+    """
+    return DATA_ACCESS.index(data_access) if data_access in DATA_ACCESS else len(DATA_ACCESS)
 
 
 def plain(value: Any) -> Any:
@@ -68,10 +84,94 @@ Free = Annotated[dict[str, Any], BeforeValidator(plain)]
 """Any plain data under names."""
 
 
+def ends_of(interval: tuple[float, float]) -> Ends:
+    """Return an interval as files hold it: None without one, None for an end without bound.
+
+    >>> ends_of((0.5, math.inf)), ends_of((math.nan, math.nan))
+    ((0.5, None), None)
+    """
+    if math.isnan(interval[0]):
+        return None
+    low, high = (end if math.isfinite(end) else None for end in interval)
+    return low, high
+
+
+def interval_text(ends: Ends, digits: int = 2) -> str:
+    """Return an interval as ``[0.12, 0.34]``; an end without bound is ``inf``.
+
+    >>> interval_text((0.123, None))
+    '[0.12, inf]'
+    """
+    if ends is None:
+        return "[none]"
+    low, high = ends
+    low_text = "-inf" if low is None else f"{low:.{digits}f}"
+    high_text = "inf" if high is None else f"{high:.{digits}f}"
+    return f"[{low_text}, {high_text}]"
+
+
+def complete_mean(values: Sequence[Number]) -> Number:
+    """Return the mean; None without values, or where one of them is None."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known and len(known) == len(values) else None
+
+
 class Record(BaseModel):
     """A part of a file that a run writes; an unknown field is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_by_name=True)
+
+
+File = TypeVar("File", bound="RecordFile")
+
+
+class RecordFile(Record):
+    """A whole file; ``schema`` in it is the version of its format.
+
+    The version rises with every change that a reader would notice.
+    """
+
+    def json_text(self) -> str:
+        """Return the text of the file."""
+        content = self.model_dump(mode="json", by_alias=True)
+        return json.dumps(content, indent=1, allow_nan=False) + "\n"
+
+    def write(self, path: str | Path) -> Path:
+        """Write the file, whole or not at all, and return its path."""
+        return write_whole(Path(path), self.json_text())
+
+    @classmethod
+    def read(cls: type[File], path: str | Path) -> File:
+        """Read and validate a file.
+
+        Raises:
+            DataError: it is missing, is no JSON, has another schema version, or lacks a field.
+        """
+        command = cls.model_fields["command"].default
+        written_by = f"{command}.py" if isinstance(command, str) else "train.py"
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f"{path} cannot be read ({error}); it takes a file that {written_by} has written"
+            ) from None
+        version = content.get("schema") if isinstance(content, dict) else None
+        wanted = cls.model_fields["schema_version"].default
+        if version != wanted:
+            raise DataError(
+                f"{path} has the schema version {version!r}, but this release reads version "
+                f"{wanted}; run again, or read it with the release that wrote it"
+            )
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            faults = "; ".join(
+                f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}"
+                for fault in error.errors()[:5]
+            )
+            raise DataError(
+                f"{path} is no valid file of {written_by} ({faults}); run {written_by} again"
+            ) from None
 
 
 class PairRecord(Record):
@@ -176,9 +276,17 @@ class Provenance(Record):
     hashes: dict[str, str] = Field(default_factory=dict)
     revisions: dict[str, str | None] = Field(default_factory=dict)
 
+    def rows(self) -> list[tuple[str, str]]:
+        """Return versions, hashes and revisions by what they are of."""
+        return [
+            *self.versions.items(),
+            *((f"SHA-256 of {name}", value) for name, value in self.hashes.items()),
+            *((f"revision of {name}", value) for name, value in self.revisions.items() if value),
+        ]
 
-class Results(Record):
-    """Everything that ``results.json`` holds.
+
+class Results(RecordFile):
+    """Everything that ``results.json`` of ``train.py`` holds.
 
     Attributes:
         schema_version: Version of the format, ``schema`` in the file.
@@ -197,7 +305,7 @@ class Results(Record):
         provenance: What the run was made from.
     """
 
-    schema_version: Literal[1] = Field(default=SCHEMA, alias="schema")
+    schema_version: Literal[1] = Field(default=1, alias="schema")
     command: str
     config: Free
     pair: PairRecord
@@ -212,41 +320,30 @@ class Results(Record):
     timing: dict[str, Number] = Field(default_factory=dict)
     provenance: Provenance
 
-
-def write_results(results: Results, path: str | Path) -> Path:
-    """Write ``results.json``, whole or not at all, and return its path."""
-    content = json.dumps(results.model_dump(mode="json", by_alias=True), indent=2, allow_nan=False)
-    return write_whole(Path(path), content + "\n")
-
-
-def read_results(path: str | Path) -> Results:
-    """Read and validate ``results.json``.
-
-    Raises:
-        DataError: the file is missing, is no JSON, has another schema version, or lacks a field.
-    """
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"{path} cannot be read ({error}); it takes a results.json that a run has written"
-        ) from None
-    version = content.get("schema") if isinstance(content, dict) else None
-    if version != SCHEMA:
-        raise DataError(
-            f"{path} has the schema version {version!r}, but this release reads version "
-            f"{SCHEMA}; run again, or read it with the release that wrote it"
+    def as_method(self) -> "MethodResult":
+        """Return the evidence of the run as that of a method of a benchmark."""
+        return MethodResult(
+            name=self.mapper,
+            mapper=self.mapper,
+            data_access=self.data_access,
+            pair=self.pair.name,
+            seed=self.seed,
+            controls=self.controls,
+            tasks=self.tasks,
+            summary=self.summary,
+            seconds={"fit": self.timing.get("fit")},
+            report=self.mapper_report,
         )
-    try:
-        return Results.model_validate(content)
-    except ValidationError as error:
-        faults = "; ".join(
-            f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()[:5]
+
+    def as_benchmark(self) -> "BenchmarkResults":
+        """Return the evidence of the run as that of a benchmark with one method."""
+        return BenchmarkResults(
+            config=self.config,
+            pairs={self.pair.name: self.pair},
+            methods=(self.as_method(),),
+            timing=self.timing,
+            provenance=self.provenance,
         )
-        raise DataError(f"{path} is no valid results.json ({faults}); run again") from None
-
-
-# What models score on suites and how far adapters move them, as ``results.json`` holds it.
 
 
 class Condition(Record):
@@ -337,9 +434,6 @@ class Divergence(Record):
     top1: Number
 
 
-# Whether a diagnosis before a transfer tells what comes of it, as ``results.json`` holds it.
-
-
 class CalibrationPoint(Record):
     """One ported adapter: what was known before, and what it recovered.
 
@@ -389,11 +483,6 @@ class CalibrationResult(Record):
     diagnostics: tuple[DiagnosticResult, ...]
 
 
-# ``results.json`` of ``evaluate.py``: methods, suites, drift, calibration and verdicts of a pair.
-#
-# It is versioned and validated like that of a training run, which it takes its parts from.
-
-
 class MethodResult(Record):
     """The evidence of one method, in one run with one seed.
 
@@ -428,6 +517,42 @@ class MethodResult(Record):
     refused: str | None = None
     report: Free = Field(default_factory=dict)
 
+    @property
+    def label(self) -> str:
+        """Its name, with the options in which it differs from its namesakes."""
+        options = ", ".join(f"{name}={value}" for name, value in self.variant.items())
+        return f"{self.name} ({options})" if options else self.name
+
+    @property
+    def is_control(self) -> bool:
+        """Whether it is there to be beaten, such as the anchors' mean; refined it is a method."""
+        return self.refine is None and self.mapper in _CONTROL_MAPPERS
+
+    @property
+    def gap_recovered(self) -> Number:
+        """Mean gap recovered over the usable tasks."""
+        return None if self.summary is None else self.summary.gap_recovered
+
+    @property
+    def ci95(self) -> Ends:
+        """The interval of :attr:`gap_recovered`."""
+        return None if self.summary is None else self.summary.ci95
+
+    @property
+    def retention(self) -> Number:
+        """Mean retention over the usable tasks."""
+        return complete_mean([task.retention for task in self.tasks.values() if task.usable])
+
+    @property
+    def total_seconds(self) -> Number:
+        """Seconds of fitting and porting; None where none is known."""
+        known = [seconds for seconds in self.seconds.values() if seconds is not None]
+        return sum(known) if known else None
+
+    def mean_accuracy(self, condition: str) -> Number:
+        """Return the mean accuracy over the usable tasks; None where one lacks the condition."""
+        return complete_mean([t.scores.get(condition) for t in self.tasks.values() if t.usable])
+
 
 class Verdict(Record):
     """Whether a hypothesis of the protocol stands.
@@ -457,7 +582,7 @@ class Example(Record):
     answers: dict[str, str]
 
 
-class BenchmarkResults(Record):
+class BenchmarkResults(RecordFile):
     """Everything that ``results.json`` of ``evaluate.py`` holds.
 
     Attributes:
@@ -477,7 +602,7 @@ class BenchmarkResults(Record):
         provenance: What the run was made from.
     """
 
-    schema_version: Literal[1] = Field(default=SCHEMA, alias="schema")
+    schema_version: Literal[1] = Field(default=1, alias="schema")
     command: Literal["evaluate"] = "evaluate"
     config: Free
     pairs: dict[str, PairRecord]
@@ -491,34 +616,43 @@ class BenchmarkResults(Record):
     timing: dict[str, Number] = Field(default_factory=dict)
     provenance: Provenance
 
+    def ranked(self) -> list[MethodResult]:
+        """Return the methods that could be used, the cheapest data access first, then the best.
 
-def write_benchmark(results: BenchmarkResults, path: str | Path) -> Path:
-    """Write ``results.json``, whole or not at all, and return its path."""
-    content = json.dumps(results.model_dump(mode="json", by_alias=True), indent=1, allow_nan=False)
-    return write_whole(Path(path), content + "\n")
+        Of several pairs the first comes first.
+        """
+        pairs = list(self.pairs)
 
+        def rank(method: MethodResult) -> tuple[int, int, float, str, int]:
+            gap = math.inf if method.gap_recovered is None else -method.gap_recovered
+            cost = cost_rank(method.data_access)
+            return pairs.index(method.pair), cost, gap, method.label, method.seed
 
-def read_benchmark(path: str | Path) -> BenchmarkResults:
-    """Read and validate ``results.json`` of ``evaluate.py``.
+        return sorted((m for m in self.methods if m.refused is None), key=rank)
 
-    Raises:
-        DataError: the file is missing, is no JSON, or is not of this command and version.
-    """
-    try:
-        return BenchmarkResults.model_validate_json(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error}); give a results.json") from None
-    except ValidationError as error:
-        faults = "; ".join(
-            f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()[:5]
-        )
-        raise DataError(
-            f"{path} is no results.json of evaluate.py that this release reads ({faults}); run "
-            "evaluate.py again"
-        ) from None
+    def refused(self) -> list[MethodResult]:
+        """Return the methods that could not be used."""
+        return [method for method in self.methods if method.refused is not None]
 
+    def task_names(self) -> list[str]:
+        """Return the tasks of all methods in the order in which they appear."""
+        return list(dict.fromkeys(name for method in self.methods for name in method.tasks))
 
-# What the diagnosis of a pair said, as reports of other commands hold it.
+    def unusable_tasks(self) -> dict[str, list[str]]:
+        """Return of each pair the tasks on which the oracle is too near to the base."""
+        names: dict[str, dict[str, None]] = {}
+        for method in self.methods:
+            for name, task in method.tasks.items():
+                if not task.usable:
+                    names.setdefault(method.pair, {})[name] = None
+        return {pair: list(names[pair]) for pair in self.pairs if pair in names}
+
+    def generic_kl(self, pair: str, method: str, seed: int | None) -> Iterator[Divergence]:
+        """Give how far a method's adapters move the model on generic text."""
+        for found in self.divergences:
+            of = found.condition
+            if (found.texts, of.pair, of.method, of.seed) == (GENERIC, pair, method, seed):
+                yield found
 
 
 class CompatibilityRecord(Record):
@@ -551,9 +685,6 @@ class CompatibilityRecord(Record):
                 "not expect this adapter to work"
             )
         return found
-
-
-# How an adapter was refined, what was measured without task data, and what to expect of it.
 
 
 class DriftRecord(Record):
@@ -624,12 +755,6 @@ class RefinementRecord(Record):
     expected: ExpectedRecord
 
 
-# ``report.json``: how one adapter was ported, beside the adapter itself.
-
-SCHEMA_TRANSFER_REPORT: Literal[2] = 2
-"""Version of the file's format; it rises with every change that a reader would notice."""
-
-
 class AdapterRecord(Record):
     """One adapter that went in or came out.
 
@@ -668,7 +793,7 @@ class StepRecord(Record):
     sites: dict[str, dict[str, Number]] = Field(default_factory=dict)
 
 
-class TransferReport(Record):
+class TransferReport(RecordFile):
     """Everything that ``report.json`` holds.
 
     Attributes:
@@ -696,7 +821,7 @@ class TransferReport(Record):
         provenance: What the run was made from.
     """
 
-    schema_version: Literal[2] = Field(default=SCHEMA_TRANSFER_REPORT, alias="schema")
+    schema_version: Literal[2] = Field(default=2, alias="schema")
     command: Literal["transfer"] = "transfer"
     config: Free
     pair: PairRecord
@@ -718,17 +843,11 @@ class TransferReport(Record):
     timing: dict[str, Number] = Field(default_factory=dict)
     provenance: Provenance
 
-    def json_text(self) -> str:
-        """Return the text of ``report.json``."""
-        content = self.model_dump(mode="json", by_alias=True)
-        return json.dumps(content, indent=1, allow_nan=False) + "\n"
+    @property
+    def from_zero(self) -> bool:
+        """Whether a refinement alone has made the adapter, and the mapper nothing."""
+        return self.refinement is not None and self.mapper == "noop"
 
-
-# ``intersection_map.json``: how far two base models represent the same text alike, in all layers.
-#
-# The file is versioned and validated, like ``results.json``.
-
-"""Version of the file's format; it rises with every change that a reader would notice."""
 
 Grid = tuple[tuple[Number, ...], ...]
 """One row a target layer, one column a source layer."""
@@ -885,7 +1004,7 @@ class CompatibilityVerdict(Record):
         )
 
 
-class IntersectionMap(Record):
+class IntersectionMap(RecordFile):
     """Everything that ``intersection_map.json`` holds.
 
     Attributes:
@@ -908,7 +1027,7 @@ class IntersectionMap(Record):
         provenance: What the run was made from.
     """
 
-    schema_version: Literal[1] = Field(default=SCHEMA, alias="schema")
+    schema_version: Literal[1] = Field(default=1, alias="schema")
     command: Literal["diagnose"] = "diagnose"
     config: Free
     pair: PairRecord
@@ -926,14 +1045,6 @@ class IntersectionMap(Record):
     timing: dict[str, Number] = Field(default_factory=dict)
     provenance: Provenance
 
-
-def write_intersection_map(content: IntersectionMap, path: str | Path) -> Path:
-    """Write ``intersection_map.json``, whole or not at all, and return its path."""
-    text = json.dumps(content.model_dump(mode="json", by_alias=True), indent=1, allow_nan=False)
-    return write_whole(Path(path), text + "\n")
-
-
-# What a run was made from: library versions and the revision of the checkout.
 
 LIBRARIES = ("torch", "lightning", "transformers", "peft", "datasets", "loraport")
 

@@ -1,11 +1,12 @@
-"""How well a base model answers a task's test rows, by likelihood and by generation."""
+"""How well a model answers a task's test rows, how far an adapter moves it, and control adapters.
 
-import hashlib
-import json
+Scores by likelihood and by generation, and divergences on texts, are computed once: the store keeps
+them under the content of the model, the adapter and the task.
+"""
+
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -17,11 +18,11 @@ from ..adapters import AdapterStack, LoraAdapter, LowRank
 from ..data import PromptTemplate, Task
 from ..data.prompts import PromptSpec, answer_tokens, left_padded, prompt_tokens
 from ..exceptions import DataError
-from ..files import write_whole
 from ..models import BaseModel, attached
 from ..models.hooks import Attachable
 from ..models.kl import DivergenceGauge, Divergences
 from ..models.likelihood import length_batches, log_likelihoods
+from ..store import Key, Store
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +103,7 @@ class LikelihoodScorer:
         best = scores.argmax(dim=1)
         right = scores.log_softmax(dim=1).gather(1, truth[:, None]).squeeze(1)
         return TaskScore(
-            predictions=tuple(task.labels[place] for place in best.tolist()),
+            predictions=tuple(task.labels[index] for index in best.tolist()),
             correct=best == truth,
             row_nll=-right,
         )
@@ -130,16 +131,16 @@ class GenerateScorer:
         Raises:
             DataError: the task has no test row.
         """
-        question = PromptSpec.of(task, template)
-        prompts = prompt_tokens(base.tokenizer, question, _asked(task))
-        answers = answer_tokens(base.tokenizer, question)
+        prompt = PromptSpec.of(task, template)
+        prompts = prompt_tokens(base.tokenizer, prompt, _asked(task))
+        answers = answer_tokens(base.tokenizer, prompt)
         longest = max(len(answer) for answer in answers.values())
         texts = [""] * len(prompts)
         lengths = [len(prompt) + longest for prompt in prompts]
-        for places in length_batches(lengths, self.batch_tokens, self.batch_rows):
-            generated = self._batch(base, [prompts[place] for place in places], longest)
-            for place, text in zip(places, generated, strict=True):
-                texts[place] = text
+        for batch in length_batches(lengths, self.batch_tokens, self.batch_rows):
+            generated = self._batch(base, [prompts[row] for row in batch], longest)
+            for row, text in zip(batch, generated, strict=True):
+                texts[row] = text
         predictions = tuple(prefix_label(text, task.labels) for text in texts)
         pairs = zip(predictions, task.test, strict=True)
         return TaskScore(predictions, torch.tensor([guess == row.label for guess, row in pairs]))
@@ -171,9 +172,6 @@ def prefix_label(text: str, labels: Sequence[str]) -> str:
     return max(begun, key=len, default="")
 
 
-# Scores that are computed once: by the content of the model, the adapter, the task.
-
-
 @runtime_checkable
 class Scorer(Protocol):
     """A way to score a task; its ``repr`` says every setting that matters."""
@@ -185,15 +183,15 @@ class Scorer(Protocol):
 
 @dataclass(frozen=True)
 class ScoreCache:
-    """Scores adapters on tasks, and keeps each score in a file named by what it depends on.
+    """Scores adapters on tasks, and keeps each score in the store.
 
     Attributes:
-        folder: Where the files lie.
+        store: Where scores are kept.
         scorer: What scores.
         template: The prompt.
     """
 
-    folder: Path
+    store: Store
     scorer: Scorer
     template: PromptTemplate
 
@@ -201,94 +199,51 @@ class ScoreCache:
         self, base: BaseModel, adapter: LoraAdapter | Attachable | None, task: Task
     ) -> TaskScore:
         """Return the score of a base model with an adapter, or without one, on a task."""
-        path = self.folder / f"{self._key(base, adapter, task)}.json"
-        known = _read(path, len(task.test))
-        if known is not None:
-            return known
-        with attached(base.network, adapter):
-            score = self.scorer.score(base, task, self.template)
-        _write(path, score)
-        return score
 
-    def _key(self, base: BaseModel, adapter: LoraAdapter | Attachable | None, task: Task) -> str:
-        parts = [
-            base.fingerprint,
-            adapter.content_hash() if adapter is not None else "no adapter",
-            task.content_hash(),
-            repr(self.scorer),
-            repr(self.template),
-            str(base.network.dtype),
-        ]
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+        def scored() -> dict[str, Any]:
+            with attached(base.network, adapter):
+                score = self.scorer.score(base, task, self.template)
+            nll = None if score.row_nll is None else score.row_nll.tolist()
+            return asdict(score) | {"correct": score.correct.tolist(), "row_nll": nll}
 
-
-def _read(path: Path, rows: int) -> TaskScore | None:
-    try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        score = TaskScore(
-            tuple(kept["predictions"]),
-            torch.tensor(kept["correct"]),
-            None if kept["row_nll"] is None else torch.tensor(kept["row_nll"]),
+        key = Key.of(
+            "scores",
+            **_model_key(base, adapter),
+            task=task,
+            scorer=repr(self.scorer),
+            template=repr(self.template),
         )
-    except (OSError, ValueError, KeyError, TypeError):
-        return None  # not there, or damaged: it is computed again
-    known = (score.predictions, score.correct, score.row_nll)
-    return score if all(part is None or len(part) == rows for part in known) else None
+        kept = self.store.made(key, scored)
+        nll = kept["row_nll"]
+        return TaskScore(
+            predictions=tuple(kept["predictions"]),
+            correct=torch.tensor(kept["correct"], dtype=torch.bool),
+            row_nll=None if nll is None else torch.tensor(nll, dtype=torch.float32),
+        )
 
 
-def _write(path: Path, score: TaskScore) -> None:
-    kept = {
-        "predictions": list(score.predictions),
-        "correct": score.correct.tolist(),
-        "row_nll": None if score.row_nll is None else score.row_nll.tolist(),
-    }
-    write_whole(path, json.dumps(kept))
+@dataclass(frozen=True, eq=False)
+class TextDivergences:
+    """Divergences of any number of adapters of one base model on the same texts, kept in the store.
 
-
-# Divergences that are computed once: by the content of the model, the adapter, the texts.
-
-# Raise it when the code changes what comes out.
-_FORMAT = 1
-
-
-@dataclass(frozen=True)
-class DivergenceCache:
-    """Measures how far adapters move models, and keeps it in files named by what it depends on.
+    It holds what the model says without adapter, which is large: finish with one list of texts
+    before the next one.
 
     Attributes:
-        folder: Where the files lie.
+        base: The model without adapter.
+        texts: The texts.
+        store: Where divergences are kept.
         most: So many texts are looked at, drawn from all.
         positions: Positions a text at most.
         seed: Of the draws.
     """
 
-    folder: Path
+    base: BaseModel
+    texts: tuple[str, ...]
+    store: Store
     most: int = 64
     positions: int = 4
     seed: int = 0
-
-    def on(self, base: BaseModel, texts: Sequence[str]) -> "TextDivergences":
-        """Return what measures adapters of a base model on these texts.
-
-        It holds what the model says without adapter, which is large: finish with one list of
-        texts before the next is asked for.
-        """
-        return TextDivergences(self, base, tuple(texts))
-
-
-@dataclass(frozen=True, eq=False)
-class TextDivergences:
-    """Divergences of any number of adapters of one base model on the same texts.
-
-    Attributes:
-        cache: Where they are kept, and how they are measured.
-        base: The model without adapter.
-        texts: The texts.
-    """
-
-    cache: DivergenceCache
-    base: BaseModel
-    texts: tuple[str, ...]
 
     def of(self, adapter: LoraAdapter | Attachable) -> Divergences:
         """Return how far an adapter moves the model on the texts.
@@ -296,46 +251,30 @@ class TextDivergences:
         Raises:
             LoraportError: see :class:`~loraport.models.kl.DivergenceGauge`.
         """
-        path = self.cache.folder / f"{self._key(adapter)}.json"
-        known = _read_divergence_cache(path)
-        if known is None:
-            known = self._gauge.of(adapter)
-            write_whole(path, json.dumps(asdict(known), allow_nan=False))
-        return known
+        key = Key.of(
+            "divergences",
+            **_model_key(self.base, adapter),
+            texts=self.texts,
+            settings=[self.most, self.positions, self.seed],
+        )
+        return Divergences(**self.store.made(key, lambda: asdict(self._gauge.of(adapter))))
 
     @cached_property
     def _gauge(self) -> DivergenceGauge:
         """Made only where something is not kept already: the model is run for it."""
-        cache = self.cache
         return DivergenceGauge(
-            self.base, self.texts, most=cache.most, positions=cache.positions, seed=cache.seed
+            self.base, self.texts, most=self.most, positions=self.positions, seed=self.seed
         )
 
-    def _key(self, adapter: LoraAdapter | Attachable) -> str:
-        cache = self.cache
-        parts = [
-            _FORMAT,
-            self.base.fingerprint,
-            str(self.base.network.dtype),
-            adapter.content_hash(),
-            self.texts,
-            [cache.most, cache.positions, cache.seed],
-        ]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
-
-def _read_divergence_cache(path: Path) -> Divergences | None:
-    try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        return Divergences(
-            positions=int(kept["positions"]),
-            **{name: float(kept[name]) for name in ("kl", "kl_p95", "js", "top1")},
-        )
-    except (OSError, ValueError, KeyError, TypeError):
-        return None  # not there, or damaged: it is computed again
-
-
-# Controls: adapters that should not work, beside which a prediction must stand.
+def _model_key(base: BaseModel, adapter: LoraAdapter | Attachable | None) -> dict[str, Any]:
+    """Return what a model's outputs depend on; TF32 and its like round products otherwise."""
+    return {
+        "base": base.fingerprint,
+        "adapter": adapter,
+        "dtype": base.network.dtype,
+        "precision": torch.get_float32_matmul_precision(),
+    }
 
 
 def random_adapter(anchors: AdapterStack, base_model: str, seed: int) -> LoraAdapter:
@@ -369,4 +308,4 @@ def swapped(
     names = list(adapters)
     if len(names) == 1:
         return {names[0]: spare[0]} if spare else {}
-    return {name: adapters[names[(place + 1) % len(names)]] for place, name in enumerate(names)}
+    return {name: adapters[names[(index + 1) % len(names)]] for index, name in enumerate(names)}

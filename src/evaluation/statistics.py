@@ -4,23 +4,35 @@ Everything here takes scores of which more is better: 1 or 0 for a right or wron
 minus the negative log-likelihood of the right one, in nats. Base, method and oracle are scored
 on the same rows, so that every bootstrap draw is paired. An undefined value is NaN, an interval
 without an end on one side is infinite there; nothing here raises because of what was measured.
+
+First the gap recovered and its paired bootstrap over tasks and rows, then means and changes over a
+suite's items, then rank correlation.
 """
 
 import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
+from scipy.stats import binomtest
 from torch import Tensor
 
 HEADROOM = 0.03
 """A task is usable where the oracle is at least so much above the base (accuracy, or nats)."""
 
 DRAWS = 5000
-"""Bootstrap draws of an interval."""
+"""Bootstrap draws of an interval over tasks."""
+
+ITEM_DRAWS = 2000
+"""Over items, and of rank correlations: there are many suites, metrics and adapters."""
+
+LEAST_POINTS = 4
+"""Fewer points have no rank correlation worth telling."""
+
+LEAST_GROUPS = 3
+"""Of fewer groups hardly any two draws differ, so that they have no interval."""
 
 _LEVEL = 0.95
 
@@ -183,8 +195,8 @@ def _two_stage(
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.randint(len(tables), (draws, len(tables)), generator=generator)
     means = torch.empty(*chosen.shape, tables[0].shape[1], dtype=torch.float64)
-    for place, table in enumerate(tables):
-        here = chosen == place
+    for index, table in enumerate(tables):
+        here = chosen == index
         means[here] = _resampled_means(table, int(here.sum()), generator)
     observed = torch.stack([table.mean(dim=0) for table in tables])
     value = float(statistic(observed[None])[0])
@@ -219,9 +231,6 @@ def _stacked(
     if len(set(counts)) != 1:
         raise ValueError(f"paired scores take the same rows, but these have {counts} of them")
     return torch.stack([column.double() for column in columns], dim=1)
-
-
-# Tests of whether an adapter changed 0-or-1 answers to the same items.
 
 
 @dataclass(frozen=True)
@@ -273,22 +282,12 @@ def sign_test(gained: int, lost: int) -> float:
     (1.0, 0.5)
     """
     changed = gained + lost
-    tail = sum(math.comb(changed, k) for k in range(min(gained, lost) + 1))
-    return float(min(Fraction(1), Fraction(2 * tail, 2**changed)))
+    return float(binomtest(gained, changed).pvalue) if changed else 1.0
 
 
 def is_binary(rows: Float[Tensor, " items"]) -> bool:
     """Return whether every number that counts is 0 or 1; NaN does not count."""
     return bool(((rows == 0) | (rows == 1) | rows.isnan()).all())
-
-
-# Means over a suite's items, and how an adapter changes them, with 95 % intervals.
-
-DRAWS_ITEM_STATISTICS = 2000
-"""Bootstrap draws: fewer than for tasks, as there are many suites, metrics and adapters."""
-
-_Z = 1.959963984540054  # 97.5 % of a normal distribution lie below it
-_NOTHING = Estimate(math.nan, Interval(math.nan, math.nan))
 
 
 @dataclass(frozen=True)
@@ -306,16 +305,14 @@ class ItemChange:
     test: McNemar | None
 
 
-def item_mean(
-    rows: Float[Tensor, " items"], seed: int = 0, draws: int = DRAWS_ITEM_STATISTICS
-) -> Estimate:
+def item_mean(rows: Float[Tensor, " items"], seed: int = 0, draws: int = ITEM_DRAWS) -> Estimate:
     """Return the mean over the items that count (not NaN), with its interval.
 
     Wilson's for a metric that is 0 or 1, a percentile bootstrap for others; NaN without items.
     """
     counted = rows[~rows.isnan()].double()
     if len(counted) == 0:
-        return _NOTHING
+        return _UNDEFINED
     if is_binary(counted):
         return Estimate(float(counted.mean()), wilson(int(counted.sum()), len(counted)))
     return mean_difference([counted], [torch.zeros_like(counted)], seed, draws)
@@ -325,7 +322,7 @@ def item_change(
     before: Float[Tensor, " _items"],
     after: Float[Tensor, " _items"],
     seed: int = 0,
-    draws: int = DRAWS_ITEM_STATISTICS,
+    draws: int = ITEM_DRAWS,
 ) -> ItemChange:
     """Return how a metric changes from one model to another on the same items.
 
@@ -352,25 +349,8 @@ def wilson(successes: int, trials: int) -> Interval:
     Unlike a bootstrap it has a width where all trials end alike. Source: Wilson, Probable
     inference, the law of succession, and statistical inference, 1927.
     """
-    share, z2 = successes / trials, _Z * _Z
-    centre = (share + z2 / (2 * trials)) / (1 + z2 / trials)
-    spread = share * (1 - share) / trials + z2 / (4 * trials * trials)
-    half = _Z * math.sqrt(spread) / (1 + z2 / trials)
-    return Interval(max(0.0, centre - half), min(1.0, centre + half))
-
-
-# Rank correlations, with intervals for points that come in groups.
-
-LEAST_POINTS = 4
-"""Fewer points have no rank correlation worth telling."""
-
-LEAST_GROUPS = 3
-"""Of fewer groups hardly any two draws differ, so that they have no interval."""
-
-DRAWS_RANK_CORRELATION = 2000
-"""Bootstrap draws of an interval."""
-
-_TAIL = 0.025
+    ends = binomtest(successes, trials).proportion_ci(_LEVEL, method="wilson")
+    return Interval(float(ends.low), float(ends.high))
 
 
 @dataclass(frozen=True)
@@ -393,7 +373,7 @@ def spearman(
     y: Sequence[float],
     groups: Sequence[Hashable],
     seed: int = 0,
-    draws: int = DRAWS_RANK_CORRELATION,
+    draws: int = ITEM_DRAWS,
 ) -> RankCorrelation | None:
     """Return Spearman's rank correlation, ties at their mean rank, with its interval.
 
@@ -428,7 +408,7 @@ def spearman(
         return RankCorrelation(whole, Interval(math.nan, math.nan), len(x))
     found = _weighted(one, other, weights)
     known = found[~found.isnan()]
-    low, high = (float(torch.quantile(known, q)) for q in (_TAIL, 1 - _TAIL))
+    low, high = (float(torch.quantile(known, q)) for q in (0.025, 0.975))
     return RankCorrelation(whole, Interval(low, high), len(x))
 
 
@@ -436,15 +416,15 @@ def _group_weights(
     groups: Sequence[Hashable], seed: int, draws: int
 ) -> Float[Tensor, "draws points"] | None:
     """Return how often each point is in each draw of groups."""
-    places = {group: place for place, group in enumerate(dict.fromkeys(groups))}
-    count = len(places)
+    indices = {group: index for index, group in enumerate(dict.fromkeys(groups))}
+    count = len(indices)
     if count < LEAST_GROUPS:
         return None
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randint(count, (draws, count), generator=generator)
     times = torch.zeros(draws, count, dtype=torch.float64)
     times.scatter_add_(1, drawn, torch.ones_like(drawn, dtype=torch.float64))
-    member: Int[Tensor, " points"] = torch.tensor([places[group] for group in groups])
+    member: Int[Tensor, " points"] = torch.tensor([indices[group] for group in groups])
     return times[:, member]
 
 
@@ -455,8 +435,9 @@ def _weighted(
 ) -> Float[Tensor, " draws"]:
     """Return Pearson's correlation of the ranks among points that each count several times.
 
-    NaN where one of the two does not vary. The same as writing every point down as often as it
-    counts, since mean ranks are sums over points.
+    NaN where one of the two does not vary. The same as scipy's ``spearmanr`` of every point written
+    down as often as it counts, since mean ranks are sums over points; but all draws at once, which
+    scipy does not do for draws of different sizes.
     """
     ranks = [_mean_ranks(values, weights) for values in (x, y)]
     total = weights.sum(dim=1, keepdim=True)

@@ -16,9 +16,9 @@ from ..alignment.layer_matching import LayerPairing
 from ..alignment.linear_maps import HeldOutError, LinearMap, SplitMoments
 from ..data import AlignedBatch, TextCorpus
 from ..exceptions import AdapterError, ConfigurationError
-from ..models.architectures import SiteTable
+from ..models.architectures import INPUT_ROLE, SiteTable
 from ..models.capture import readings
-from ..models.hooks import INPUT_ROLE, Tap, tap_widths
+from ..models.hooks import Tap, tap_widths
 from ..models.loading import BaseModel
 from ..models.statistics import (
     PairStatistics,
@@ -412,7 +412,8 @@ class GatheringMapper(CorpusMapper):
         trainer = self.trainer
         share = f"{trainer.global_rank} of {trainer.world_size}"
         batches = f"{trainer.num_training_batches} {trainer.num_val_batches}"
-        return f"{self.content_key()} {share} {batches}"
+        how = f"{self.device.type} {trainer.precision}"
+        return f"{self.content_key()} {share} {batches} {how}"
 
     def _sum(self, tensor: Tensor) -> Tensor:
         reduced: Any = self.trainer.strategy.reduce(tensor, reduce_op="sum")

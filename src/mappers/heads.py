@@ -1,7 +1,6 @@
 """Cached activations of both models as a LightningDataModule, for mappers that train on them."""
 
 import copy
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from ..alignment.moments import PairedMoments
 from ..data import AlignedBatch, TextCorpus
 from ..models.capture import ActivationCache, PairedCapture
 from ..models.hooks import SIDES, Tap, tap_widths
+from ..store import Key
 from .from_text import ModelPair, PairFrame, SitePair, input_pair
 
 Rows = dict[str, Float[Tensor, "rows _"]]
@@ -35,7 +35,7 @@ class ActivationRows(LightningDataModule):
         corpus: The texts.
         models: The base models.
         taps: Where to read the source and the target.
-        folder: Where the activations are kept, a folder for each content.
+        folder: Of the store in which the activations are kept.
         batch_rows: Tokens a batch.
         seed: Of the order of the training rows, which is another one each epoch.
     """
@@ -120,21 +120,20 @@ class ActivationRows(LightningDataModule):
             )
             for tap, width in tap_widths(model.sites, taps).items()
         }
-        cache = ActivationCache.resume(self.folder / self._key() / name, widths, rows)
+        key = Key.of(
+            "activations",
+            models=[self.models.source.fingerprint, self.models.target.fingerprint],
+            device=self.models.source.network.device,
+            corpus=self.corpus.content_hash(),
+            split=name,
+            widths=widths,
+            rows=rows,
+        )
+        cache = ActivationCache(self.folder, key, widths, rows)
         if not cache.complete:
             capture = PairedCapture(self.models.source.network, self.models.target.network)
             cache.fill(capture, batches, *self.taps)
         return cache
-
-    def _key(self) -> str:
-        sides = zip(SIDES, self.taps, strict=True)
-        parts = [
-            self.models.source.fingerprint,
-            self.models.target.fingerprint,
-            self.corpus.content_hash(),
-            *(tap.label_on(side) for side, taps in sides for tap in taps),
-        ]
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
 
 
 class _Batches(IterableDataset[Rows]):

@@ -8,7 +8,6 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import PretrainedConfig
 
 from ..adapters import Role, Site
 from ..alignment.linear_maps import (
@@ -22,12 +21,12 @@ from ..alignment.linear_maps import (
 )
 from ..alignment.moments import PairedMoments
 from ..exceptions import ConfigurationError
+from ..models.architectures import HeadShape
 from ..models.hooks import Tap
-from ..models.loading import BaseModel
 from ..models.statistics import TapPair
 from .from_anchors import finite_strengths
 from .from_text import ROLES, Gathered, LinearCorpusMapper, Writer
-from .unit_matching import HeadShape, log_frequencies
+from .unit_matching import log_frequencies
 
 
 class AdjointTransportMapper(LinearCorpusMapper):
@@ -282,20 +281,10 @@ class TransportMapper(LinearCorpusMapper):
         return self._blocks_of(source.layer, target.layer).fit(target.role, moments)
 
     def _blocks_of(self, source: int, target: int) -> RopeBlocks:
-        ours, theirs = (_heads(m) for m in (self.models.source, self.models.target))
+        configs = self.models.source.network.config, self.models.target.network.config
+        ours, theirs = (HeadShape.of(config) for config in configs)
         pairs = nearest_frequencies(
-            log_frequencies(_config(self.models.source), source, ours.dims),
-            log_frequencies(_config(self.models.target), target, theirs.dims),
+            log_frequencies(configs[0], source, ours.dims),
+            log_frequencies(configs[1], target, theirs.dims),
         )
         return RopeBlocks(ours, theirs, pairs)
-
-
-def _config(model: BaseModel) -> PretrainedConfig:
-    config: PretrainedConfig = model.network.config
-    return config
-
-
-def _heads(model: BaseModel) -> HeadShape:
-    config = _config(model)
-    heads, groups = int(config.num_attention_heads), int(config.num_key_value_heads)
-    return HeadShape(groups, heads // groups, model.sites.shapes[Site(0, Role.Q)][0] // heads)

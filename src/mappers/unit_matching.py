@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property, reduce
 from operator import add
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -16,6 +15,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from ..adapters import Role, Site
 from ..alignment.permutations import Aligner, AxisPlan, UnitSimilarity, best_assignment
 from ..exceptions import ModelError
+from ..models.architectures import HeadShape, rope_theta
 from ..models.streaming import StreamedWeights
 from .base import BasePair
 
@@ -322,31 +322,6 @@ class CoordinateDescent:
 # Which groups, heads and head dimensions of two attention blocks correspond.
 
 
-class HeadShape(NamedTuple):
-    """How many heads an attention block has, and how wide they are.
-
-    Attributes:
-        groups: Heads of keys and values.
-        heads: Query heads that share one of them.
-        dims: Width of a head.
-    """
-
-    groups: int
-    heads: int
-    dims: int
-
-    @classmethod
-    def of(cls, model: StreamedWeights) -> "HeadShape":
-        """Return the shape in a model, which is that of all its layers."""
-        heads, groups = int(model.config.num_attention_heads), int(model.config.num_key_value_heads)
-        return cls(groups, heads // groups, model.sites.shapes[Site(0, Role.Q)][0] // heads)
-
-    def rows(self, role: Role, group: int) -> slice:
-        """Return where a group's rows of q, k or v, or columns of o, lie."""
-        width = self.dims if role in (Role.K, Role.V) else self.heads * self.dims
-        return slice(group * width, (group + 1) * width)
-
-
 def head_axes(
     similarity: Mapping[Role, UnitSimilarity],
     source: HeadShape,
@@ -448,19 +423,15 @@ def rope_plan(
 def log_frequencies(config: PretrainedConfig, layer: int, dims: int) -> Float[Tensor, " pairs"]:
     """Return the logarithms of a layer's rotary frequencies, ``-(2 i / dims) log(theta)``.
 
-    Theta may differ between layers with local and with global attention, as in gemma3. What
-    stretches frequencies for long contexts is left out.
+    What stretches frequencies for long contexts is left out.
 
     Args:
         config: The model's config.
         layer: Counted from 0.
         dims: Width of a head.
     """
-    parameters = config.rope_parameters
-    if "rope_theta" not in parameters:
-        parameters = parameters[config.layer_types[layer]]
     steps = torch.arange(dims // 2, dtype=torch.float64)
-    return -2 * steps / dims * math.log(parameters["rope_theta"])
+    return -2 * steps / dims * math.log(rope_theta(config, layer))
 
 
 # The axes inside one layer of the source and one of the target, matched when they are needed.
@@ -517,7 +488,8 @@ class LayerAxes:
 
     @cached_property
     def _heads(self) -> dict[Role, Axis]:
-        source, target = HeadShape.of(self._pair.source), HeadShape.of(self._pair.target)
+        source = HeadShape.of(self._pair.source.config)
+        target = HeadShape.of(self._pair.target.config)
         rope = rope_plan(
             log_frequencies(self._pair.source.config, self._layers[0], source.dims),
             log_frequencies(self._pair.target.config, self._layers[1], target.dims),

@@ -1,10 +1,9 @@
-"""Activations of a base model at chosen places and tokens, as they are computed."""
+"""Activations of base models at chosen modules and tokens: of one, of a pair, and kept on disk."""
 
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from itertools import accumulate, islice
 from pathlib import Path
@@ -17,10 +16,12 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from ..adapters.lora import Site
+from ..adapters import Site
 from ..data.text_corpus import AlignedBatch, TokenBatch
-from ..exceptions import ConfigurationError, DataError, OutputError
-from ..files import write_whole, writing
+from ..exceptions import ConfigurationError, OutputError
+from ..files import writing
+from ..store import Key, Store
+from .architectures import capped, layer_name
 from .hooks import Tap
 
 Activations = dict[Tap, Tensor]
@@ -52,40 +53,30 @@ def activations(
     found: Activations = {}
     if not wanted:
         return found
-    device = network.device
-    at = places.to(device)
+    chosen = places.to(network.device)
+
+    def keep(tap: Tap, activation: Tensor) -> None:
+        found[tap] = rows_at(activation, chosen)
+        if len(found) == len(wanted):
+            raise _Enough
+
     # no_grad and not inference_mode, whose tensors autograd refuses when something is trained
     # on them later.
-    with _reading(network, wanted, at, found), torch.no_grad(), suppress(_Enough):
-        network.get_decoder()(
-            input_ids=tokens.input_ids.to(device),
-            attention_mask=tokens.attention_mask.to(device),
-            use_cache=False,
-        )
+    with ExitStack() as hooks, torch.no_grad(), suppress(_Enough):
+        for tap in wanted:
+            hooks.callback(hooked(network, tap, partial(keep, tap)).remove)
+        _run(network, tokens)
     return found
 
 
-@contextmanager
-def _reading(
-    network: PreTrainedModel, taps: set[Tap], places: Tensor, found: Activations
-) -> Iterator[None]:
-    """Hook the taps for as long as the block lasts, however it ends."""
-    with ExitStack() as hooks:
-        for tap in taps:
-            handle = hooked(network, tap, _keeper(tap, taps, places, found))
-            hooks.callback(handle.remove)
-        yield
-
-
-def _keeper(
-    tap: Tap, taps: set[Tap], places: Tensor, found: Activations
-) -> Callable[[Tensor], None]:
-    def keep(activation: Tensor) -> None:
-        found[tap] = rows_at(activation, places)
-        if len(found) == len(taps):
-            raise _Enough
-
-    return keep
+def _run(network: PreTrainedModel, tokens: TokenBatch) -> Float[Tensor, "texts tokens width"]:
+    """Run all but the head, and return the last hidden states."""
+    states: Tensor = network.get_decoder()(
+        input_ids=tokens.input_ids.to(network.device),
+        attention_mask=tokens.attention_mask.to(network.device),
+        use_cache=False,
+    )[0]
+    return states
 
 
 def rows_at(
@@ -98,7 +89,7 @@ def rows_at(
 def hooked(network: PreTrainedModel, tap: Tap, keep: Callable[[Tensor], None]) -> RemovableHandle:
     """Hand what flows through a tap to ``keep`` in every forward pass, until it is removed."""
     if tap.role is None:
-        layer = network.get_submodule(f"model.layers.{tap.layer}")
+        layer = network.get_submodule(layer_name(tap.layer))
 
         def behind(_module: nn.Module, _inputs: Any, output: Any) -> None:
             keep(output[0] if isinstance(output, tuple) else output)
@@ -109,12 +100,6 @@ def hooked(network: PreTrainedModel, tap: Tap, keep: Callable[[Tensor], None]) -
         return module.register_forward_pre_hook(lambda _module, inputs: keep(inputs[0]))
     return module.register_forward_hook(lambda _module, _inputs, output: keep(output))
 
-
-# How much a text's likelihood depends on what each module writes: gradients beside activations.
-#
-# Two models assign a likelihood to the same string. What a change of a module's output does to it
-# is, to first order, the inner product with the gradient, so that gradients say which directions
-# of two models have the same effect, whether or not activations ever vary along them.
 
 # Logits of so many positions are held at once; 256 are 268 MB for a vocabulary of 262,144.
 _POSITIONS = 256
@@ -129,7 +114,10 @@ def readings(
     """Return what :func:`activations` does, and gradients where a tap asks for them.
 
     The gradients are those of the log-likelihood of what lies between a text's first and last
-    aligned tokens, so that both models say how likely the same characters are.
+    aligned tokens, so that both models say how likely the same characters are. To first order the
+    inner product with the gradient is what a change of a module's output does to that likelihood:
+    gradients say which directions of two models have the same effect, whether or not activations
+    ever vary along them.
 
     Args:
         network: The model; an attached adapter takes part.
@@ -146,15 +134,14 @@ def readings(
     kept: dict[Tap, Tensor] = {}
     at = places.to(network.device)
     with ExitStack() as hooks:
-        hooks.callback(_rooted(network).remove)
+        # No parameter takes a gradient: they begin at the embeddings.
+        embedding: Any = network.get_input_embeddings()
+        root = embedding.register_forward_hook(lambda *args: args[-1].detach().requires_grad_())
+        hooks.callback(root.remove)
         for tap in (wanted - asked) | set(outputs):
             hooks.callback(hooked(network, tap, partial(kept.__setitem__, tap)).remove)
         with torch.enable_grad():
-            hidden: Tensor = network.get_decoder()(
-                input_ids=tokens.input_ids.to(network.device),
-                attention_mask=tokens.attention_mask.to(network.device),
-                use_cache=False,
-            )[0]
+            hidden = _run(network, tokens)
         rise = _likelihood_gradient(network, tokens, at, hidden.detach())
         found = torch.autograd.grad(hidden, [kept[tap] for tap in outputs], rise, allow_unused=True)
     read: Activations = {
@@ -173,15 +160,12 @@ def _likelihood_gradient(
     """
     ids = tokens.input_ids.to(network.device)
     head: Any = network.get_output_embeddings()
-    cap = getattr(network.config, "final_logit_softcapping", None)
     states, follows = hidden.flatten(0, 1), ids.flatten().roll(-1)
     rise = torch.zeros_like(states)
     for piece in torch.split(_predicting(places, ids.shape[1]), _POSITIONS):
         with torch.enable_grad():
             at = states[piece].requires_grad_()
-            logits = head(at).float()
-            if cap is not None:
-                logits = cap * torch.tanh(logits / cap)
+            logits = capped(network.config, head(at).float())
             likelihood = -nn.functional.cross_entropy(logits, follows[piece], reduction="sum")
         rise[piece] = torch.autograd.grad(likelihood, at)[0]
     return rise.view_as(hidden)
@@ -196,18 +180,8 @@ def _predicting(places: Int[Tensor, " rows"], width: int) -> Int[Tensor, " posit
     return torch.cat([torch.arange(start, end, device=places.device) for start, end in pieces])
 
 
-def _rooted(network: PreTrainedModel) -> Any:
-    """Let gradients flow although no parameter takes one: from the embeddings on."""
-    embedding: Any = network.get_input_embeddings()
-    return embedding.register_forward_hook(
-        lambda _module, _inputs, output: output.detach().requires_grad_()
-    )
-
-
-# Activations of two base models on the same texts, batch by batch.
-
 Progress = Callable[[int], None]
-"""Is told how many batches are done."""
+"""Called with the number of finished batches."""
 
 
 class PairedActivations(NamedTuple):
@@ -235,6 +209,11 @@ class PairedCapture:
     def __init__(self, source: PreTrainedModel, target: PreTrainedModel) -> None:
         self._source = source
         self._target = target
+
+    @property
+    def device(self) -> torch.device:
+        """Where the source model is, and with it the target's."""
+        return self._source.device
 
     def run(
         self,
@@ -267,10 +246,6 @@ class PairedCapture:
                 progress(done)
 
 
-# Paired activations on disk, for what trains on them epoch after epoch.
-
-_FORMAT = 1
-_PROGRESS = "progress.json"
 _BYTES = 2  # of a bfloat16
 
 
@@ -278,101 +253,58 @@ class ActivationCache:
     """Rows of bfloat16 in one file a label, written once from the first to the last.
 
     Rows are read through a memory map: what is read stays in the system's page cache, and not in
-    the process. How far the writing has come is kept in a small file that is replaced after each
-    batch lies on disk, so that a process that is stopped goes on from the last whole batch.
+    the process. How far the writing has come is kept after each batch lies on disk, so that a
+    process that is stopped goes on from the last whole batch.
 
-    Made by :meth:`create`, :meth:`open` or :meth:`resume`.
+    Args:
+        cache: Folder of the :class:`~loraport.store.Store`.
+        key: All that the rows depend on.
+        widths: How wide the rows of each label are, such as ``source.3.q.input``.
+        rows: How many there will be of each.
 
     Attributes:
+        widths: The same.
+        rows: The same.
         folder: Where the files lie.
-        widths: How wide each label's rows are.
-        rows: How many rows there will be.
-        done: How many are written.
+        done: How many rows are written.
+
+    Raises:
+        ConfigurationError: there is nothing to write.
+        OutputError: the disk has too little room, or the folder is forbidden.
     """
 
-    def __init__(self, folder: Path, widths: Mapping[str, int], rows: int, done: int) -> None:
-        self.folder = folder
-        self.widths = dict(widths)
-        self.rows = rows
-        self.done = done
+    def __init__(self, cache: Path, key: Key, widths: Mapping[str, int], rows: int) -> None:
+        self.widths, self.rows, self.done = dict(widths), rows, 0
+        self._store, self._key = Store(cache), key
         self._maps: dict[str, Tensor] = {}
-
-    @classmethod
-    def create(cls, folder: Path, widths: Mapping[str, int], rows: int) -> "ActivationCache":
-        """Start a cache in a folder; what an earlier one has there is written over.
-
-        Args:
-            folder: Where the files shall lie.
-            widths: How wide the rows of each label are, such as ``source.3.q.input``.
-            rows: How many there will be of each.
-
-        Raises:
-            ConfigurationError: there is nothing to write.
-            OutputError: the disk has too little room, or the place is forbidden.
-        """
-        if rows < 1 or not widths:
+        folder = self._store.working_folder(key) if rows > 0 and widths else None
+        if folder is None:
             raise ConfigurationError(
-                f"the activations for {folder} have {rows} rows of {len(widths)} places, but a "
-                "cache takes at least one of each; give a corpus with more text, or more modules"
+                f"the activations have {rows} rows of {len(widths)} modules, but a cache takes at "
+                "least one of each; give a corpus with more text, or more modules"
             )
-        cache = cls(folder, widths, rows, 0)
+        self.folder = folder
+        sizes = [(self._file(label), self._size(label)) for label in widths]
+        if all(file.is_file() and file.stat().st_size == size for file, size in sizes):
+            self.done = self._store.get(key) or 0
+            return
+        self._store.put(key, 0)  # first: without the files nothing counts as written
+        needed, free = sum(size for _, size in sizes), shutil.disk_usage(folder).free
+        if needed > free:
+            raise OutputError(
+                f"{folder} needs {needed / 1e9:.1f} GB for {rows} rows of {len(widths)} modules, "
+                f"but its disk has {free / 1e9:.1f} GB free; take fewer tokens or modules, or "
+                "name a folder on another disk"
+            )
         with writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            # The progress first: without it nothing counts as written.
-            for old in (folder / _PROGRESS, *folder.glob("*.bf16")):
-                old.unlink(missing_ok=True)
-            cache._check_space()
-            for label in widths:
-                with cache._file(label).open("wb") as file:
-                    file.truncate(cache._size(label))
-        cache._note(0)
-        return cache
-
-    @classmethod
-    def open(cls, folder: Path) -> "ActivationCache":
-        """Open the cache in a folder, whether complete or not.
-
-        Raises:
-            DataError: there is none, or it is damaged.
-        """
-        try:
-            kept = json.loads((folder / _PROGRESS).read_text(encoding="utf-8"))
-            if kept["format"] != _FORMAT:
-                raise ValueError(f"format {kept['format']}")
-            cache = cls(folder, kept["widths"], kept["rows"], kept["done"])
-            if any(cache._file(x).stat().st_size != cache._size(x) for x in cache.widths):
-                raise ValueError("a file has not the size that it should")
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(
-                f"{folder} holds no activations that can be read ({error}); remove the folder, "
-                "and they are computed again"
-            ) from error
-        return cache
-
-    @classmethod
-    def resume(cls, folder: Path, widths: Mapping[str, int], rows: int) -> "ActivationCache":
-        """Open the cache in a folder, or start it where none is there that fits.
-
-        Raises:
-            ConfigurationError: there is nothing to write.
-            OutputError: the disk has too little room, or the place is forbidden.
-        """
-        try:
-            kept = cls.open(folder)
-        except DataError:
-            return cls.create(folder, widths, rows)
-        fits = kept.widths == dict(widths) and kept.rows == rows
-        return kept if fits else cls.create(folder, widths, rows)
+            for file, size in sizes:
+                with file.open("wb") as opened:
+                    opened.truncate(size)
 
     @property
     def complete(self) -> bool:
         """Whether all rows are written."""
         return self.done == self.rows
-
-    @property
-    def bytes(self) -> int:
-        """How large the files are together."""
-        return sum(self._size(label) for label in self.widths)
 
     def fill(
         self,
@@ -390,7 +322,7 @@ class ActivationCache:
             batches: All of the texts, in the order they always have.
             source_taps: Read in the source model; their rows get the label ``tap.label_on``.
             target_taps: Read in the target model.
-            progress: Told how many batches are done.
+            progress: Called with the number of finished batches.
 
         Raises:
             ConfigurationError: they are not the batches that the cache was begun with.
@@ -410,36 +342,33 @@ class ActivationCache:
         for read in capture.run(held, source_taps, target_taps, skip=skip, progress=progress):
             rows = {tap.label_on("source"): x for tap, x in read.source.items()}
             rows |= {tap.label_on("target"): x for tap, x in read.target.items()}
-            self.write(self.done, rows)
+            self.write(rows)
 
-    def write(self, row: int, batch: Mapping[str, Float[Tensor, "rows _"]]) -> None:
-        """Write the next rows of all labels.
-
-        Args:
-            row: Which row they begin at; that behind the last that was written.
-            batch: The rows of each label, equally many.
+    def write(self, batch: Mapping[str, Float[Tensor, "rows _"]]) -> None:
+        """Write the next rows of all labels, equally many of each.
 
         Raises:
-            ConfigurationError: they are not the next rows, or not all labels', or too many.
+            ConfigurationError: they are not those of all labels, or too many.
             OutputError: the disk is full.
         """
         (count,) = {len(rows) for rows in batch.values()}
         found = {label: rows.shape[1] for label, rows in batch.items()}
-        if found != self.widths or row != self.done or row + count > self.rows:
+        if found != self.widths or self.done + count > self.rows:
             raise ConfigurationError(
-                f"{self.folder} was given the rows {row} to {row + count} of {len(found)} places, "
-                f"but takes rows from {self.done} to {self.rows} of the {len(self.widths)} places "
-                "that it was made for; remove the folder if the corpus has changed"
+                f"{self.folder} was given {count} rows of {len(found)} modules, but takes the "
+                f"rows from {self.done} to {self.rows} of the {len(self.widths)} modules that it "
+                "was made for; remove the folder if the corpus has changed"
             )
         with writing(self.folder):
             for label, rows in batch.items():
                 content = rows.detach().to("cpu", torch.bfloat16).contiguous().view(torch.int16)
                 with self._file(label).open("r+b") as file:
-                    file.seek(row * self.widths[label] * _BYTES)
+                    file.seek(self.done * self.widths[label] * _BYTES)
                     file.write(content.numpy().data)
                     file.flush()
                     os.fsync(file.fileno())
-        self._note(row + count)
+        self._store.put(self._key, self.done + count)
+        self.done += count
 
     def read(self, label: str, index: Int[Tensor, " rows"]) -> Float[Tensor, "rows width"]:
         """Return chosen rows of a label as float32; read them once all are written."""
@@ -454,19 +383,3 @@ class ActivationCache:
 
     def _size(self, label: str) -> int:
         return self.rows * self.widths[label] * _BYTES
-
-    def _note(self, done: int) -> None:
-        """Keep how many rows are written."""
-        kept = {"format": _FORMAT, "rows": self.rows, "widths": self.widths, "done": done}
-        write_whole(self.folder / _PROGRESS, json.dumps(kept))
-        self.done = done
-
-    def _check_space(self) -> None:
-        """Refuse to start what does not fit on the disk."""
-        free = shutil.disk_usage(self.folder).free
-        if self.bytes > free:
-            raise OutputError(
-                f"{self.folder} needs {self.bytes / 1e9:.1f} GB for {self.rows} rows of "
-                f"{len(self.widths)} places, but its disk has {free / 1e9:.1f} GB free; take "
-                "fewer tokens or modules, or name a folder on another disk"
-            )

@@ -1,4 +1,8 @@
-"""How a base model goes on behind prompts: token by token, in batches, with a KV cache."""
+"""What a base model writes after prompts: token by token, in batches, with a KV cache.
+
+Not by ``transformers.generate``: its sampling draws from the global generator, while texts that a
+model writes here have to be the same for the same seed whatever else has drawn in between.
+"""
 
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
@@ -61,7 +65,7 @@ def generate(
     max_new_tokens: int,
     choice: NextToken,
 ) -> list[list[int]]:
-    """Return the tokens with which the model goes on behind each prompt.
+    """Return the tokens that the model writes after each prompt.
 
     All prompts go through the model together, left padded. A row ends with the tokenizer's
     end-of-text token where the model has come to its end, and else after ``max_new_tokens``.
@@ -75,14 +79,14 @@ def generate(
     network, device = base.network, base.network.device
     end = int(base.tokenizer.eos_token_id)
     ids, mask = (part.to(device) for part in left_padded(prompts, int(base.tokenizer.pad_token_id)))
-    places, past = positions(mask), None
+    position_ids, past = positions(mask), None
     written: list[Tensor] = []
     open_rows = torch.ones(len(prompts), dtype=torch.bool, device=device)
     while len(written) < max_new_tokens and bool(open_rows.any()):
         output = network(
             input_ids=ids,
             attention_mask=mask,
-            position_ids=places,
+            position_ids=position_ids,
             past_key_values=past,
             use_cache=True,
             logits_to_keep=1,
@@ -91,7 +95,7 @@ def generate(
         chosen = choice.choose(output.logits[:, -1])
         written.append(chosen)
         open_rows &= chosen != end
-        ids, places = chosen[:, None], places[:, -1:] + 1
+        ids, position_ids = chosen[:, None], position_ids[:, -1:] + 1
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
     rows = torch.stack(written, dim=1).tolist() if written else [[] for _ in prompts]
     return [row[: row.index(end) + 1] if end in row else row for row in rows]

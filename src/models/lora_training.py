@@ -1,4 +1,4 @@
-"""Stopping Lightning's trainer as any other work is stopped."""
+"""Training LoRA adapters: PEFT's modules on a borrowed base network, and what their loss is."""
 
 import math
 import re
@@ -38,9 +38,6 @@ def interruptible() -> Iterator[None]:
             signal.signal(signal.SIGINT, handler)
             raise KeyboardInterrupt from None
         raise
-
-
-# PEFT's LoRA modules on a borrowed base network, and how their factors are trained.
 
 
 class LoraTraining(LightningModule):
@@ -168,9 +165,6 @@ def _with_lora(base: BaseModel, ranks: Mapping[Site, int], scale: float) -> Peft
         module: Any = base.network.get_submodule(site.module_name)
         module.scaling["default"] = scale
     return network
-
-
-# Training one LoRA adapter of a base model on one task.
 
 
 class LoraFineTuning(LoraTraining):

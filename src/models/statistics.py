@@ -1,8 +1,5 @@
-"""Moments of paired activations of two models, gathered batch by batch."""
+"""Moments of paired activations of two models, gathered batch by batch and kept on disk."""
 
-import hashlib
-import json
-import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,14 +8,12 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..alignment.moments import PairedMoments
 from ..data.text_corpus import AlignedBatch
 from ..exceptions import DataError
-from ..files import writing
+from ..store import Key, Store
 from .capture import PairedCapture, Progress
 from .hooks import SIDES, Tap
 
@@ -139,11 +134,7 @@ class PairStatistics:
     def from_tensors(
         cls, pairs: Sequence[TapPair], tensors: Mapping[str, Tensor]
     ) -> "PairStatistics":
-        """Return the statistics whose :meth:`tensors` are given; it goes on adding to them.
-
-        Raises:
-            ValueError: they are those of other pairs.
-        """
+        """Return the statistics whose :meth:`tensors` are given; it goes on adding to them."""
         statistics = cls(pairs)
         statistics.rows = int(tensors["rows"])
         for name, tensor in tensors.items():
@@ -152,10 +143,6 @@ class PairStatistics:
                 statistics._waiting_rows = len(tensor)
             elif name != "rows":
                 statistics._totals[name] = tensor
-        if statistics.rows > statistics._waiting_rows:
-            known = {name for name in statistics._totals if not name.startswith("gram.")}
-            if known != {*(f"sum.{name}" for name in statistics._names), *statistics._crosses}:
-                raise ValueError("the tensors are those of other pairs of taps")
         return statistics
 
     def reduced(self, reduce: Callable[[Tensor], Tensor]) -> "PairStatistics":
@@ -208,20 +195,13 @@ def gram_entries(width: int) -> int:
 
 
 def _slabs(width: int) -> range:
-    """Return the first rows of a Gram's slabs."""
+    """Return the first row of each slab of a Gram."""
     return range(0, width, SLAB)
 
 
 def _joined(parts: Sequence[Tensor]) -> Float[Tensor, "rows width"]:
     """Return float32 rows below one another; a single part is not copied."""
     return parts[0].float() if len(parts) == 1 else torch.cat([part.float() for part in parts])
-
-
-# Paired statistics on disk, so that the base models run once over a corpus.
-
-# Raise it when the code changes what is kept or what comes out of it.
-_FORMAT = 1
-_PARTS = ("train", "held_out")
 
 
 @dataclass
@@ -249,18 +229,16 @@ class RunningTotals:
 
 
 class StatisticsStore:
-    """Keeps running totals in a file under a key; one that is finished is never gathered again.
-
-    A file appears whole, by a rename; what is damaged is gathered again.
+    """Keeps running totals under a key, so that the base models run once over a corpus.
 
     Args:
-        folder: Where the files lie; None keeps nothing.
-        seconds: The least time between two writings of one file, on the clock. It changes no
+        cache: Folder of the :class:`~loraport.store.Store`; None keeps nothing.
+        seconds: The least time between two writings of one entry, on the clock. It changes no
             bit of what comes out.
     """
 
-    def __init__(self, folder: Path | None, *, seconds: float = 60.0) -> None:
-        self._folder = folder
+    def __init__(self, cache: Path | None, *, seconds: float = 60.0) -> None:
+        self._store = Store(cache)
         self._seconds = seconds
 
     def gather(
@@ -276,17 +254,18 @@ class StatisticsStore:
         """Return the statistics of all batches, those that are kept and those still to be run.
 
         Args:
-            key: Says all that the activations depend on, but not the pairs: both models, what is
-                attached to them, and the batches.
+            key: Says all that the activations depend on, but not the pairs and the device: both
+                models, what is attached to them, and the batches.
             pairs: The taps whose activations are related.
             capture: Runs the models.
             train: The batches to fit on, in the order they always have.
             held_out: The batches to choose on.
-            progress: Told how many batches are done, of both kinds together.
+            progress: Called with the number of finished batches, of both kinds together.
 
         Raises:
-            OutputError: the disk is full, or the place forbidden.
+            OutputError: the disk is full, or the folder forbidden.
         """
+        key = f"{key} {capture.device.type}"
         totals = self.resume(key, pairs)
         if totals.complete:
             return totals
@@ -308,31 +287,43 @@ class StatisticsStore:
 
     def resume(self, key: str, pairs: Sequence[TapPair]) -> RunningTotals:
         """Return what is kept under a key for these pairs; empty totals where that is nothing."""
-        file = self._file(key, pairs)
-        kept = None if file is None else _read(file, pairs)
-        return RunningTotals.empty(pairs) if kept is None else kept
+        kept = self._store.get_tensors(_key(key, pairs))
+        if kept is None:
+            return RunningTotals.empty(pairs)
+        tensors, state = kept
+        split: dict[str, dict[str, Tensor]] = {"train": {}, "held_out": {}}
+        for name, tensor in tensors.items():
+            part, _, own = name.partition(".")
+            split[part][own] = tensor
+        train, held_out = (PairStatistics.from_tensors(pairs, part) for part in split.values())
+        return RunningTotals(train, held_out, **state)
 
     def save(self, key: str, totals: RunningTotals) -> None:
-        """Keep the totals, in place of what was kept before.
+        """Keep the totals, in place of what was kept before, without a copy of them in memory.
 
         Raises:
-            OutputError: the disk is full, or the place forbidden.
+            OutputError: the disk is full, or the folder forbidden.
         """
-        file = self._file(key, totals.train.pairs)
-        if file is not None:
-            _write(file, totals)
+        tensors = {
+            f"{part}.{name}": tensor
+            for part, statistics in (("train", totals.train), ("held_out", totals.held_out))
+            for name, tensor in statistics.tensors().items()
+        }
+        state = {
+            "train_batches": totals.train_batches,
+            "held_out_batches": totals.held_out_batches,
+            "complete": totals.complete,
+        }
+        self._store.put_tensors(_key(key, totals.train.pairs), tensors, state)
 
     def saver(self, key: str, totals: RunningTotals) -> "Saver":
         """Return what keeps totals under a key from time to time, as they grow."""
         return Saver(self, key, totals)
 
-    def _file(self, key: str, pairs: Sequence[TapPair]) -> Path | None:
-        if self._folder is None:
-            return None
-        labels = sorted({f"{x.label} {y.label}" for x, y in pairs})
-        content = "\n".join((str(_FORMAT), key, *labels))
-        name = hashlib.sha256(content.encode()).hexdigest()
-        return self._folder / name[:2] / f"{name}.safetensors"
+
+def _key(key: str, pairs: Sequence[TapPair]) -> Key:
+    labels = sorted({(x.label, y.label) for x, y in pairs})
+    return Key.of("statistics", activations=key, pairs=labels)
 
 
 class Saver:
@@ -351,56 +342,6 @@ class Saver:
             progress(self._totals.train_batches + self._totals.held_out_batches)
 
 
-def _read(file: Path, pairs: Sequence[TapPair]) -> RunningTotals | None:
-    """Return what a file holds; None if it is not there or damaged."""
-    try:
-        with safe_open(file, framework="pt") as opened:
-            state = json.loads(opened.metadata()["state"])
-            # Copied out of the memory map, where they are aligned otherwise than what was
-            # computed: products with them would not round alike.
-            tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118
-        train, held_out = (
-            PairStatistics.from_tensors(
-                pairs,
-                {
-                    name.removeprefix(f"{part}."): tensor
-                    for name, tensor in tensors.items()
-                    if name.startswith(f"{part}.")
-                },
-            )
-            for part in _PARTS
-        )
-        return RunningTotals(train, held_out, **state)
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
-        return None
-
-
-def _write(file: Path, totals: RunningTotals) -> None:
-    """Write the totals, whole or not at all, without a second copy of them in memory."""
-    state = {
-        "train_batches": totals.train_batches,
-        "held_out_batches": totals.held_out_batches,
-        "complete": totals.complete,
-    }
-    tensors = {
-        f"{part}.{name}": tensor
-        for part, statistics in zip(_PARTS, (totals.train, totals.held_out), strict=True)
-        for name, tensor in statistics.tensors().items()
-    }
-    unfinished = file.with_name(f".{file.name}.{os.getpid()}")
-    with writing(file):
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, unfinished, {"state": json.dumps(state)})
-            unfinished.replace(file)
-        except BaseException:
-            unfinished.unlink(missing_ok=True)
-            raise
-
-
-# How much of two networks fits into memory at once when statistics are gathered.
-
-
 def layer_blocks(
     pairs: Sequence[TapPair],
     widths: tuple[Mapping[Tap, int], Mapping[Tap, int]],
@@ -413,7 +354,7 @@ def layer_blocks(
 
     Args:
         pairs: Source and target taps.
-        widths: Of the source's taps and of the target's (:func:`~.taps.tap_widths`).
+        widths: Of the source's taps and of the target's (:func:`~.hooks.tap_widths`).
         budget_gb: Gigabytes (10^9 bytes) for the statistics of training and held-out text
             together, and the rows that wait to be multiplied.
     """
@@ -432,7 +373,7 @@ def layer_blocks(
 def statistics_bytes(
     pairs: Sequence[TapPair], widths: tuple[Mapping[Tap, int], Mapping[Tap, int]]
 ) -> int:
-    """Return what two :class:`~.pair_statistics.PairStatistics` of some pairs hold, in bytes.
+    """Return what two :class:`PairStatistics` of some pairs hold, in bytes.
 
     Two, as held-out text has its own; and one set of rows that wait.
     """

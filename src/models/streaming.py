@@ -1,6 +1,9 @@
-"""The weights of a base model on disk, one tensor at a time."""
+"""The weights of a base model on disk, one tensor at a time.
 
-import hashlib
+They are read by themselves, by a network that never is whole in memory, and for their truncated
+SVDs, which are kept.
+"""
+
 import json
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,12 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import xxhash
 from accelerate import init_empty_weights
 from huggingface_hub.errors import StrictDataclassError
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -27,18 +28,16 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ..adapters.lora import Role, Site
+from ..adapters import Site
 from ..alignment.svd import TruncatedSvd, randomised_svd
 from ..exceptions import ModelError
-from ..files import write_whole
-from .architectures import ARCHITECTURES, SiteTable
+from ..store import Key, Store
+from .architectures import ARCHITECTURES, EMBEDDING, HEAD, SiteTable, head_name, input_norm
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
-# Their RMSNorm multiplies by 1 + weight, and a norm of its own stands in front of the MLP.
-_GEMMA = ("gemma2", "gemma3_text")
-_ATTENTION_INPUTS = (Role.Q, Role.K, Role.V)
-_MLP_INPUTS = (Role.GATE, Role.UP)
+_FACTORS = ("U", "S", "V")
+_HEAD_ROWS = 8192  # multiplied at once: 100 MB in float32 at a width of 3072
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,16 +143,11 @@ class StreamedWeights:
         Raises:
             ModelError: the tensor is missing, damaged or has not the shape that the config says.
         """
-        name = "model.embed_tokens.weight"
         shape = int(self.config.vocab_size), int(self.config.hidden_size)
-        return self._shaped(name, self.tensor(name), shape)
+        return self._shaped(EMBEDDING, self.tensor(EMBEDDING), shape)
 
     def input_gain(self, site: Site) -> Float[Tensor, " in"] | None:
         """Return by what RMSNorm multiplies the normalised residual in front of the site.
-
-        q, k and v read the residual behind ``input_layernorm``; gate and up behind
-        ``post_attention_layernorm``, or ``pre_feedforward_layernorm`` in gemma2 and gemma3.
-        Gemma multiplies by 1 + weight.
 
         Returns:
             The gain in float32, or None for o and down, which read no normalised residual.
@@ -161,16 +155,12 @@ class StreamedWeights:
         Raises:
             ModelError: the tensor is missing, damaged or has not the model's width.
         """
-        gemma = self.config.model_type in _GEMMA
-        if site.role in _ATTENTION_INPUTS:
-            norm = "input_layernorm"
-        elif site.role in _MLP_INPUTS:
-            norm = "pre_feedforward_layernorm" if gemma else "post_attention_layernorm"
-        else:
+        norm = input_norm(self.config, site)
+        if norm is None:
             return None
-        name = f"model.layers.{site.layer}.{norm}.weight"
+        name, offset = norm
         gain = self._shaped(name, self.tensor(name), (int(self.config.hidden_size),)).float()
-        return 1 + gain if gemma else gain
+        return gain + offset if offset else gain
 
     def _shaped(self, name: str, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
         if tuple(tensor.shape) != shape:
@@ -180,18 +170,6 @@ class StreamedWeights:
                 "model"
             )
         return tensor
-
-
-def content_hash(weight: Float[Tensor, "out in"]) -> str:
-    """Return a hash over dtype, shape and bytes of a weight, without a copy of it.
-
-    Two models that share a weight share its hash, wherever they lie and however they are sharded.
-    XXH3 in 128 bits: it tells contents apart twenty times faster than SHA-256, but is no defence
-    against somebody who wants two to look alike.
-    """
-    digest = xxhash.xxh3_128(f"{weight.dtype} {tuple(weight.shape)} ".encode())
-    digest.update(weight.contiguous().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _config(folder: Path) -> PretrainedConfig:
@@ -260,13 +238,6 @@ def _opened(file: Path) -> Iterator[Any]:
         ) from error
 
 
-# A whole network that runs without ever being whole in memory.
-
-_HEAD = "lm_head.weight"
-# Rows of the head that are multiplied at once: 100 MB in float32 at a width of 3072.
-_HEAD_ROWS = 8192
-
-
 def hollow_network(weights: StreamedWeights) -> PreTrainedModel:
     """Return a model's network whose parameters take no memory and hold zeros.
 
@@ -299,7 +270,7 @@ def streaming(network: nn.Module, weights: StreamedWeights) -> Iterator[None]:
             if not names or "lora_" in name:
                 continue
             base = name.removeprefix("base_model.model.").replace(".base_layer", "")
-            if f"{base}.weight" == _HEAD:
+            if f"{base}.weight" == HEAD:
                 stack.enter_context(_headed(module, weights))
             else:
                 stack.enter_context(_fed(module, base, names, weights))
@@ -339,8 +310,7 @@ def _headed(module: nn.Module, weights: StreamedWeights) -> Iterator[None]:
     """Multiply by the head some rows at a time: it is the largest matrix of a small model."""
 
     def forward(x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch tokens"]:
-        tied = bool(getattr(weights.config, "tie_word_embeddings", False))
-        head = weights.embedding() if tied else weights.tensor(_HEAD)
+        head = weights.tensor(head_name(weights.config))
         starts = range(0, head.shape[0], _HEAD_ROWS)
         parts = [x @ head[start : start + _HEAD_ROWS].float().mT for start in starts]
         return torch.cat(parts, dim=-1)
@@ -356,28 +326,19 @@ def _place(module: nn.Module, name: str, tensor: Tensor) -> None:
     setattr(module, name, nn.Parameter(tensor, requires_grad=False))
 
 
-# Factorisations of base weights, kept on disk under the weights' content.
-
-# Raise it when the code changes what is kept or what comes out of a factorisation.
-_FORMAT = 4
-_PARTS = ("U", "S", "V")
-
-
 class FactorCache:
-    """Truncated SVDs of base weights, each computed once.
+    """Truncated SVDs of base weights, each computed once and kept under the weight's content.
 
-    A factorisation lies in a file under the hash of the weight's content and of all that the
-    computation depends on, so that it serves every adapter, pair and copy of the model. Several
-    processes may use one folder: a file appears whole, by a rename.
+    So one serves every adapter, pair and copy of the model.
 
     Args:
-        folder: Where the files lie; None keeps nothing.
+        cache: Folder of the :class:`~loraport.store.Store`; None keeps nothing.
     """
 
-    def __init__(self, folder: Path | None) -> None:
-        self._folder = folder
-        self._pending: Future[None] | None = None
-        self._pending_file: Path | None = None
+    def __init__(self, cache: Path | None) -> None:
+        self._store = Store(cache)
+        # What is being written, by one thread, while the next weight is factorised.
+        self._pending: tuple[Key, Future[None]] | None = None
 
     def svd(
         self,
@@ -392,14 +353,13 @@ class FactorCache:
     ) -> TruncatedSvd:
         """Return the leading singular triplets of a site's weight, in float32 on ``device``.
 
-        What was kept has the very bits that were computed; a kept file that is damaged is
-        computed again. For the other arguments see
+        What was kept has the very bits that were computed. For the other arguments see
         :func:`~loraport.alignment.svd.randomised_svd`.
 
         Raises:
             ModelError: the weight cannot be read, or has entries that are not finite.
             OutputError: the factorisation before this one could not be kept: the disk is full,
-                or the place forbidden. Each is written while the next is computed.
+                or the folder forbidden.
         """
         weight = weights.weight(site)
         options = {
@@ -408,13 +368,16 @@ class FactorCache:
             "power_iterations": power_iterations,
             "seed": seed,
         }
-        file = self._file(weight, options)
-        if file is not None:
-            if file == self._pending_file:  # a model ported to itself
+        key = None
+        if self._store.root is not None:
+            key = Key.of("factors", weight=weight, device=device, **options)
+            if self._pending is not None and key == self._pending[0]:  # a model ported to itself
                 self.flush()
-            kept = _read(file, weights.sites.shapes[site])
+            kept = self._store.get_tensors(key)
             if kept is not None:
-                return _moved(kept, device)
+                tensors, energy = kept
+                u, s, v = (tensors[part].to(device) for part in _FACTORS)
+                return TruncatedSvd(u, s, v, energy)
         try:
             svd = randomised_svd(weight.to(device), **options)
         except ValueError as error:
@@ -422,55 +385,24 @@ class FactorCache:
                 f"{site.module_name} of {weights.name} cannot be factorised ({error}); fetch the "
                 f"weights in {weights.folder} again"
             ) from error
-        if file is not None:
+        if key is not None:
             self.flush()
-            self._pending, self._pending_file = _writer().submit(_write, file, svd), file
+            tensors = dict(zip(_FACTORS, svd[:3], strict=True))
+            put = _writer().submit(self._store.put_tensors, key, tensors, svd.energy)
+            self._pending = key, put
         return svd
-
-    def _file(self, weight: Float[Tensor, "out in"], options: dict[str, int]) -> Path | None:
-        """Return where the factorisation of a weight is kept."""
-        if self._folder is None:
-            return None
-        settings = " ".join(str(value) for value in (_FORMAT, *options.values()))
-        key = hashlib.sha256(f"{content_hash(weight)} {settings}".encode()).hexdigest()
-        return self._folder / key[:2] / f"{key}.safetensors"
 
     def flush(self) -> None:
         """Wait until everything is kept.
 
         Raises:
-            OutputError: it cannot be kept: the disk is full, or the place forbidden.
+            OutputError: it cannot be kept: the disk is full, or the folder forbidden.
         """
-        pending, self._pending, self._pending_file = self._pending, None, None
+        pending, self._pending = self._pending, None
         if pending is not None:
-            pending.result()
+            pending[1].result()
 
 
 @cache
 def _writer() -> ThreadPoolExecutor:
-    """One thread that writes while the next weight is factorised."""
     return ThreadPoolExecutor(1, thread_name_prefix="factor-cache")
-
-
-def _moved(svd: TruncatedSvd, device: torch.device) -> TruncatedSvd:
-    return TruncatedSvd(svd.U.to(device), svd.S.to(device), svd.V.to(device), svd.energy)
-
-
-def _read(file: Path, shape: tuple[int, int]) -> TruncatedSvd | None:
-    """Return what a file holds; None if it is not there or damaged."""
-    try:
-        with safe_open(file, framework="pt") as opened:
-            # Copied out of the memory map, where they are aligned otherwise than what was
-            # computed: products with them would not round alike.
-            u, s, v = (opened.get_tensor(part).clone() for part in _PARTS)
-            svd = TruncatedSvd(u, s, v, float.fromhex(opened.metadata()["energy"]))
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
-        return None
-    return svd if (len(u), len(v)) == shape else None
-
-
-def _write(file: Path, svd: TruncatedSvd) -> None:
-    """Write a factorisation, whole or not at all."""
-    here = _moved(svd, torch.device("cpu"))
-    content = save(dict(zip(_PARTS, here[:3], strict=True)), {"energy": here.energy.hex()})
-    write_whole(file, content)

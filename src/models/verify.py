@@ -1,4 +1,4 @@
-"""Is what was written what PEFT reads, and does it change what the model says?"""
+"""Checks a written adapter: PEFT reads the same updates, and they change the model's logits."""
 
 import warnings
 from dataclasses import dataclass
@@ -15,8 +15,7 @@ from ..adapters import LoraAdapter, LowRank, Site
 from ..exceptions import VerificationError
 from .streaming import StreamedWeights, hollow_network, streaming
 
-# As many token ids, spread over the vocabulary, are asked for the next token.
-_PROBE_TOKENS = 12
+_PROBE_TOKENS = 12  # spread over the vocabulary
 # Of an update's norm; bfloat16, the coarsest dtype that is written, rounds to 2^-9.
 _TOLERANCE = 1e-2
 
@@ -80,8 +79,8 @@ def _loaded(network: PreTrainedModel, folder: Path, what: str) -> nn.Module:
             warnings.simplefilter("ignore")  # every one of them is checked below, and named
             model: nn.Module = PeftModel.from_pretrained(network, str(folder))
     except (OSError, SafetensorError, RuntimeError, ValueError, KeyError, TypeError) as error:
-        told = " ".join(str(error).split())[:300]
-        raise VerificationError(f"PEFT cannot put the adapter in {what}: {told}") from error
+        reason = " ".join(str(error).split())[:300]
+        raise VerificationError(f"PEFT cannot put the adapter in {what}: {reason}") from error
     return model
 
 

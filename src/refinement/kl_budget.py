@@ -15,7 +15,7 @@ import torch
 from ..adapters import LoraAdapter, LowRank
 from ..data.corpora import VALIDATION
 from ..exceptions import ConfigurationError, DataError
-from ..models.kl import Drift, KlToBaseGauge
+from ..models.kl import KlToBase, KlToBaseGauge
 from .base import DistillationInputs, Refined, Refinement, RefinementReport
 
 _TAIL = 5.0  # the budget of the 95th percentile where none is given, in multiples of the mean's
@@ -171,7 +171,7 @@ class KlBudget(Refinement):
         texts = _generic_texts(data, self.texts)
         source = _source_kl(data, texts, self.positions)
         gauge = KlToBaseGauge(data.target, texts, positions=self.positions, seed=data.seed)
-        measured: dict[float, Drift] = {}
+        measured: dict[float, KlToBase] = {}
 
         # Scales relative to the largest one allowed.
         def scaled(scale: float) -> LoraAdapter:
@@ -208,7 +208,7 @@ class KlBudget(Refinement):
             report["notes"] += ["no scale that was tried is within the budget: nothing is left"]
         return Refined(adapter, report)
 
-    def _shares(self, drift: Drift) -> dict[str, float]:
+    def _shares(self, drift: KlToBase) -> dict[str, float]:
         """Return which share of each budget is used; of a budget of 0 any use is too much."""
         used = zip(self.budgets.items(), (drift.mean, drift.p95), strict=True)
         return {name: value / budget if budget > 0 else math.inf for (name, budget), value in used}
@@ -246,14 +246,14 @@ def _generic_texts(data: DistillationInputs, count: int) -> tuple[str, ...]:
     return texts
 
 
-def _source_kl(data: DistillationInputs, texts: Sequence[str], positions: int) -> Drift:
+def _source_kl(data: DistillationInputs, texts: Sequence[str], positions: int) -> KlToBase:
     """Measure the source's own adapter on the source: what the skill costs there."""
     data.progress("drift of the source", 0, 1)
     gauge = KlToBaseGauge(data.teacher.base, texts, positions=positions, seed=data.seed)
     return gauge.of(data.teacher.adapter)
 
 
-def _report(drift: Drift, source: Drift, texts: int, wanted: int) -> RefinementReport:
+def _report(drift: KlToBase, source: KlToBase, texts: int, wanted: int) -> RefinementReport:
     few = f"drift was measured on {texts} texts, as the corpus has no more; {wanted} were asked for"
     return {
         "drift": asdict(drift),

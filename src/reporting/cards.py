@@ -1,37 +1,17 @@
-"""What all cards have in common: how their templates are read, and their last table."""
+"""The README cards of predicted and of ported adapters: what they are, how well, how to load them.
+
+The front matter is what PEFT and the hub read.
+"""
 
 import json
-from collections.abc import Mapping
+from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from huggingface_hub import ModelCardData
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
-from ..evaluation.records import Provenance, Results, TaskResult, TransferReport
-from .console import diagnostics, from_zero, heading, legend, transfer_remarks
-from .summaries import recovery_verdict
-from .tables import interval_text, score_columns, verdict
-
-
-def card_environment() -> Environment:
-    """Return the environment of the cards' templates."""
-    # Plain text, not HTML: a card that escaped "it's" would not be read as Markdown.
-    return Environment(
-        loader=PackageLoader("loraport.reporting"),
-        undefined=StrictUndefined,
-        keep_trailing_newline=True,
-        autoescape=False,
-    )
-
-
-def provenance_rows(record: Provenance, hashes: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Return versions, hashes and revisions by what they are of; ``hashes`` may leave some out."""
-    return [
-        *record.versions.items(),
-        *((f"SHA-256 of {name}", value) for name, value in hashes.items()),
-        *((f"revision of {name}", value) for name, value in record.revisions.items() if value),
-    ]
-
-
-# The README card of a predicted adapter: what it is, how well it works, how to load it.
+from ..evaluation.records import PairRecord, Results, TransferReport, interval_text
+from .summaries import recovery_verdict, task_summary, training_summary, transfer_remarks
+from .tables import cell_text, score_columns, sites_table
 
 _CONDITIONS = {
     "base": "target without adapter (base)",
@@ -44,65 +24,7 @@ _CONDITIONS = {
     "cartridge": "the same as a nonlinear cartridge, before it is made linear",
     "predicted": "**this adapter**",
 }
-
-
-def adapter_card(results: Results, task: str) -> str:
-    """Return the card of the adapter that was predicted for one held-out task.
-
-    Its front matter is what PEFT and the hub read: base model, library and tags.
-    """
-    environment = card_environment()
-    environment.filters["number"] = lambda value: "-" if value is None else f"{value:.3f}"
-    result = results.tasks[task]
-    report = {key: value for key, value in results.mapper_report.items() if key != "anchors"}
-    return environment.get_template("adapter_card.md.j2").render(
-        task=task,
-        results=results,
-        result=result,
-        pair=results.pair,
-        judgement=_judgement(result),
-        verdict=verdict(results),
-        conditions={
-            name: _CONDITIONS.get(name, f"control: {name}") for name in score_columns(results)
-        },
-        interval=lambda ends: "" if ends is None else interval_text(ends),
-        anchors=results.mapper_report.get("anchors"),
-        settings=json.dumps(results.config.get("mapper", {}), indent=2),
-        report=json.dumps(report, indent=2),
-        provenance=_provenance_rows(results, task),
-    )
-
-
-def _provenance_rows(results: Results, task: str) -> list[tuple[str, str]]:
-    """Return what the adapter was made from, without what concerns other held-out tasks only."""
-    record = results.provenance
-    others = set(results.tasks) - {task}
-    hashes = {name: h for name, h in record.hashes.items() if not others & set(name.split("/"))}
-    return provenance_rows(record, hashes)
-
-
-def _judgement(result: TaskResult) -> str:
-    """Return one sentence about this task alone."""
-    if not result.usable or result.gap_recovered is None:
-        return (
-            "On this task even the adapter that was trained on the target is less than 3 points "
-            "above the base, so that nothing can be said about the prediction."
-        )
-    low = result.ci95[0] if result.ci95 is not None else None
-    sure = "" if low is not None and low > 0 else ", so a gain is not shown"
-    margin = 0.0 if result.margin is None else 100 * result.margin
-    against = "above" if margin > 0 else "below"
-    rank = f"{abs(margin):.1f} points {against}" if round(margin, 1) else "as high as"
-    return (
-        f"It recovers {result.gap_recovered:.0%} of what training on the target gains over the "
-        f"base, 95 % interval {interval_text(result.ci95)}{sure}. Its accuracy is {rank} the best "
-        "of the base and the controls."
-    )
-
-
-# The README card of a ported adapter: what it was made from, what was lost, how to load it.
-
-_MEANING = {
+_MAPPERS = {
     "copy": "The factors are the source's own, as they were: where a width differs they were "
     "cut off, or filled up with zeros. Nothing aligns the two models' coordinates.",
     "random": "It is a control: random factors of the source's norm at every site.",
@@ -114,7 +36,7 @@ _MEANING = {
     "projection heads.",
     "noop": "It is a control: an update of zero, which leaves the target as it is.",
 }
-_TAUGHT = {
+_REFINEMENTS = {
     "drift_budget": "It was scaled so that it moves the target on generic text no further than "
     "allowed.",
     "corpus_distill": "The source with its adapter answered prompts made of generic text, and the "
@@ -135,41 +57,79 @@ _SETTINGS = (
     *("diagnosis", "force", "refine", "refine_texts", "drift"),
 )
 
+# Only pages are escaped: a card that escaped "it's" would not be read as Markdown.
+TEMPLATES = Environment(
+    loader=PackageLoader("loraport.reporting"),
+    undefined=StrictUndefined,
+    keep_trailing_newline=True,
+    autoescape=select_autoescape(["html.j2"], default=False),
+)
+"""The templates of cards and pages."""
+
+
+def adapter_card(results: Results, task: str) -> str:
+    """Return the card of the adapter that was predicted for one held-out task."""
+    result = results.tasks[task]
+    others = set(results.tasks) - {task}
+    hashes = results.provenance.hashes.items()
+    # Without what concerns other held-out tasks only.
+    kept = {name: value for name, value in hashes if not others & set(name.split("/"))}
+    report = {key: value for key, value in results.mapper_report.items() if key != "anchors"}
+
+    def value(number: float | None, ends: Any = None) -> str:
+        interval = "" if ends is None else f" {interval_text(ends)}"
+        return f"{cell_text(number, '.3f')}{interval}"
+
+    return _card(
+        "adapter_card.md.j2",
+        results.pair,
+        task=task,
+        results=results,
+        result=result,
+        value=value,
+        task_summary=task_summary(result),
+        training_summary=training_summary(results),
+        conditions={
+            name: _CONDITIONS.get(name, f"control: {name}") for name in score_columns(results)
+        },
+        anchors=results.mapper_report.get("anchors"),
+        settings=json.dumps(results.config.get("mapper", {}), indent=2),
+        report=json.dumps(report, indent=2) if report else "",
+        provenance=results.provenance.model_copy(update={"hashes": kept}).rows(),
+    )
+
 
 def ported_card(report: TransferReport) -> str:
-    """Return the card; its front matter is what PEFT and the hub read."""
-    rows, refinement = diagnostics(report), report.refinement
+    """Return the card of a ported adapter."""
+    refinement, table = report.refinement, sites_table(report)
     # A checkpoint's mapper has the options that it was trained with, whatever mapper= is.
     unused = "mapper" if report.config.get("ckpt") else "ckpt"
     settings = {n: report.config[n] for n in _SETTINGS if n in report.config and n != unused}
     if report.trained_with:
         settings["mapper"] = report.trained_with
-    return (
-        card_environment()
-        .get_template("ported_card.md.j2")
-        .render(
-            report=report,
-            meaning=_MEANING.get(report.mapper, ""),
-            zero=from_zero(report),
-            taught=_taught(report),
-            verdict=recovery_verdict(refinement.expected, refinement.measured)
-            if refinement
-            else "",
-            remarks=list(transfer_remarks(report)),
-            rows=rows,
-            names=list(dict.fromkeys(name for facts in rows.values() for name in facts)),
-            heading=heading,
-            legend=legend(report),
-            caution="" if refinement else _CAUTION.get(report.data_access, ""),
-            settings=json.dumps(settings, indent=1),
-            provenance=provenance_rows(report.provenance, report.provenance.hashes),
-        )
+    done = [] if report.from_zero else [_MAPPERS.get(report.mapper, "")]
+    if refinement is not None:
+        done.append(_REFINEMENTS.get(refinement.name, ""))
+    return _card(
+        "ported_card.md.j2",
+        report.pair,
+        report=report,
+        done=" ".join(filter(None, done)),
+        recovery=recovery_verdict(refinement.expected, refinement.measured) if refinement else "",
+        remarks=list(transfer_remarks(report)),
+        table=table,
+        caution="" if refinement else _CAUTION.get(report.data_access, ""),
+        settings=json.dumps(settings, indent=1),
+        provenance=report.provenance.rows(),
     )
 
 
-def _taught(report: TransferReport) -> str:
-    """Return in words what mapper and refinement did, one after the other."""
-    if report.refinement is None:
-        return ""
-    before = "" if from_zero(report) else _MEANING.get(report.mapper, "")
-    return f"{before} {_TAUGHT.get(report.refinement.name, '')}".strip()
+def _card(template: str, pair: PairRecord, **values: Any) -> str:
+    data = ModelCardData(
+        base_model=pair.target,
+        library_name="peft",
+        pipeline_tag="text-generation",
+        tags=["lora", "loraport", "adapter-transfer"],
+    )
+    body = TEMPLATES.get_template(template).render(pair=pair, **values)
+    return f"---\n{data.to_yaml()}\n---\n\n{body}"

@@ -55,7 +55,7 @@ def build_dashboard(
     Args:
         entity: User or team in W&B.
         project: Project in W&B.
-        methods: Labels of methods, as :func:`~.metric_names.method_label` gives them.
+        methods: Labels of methods, as :func:`~loraport.reporting.loggers.method_label` gives them.
         tasks: Held-out tasks.
         charts: Stems of the images' files.
 

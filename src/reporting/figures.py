@@ -1,4 +1,8 @@
-"""How charts look: colours, marks, and one drawing as PNG for files and as SVG for the page."""
+"""Charts: one style, drawn as PNG for files and as SVG for the page.
+
+First the style and what all charts share, then the chart of ``train.py``, those of ``evaluate.py``,
+and the heat maps of a diagnosis.
+"""
 
 import math
 import re
@@ -7,53 +11,38 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO, StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from ..evaluation.records import (
     CARTRIDGE,
     BenchmarkResults,
-    CalibrationPoint,
-    CalibrationResult,
-    DiagnosticResult,
-    Grid,
+    Ends,
     IntersectionMap,
     MethodResult,
     Number,
     Results,
     SuiteChange,
     SuiteResult,
-)
-from ..evaluation.verdict import HARMFUL, HARMLESS
-from ..files import write_whole
-from .benchmark_tables import belongs, generic_drift
-from .summaries import HARMFUL_RESPONSE
-from .tables import (
-    Estimated,
-    cell_text,
     cost_rank,
-    is_control,
-    line_gap,
-    line_label,
-    sorted_methods,
-    task_names,
-    total_seconds,
 )
+from ..evaluation.statistics import wilson
+from ..evaluation.verdict import HARMFUL, HARMFUL_RESPONSE, HARMLESS
+from ..files import write_whole
+from .tables import Estimated, cell_text, estimated
 
-_LONGEST_NAME = 34
-_PIXELS_A_POINT = 1.55
 INK = "#222222"
 GRID = "#e5e5e5"
 # Okabe and Ito's palette: told apart with every common kind of colour blindness, and in grey; and
-# a mark of its own for each class, for who sees no colours.
-CLASS_MARKS = {
+# a mark of its own for each data access, for who sees no colours.
+ACCESS_MARKS = {
     "weights only": ("#0072b2", "o"),
     "generic text": ("#009e73", "s"),
     "anchors": ("#e69f00", "^"),
@@ -74,13 +63,14 @@ _VARIABLES = {
     "#d55e00": "var(--few)",
     "#8a8a8a": "var(--other)",
 }
-_SETTINGS: Any = {
+_STYLE: Any = {
     "text.parse_math": False,  # a dollar in a name is no formula
     "svg.fonttype": "none",
     "font.size": 9,
     "text.color": INK,
     "axes.edgecolor": INK,
     "axes.labelcolor": INK,
+    "axes.titlesize": 9,
     "xtick.color": INK,
     "ytick.color": INK,
     "grid.color": GRID,
@@ -89,7 +79,16 @@ _SETTINGS: Any = {
     "axes.spines.right": False,
     "axes.axisbelow": True,
     "legend.frameon": False,
+    # Grows evenly in lightness, so that it reads in grey and with every kind of colour blindness.
+    "image.cmap": "viridis",
+    "image.origin": "lower",
+    "image.aspect": "auto",
+    "image.interpolation": "none",
 }
+_HIGHEST = 60.0  # inches
+_LONGEST_NAME = 34
+_PIXELS_A_POINT = 1.55
+_GAP_AXIS = "gap recovered (0: base, 1: oracle)"
 
 
 @dataclass(frozen=True)
@@ -118,28 +117,31 @@ class Chart:
 @contextmanager
 def styled() -> Iterator[None]:
     """Draw in the charts' style within the block; the settings before come back."""
-    with matplotlib.rc_context(_SETTINGS):
+    with matplotlib.rc_context(_STYLE):
         yield
 
 
-def new_figure(width: float, height: float) -> Figure:
-    """Return a figure of so many inches, to be drawn on within :func:`styled`."""
-    figure = Figure(figsize=(width, height), layout="constrained")
+def _figure(width: float, height: float) -> Figure:
+    """Return a figure of so many inches; pyplot, which has a global state, is not touched."""
+    figure = Figure(figsize=(width, min(height, _HIGHEST)), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
-def finished(figure: Figure, name: str, title: str, caption: str) -> Chart:
-    """Return the chart that was drawn, within :func:`styled`."""
-    png = BytesIO()
-    figure.savefig(png, format="png", dpi=130, facecolor="white", metadata={"Software": None})
-    svg = StringIO()
+def _png(figure: Figure) -> bytes:
+    content = BytesIO()
+    figure.savefig(content, format="png", dpi=130, facecolor="white", metadata={"Software": None})
+    return content.getvalue()
+
+
+def _finished(figure: Figure, name: str, title: str, caption: str) -> Chart:
+    png, svg = _png(figure), StringIO()
     # The second drawing has the layout of the first.
     figure.set_layout_engine("none")
     with matplotlib.rc_context({"svg.hashsalt": name}):
         figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
     figure.clear()
-    return Chart(name, title, caption, png.getvalue(), page_svg(svg.getvalue(), name))
+    return Chart(name, title, caption, png, page_svg(svg.getvalue(), name))
 
 
 def page_svg(svg: str, name: str) -> str:
@@ -171,29 +173,28 @@ def _page_tag(tag: str, name: str) -> str:
     return re.sub(r"(\.\d\d)\d+", r"\1", tag)
 
 
-def mark_of(data_access: str) -> tuple[str, str]:
-    """Return colour and mark of an information class."""
-    return CLASS_MARKS.get(data_access, OTHER_MARK)
+def _mark(data_access: str) -> tuple[str, str]:
+    """Return colour and mark of a data access."""
+    return ACCESS_MARKS.get(data_access, OTHER_MARK)
 
 
-def class_legend(figure: Figure, classes: list[str], extra: tuple[Line2D, ...] = ()) -> None:
+def _legend(figure: Figure, accesses: Iterable[str], extra: Sequence[Line2D] = ()) -> None:
     """Put what the marks mean above the panels: inside of them it would hide points."""
     handles = [
-        Line2D([], [], linestyle="", color=mark_of(c)[0], marker=mark_of(c)[1], label=c)
-        for c in classes
+        Line2D([], [], linestyle="", color=_mark(a)[0], marker=_mark(a)[1], label=a)
+        for a in sorted(set(accesses), key=cost_rank)
     ]
-    shown = [*handles, *extra]
-    if shown:
-        figure.legend(
-            handles=shown, loc="outside upper center", ncols=min(len(shown), 4), handlelength=1.4
-        )
+    handles.extend(extra)
+    if handles:
+        columns = min(len(handles), 4)
+        figure.legend(handles=handles, loc="outside upper center", ncols=columns, handlelength=1.4)
 
 
 def limits_of(values: Iterable[float | None]) -> tuple[float, float]:
     """Return how far an axis of gaps recovered reaches: from 0 to 1, and as far as the values.
 
     Not below -1 or above 1.5: beyond these a value is noise divided by next to nothing, and
-    :func:`place` puts it at the edge.
+    :func:`clipped` puts it at the edge.
 
     >>> limits_of([0.2, 9.0])
     (0.0, 1.5)
@@ -202,13 +203,20 @@ def limits_of(values: Iterable[float | None]) -> tuple[float, float]:
     return max(min([*known, 0.0]), -1.0), min(max([*known, 1.0]), 1.5)
 
 
-def place(value: float, limits: tuple[float, float]) -> float:
+def clipped(value: float, limits: tuple[float, float]) -> float:
     """Return where a value is drawn: itself, or the edge beyond which it lies.
 
-    >>> place(5.0, (-1.0, 1.5)), place(0.5, (-1.0, 1.5))
+    >>> clipped(5.0, (-1.0, 1.5)), clipped(0.5, (-1.0, 1.5))
     (1.5, 0.5)
     """
     return min(max(value, limits[0]), limits[1])
+
+
+def _whisker(ends: Ends, value: float, limits: tuple[float, float]) -> tuple[float, float]:
+    low, high = ends or (value, value)
+    left = limits[0] if low is None else clipped(low, limits)
+    right = limits[1] if high is None else clipped(high, limits)
+    return left, right
 
 
 def shortened(name: str) -> str:
@@ -220,15 +228,37 @@ def shortened(name: str) -> str:
     return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
 
 
-def plain_logarithm(axis: Axis) -> None:
-    """Write the ticks of a logarithmic axis as plain numbers: formulas are not drawn."""
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.set_minor_formatter(NullFormatter())
+def _base_and_oracle(axes: Axes, axis: Literal["x", "y"]) -> None:
+    """Draw where the base and the oracle lie on an axis of gaps recovered."""
+    line = axes.axvline if axis == "x" else axes.axhline
+    line(0, color=INK, linewidth=0.8)
+    line(1, color=INK, linewidth=0.8, linestyle=":")
+    axes.grid(visible=True)
 
 
-# The bar chart of a run: what every held-out task scored under the conditions that matter.
+def _log_x(axes: Axes, label: str) -> None:
+    axes.set_xscale("log")
+    axes.set_xlabel(label)
+    # Plain numbers: formulas are not drawn.
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
-# Okabe and Ito's palette: told apart with every common kind of colour blindness, and in grey.
+
+def _method_axis(axes: Axes, names: Sequence[str]) -> None:
+    """Put a line a method on the vertical axis, the first on top."""
+    axes.set_yticks(range(len(names)), [shortened(name) for name in names])
+    axes.set_ylim(len(names) - 0.4, -0.6)
+
+
+def _grid(figure: Figure, count: int, columns: int, **shared: Any) -> list[Axes]:
+    """Return so many panels, those that are left over hidden."""
+    rows = math.ceil(count / columns)
+    panels = list(figure.subplots(rows, columns, squeeze=False, **shared).flat)
+    for axes in panels[count:]:
+        axes.set_visible(False)
+    return panels[:count]
+
+
 _BARS = {
     "base": ("base", "#BBBBBB"),
     "mean": ("mean of the anchors", "#56B4E9"),
@@ -236,93 +266,95 @@ _BARS = {
     "predicted": ("predicted", "#D55E00"),
     "oracle": ("oracle", "#009E73"),
 }
-_GROUP_WIDTH = 0.8
 
 
 def write_chart(results: Results, path: str | Path) -> Path:
-    """Draw the accuracies as a PNG, whole or not at all, and return its path.
+    """Draw the accuracies of ``train.py`` as a PNG, whole or not at all, and return its path.
 
     Whiskers are 95 % Wilson intervals of each accuracy over the test rows.
     """
-    path = Path(path)
-    tasks = list(results.tasks)
-    figure = Figure(figsize=(min(max(6.4, 1.6 + 1.15 * len(tasks)), 40.0), 4.4), dpi=150)
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    shown = [(c, *bar) for c, bar in _BARS.items() if c != CARTRIDGE or _has_cartridge(results)]
-    width = _GROUP_WIDTH / len(shown)
-    for place, (condition, label, colour) in enumerate(shown):
-        heights, below, above = [], [], []
-        for task in results.tasks.values():
-            score = task.scores.get(condition)
-            low, high = wilson_interval(score, task.n) if score is not None else (0.0, 0.0)
-            heights.append(score or 0.0)
-            below.append(max((score or 0.0) - low, 0.0))
-            above.append(max(high - (score or 0.0), 0.0))
-        offset = (place - (len(shown) - 1) / 2) * width
-        axes.bar(
-            [task + offset for task in range(len(tasks))],
-            heights,
-            width=width,
-            label=label,
-            color=colour,
-            edgecolor="white",
-            linewidth=0.5,
-            yerr=(below, above),
-            error_kw={"ecolor": "#333333", "elinewidth": 0.9, "capsize": 2},
-        )
-    names = [name if results.tasks[name].usable else f"{name}\n(not usable)" for name in tasks]
-    axes.set_xticks(range(len(tasks)), names)
-    if len(tasks) > 6 or any(len(name) > 16 for name in tasks):
-        axes.tick_params(axis="x", labelrotation=30)
-        for tick in axes.get_xticklabels():
-            tick.set_horizontalalignment("right")
-    axes.set_ylim(0, 1)
-    axes.set_ylabel("accuracy (whiskers: 95 % intervals)")
-    space = f", space {results.space}" if results.space else ""
-    axes.set_title(
-        f"{results.mapper}{space}, seed {results.seed}\n{results.pair.source} → "
-        f"{results.pair.target}",
-        fontsize=10,
-        pad=28,
-    )
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.yaxis.grid(visible=True, color="#E5E5E5", linewidth=0.8)
-    axes.set_axisbelow(True)
-    # Above the bars: below them, the names of the tasks need any height.
-    axes.legend(
-        loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(shown), frameon=False, fontsize=9
-    )
-    drawn = BytesIO()
-    figure.savefig(drawn, format="png", bbox_inches="tight", metadata={"Software": None})
-    figure.clear()
-    return write_whole(path, drawn.getvalue())
+    tasks = results.tasks
+    cartridge = any(CARTRIDGE in task.scores for task in tasks.values())
+    shown = [(c, *bar) for c, bar in _BARS.items() if c != CARTRIDGE or cartridge]
+    width = 0.8 / len(shown)
+    with styled():
+        figure = _figure(min(max(6.4, 1.6 + 1.15 * len(tasks)), 40.0), 4.4)
+        axes = figure.subplots()
+        for turn, (condition, label, colour) in enumerate(shown):
+            heights, below, above = [], [], []
+            for task in tasks.values():
+                score = task.scores.get(condition) or 0.0
+                low, high = wilson(round(score * task.n), task.n)
+                heights.append(score)
+                below.append(max(score - low, 0.0))
+                above.append(max(high - score, 0.0))
+            offset = (turn - (len(shown) - 1) / 2) * width
+            axes.bar(
+                [index + offset for index in range(len(tasks))],
+                heights,
+                width=width,
+                label=label,
+                color=colour,
+                edgecolor="white",
+                linewidth=0.5,
+                yerr=(below, above),
+                error_kw={"ecolor": "#333333", "elinewidth": 0.9, "capsize": 2},
+            )
+        names = [n if task.usable else f"{n}\n(not usable)" for n, task in tasks.items()]
+        axes.set_xticks(range(len(tasks)), names)
+        if len(tasks) > 6 or any(len(name) > 16 for name in tasks):
+            axes.tick_params(axis="x", labelrotation=30)
+            for tick in axes.get_xticklabels():
+                tick.set_horizontalalignment("right")
+        axes.set_ylim(0, 1)
+        axes.set_ylabel("accuracy (whiskers: 95 % intervals)")
+        axes.yaxis.grid(visible=True)
+        space = f", space {results.space}" if results.space else ""
+        pair = f"{results.pair.source} → {results.pair.target}"
+        figure.suptitle(f"{results.mapper}{space}, seed {results.seed}\n{pair}", fontsize=10)
+        figure.legend(loc="outside lower center", ncols=len(shown))
+        return write_whole(Path(path), _png(figure))
 
 
-def _has_cartridge(results: Results) -> bool:
-    return any(CARTRIDGE in task.scores for task in results.tasks.values())
+def benchmark_charts(results: BenchmarkResults) -> dict[str, list[Chart]]:
+    """Draw the charts of a benchmark, by the part of the report that they belong to.
 
-
-def wilson_interval(share: float, rows: int) -> tuple[float, float]:
-    """Return the 95 % interval of a share of ``rows`` independent rows.
-
-    Source: E. B. Wilson, Probable inference, the law of succession, and statistical inference,
-    1927.
-
-    >>> [round(end, 3) for end in wilson_interval(0.5, 100)]
-    [0.404, 0.596]
+    Parts are ``gap``, ``cost``, ``drift``, ``map``, ``calibration`` and ``suite SUITE``. With
+    several pairs each has charts of its own, apart from the calibration. What there is nothing to
+    draw of has no chart.
     """
-    z = 1.959963984540054
-    centre = (share + z * z / (2 * rows)) / (1 + z * z / rows)
-    spread = math.sqrt(share * (1 - share) / rows + z * z / (4 * rows * rows))
-    half = z * spread / (1 + z * z / rows)
-    return max(centre - half, 0.0), min(centre + half, 1.0)
+    found: dict[str, list[Chart]] = {}
+
+    def keep(part: str, chart: Chart | None) -> None:
+        if chart is not None:
+            found.setdefault(part, []).append(chart)
+
+    with styled():
+        for number, pair in enumerate(results.pairs, 1):
+            # Numbered, since two names may become the same where only letters and digits stay.
+            ending = f"_{number}_{file_part(pair)}" if len(results.pairs) > 1 else ""
+            keep("gap", gap_chart(results, pair, f"gap_by_task{ending}"))
+            keep("cost", cost_chart(results, pair, f"recovery_against_cost{ending}"))
+            keep("drift", drift_chart(results, pair, f"drift_against_retention{ending}"))
+            keep("map", map_chart(results, pair, f"intersection_map{ending}"))
+            for suite in results.suites:
+                name = f"suite_{file_part(suite.name)}{ending}"
+                keep(f"suite {suite.name}", suite_chart(results, suite, pair, name))
+        keep("calibration", calibration_chart(results, "calibration"))
+    return found
 
 
-# Charts of the gap recovered: by task, and against what it costs.
+def file_part(text: str) -> str:
+    """Return text as a part of a file's name, whatever is in it.
 
-_MOST_PANELS = 8
+    >>> file_part("a/../b c")
+    'a_b_c'
+    """
+    return re.sub(r"[^A-Za-z0-9]+", "_", text).strip("_") or "unnamed"
+
+
 _ALL = "all usable tasks"
+_MOST_PANELS = 8
 
 
 def gap_chart(results: BenchmarkResults, pair: str, name: str) -> Chart | None:
@@ -330,239 +362,171 @@ def gap_chart(results: BenchmarkResults, pair: str, name: str) -> Chart | None:
 
     With more than eight tasks every task is a dot in one panel. None where no gap is known.
     """
-    methods = [m for m in sorted_methods(results) if m.pair == pair and _gaps(m)]
-    if not methods:
+    gaps = [(m, known) for m in results.ranked() if m.pair == pair and (known := _gaps(m))]
+    if not gaps:
         return None
-    usable = [t for t in task_names(results) if any(t in _gaps(method) for method in methods)]
-    labels = list(dict.fromkeys(map(line_label, methods)))
+    usable = [task for task in results.task_names() if any(task in known for _, known in gaps)]
+    labels = list(dict.fromkeys(method.label for method, _ in gaps))
+    seeds = sorted({method.seed for method, _ in gaps})
     dots = len(usable) > _MOST_PANELS
     panels = [_ALL] if dots else [_ALL, *usable]
     columns = min(len(panels), 3)
-    rows = math.ceil(len(panels) / columns)
-    height = rows * (0.7 + 0.26 * len(labels)) + 0.9
-    figure = new_figure(9.0 if columns > 1 else 7.5, min(height, 60.0))
-    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-    limits = limits_of(_all_numbers(methods))
-    for turn, axes in enumerate(grid.flat):
-        if turn >= len(panels):
-            axes.set_visible(False)
-            continue
-        if dots:
-            _dots(axes, methods, labels, limits)
-        _marks(axes, methods, labels, panels[turn], limits)
+    height = math.ceil(len(panels) / columns) * (0.7 + 0.26 * len(labels)) + 0.9
+    figure = _figure(9.0 if columns > 1 else 7.5, height)
+    grid = _grid(figure, len(panels), columns, sharex=True, sharey=True)
+    limits = limits_of(
+        number
+        for _, known in gaps
+        for found in known.values()
+        for number in (found.value, *(found.ends or ()))
+    )
+    # Of each method the line, moved a little by the seed.
+    heights = [
+        labels.index(m.label) + 0.5 * (seeds.index(m.seed) - (len(seeds) - 1) / 2) / len(seeds)
+        for m, _ in gaps
+    ]
+    for axes, task in zip(grid, panels, strict=True):
+        # Drawn together by colour, mark and seed: hundreds of single lines would take seconds.
+        groups: dict[tuple[str, str, bool], list[tuple[float, float, float, float]]] = {}
+        for (method, known), line in zip(gaps, heights, strict=True):
+            colour, mark = _mark(method.data_access)
+            if dots:
+                values = [clipped(e.value, limits) for t, e in known.items() if t != _ALL]
+                # Steps of the golden ratio fill an interval evenly, whatever their number.
+                spread = [0.618034 * n % 1 - 0.5 for n in range(len(values))]
+                at = [line + 0.6 / len(seeds) * step for step in spread]
+                axes.plot(values, at, ".", color=colour, alpha=0.4, markersize=3.5)
+            if task in known:
+                value, ends = known[task]
+                whisker = _whisker(ends, value, limits)
+                group = groups.setdefault((colour, mark, method.seed == seeds[0]), [])
+                group.append((line, clipped(value, limits), *whisker))
+        for (colour, mark, first), marks in groups.items():
+            at, values, lows, highs = map(list, zip(*marks, strict=True))
+            axes.hlines(at, lows, highs, color=colour, linewidth=1.3)
+            fill = colour if first else "none"
+            axes.plot(
+                *(values, at, mark), markersize=5, markerfacecolor=fill, markeredgecolor=colour
+            )
+        _base_and_oracle(axes, "x")
+        axes.set_title(shortened(task), fontweight="bold" if task == _ALL else "normal")
         axes.tick_params(labelbottom=True)
     pad = 0.04 * (limits[1] - limits[0])
-    grid[0, 0].set_xlim(limits[0] - pad, limits[1] + pad)
-    grid[0, 0].set_yticks(range(len(labels)), [shortened(name) for name in labels])
-    grid[0, 0].set_ylim(len(labels) - 0.4, -0.6)
-    figure.supxlabel("gap recovered (0: base, 1: oracle)", fontsize=9)
-    class_legend(figure, _classes(methods), _seed_marks(methods))
+    grid[0].set_xlim(limits[0] - pad, limits[1] + pad)
+    _method_axis(grid[0], labels)
+    figure.supxlabel(_GAP_AXIS, fontsize=9)
+    extra = []
+    if len(seeds) > 1:
+        style: Any = {"linestyle": "", "color": INK, "marker": "o"}
+        others = ", ".join(map(str, seeds[1:]))
+        extra.append(Line2D([], [], label=f"seed {seeds[0]}", **style))
+        extra.append(Line2D([], [], label=f"seed {others}", markerfacecolor="none", **style))
+    _legend(figure, [method.data_access for method, _ in gaps], extra)
     caption = (
         "Gap recovered by every method, with 95 % intervals; 0 is the base without adapter, 1 the "
         "oracle. What lies beyond the panel is drawn at its edge."
     )
     if dots:
         caption += f" Each of the {len(usable)} usable tasks is a small dot."
-    return finished(figure, name, "Gap recovered by task", caption)
+    return _finished(figure, name, "Gap recovered by task", caption)
+
+
+def _gaps(method: MethodResult) -> dict[str, Estimated]:
+    """Return the known gaps of a method over all tasks, and by task."""
+    gaps = {_ALL: estimated(method.gap_recovered, method.ci95)}
+    gaps |= {name: estimated(t.gap_recovered, t.ci95) for name, t in method.tasks.items()}
+    return {name: gap for name, gap in gaps.items() if gap is not None}
 
 
 def cost_chart(results: BenchmarkResults, pair: str, name: str) -> Chart | None:
     """Draw the gap recovered against the seconds; None where none has both."""
-    methods = [m for m in sorted_methods(results) if m.pair == pair]
     shown = [
-        (m, seconds, line_gap(m))
-        for m in methods
-        if (seconds := total_seconds(m)) is not None
-        and seconds > 0
-        and line_gap(m).value is not None
+        (method, seconds, gap)
+        for method in results.ranked()
+        if method.pair == pair
+        and (seconds := method.total_seconds or 0.0) > 0
+        and (gap := estimated(method.gap_recovered, method.ci95)) is not None
     ]
     if not shown:
         return None
-    figure = new_figure(7.5, 5.0)
+    figure = _figure(7.5, 5.0)
     axes = figure.subplots()
-    limits = limits_of(end for _, _, found in shown for end in (found.value, *(found.ends or ())))
-    for method, seconds, found in shown:
-        colour, mark = mark_of(method.data_access)
-        value = place(found.value or 0.0, limits)
-        axes.plot([seconds, seconds], _whisker(found, limits), color=colour, linewidth=1, alpha=0.5)
-        axes.plot([seconds], [value], mark, color=colour, markersize=6)
-    axes.set_xscale("log")
-    plain_logarithm(axes.xaxis)
+    limits = limits_of(end for _, _, gap in shown for end in (gap.value, *(gap.ends or ())))
+    for method, seconds, gap in shown:
+        colour, mark = _mark(method.data_access)
+        whisker = _whisker(gap.ends, gap.value, limits)
+        axes.plot([seconds, seconds], whisker, color=colour, linewidth=1, alpha=0.5)
+        axes.plot([seconds], [clipped(gap.value, limits)], mark, color=colour, markersize=6)
+    _log_x(axes, "seconds of fitting and porting (log scale)")
     axes.set_ylim(limits[0] - 0.06, limits[1] + 0.08)
-    _named(axes, shown)
-    axes.axhline(0, color=INK, linewidth=0.8)
-    axes.axhline(1, color=INK, linewidth=0.8, linestyle=":")
-    axes.grid(visible=True)
-    axes.set_xlabel("seconds of fitting and porting (log scale)")
-    axes.set_ylabel("gap recovered (0: base, 1: oracle)")
-    class_legend(figure, _classes([method for method, _, _ in shown]))
-    caption = (
-        "Gap recovered against the wall-clock seconds of fitting once and porting one adapter; "
-        "whiskers are 95 % intervals, and every seed is a mark."
-    )
-    return finished(figure, name, "Recovery against cost", caption)
-
-
-def _named(axes: Axes, shown: Sequence[tuple[MethodResult, float, Estimated]]) -> None:
-    """Write the names of the best method of each class beside its mark; more would overlap."""
-    middle = math.sqrt(math.prod(f([s for _, s, _ in shown]) for f in (min, max)))
+    axes.set_ylabel(_GAP_AXIS)
+    # The names of the best method of each data access beside its mark; more would overlap.
     best: dict[str, tuple[MethodResult, float, Estimated]] = {}
-    for line in shown:
-        if not is_control(line[0]):
-            best.setdefault(line[0].data_access, line)
-    for method, seconds, found in best.values():
+    for method, seconds, gap in shown:
+        if not method.is_control:
+            best.setdefault(method.data_access, (method, seconds, gap))
+    all_seconds = [seconds for _, seconds, _ in shown]
+    middle = math.sqrt(min(all_seconds) * max(all_seconds))
+    for method, seconds, gap in best.values():
         right = seconds <= middle
         axes.annotate(
-            shortened(line_label(method)),
-            (seconds, place(found.value or 0.0, axes.get_ylim())),
+            shortened(method.label),
+            (seconds, clipped(gap.value, axes.get_ylim())),
             xytext=(8 if right else -8, 4),
             textcoords="offset points",
             horizontalalignment="left" if right else "right",
             fontsize=8,
         )
-
-
-def _marks(
-    axes: Axes,
-    methods: Sequence[MethodResult],
-    labels: Sequence[str],
-    task: str,
-    limits: tuple[float, float],
-) -> None:
-    """Draw one panel: a line of marks with whiskers a method."""
-    seeds = _seeds(methods)
-    # Drawn together by colour, mark and seed: hundreds of single lines would take seconds.
-    groups: dict[tuple[str, str, bool], list[tuple[float, float, float, float]]] = {}
-    for method in methods:
-        found = _gaps(method).get(task)
-        if found is None:
-            continue
-        height = labels.index(line_label(method)) + _shift(seeds, method)
-        key = (*mark_of(method.data_access), method.seed == seeds[0])
-        low, high = _whisker(found, limits)
-        line = (height, place(found.value or 0.0, limits), low, high)
-        groups.setdefault(key, []).append(line)
-    for (colour, mark, first), lines in groups.items():
-        heights, values, lows, highs = zip(*lines, strict=True)
-        axes.hlines(heights, lows, highs, color=colour, linewidth=1.3)
-        fill = colour if first else "none"
-        axes.plot(
-            *(values, heights, mark),
-            markersize=5,
-            markerfacecolor=fill,
-            markeredgecolor=colour,
-        )
-    axes.axvline(0, color=INK, linewidth=0.8)
-    axes.axvline(1, color=INK, linewidth=0.8, linestyle=":")
-    axes.grid(visible=True)
-    axes.set_title(shortened(task), fontsize=9, fontweight="bold" if task == _ALL else "normal")
-
-
-def _dots(
-    axes: Axes,
-    methods: Sequence[MethodResult],
-    labels: Sequence[str],
-    limits: tuple[float, float],
-) -> None:
-    """Draw every task of every method as a dot, spread so that near ones stay apart."""
-    seeds = _seeds(methods)
-    for method in methods:
-        gaps = [e.value or 0.0 for task, e in _gaps(method).items() if task != _ALL]
-        height = labels.index(line_label(method)) + _shift(seeds, method)
-        spread = 0.6 / len(seeds)
-        # Steps of the golden ratio fill an interval evenly, whatever their number.
-        heights = [height + spread * (0.618034 * n % 1 - 0.5) for n in range(len(gaps))]
-        colour, _ = mark_of(method.data_access)
-        values = [place(value, limits) for value in gaps]
-        axes.plot(values, heights, ".", color=colour, alpha=0.4, markersize=3.5)
-
-
-def _shift(seeds: Sequence[int], method: MethodResult) -> float:
-    return 0.5 * (seeds.index(method.seed) - (len(seeds) - 1) / 2) / len(seeds)
-
-
-def _all_numbers(methods: Sequence[MethodResult]) -> Iterator[float | None]:
-    for method in methods:
-        for found in _gaps(method).values():
-            yield from (found.value, *(found.ends or ()))
-
-
-def _gaps(method: MethodResult) -> dict[str, Estimated]:
-    """Return the known gaps of a method by task, and over all of them."""
-    over_all = line_gap(method)
-    gaps = {} if over_all.value is None else {_ALL: over_all}
-    for name, task in method.tasks.items():
-        if task.gap_recovered is not None:
-            gaps[name] = Estimated(task.gap_recovered, task.ci95)
-    return gaps
-
-
-def _whisker(found: Estimated, limits: tuple[float, float]) -> tuple[float, float]:
-    low, high = found.ends or (found.value, found.value)
-    left = limits[0] if low is None else place(low, limits)
-    right = limits[1] if high is None else place(high, limits)
-    return left, right
-
-
-def _classes(methods: Sequence[MethodResult]) -> list[str]:
-    return sorted({method.data_access for method in methods}, key=cost_rank)
-
-
-def _seeds(methods: Sequence[MethodResult]) -> list[int]:
-    return sorted({method.seed for method in methods})
-
-
-def _seed_marks(methods: Sequence[MethodResult]) -> tuple[Line2D, ...]:
-    seeds = _seeds(methods)
-    if len(seeds) < 2:
-        return ()
-    others = ", ".join(map(str, seeds[1:]))
-    first = Line2D([], [], linestyle="", color=INK, marker="o", label=f"seed {seeds[0]}")
-    rest = Line2D([], [], linestyle="", color=INK, marker="o", label=f"seed {others}")
-    rest.set_markerfacecolor("none")
-    return first, rest
-
-
-# Charts of what adapters do beside their task: drift against retention, and suites' changes.
-
-_MOST_INTERVALS = 150
-_MOST_METRICS = 3
+    _base_and_oracle(axes, "y")
+    _legend(figure, [method.data_access for method, _, _ in shown])
+    caption = (
+        "Gap recovered against the wall-clock seconds of fitting once and porting one adapter; "
+        "whiskers are 95 % intervals, and every seed is a mark."
+    )
+    return _finished(figure, name, "Recovery against cost", caption)
 
 
 def drift_chart(results: BenchmarkResults, pair: str, name: str) -> Chart | None:
-    """Draw gap recovered and retention of every ported adapter against its drift."""
-    points = _points(results, pair)
+    """Draw gap recovered and retention of every ported adapter against its KL to the base."""
+    points: list[tuple[str, float, Number, Number]] = []
+    for method in results.ranked():
+        for moved in results.generic_kl(method.pair, method.name, method.seed):
+            task = method.tasks.get(moved.condition.task or "")
+            known = task is not None and (task.gap_recovered, task.retention) != (None, None)
+            if method.pair == pair and task and task.usable and known and (moved.kl or 0) > 0:
+                point = (moved.kl or 0.0, task.gap_recovered, task.retention)
+                points.append((method.data_access, *point))
     if not points:
         return None
-    figure = new_figure(9.0, 4.6)
+    figure = _figure(9.0, 4.6)
     left, right = figure.subplots(1, 2)
-    oracle = [
-        d.kl
-        for d in generic_drift(results)
-        if (d.condition.pair, d.condition.method) == (pair, "oracle") and d.kl
-    ]
     limits = limits_of(gap for _, _, gap, _ in points)
-    for method, kl, gap, retention in points:
-        colour, mark = mark_of(method.data_access)
+    for data_access, kl, gap, retention in points:
+        colour, mark = _mark(data_access)
         style = {"color": colour, "marker": mark, "linestyle": "", "markersize": 4.5, "alpha": 0.8}
         if gap is not None:
-            left.plot([kl], [place(gap, limits)], **style)
+            left.plot([kl], [clipped(gap, limits)], **style)
         if retention is not None:
             right.plot([kl], [retention], **style)
-    for axes, heading in ((left, "gap recovered (0: base, 1: oracle)"), (right, "retention")):
-        axes.set_xscale("log")
-        plain_logarithm(axes.xaxis)
-        axes.set_xlabel("KL on generic text, nats a token (log scale)")
+    extra = []
+    oracle = [moved.kl for moved in results.generic_kl(pair, "oracle", None) if moved.kl]
+    if oracle:
+        grey = OTHER_MARK[0]
+        extra.append(Line2D([], [], color=grey, alpha=0.3, linewidth=8, label="oracle's own drift"))
+        for axes in (left, right):
+            axes.axvspan(min(oracle), max(oracle), color=grey, alpha=0.18, linewidth=0)
+    for axes, heading in ((left, _GAP_AXIS), (right, "retention")):
+        _log_x(axes, "KL on generic text, nats a token (log scale)")
         axes.set_ylabel(heading)
         axes.grid(visible=True)
-        if oracle:
-            axes.axvspan(min(oracle), max(oracle), color=OTHER_MARK[0], alpha=0.18, linewidth=0)
-    left.axhline(0, color=INK, linewidth=0.8)
-    left.axhline(1, color=INK, linewidth=0.8, linestyle=":")
-    classes = sorted({m.data_access for m, *_ in points}, key=cost_rank)
-    class_legend(figure, classes, (_span_mark(),) if oracle else ())
+    _base_and_oracle(left, "y")
+    _legend(figure, [data_access for data_access, *_ in points], extra)
     caption = "Every mark is a ported adapter, by task and seed: better is up and to the left."
-    return finished(figure, name, "Drift against retention", caption)
+    return _finished(figure, name, "Drift against retention", caption)
+
+
+_MOST_INTERVALS = 150
+_MOST_METRICS = 3
 
 
 def suite_chart(
@@ -576,20 +540,44 @@ def suite_chart(
     metrics = [m for m in suite.metrics if any(c.metric == m for c in changes)][:_MOST_METRICS]
     if not metrics:
         return None
-    names = list(dict.fromkeys(c.condition.method for c in changes))
-    kinds = {m.name: m.data_access for m in results.methods}
-    names.sort(key=lambda method: (cost_rank(kinds.get(method, "")), method))
+    access = {method.name: method.data_access for method in results.methods}
+    names = list(dict.fromkeys(change.condition.method for change in changes))
+    names.sort(key=lambda method: (cost_rank(access.get(method, "")), method))
+    marks = {method: _mark(access.get(method, "")) for method in names} | {"oracle": ORACLE_MARK}
     most = max(
         sum(c.condition.method == n and c.metric == metrics[0] for c in changes) for n in names
     )
     height = 1.4 + len(names) * min(max(0.3, 0.09 * most), 1.2)
-    figure = new_figure(max(4.4 * len(metrics), 6.5), min(height, 60.0))
-    panels = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
-    for axes, metric in zip(panels, metrics, strict=True):
-        _changes(axes, [c for c in changes if c.metric == metric], names, kinds)
-        axes.set_title(metric.replace("_", " "), fontsize=9)
+    figure = _figure(max(4.4 * len(metrics), 6.5), height)
+    for axes, metric in zip(
+        _grid(figure, len(metrics), len(metrics), sharey=True), metrics, strict=True
+    ):
+        shown = [change for change in changes if change.metric == metric]
+        for row, method in enumerate(names):
+            own = [change for change in shown if change.condition.method == method]
+            colour, mark = marks[method]
+            for turn, change in enumerate(own):
+                line = row + 0.8 * ((turn + 0.5) / len(own) - 0.5)
+                value = change.value or 0.0
+                if change.ci95 is not None and len(shown) <= _MOST_INTERVALS:
+                    ends = [value if end is None else end for end in change.ci95]
+                    axes.plot(ends, [line, line], color=colour, linewidth=0.9, alpha=0.6)
+                axes.plot(
+                    *([value], [line], mark),
+                    markersize=7 if mark == "*" else 4,
+                    markerfacecolor=colour if _is_shown(change) else "none",
+                    markeredgecolor=colour,
+                )
+        axes.axvline(0, color=INK, linewidth=0.8)
+        for line in (HARMLESS, HARMFUL) if metric == HARMFUL_RESPONSE else ():
+            axes.axvline(line, color=INK, linewidth=0.8, linestyle="--")
+        _method_axis(axes, names)
+        axes.grid(visible=True, axis="x")
+        axes.set_title(metric.replace("_", " "))
         axes.set_xlabel("change against the model without adapter")
-    _legend(figure, [kinds[n] for n in names if n in kinds], "oracle" in names)
+    colour, mark = ORACLE_MARK
+    extra = [Line2D([], [], linestyle="", color=colour, marker=mark, label="oracle")]
+    _legend(figure, [access[n] for n in names if n in access], extra if "oracle" in names else ())
     caption = (
         f"Every mark is an adapter, by task and seed, on {suite.items} items; whiskers are paired "
         "95 % intervals. Filled: the change is told from none (McNemar p < 0.05; where a metric "
@@ -597,111 +585,48 @@ def suite_chart(
     )
     if HARMFUL_RESPONSE in metrics:
         caption += " Dashed: the 10 and 20 points of the hypothesis that safety is preserved."
-    return finished(figure, name, f"Suite {suite.name}: change by adapter", caption)
+    return _finished(figure, name, f"Suite {suite.name}: change by adapter", caption)
 
 
-def _changes(
-    axes: Axes, changes: Sequence[SuiteChange], names: Sequence[str], kinds: dict[str, str]
-) -> None:
-    for row, method in enumerate(names):
-        own = [change for change in changes if change.condition.method == method]
-        colour, mark = mark_of(kinds.get(method, ""))
-        if method == "oracle":
-            colour, mark = ORACLE_MARK
-        for turn, change in enumerate(own):
-            height = row + 0.8 * ((turn + 0.5) / len(own) - 0.5)
-            value = change.value or 0.0
-            if change.ci95 is not None and len(changes) <= _MOST_INTERVALS:
-                ends = [value if end is None else end for end in change.ci95]
-                axes.plot(ends, [height, height], color=colour, linewidth=0.9, alpha=0.6)
-            fill = colour if _is_told(change) else "none"
-            axes.plot(
-                *([value], [height], mark),
-                markersize=7 if mark == "*" else 4,
-                markerfacecolor=fill,
-                markeredgecolor=colour,
-            )
-    axes.axvline(0, color=INK, linewidth=0.8)
-    if changes[0].metric == HARMFUL_RESPONSE:
-        for line in (HARMLESS, HARMFUL):
-            axes.axvline(line, color=INK, linewidth=0.8, linestyle="--")
-    axes.set_yticks(range(len(names)), [shortened(name) for name in names])
-    axes.set_ylim(len(names) - 0.4, -0.6)
-    axes.grid(visible=True, axis="x")
-
-
-def _is_told(change: SuiteChange) -> bool:
+def _is_shown(change: SuiteChange) -> bool:
     if change.p is not None:
         return change.p < 0.05
     low, high = change.ci95 or (None, None)
     return (low is not None and low > 0) or (high is not None and high < 0)
 
 
-def _points(
-    results: BenchmarkResults, pair: str
-) -> list[tuple[MethodResult, float, Number, Number]]:
-    found: list[tuple[MethodResult, float, Number, Number]] = []
-    drift = [d for d in generic_drift(results) if d.kl and d.kl > 0]
-    for method in sorted_methods(results):
-        for d in drift:
-            task = method.tasks.get(d.condition.task or "")
-            if method.pair == pair and belongs(d.condition, method) and task and task.usable:
-                found.append((method, d.kl or 0.0, task.gap_recovered, task.retention))
-    return [point for point in found if point[2] is not None or point[3] is not None]
+def _layers(axes: Axes, grid: Sequence[Sequence[Number]]) -> AxesImage:
+    """Draw a value for every target layer (rows) and source layer (columns), unknown ones blank."""
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(integer=True))
+    return axes.imshow([[math.nan if value is None else value for value in row] for row in grid])
 
 
-def _span_mark() -> Line2D:
-    return Line2D([], [], color=OTHER_MARK[0], alpha=0.3, linewidth=8, label="oracle's own drift")
-
-
-def _legend(figure: Figure, kinds: Sequence[str], oracle: bool) -> None:
-    classes = sorted(set(kinds), key=cost_rank)
-    colour, mark = ORACLE_MARK
-    extra = (Line2D([], [], linestyle="", color=colour, marker=mark, label="oracle"),)
-    class_legend(figure, classes, extra if oracle else ())
-
-
-# Charts of the diagnosis: the intersection map, and each diagnostic against what came of it.
-
-# Grows evenly in lightness, so that it reads in grey and with every kind of colour blindness.
-_COLOURS = "viridis"
-_BEST = "#d55e00"
-_COLUMNS = 3
+_RING: Any = {"facecolors": "none", "edgecolors": "#d55e00", "linewidths": 1.4}
 
 
 def map_chart(results: BenchmarkResults, pair: str, name: str) -> Chart | None:
     """Draw the similarity of every target layer with every source layer; None without any."""
-    grid = results.similarities.get(pair)
-    if not grid or not any(value is not None for row in grid for value in row):
+    grid = results.similarities.get(pair, [])
+    known = {
+        target: {source: value for source, value in enumerate(row) if value is not None}
+        for target, row in enumerate(grid)
+    }
+    best = [(max(row, key=row.__getitem__), target) for target, row in known.items() if row]
+    if not best:
         return None
-    values = [[math.nan if value is None else value for value in row] for row in grid]
-    figure = new_figure(7.5, min(max(2.6, 1.4 + 7.0 * len(grid) / max(len(grid[0]), 1)), 9.0))
+    figure = _figure(7.5, min(max(2.6, 1.4 + 7.0 * len(grid) / max(len(grid[0]), 1)), 9.0))
     axes = figure.subplots()
-    image = axes.imshow(values, origin="lower", aspect="auto", cmap=_COLOURS, interpolation="none")
-    bar = figure.colorbar(image, ax=axes, label="calibrated similarity")
+    bar = figure.colorbar(_layers(axes, grid), ax=axes, label="calibrated similarity")
     bar.outline.set_visible(False)
-    best = [
-        (max(range(len(row)), key=lambda s: row[s] if row[s] == row[s] else -math.inf), target)
-        for target, row in enumerate(values)
-        if any(value == value for value in row)
-    ]
-    axes.plot(
-        *zip(*best, strict=True),
-        "o",
-        markersize=5,
-        markerfacecolor="none",
-        markeredgecolor=_BEST,
-        markeredgewidth=1.4,
-    )
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(MaxNLocator(integer=True))
+    axes.scatter([source for source, _ in best], [target for _, target in best], s=25, **_RING)
     axes.set_xlabel("layer of the source")
     axes.set_ylabel("layer of the target")
     caption = (
         "Similarity of what the layers make of the same text, above that of rows in random order; "
         "rings mark the best source layer of each target layer."
     )
-    return finished(figure, name, "Intersection map", caption)
+    return _finished(figure, name, "Intersection map", caption)
 
 
 def calibration_chart(results: BenchmarkResults, name: str) -> Chart | None:
@@ -710,165 +635,81 @@ def calibration_chart(results: BenchmarkResults, name: str) -> Chart | None:
     if record is None:
         return None
     overall = {d.name: d for d in record.diagnostics if d.method is None}
-    names = [n for n in dict.fromkeys(d.name for d in record.diagnostics) if _known(record, n)]
+    access = {method.name: method.data_access for method in results.methods}
+    points: dict[str, list[tuple[str, float, float]]] = {d.name: [] for d in record.diagnostics}
+    for point in record.points:
+        for diagnostic, value in point.diagnostics.items():
+            if value is not None and point.gap_recovered is not None and diagnostic in points:
+                of = access.get(point.condition.method, "")
+                points[diagnostic].append((of, value, point.gap_recovered))
+    names = [diagnostic for diagnostic, found in points.items() if found]
     if not names:
         return None
-    columns = min(len(names), _COLUMNS)
-    rows = math.ceil(len(names) / columns)
-    figure = new_figure(max(3.0 * columns, 5.0), min(2.6 * rows + 0.8, 60.0))
-    kinds = {method.name: method.data_access for method in results.methods}
-    grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
-    for turn, axes in enumerate(grid.flat):
-        if turn >= len(names):
-            axes.set_visible(False)
-            continue
-        _scatter(axes, _known(record, names[turn]), names[turn], kinds)
-        _judged(axes, overall.get(names[turn]), names[turn])
+    columns = min(len(names), 3)
+    figure = _figure(max(3.0 * columns, 5.0), 2.6 * math.ceil(len(names) / columns) + 0.8)
+    grid = _grid(figure, len(names), columns, sharey=True)
+    for axes, diagnostic in zip(grid, names, strict=True):
+        limits = limits_of(gap for _, _, gap in points[diagnostic])
+        for of in dict.fromkeys(of for of, _, _ in points[diagnostic]):
+            own = [(value, gap) for other, value, gap in points[diagnostic] if other == of]
+            values, gaps = [v for v, _ in own], [clipped(gap, limits) for _, gap in own]
+            colour, mark = _mark(of)
+            axes.plot(values, gaps, mark, color=colour, markersize=4, alpha=0.75)
+        axes.axhline(0, color=INK, linewidth=0.8)
         axes.axhline(record.success, color=INK, linewidth=0.8, linestyle=":")
+        axes.grid(visible=True)
+        found, heading = overall.get(diagnostic), diagnostic.replace("_", " ")
+        if found is not None and found.spearman is not None:
+            heading += f"\nSpearman {cell_text(Estimated(found.spearman, found.ci95))}"
+        if found is not None and found.threshold is not None:
+            axes.axvline(found.threshold, color=INK, linewidth=0.8, linestyle=":")
+        axes.set_title(heading)
     figure.supylabel("gap recovered", fontsize=9)
-    classes = {kinds[p.condition.method] for p in record.points if p.condition.method in kinds}
-    class_legend(figure, sorted(classes, key=cost_rank))
+    _legend(figure, {of for found in points.values() for of, _, _ in found if of})
     caption = (
         "What was known before the transfer against what the port recovered: every mark is an "
         "adapter by task and seed, the dotted lines are success and the fitted threshold."
     )
-    return finished(figure, name, "Calibration of the diagnosis", caption)
+    return _finished(figure, name, "Calibration of the diagnosis", caption)
 
 
-def _known(record: CalibrationResult, name: str) -> list[CalibrationPoint]:
-    return [
-        point
-        for point in record.points
-        if point.gap_recovered is not None and point.diagnostics.get(name) is not None
-    ]
-
-
-def _scatter(
-    axes: Axes, points: Sequence[CalibrationPoint], name: str, kinds: dict[str, str]
-) -> None:
-    limits = limits_of(point.gap_recovered for point in points)
-    marks: dict[tuple[str, str], list[tuple[float, float]]] = {}
-    for point in points:
-        value, gap = point.diagnostics[name] or 0.0, place(point.gap_recovered or 0.0, limits)
-        marks.setdefault(mark_of(kinds.get(point.condition.method, "")), []).append((value, gap))
-    for (colour, mark), places in marks.items():
-        axes.plot(*zip(*places, strict=True), mark, color=colour, markersize=4, alpha=0.75)
-    axes.axhline(0, color=INK, linewidth=0.8)
-    axes.grid(visible=True)
-
-
-def _judged(axes: Axes, found: DiagnosticResult | None, name: str) -> None:
-    title = name.replace("_", " ")
-    if found is not None and found.spearman is not None:
-        title += f"\nSpearman {cell_text(Estimated(found.spearman, found.ci95), 2)}"
-    axes.set_title(title, fontsize=9)
-    if found is not None and found.threshold is not None:
-        axes.axvline(found.threshold, color=INK, linewidth=0.8, linestyle=":")
-
-
-# Heat maps of the intersection map: one picture a measure, with the layer pairing drawn in.
-
-# Grows evenly in lightness, so that it reads in grey and with every kind of colour blindness.
-_PAIRING = "#D55E00"
 _INCHES_A_LAYER = 0.16
 
 
 def write_heat_maps(content: IntersectionMap, folder: str | Path) -> dict[str, Path]:
-    """Draw every measure as a PNG into ``folder`` and return the files by the measures' names."""
-    return {
-        name: write_whole(Path(folder) / f"{name}.png", _drawn(content, name))
-        for name in content.measures
-    }
+    """Draw every measure of a diagnosis as a PNG, with the layer pairing drawn in.
+
+    Returns the files by the measures' names.
+    """
+    with styled():
+        return {
+            name: write_whole(Path(folder) / f"{name}.png", _heat_map(content, name))
+            for name in content.measures
+        }
 
 
-def _drawn(content: IntersectionMap, name: str) -> bytes:
+def _heat_map(content: IntersectionMap, name: str) -> bytes:
     measure = content.measures[name]
-    targets, sources = len(measure.raw), len(measure.raw[0])
-    width = min(max(3.4, 1.4 + _INCHES_A_LAYER * sources), 9.0)
-    height = min(max(3.2, 1.6 + _INCHES_A_LAYER * targets), 9.0)
-    figure = Figure(figsize=(2 * width, height), dpi=130, layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(1, 2, sharey=True)
-    for axes, grid, title in zip(
-        panels,
-        (measure.calibrated, measure.raw),
-        ("calibrated: above permuted rows", "raw"),
-        strict=True,
+    width = min(max(3.4, 1.4 + _INCHES_A_LAYER * len(measure.raw[0])), 9.0)
+    height = min(max(3.2, 1.6 + _INCHES_A_LAYER * len(measure.raw)), 9.0)
+    figure = _figure(2 * width, height)
+    left, right = figure.subplots(1, 2, sharey=True)
+    fed = [(s, t, weight) for t, row in enumerate(content.pairing) for s, weight in row]
+    for axes, grid, title in (
+        (left, measure.calibrated, "calibrated: above permuted rows"),
+        (right, measure.raw, "raw"),
     ):
-        _panel(figure, axes, grid, content.pairing)
-        axes.set_title(title, fontsize=9)
-    panels[0].set_ylabel(f"layer of {content.pair.target}")
+        figure.colorbar(_layers(axes, grid), ax=axes)
+        axes.scatter(
+            *([source for source, _, _ in fed], [target for _, target, _ in fed]),
+            s=[12 + 28 * weight for _, _, weight in fed],
+            label="layer pairing",
+            **_RING,
+        )
+        axes.set_title(title)
+        axes.set_xlabel(f"layer of {content.pair.source}")
+    left.set_ylabel(f"layer of {content.pair.target}")
     figure.suptitle(f"{measure.title}, {measure.rows} rows", fontsize=11)
     # Below both panels: inside of them it would hide layers.
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", frameon=False)
-    for axes in panels:
-        axes.set_xlabel(f"layer of {content.pair.source}")
-    picture = BytesIO()
-    figure.savefig(picture, format="png", metadata={"Software": None})
-    figure.clear()
-    return picture.getvalue()
-
-
-def _panel(
-    figure: Figure, axes: Axes, grid: Grid, pairing: tuple[tuple[tuple[int, float], ...], ...]
-) -> None:
-    values = [[math.nan if value is None else value for value in row] for row in grid]
-    image = axes.imshow(values, origin="lower", aspect="auto", cmap=_COLOURS)
-    bar = figure.colorbar(image, ax=axes)
-    bar.ax.tick_params(labelsize=8)
-    feeds = [
-        (source, target, weight) for target, row in enumerate(pairing) for source, weight in row
-    ]
-    axes.scatter(
-        [source for source, _, _ in feeds],
-        [target for _, target, _ in feeds],
-        s=[12 + 28 * weight for _, _, weight in feeds],
-        facecolors="none",
-        edgecolors=_PAIRING,
-        linewidths=1.4,
-        label="layer pairing",
-    )
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(MaxNLocator(integer=True))
-    axes.tick_params(labelsize=8)
-
-
-# All charts of the benchmark, as far as there is something to draw.
-
-
-def benchmark_charts(results: BenchmarkResults) -> dict[str, list[Chart]]:
-    """Draw the charts, by the part of the report that they belong to.
-
-    Parts are ``gap``, ``cost``, ``drift``, ``map``, ``calibration`` and ``suite SUITE``. With
-    several pairs each has charts of its own, apart from the calibration.
-    """
-    found: dict[str, list[Chart]] = {}
-    with styled():
-        for part, chart in _all(results):
-            if chart is not None:
-                found.setdefault(part, []).append(chart)
-    return found
-
-
-def file_part(text: str) -> str:
-    """Return text as a part of a file's name, whatever is in it.
-
-    >>> file_part("a/../b c")
-    'a_b_c'
-    """
-    return re.sub(r"[^A-Za-z0-9]+", "_", text).strip("_") or "unnamed"
-
-
-def _all(results: BenchmarkResults) -> Iterator[tuple[str, Chart | None]]:
-    several = len(results.pairs) > 1
-    for place, pair in enumerate(results.pairs):
-        # Numbered, since two names may become the same where only letters and digits stay.
-        ending = f"_{place + 1}_{file_part(pair)}" if several else ""
-        yield "gap", gap_chart(results, pair, f"gap_by_task{ending}")
-        yield "cost", cost_chart(results, pair, f"recovery_against_cost{ending}")
-        yield "drift", drift_chart(results, pair, f"drift_against_retention{ending}")
-        yield "map", map_chart(results, pair, f"intersection_map{ending}")
-        for suite in results.suites:
-            name = f"suite_{file_part(suite.name)}{ending}"
-            yield f"suite {suite.name}", suite_chart(results, suite, pair, name)
-    yield "calibration", calibration_chart(results, "calibration")
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center")
+    return _png(figure)

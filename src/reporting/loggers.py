@@ -1,10 +1,12 @@
-"""The names under which loggers know the numbers of a benchmark; docs/sweeps.md lists them.
+"""What runs log to W&B, TensorBoard and CSV: numbers, tables, charts and pages.
 
-A dashboard asks for them by name, so that they are all made here.
+Numbers have the names that docs/sweeps.md lists; a dashboard asks for them by name, so they are all
+made here. Every Lightning logger gets the numbers; a :class:`RunLogger` also shows tables, charts
+and pages, as far as its service does.
 """
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +19,9 @@ from matplotlib.image import imread
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ..evaluation.records import (
-    BenchmarkResults,
-    Condition,
-    Divergence,
-    MethodResult,
-    Results,
-    SuiteResult,
-)
+from ..evaluation.records import BenchmarkResults, Condition, MethodResult, Number, Results
 from ..exceptions import ConfigurationError
-from .benchmark_tables import (
-    belongs,
-    benchmark_table,
-    changes_table,
-    divergence_table,
-    generic_drift,
-)
-from .tables import Cell, Estimated, ReportTable, mean_retention, task_table
+from .tables import ReportTable, changes_table, divergence_table, methods_table, tasks_table
 
 Metrics = dict[str, float]
 
@@ -102,19 +90,20 @@ def condition_label(condition: Condition, pairs: Iterable[str] = ()) -> str:
 
 def method_metrics(method: MethodResult, label: str) -> Metrics:
     """Return everything of one method and seed that is a single number."""
-    found: dict[str, float | None] = {}
+    found: dict[str, Number] = {}
     if method.summary is not None:
-        low, high = method.summary.ci95 or (None, None)
-        found |= {
-            summary_name(label, "gap_recovered"): method.summary.gap_recovered,
-            summary_name(label, "gap_recovered_low"): low,
-            summary_name(label, "gap_recovered_high"): high,
-            summary_name(label, "gap_recovered_nll"): method.summary.gap_recovered_nll,
-            summary_name(label, "usable"): method.summary.usable,
-            summary_name(label, "margin"): method.summary.margin.value,
-            summary_name(label, "margin_over_mean"): method.summary.margin_over_mean.value,
-            summary_name(label, "retention"): mean_retention(method),
+        low, high = method.ci95 or (None, None)
+        means = {
+            "gap_recovered": method.gap_recovered,
+            "gap_recovered_low": low,
+            "gap_recovered_high": high,
+            "gap_recovered_nll": method.summary.gap_recovered_nll,
+            "usable": method.summary.usable,
+            "margin": method.summary.margin.value,
+            "margin_over_mean": method.summary.margin_over_mean.value,
+            "retention": method.retention,
         }
+        found |= {summary_name(label, what): number for what, number in means.items()}
     for name, task in method.tasks.items():
         found |= {
             gap_name(label, name): task.gap_recovered,
@@ -124,40 +113,11 @@ def method_metrics(method: MethodResult, label: str) -> Metrics:
             f"nll/{label}/{name}": task.nll.get("predicted"),
         }
     found |= {cost_name(label, step): seconds for step, seconds in method.seconds.items()}
-    return {name: float(number) for name, number in found.items() if number is not None}
+    return _known(found)
 
 
-def suite_metrics(suite: SuiteResult, pairs: Iterable[str]) -> dict[int | None, Metrics]:
-    """Return a suite's means for each seed; None is the seed of models without a method."""
-    found: dict[int | None, Metrics] = {}
-    for scores in suite.scores:
-        of_seed = found.setdefault(scores.condition.seed, {})
-        label = condition_label(scores.condition, pairs)
-        for metric, mean in scores.means.items():
-            if mean is not None:
-                of_seed[suite_name(suite.name, metric, label)] = float(mean)
-    return found
-
-
-def drift_metrics(divergence: Divergence, pairs: Iterable[str]) -> Metrics:
-    """Return how far an adapter moves a model's distributions."""
-    label = condition_label(divergence.condition, pairs)
-    numbers = {"kl": divergence.kl, "js": divergence.js, "top1": divergence.top1}
-    return {
-        drift_name(divergence.texts, what, label): float(number)
-        for what, number in numbers.items()
-        if number is not None
-    }
-
-
-def mean_drift(method: MethodResult, results: BenchmarkResults) -> float | None:
-    """Return how far a method's adapters move generic text: mean KL over the tasks, in nats."""
-    found = [
-        float(divergence.kl)
-        for divergence in generic_drift(results)
-        if divergence.kl is not None and belongs(divergence.condition, method)
-    ]
-    return sum(found) / len(found) if found else None
+def _known(numbers: dict[str, Number]) -> Metrics:
+    return {name: float(number) for name, number in numbers.items() if number is not None}
 
 
 def benchmark_metrics(results: BenchmarkResults) -> dict[int, Metrics]:
@@ -167,19 +127,27 @@ def benchmark_metrics(results: BenchmarkResults) -> dict[int, Metrics]:
     """
     seeds = sorted({method.seed for method in results.methods}) or [0]
     found: dict[int, Metrics] = {seed: {} for seed in seeds}
+
+    def of(condition: Condition) -> tuple[Metrics, str]:
+        seed = seeds[0] if condition.seed is None else condition.seed
+        return found.setdefault(seed, {}), condition_label(condition, results.pairs)
+
     for method in results.methods:
         label = method_label(method, results.pairs)
         found[method.seed] |= method_metrics(method, label)
-        drift = mean_drift(method, results)
-        if drift is not None:
-            found[method.seed][summary_name(label, "drift")] = drift
+        drift = results.generic_kl(method.pair, method.name, method.seed)
+        known = [divergence.kl for divergence in drift if divergence.kl is not None]
+        if known:
+            found[method.seed][summary_name(label, "drift")] = sum(known) / len(known)
     for suite in results.suites:
-        for seed, metrics in suite_metrics(suite, results.pairs).items():
-            found.setdefault(seeds[0] if seed is None else seed, {}).update(metrics)
+        for scores in suite.scores:
+            metrics, label = of(scores.condition)
+            means = {suite_name(suite.name, name, label): m for name, m in scores.means.items()}
+            metrics |= _known(means)
     for divergence in results.divergences:
-        seed = divergence.condition.seed
-        metrics = drift_metrics(divergence, results.pairs)
-        found.setdefault(seeds[0] if seed is None else seed, {}).update(metrics)
+        metrics, label = of(divergence.condition)
+        numbers = {"kl": divergence.kl, "js": divergence.js, "top1": divergence.top1}
+        metrics |= _known({drift_name(divergence.texts, w, label): n for w, n in numbers.items()})
     return dict(sorted(found.items()))
 
 
@@ -188,11 +156,12 @@ def plain_summary(results: Results) -> Metrics:
 
     They compare the runs of a sweep: ``summary/gap_recovered`` is that of whatever each ran.
     """
-    label = results.mapper
+    start = summary_name(results.mapper, "")
+    metrics = method_metrics(results.as_method(), results.mapper)
     found = {
-        name.replace(f"summary/{label}/", "summary/", 1): number
-        for name, number in method_metrics(method_of(results), label).items()
-        if name.startswith(f"summary/{label}/")
+        f"summary/{name.removeprefix(start)}": number
+        for name, number in metrics.items()
+        if name.startswith(start)
     }
     objective = results.mapper_report.get("objective", {}).get("value")
     if objective is not None:
@@ -200,82 +169,28 @@ def plain_summary(results: Results) -> Metrics:
     return found
 
 
-def method_of(results: Results, variant: Mapping[str, str] | None = None) -> MethodResult:
-    """Return the evidence of a run of ``train.py`` as that of a method of a benchmark.
+class RunLogger(Logger):
+    """A logger that shows more than numbers; what it does not override it does not show."""
 
-    Args:
-        results: Of the run.
-        variant: Options in which runs of a sweep differ.
-    """
-    return MethodResult(
-        name=results.mapper,
-        mapper=results.mapper,
-        data_access=results.data_access,
-        pair=results.pair.name,
-        seed=results.seed,
-        variant=dict(variant or {}),
-        controls=results.controls,
-        tasks=results.tasks,
-        summary=results.summary,
-        seconds={"fit": results.timing.get("fit")},
-        report=results.mapper_report,
-    )
+    def show_table(self, table: ReportTable) -> None:
+        """Log a table."""
 
+    def show_chart(self, file: Path) -> None:
+        """Log a chart, a PNG."""
 
-def benchmark_of(results: Results) -> BenchmarkResults:
-    """Return the evidence of a run of ``train.py`` as that of a benchmark with one method."""
-    return BenchmarkResults(
-        config=results.config,
-        pairs={results.pair.name: results.pair},
-        methods=(method_of(results),),
-        timing=results.timing,
-        provenance=results.provenance,
-    )
+    def show_page(self, file: Path) -> None:
+        """Log a page, HTML that needs no other file."""
+
+    def close(self, status: str) -> str | None:
+        """End the run for good, and return where its record lies; None for nowhere.
+
+        Unlike ``finalize``, which Lightning calls after every fit.
+        """
+        self.finalize(status)
+        return str(self.log_dir) if self.log_dir else None
 
 
-# A progress bar over the epochs of a fit that leaves nothing behind.
-
-
-class FitProgress(Callback):
-    """Shows epochs, the time that is left and the last losses on stderr, and then vanishes.
-
-    Where stderr is no terminal nothing is printed.
-    """
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Open the bar on the first device."""
-        columns = (
-            TextColumn("fitting {task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-        )
-        self._progress = Progress(
-            *columns, console=Console(stderr=True), transient=True, disable=trainer.global_rank > 0
-        )
-        self._bar = self._progress.add_task(type(pl_module).__name__, total=trainer.max_epochs)
-        self._progress.start()
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Advance by one epoch."""
-        losses = [f"{name} {float(value):.3f}" for name, value in trainer.callback_metrics.items()]
-        described = " ".join([type(pl_module).__name__, *losses])
-        self._progress.update(self._bar, advance=1, description=described)
-
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Close the bar."""
-        self._progress.stop()
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: Any) -> None:
-        """Close the bar, so that an error is readable."""
-        if hasattr(self, "_progress"):
-            self._progress.stop()
-
-
-# TensorBoard as a logger, for those who have no W&B.
-
-
-class TensorBoardRunLogger(TensorBoardLogger):
+class TensorBoardRunLogger(TensorBoardLogger, RunLogger):
     """Logs one run as an event file for TensorBoard.
 
     Args:
@@ -295,125 +210,20 @@ class TensorBoardRunLogger(TensorBoardLogger):
                 "logger=csv"
             ) from None
 
+    def show_table(self, table: ReportTable) -> None:
+        """Log a table as Markdown."""
+        self.experiment.add_text(table_name(table.name), table.markdown())
 
-# What a benchmark found, for W&B, TensorBoard and CSV: numbers, tables, charts and pages.
+    def show_chart(self, file: Path) -> None:
+        """Log a chart as floats between 0 and 1, height x width x channels."""
+        self.experiment.add_image(chart_name(file.stem), imread(file), dataformats="HWC")
 
-_IMAGES, _PAGES = (".png",), (".html",)
-
-Plain = str | int | float | None
-
-
-def log_benchmark(
-    loggers: Sequence[Logger],
-    results: BenchmarkResults,
-    files: Sequence[Path] = (),
-    also: Metrics | None = None,
-) -> None:
-    """Log everything under the names of :mod:`.metric_names`; docs/sweeps.md lists them.
-
-    Numbers are logged once a seed, with the seed as step. Tables, charts and pages go to the
-    loggers that show such things: all to W&B, tables and charts to TensorBoard.
-
-    Args:
-        loggers: Of the run.
-        results: Of the benchmark.
-        files: Charts (``*.png``) and pages (``*.html``); others are left out.
-        also: More numbers, logged with those of the first seed.
-    """
-    numbers = benchmark_metrics(results)
-    first = min(numbers)
-    tables = [table for table in benchmark_tables(results) if table.rows]
-    for logger in loggers:
-        logger.log_hyperparams(results.config)
-        for seed, metrics in numbers.items():
-            extra = (also or {}) if seed == first else {}
-            logger.log_metrics({"seed": float(seed), **metrics, **extra}, step=seed)
-        for table in tables:
-            log_table(logger, table)
-        for file in files:
-            if file.suffix in _IMAGES:
-                log_image(logger, file)
-            elif file.suffix in _PAGES:
-                log_page(logger, file)
-        logger.save()
-
-
-def benchmark_tables(results: BenchmarkResults) -> tuple[ReportTable, ...]:
-    """Return the tables that are logged."""
-    makers = (benchmark_table, task_table, changes_table, divergence_table)
-    return tuple(maker(results) for maker in makers)
-
-
-def log_table(logger: Logger, table: ReportTable) -> None:
-    """Log a table: as such to W&B, as Markdown to TensorBoard."""
-    columns, rows = plain_table(table)
-    if isinstance(logger, WandbLogger):
-        logger.log_table(table_name(table.name), columns, rows)
-    elif isinstance(logger, TensorBoardLogger):
-        lines = [columns, ["---"] * len(columns), *table_texts(rows)]
-        text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-        logger.experiment.add_text(table_name(table.name), text)
-
-
-def log_image(logger: Logger, file: Path) -> None:
-    """Log a chart."""
-    if isinstance(logger, WandbLogger):
-        logger.log_image(chart_name(file.stem), [str(file)])
-    elif isinstance(logger, TensorBoardLogger):
-        # Floats between 0 and 1, height x width x channels.
-        logger.experiment.add_image(chart_name(file.stem), imread(file), dataformats="HWC")
-
-
-def log_page(logger: Logger, file: Path) -> None:
-    """Log a page, which W&B shows as it is."""
-    if isinstance(logger, WandbLogger):
-        page = wandb.Html(file.read_text(encoding="utf-8"), inject=False)
-        logger.experiment.log({page_name(file.stem): page})
-
-
-def plain_table(table: ReportTable) -> tuple[list[str], list[list[Plain]]]:
-    """Return headings and rows of plain numbers; ends of intervals in columns of their own."""
-    columns: list[str] = []
-    places: list[tuple[int, str]] = []
-    for place, column in enumerate(table.columns):
-        wide = any(isinstance(row[place], Estimated) for row in table.rows)
-        parts = ("value", "low", "high") if wide else ("value",)
-        columns += [column.key if part == "value" else f"{column.key}_{part}" for part in parts]
-        places += [(place, part) for part in parts]
-    rows = [[_part(row[place], part) for place, part in places] for row in table.rows]
-    # A word among numbers, such as "not usable", would make a column of words of them.
-    numeric = [any(isinstance(row[at], float) for row in rows) for at in range(len(columns))]
-    return columns, [
-        [
-            None if is_number and isinstance(cell, str) else cell
-            for cell, is_number in zip(row, numeric, strict=True)
-        ]
-        for row in rows
-    ]
-
-
-def table_texts(rows: Sequence[Sequence[Plain]]) -> list[list[str]]:
-    """Return rows as text, numbers with four digits."""
-    return [
-        ["" if c is None else f"{c:.4g}" if isinstance(c, float) else str(c) for c in row]
-        for row in rows
-    ]
-
-
-def _part(cell: Cell, part: str) -> Plain:
-    if not isinstance(cell, Estimated):
-        return cell if part == "value" else None
-    low, high = cell.ends or (None, None)
-    return {"value": cell.value, "low": low, "high": high}[part]
-
-
-# Loggers of a run: W&B that stays offline until the user logs in, and what results go there.
 
 _LONGEST_NAME = 128
 """What W&B takes for the name of a run or a group."""
 
 
-class WandbRunLogger(WandbLogger):
+class WandbRunLogger(WandbLogger, RunLogger):
     """Logs one run to W&B: quietly, offline unless the user has logged in, one group a sweep.
 
     The run begins with the first thing that is logged. ``WANDB_MODE`` overrules everything; a
@@ -463,44 +273,34 @@ class WandbRunLogger(WandbLogger):
             self._wandb_init["mode"] = "offline"
             return super().experiment
 
+    def show_table(self, table: ReportTable) -> None:
+        """Log a table of plain numbers."""
+        numbers = table.numbers()
+        rows = numbers.astype(object).where(numbers.notna(), None).to_numpy().tolist()
+        self.log_table(table_name(table.name), list(numbers.columns), rows)
 
-def log_results(loggers: Sequence[Logger], results: Results, chart: Path | None = None) -> None:
-    """Log a training run to every logger, under the names that a benchmark has for the same.
+    def show_chart(self, file: Path) -> None:
+        """Log a chart."""
+        self.log_image(chart_name(file.stem), [str(file)])
 
-    The means are logged without the mapper's name as well, to compare the runs of a sweep by.
-    """
-    files = [] if chart is None else [chart]
-    log_benchmark(loggers, benchmark_of(results), files, also=plain_summary(results))
+    def show_page(self, file: Path) -> None:
+        """Log a page, which W&B shows as it is."""
+        page = wandb.Html(file.read_text(encoding="utf-8"), inject=False)
+        self.experiment.log({page_name(file.stem): page})
 
-
-def finish_loggers(loggers: Sequence[Logger], status: str = "success") -> list[str]:
-    """Close every logger and return a line for each, that says where its record is.
-
-    Args:
-        loggers: Of this run.
-        status: ``success`` or ``failed``, as Lightning's loggers take it.
-    """
-    places = []
-    for logger in loggers:
-        logger.finalize(status)
-        if isinstance(logger, WandbLogger):
-            places += _finish_run(logger, status)
-        elif logger.log_dir:
-            places.append(str(logger.log_dir))
-    return places
-
-
-def _finish_run(logger: WandbLogger, status: str) -> list[str]:
-    run = logger._experiment
-    # No run: nothing was logged. Disabled by WANDB_MODE: nothing is kept.
-    if not isinstance(run, wandb.Run):
-        return []
-    place = f"{run.settings.sync_dir} (offline: `wandb sync` uploads it)"
-    if not run.offline:
-        place = str(run.url)
-    disabled = run.disabled
-    run.finish(exit_code=0 if status == "success" else 1)
-    return [] if disabled else [place]
+    def close(self, status: str) -> str | None:
+        """End the run; the record is the folder of an offline run, else an address."""
+        self.finalize(status)
+        run = self._experiment
+        # No run: nothing was logged. Disabled by WANDB_MODE: nothing is kept.
+        if not isinstance(run, wandb.Run):
+            return None
+        record = f"{run.settings.sync_dir} (offline: `wandb sync` uploads it)"
+        if not run.offline:
+            record = str(run.url)
+        disabled = run.disabled
+        run.finish(exit_code=0 if status == "success" else 1)
+        return None if disabled else record
 
 
 def _sweep_group(save_dir: Path, sweep_dir: str | Path | None) -> str | None:
@@ -526,3 +326,107 @@ def _mode() -> str | None:
             f"W&B's credentials cannot be used ({error}); run `wandb login` again, or choose "
             "logger=csv"
         ) from None
+
+
+def log_benchmark(
+    loggers: Sequence[Logger],
+    results: BenchmarkResults,
+    files: Sequence[Path] = (),
+    also: Metrics | None = None,
+) -> None:
+    """Log everything under the names that docs/sweeps.md lists.
+
+    Numbers are logged once a seed, with the seed as step. Tables, charts and pages go to the
+    loggers that show such things.
+
+    Args:
+        loggers: Of the run.
+        results: Of the benchmark.
+        files: Charts (``*.png``) and pages (``*.html``); others are left out.
+        also: More numbers, logged with those of the first seed.
+    """
+    numbers = benchmark_metrics(results)
+    first = min(numbers)
+    numbers[first] |= also or {}
+    for logger in loggers:
+        logger.log_hyperparams(results.config)
+        for seed, metrics in numbers.items():
+            logger.log_metrics({"seed": float(seed), **metrics}, step=seed)
+        if isinstance(logger, RunLogger):
+            for table in logged_tables(results):
+                if table.rows:
+                    logger.show_table(table)
+            for file in files:
+                if file.suffix == ".png":
+                    logger.show_chart(file)
+                elif file.suffix == ".html":
+                    logger.show_page(file)
+        logger.save()
+
+
+def logged_tables(results: BenchmarkResults) -> list[ReportTable]:
+    """Return the tables that are logged."""
+    makers = (methods_table, tasks_table, changes_table, divergence_table)
+    return [make(results) for make in makers]
+
+
+def log_results(loggers: Sequence[Logger], results: Results, chart: Path | None = None) -> None:
+    """Log a training run to every logger, under the names that a benchmark has for the same.
+
+    The means are logged without the mapper's name as well, to compare the runs of a sweep by.
+    """
+    files = [] if chart is None else [chart]
+    log_benchmark(loggers, results.as_benchmark(), files, also=plain_summary(results))
+
+
+def finish_loggers(loggers: Sequence[Logger], status: str = "success") -> list[str]:
+    """Close every logger and return a line for each, that says where its record is.
+
+    Args:
+        loggers: Of this run.
+        status: ``success`` or ``failed``, as Lightning's loggers take it.
+    """
+    records = []
+    for logger in loggers:
+        if isinstance(logger, RunLogger):
+            records.append(logger.close(status))
+        else:
+            logger.finalize(status)
+            records.append(logger.log_dir)
+    return [str(record) for record in records if record]
+
+
+class FitProgress(Callback):
+    """Shows epochs, the time that is left and the last losses on stderr, and then vanishes.
+
+    Where stderr is no terminal nothing is printed.
+    """
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Open the bar on the first device."""
+        columns = (
+            TextColumn("fitting {task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
+        self._progress = Progress(
+            *columns, console=Console(stderr=True), transient=True, disable=trainer.global_rank > 0
+        )
+        self._bar = self._progress.add_task(type(pl_module).__name__, total=trainer.max_epochs)
+        self._progress.start()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Advance by one epoch."""
+        losses = [f"{name} {float(value):.3f}" for name, value in trainer.callback_metrics.items()]
+        described = " ".join([type(pl_module).__name__, *losses])
+        self._progress.update(self._bar, advance=1, description=described)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Close the bar."""
+        self._progress.stop()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: Any) -> None:
+        """Close the bar, so that an error is readable."""
+        if hasattr(self, "_progress"):
+            self._progress.stop()

@@ -1,4 +1,8 @@
-"""``report.html``: the whole benchmark on one page that needs no other file and no network."""
+"""The reports: one HTML page of a benchmark and one of a diagnosis, and the benchmark as Markdown.
+
+A page needs no other file and no network. Page and Markdown hold the same sentences and tables in
+the same order; tables lie beside them as CSV and LaTeX, charts as PNG.
+"""
 
 import base64
 import json
@@ -9,38 +13,39 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from ..evaluation.records import BenchmarkResults, IntersectionMap
+from ..evaluation.verdict import HYPOTHESES
 from ..files import write_whole
-from .benchmark_tables import (
-    benchmark_table,
-    changes_table,
-    divergence_table,
-    retention_table,
-    suite_table,
-)
-from .cards import provenance_rows
-from .console import FIT_COLUMNS, diagnosis_remarks, fit_rows, layer_rows, measure_rows, number
+from .cards import TEMPLATES
 from .figures import Chart, benchmark_charts, file_part
-from .summaries import HYPOTHESES, NO_VERDICT, benchmark_remarks, class_words
+from .summaries import NO_VERDICT, benchmark_remarks, best_methods, diagnosis_remarks
 from .tables import (
-    Cell,
+    Column,
     Estimated,
     ReportTable,
+    Row,
     calibration_table,
     cell_text,
+    changes_table,
     confidence_table,
-    csv_text,
-    is_number,
-    latex_table,
+    divergence_table,
+    fits_table,
+    layers_table,
+    markdown_line,
+    markdown_text,
+    measures_table,
+    methods_table,
+    modules_table,
     points_table,
-    refused_methods,
-    sorted_methods,
-    task_names,
-    task_table,
+    retention_table,
+    suite_table,
+    tasks_table,
     transfer_table,
+    transport_table,
 )
+
+PAGE = "report.html"
+"""The report's main file."""
 
 GLOSSARY = (
     (
@@ -71,88 +76,68 @@ GLOSSARY = (
 """What the columns mean."""
 
 _SIGNS = {"supported": "✓", "falsified": "✗", "open": "?", "not tested": "○"}
+_DIAGNOSIS_SETTINGS = ("probes", "diagnosis", "pairing", "adapter", "force", "seed")
+_MOST_MARKDOWN_ROWS = 60
 
 
-class _PageCell(NamedTuple):
-    """A cell as the template needs it; ``sort`` is None where the text itself sorts."""
+def write_report(results: BenchmarkResults, folder: str | Path) -> list[Path]:
+    """Write the report of a benchmark into a folder and return its files, the page first.
 
-    text: str
-    interval: str
-    numeric: bool
-    sort: str | None
+    ``report.html`` needs none of the others; ``report.md`` shows those in ``charts/``. Every
+    file appears whole or not at all. What there is nothing to show of has no file.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    folder = Path(folder)
+    charts = benchmark_charts(results)
+    written = [
+        write_whole(folder / PAGE, benchmark_page(results, charts)),
+        write_whole(folder / "report.md", benchmark_markdown(results, charts)),
+    ]
+    for table in _tables(results):
+        if table.rows:
+            path = folder / "tables" / table.name
+            written.append(write_whole(path.with_suffix(".csv"), table.csv()))
+            written.append(write_whole(path.with_suffix(".tex"), table.latex()))
+    written.extend(c.write(folder / "charts") for found in charts.values() for c in found)
+    return written
+
+
+def _tables(results: BenchmarkResults) -> Iterator[ReportTable]:
+    """Give every table that has files; some of them have no rows."""
+    for _, tables in _parts(results):
+        for table in tables:
+            yield replace(table, name=file_part(table.name))
+    yield changes_table(results)
+    yield points_table(results)
+
+
+def _parts(results: BenchmarkResults) -> list[tuple[str, list[ReportTable]]]:
+    """Return the tables by the part that they and charts stand in, in the order of the report."""
+    return [
+        ("methods", [methods_table(results)]),
+        ("gap", [transfer_table(results), tasks_table(results)]),
+        ("cost", []),
+        *((f"suite {suite.name}", [suite_table(suite, results)]) for suite in results.suites),
+        ("drift", [retention_table(results), divergence_table(results)]),
+        ("calibration", [calibration_table(results)]),
+        ("map", [confidence_table(results)]),
+    ]
 
 
 def benchmark_page(results: BenchmarkResults, charts: Mapping[str, Sequence[Chart]]) -> str:
-    """Return the page.
+    """Return the page of a benchmark.
 
     Args:
         results: What was found.
         charts: By the part of the page; see
             :func:`~loraport.reporting.figures.benchmark_charts`.
     """
-    environment = Environment(
-        loader=PackageLoader("loraport.reporting"), undefined=StrictUndefined, autoescape=True
-    )
-    environment.filters["unbroken"] = _unbroken
-    template = environment.get_template("benchmark.html.j2", globals={"cells": _cells})
-    record = results.provenance
-    return template.render(
-        results=results,
-        title=title(results),
-        facts=facts(results),
-        hypotheses=HYPOTHESES,
-        signs=_SIGNS,
-        no_verdict=NO_VERDICT,
-        best=class_words(results),
-        remarks=benchmark_remarks(results),
-        contents=_contents(results, charts),
-        methods=benchmark_table(results),
-        transfer=transfer_table(results),
-        tasks=task_table(results),
-        suites=[(suite, suite_table(suite, results)) for suite in results.suites],
-        retention=retention_table(results),
-        divergences=divergence_table(results),
-        calibration=calibration_table(results),
-        confidence=confidence_table(results),
-        drawn=defaultdict(list, charts),
-        glossary=GLOSSARY,
-        provenance=provenance_rows(record, record.hashes),
-        number=lambda value: cell_text(value, 1),
-        config=json.dumps(results.config, indent=1, ensure_ascii=False),
-    )
-
-
-def title(results: BenchmarkResults) -> str:
-    """Return the pairs in words."""
-    pairs = [f"{pair.source} → {pair.target}" for pair in results.pairs.values()]
-    return " and ".join(dict.fromkeys(pairs)) or "no pair"
-
-
-def facts(results: BenchmarkResults) -> str:
-    """Return in one line how much was measured."""
-    used = sorted_methods(results)
-    seeds = {method.seed for method in used}
-    rows = {task.n for method in used for task in method.tasks.values()}
-    counts = [
-        (len({method.name for method in used}), "method"),
-        (len(task_names(results)), "held-out task"),
-        (len(seeds), "seed"),
-        (len(results.pairs), "pair"),
-        (len(results.suites), "suite"),
-        (len({method.name for method in refused_methods(results)}), "refused method"),
-    ]
-    parts = [f"{count} {name}{'s' if count > 1 else ''}" for count, name in counts if count]
-    if rows:
-        least, most = min(rows), max(rows)
-        parts.append(f"{least if least == most else f'{least} to {most}'} test rows a task")
-    return " · ".join(parts)
-
-
-def _contents(
-    results: BenchmarkResults, charts: Mapping[str, Sequence[Chart]]
-) -> list[tuple[str, str]]:
-    used = bool(sorted_methods(results))
-    parts = [
+    parts = dict(_parts(results))
+    drawn = defaultdict(list, charts)
+    used = bool(results.ranked())
+    contents = [
         ("methods", "Methods", used),
         ("gap", "Gap by task", used),
         ("cost", "Cost", "cost" in charts),
@@ -164,7 +149,50 @@ def _contents(
         ("words", "What the columns mean", True),
         ("provenance", "Provenance", True),
     ]
-    return [(anchor, name) for anchor, name, there in parts if there]
+    return _page(
+        "benchmark.html.j2",
+        results=results,
+        title=title(results),
+        facts=facts(results),
+        hypotheses=HYPOTHESES,
+        signs=_SIGNS,
+        no_verdict=NO_VERDICT,
+        best=best_methods(results),
+        remarks=list(benchmark_remarks(results)),
+        contents=[(anchor, name) for anchor, name, there in contents if there],
+        parts=parts,
+        drawn=drawn,
+        glossary=GLOSSARY,
+        provenance=results.provenance.rows(),
+        number=lambda value: cell_text(value, ".1f"),
+        unbroken=_unbroken,
+        config=json.dumps(results.config, indent=1, ensure_ascii=False),
+    )
+
+
+def _page(template: str, **values: object) -> str:
+    # Imported macros see the template's globals, not what it is rendered with.
+    made = TEMPLATES.get_template(template, globals={"cell": _cell})
+    return made.render(**values)
+
+
+class _PageCell(NamedTuple):
+    """A cell as the template needs it; ``sort`` is None where the text itself sorts."""
+
+    text: str
+    interval: str
+    sort: str | None
+
+
+def _cell(row: Row, column: Column) -> _PageCell:
+    cell = row.get(column.key)
+    text = cell_text(cell, column.format)
+    if isinstance(cell, Estimated):
+        value, _, interval = text.partition(" ")
+        # The interval stands beside the value in smaller print, and does not take part in sorting.
+        return _PageCell(value, interval, f"{cell.value:.6g}")
+    exact = f"{cell:.6g}" if isinstance(cell, float) else None
+    return _PageCell(text, "", exact if exact != text else None)
 
 
 def _unbroken(text: str) -> str:
@@ -172,208 +200,103 @@ def _unbroken(text: str) -> str:
     return re.sub(r"\[(\S+), (\S+)\]", "[\\1,\N{NO-BREAK SPACE}\\2]", text)
 
 
-def _cells(table: ReportTable) -> Iterator[list[_PageCell]]:
-    numeric = [table.numeric(place) for place in range(len(table.columns))]
-    for row in table.rows:
-        yield [
-            _cell(cell, column.digits, wide)
-            for cell, column, wide in zip(row, table.columns, numeric, strict=True)
-        ]
+def title(results: BenchmarkResults) -> str:
+    """Return the pairs as a heading."""
+    pairs = [f"{pair.source} → {pair.target}" for pair in results.pairs.values()]
+    return " and ".join(dict.fromkeys(pairs)) or "no pair"
 
 
-def _cell(cell: Cell, digits: int, numeric: bool) -> _PageCell:
-    text = cell_text(cell, digits)
-    if isinstance(cell, Estimated) and is_number(cell):
-        value, _, interval = text.partition(" ")
-        # The interval stands beside the value in smaller print, and does not take part in sorting.
-        return _PageCell(value, interval, numeric, f"{cell.value:.6g}")
-    exact = f"{cell:.6g}" if isinstance(cell, float) else None
-    return _PageCell(text, "", numeric, exact if exact != text else None)
+def facts(results: BenchmarkResults) -> str:
+    """Return in one line how much was measured."""
+    used = results.ranked()
+    counts = [
+        (len({method.name for method in used}), "method"),
+        (len(results.task_names()), "held-out task"),
+        (len({method.seed for method in used}), "seed"),
+        (len(results.pairs), "pair"),
+        (len(results.suites), "suite"),
+        (len({method.name for method in results.refused()}), "refused method"),
+    ]
+    parts = [f"{count} {name}{'s' if count > 1 else ''}" for count, name in counts if count]
+    rows = {task.n for method in used for task in method.tasks.values()}
+    if rows:
+        least, most = min(rows), max(rows)
+        parts.append(f"{least if least == most else f'{least} to {most}'} test rows a task")
+    return " · ".join(parts)
 
 
-# ``report.md``: the benchmark as Markdown, with the same words and tables as the page.
-
-_SPECIAL = re.compile(r"([\\`*_\[\]<>|#~$])")
-_LONGEST = 60
-
-
-def markdown_text(text: str) -> str:
-    r"""Return text as Markdown shows it, whatever is in it, on one line.
-
-    >>> markdown_text("a|b\n<i>c_d</i>")
-    'a\\|b \\<i\\>c\\_d\\</i\\>'
-    """
-    return _SPECIAL.sub(r"\\\1", " ".join(text.split())).replace("&", "&amp;")
-
-
-def markdown_table(table: ReportTable) -> str:
-    """Return a table in Markdown; numbers stand to the right."""
-    marks = ["---:" if table.numeric(place) else "---" for place in range(len(table.columns))]
-    lines = [_line(column.heading for column in table.columns), f"| {' | '.join(marks)} |"]
-    lines.extend(_line(row) for row in table.texts())
-    return "\n".join(lines)
-
-
-def benchmark_markdown(
-    results: BenchmarkResults, charts: Mapping[str, Sequence[Chart]], folder: Path
-) -> str:
-    """Return the report.
+def benchmark_markdown(results: BenchmarkResults, charts: Mapping[str, Sequence[Chart]]) -> str:
+    """Return the report of a benchmark in Markdown, with charts in ``charts/`` beside it.
 
     Args:
         results: What was found.
         charts: By the part of the report.
-        folder: Where their files lie, relative to the report.
     """
-    blocks = [f"# {markdown_text(title(results))}", markdown_text(facts(results)), *_words(results)]
-    for part, tables in _parts(results).items():
+    blocks = [f"# {markdown_text(title(results))}", markdown_text(facts(results))]
+    for verdict in results.verdicts:
+        said = markdown_text(verdict.words)
+        blocks.append(f"**{verdict.hypothesis}: {verdict.state}.** {said}")
+    if not results.verdicts:
+        blocks.append(f"**{NO_VERDICT}**")
+    lines = []
+    for best in best_methods(results):
+        on = f" on {best.pair}" if len(results.pairs) > 1 else ""
+        heading = markdown_text(f"best with {best.data_access}{on}")
+        lines.append(f"- **{heading}**: {markdown_text(best.text)}")
+    lines.extend(f"- {markdown_text(remark)}" for remark in benchmark_remarks(results))
+    if lines:
+        blocks.append("\n".join(lines))
+    for part, tables in _parts(results):
         filled = [table for table in tables if table.rows]
         drawn = charts.get(part, ())
         if filled or drawn:
-            heading = filled[0].title if filled else drawn[0].title
-            blocks.append(f"## {markdown_text(heading)}")
+            first = filled[0].title if filled else drawn[0].title
+            blocks.append(f"## {markdown_text(first)}")
         for chart in drawn:
-            place = (folder / f"{chart.name}.png").as_posix()
-            blocks.append(f"![{markdown_text(chart.title)}]({place})")
+            blocks.append(f"![{markdown_text(chart.title)}](charts/{chart.name}.png)")
             blocks.append(markdown_text(chart.caption))
-        for table in filled:
-            blocks.extend(_shown(table, first=table is filled[0]))
+        for index, table in enumerate(filled):
+            if index:
+                blocks.append(f"### {markdown_text(table.title)}")
+            if len(table.rows) > _MOST_MARKDOWN_ROWS:
+                blocks.append(f"{len(table.rows)} lines: see tables/{file_part(table.name)}.csv.")
+            else:
+                blocks.extend([f"{markdown_text(table.caption)}.", table.markdown()])
     blocks.append("## What the columns mean")
     blocks.append("\n".join(f"- **{term}**: {markdown_text(said)}" for term, said in GLOSSARY))
-    record = results.provenance
-    blocks.append("## Provenance")
-    rows = provenance_rows(record, record.hashes)
-    blocks.append("\n".join([_line(("what", "value")), "| --- | --- |", *map(_line, rows)]))
+    provenance = [markdown_line(("what", "value")), "| --- | --- |"]
+    provenance.extend(map(markdown_line, results.provenance.rows()))
+    blocks.extend(["## Provenance", "\n".join(provenance)])
     return "\n\n".join(blocks) + "\n"
 
 
-def _words(results: BenchmarkResults) -> Iterator[str]:
-    for verdict in results.verdicts:
-        yield f"**{verdict.hypothesis}: {verdict.state}.** {markdown_text(verdict.words)}"
-    if not results.verdicts:
-        yield f"**{NO_VERDICT}**"
-    lines = [
-        f"- **{markdown_text(_place(results, words.data_access, words.pair))}**: "
-        f"{markdown_text(' '.join(filter(None, (f'{words.method}.', *words[3:]))))}"
-        for words in class_words(results)
-    ]
-    lines.extend(f"- {markdown_text(remark)}" for remark in benchmark_remarks(results))
-    if lines:
-        yield "\n".join(lines)
-
-
-def _place(results: BenchmarkResults, data_access: str, pair: str) -> str:
-    where = f" on {pair}" if len(results.pairs) > 1 else ""
-    return f"best with {data_access}{where}"
-
-
-def _parts(results: BenchmarkResults) -> dict[str, list[ReportTable]]:
-    """Return the tables by part, in the order of the page."""
-    return {
-        "methods": [benchmark_table(results)],
-        "gap": [transfer_table(results), task_table(results)],
-        "cost": [],
-        **{f"suite {suite.name}": [suite_table(suite, results)] for suite in results.suites},
-        "drift": [retention_table(results), divergence_table(results)],
-        "calibration": [calibration_table(results)],
-        "map": [confidence_table(results)],
-    }
-
-
-def _shown(table: ReportTable, *, first: bool) -> Iterator[str]:
-    if not first:
-        yield f"### {markdown_text(table.title)}"
-    if len(table.rows) > _LONGEST:
-        yield f"{len(table.rows)} lines: see tables/{table.name}.csv."
-        return
-    yield f"{markdown_text(table.caption)}."
-    yield markdown_table(table)
-
-
-def _line(cells: Iterator[str] | Sequence[str]) -> str:
-    return f"| {' | '.join(map(markdown_text, cells))} |"
-
-
-# All files of a benchmark's report: page, Markdown, tables and charts.
-
-PAGE = "report.html"
-"""The report's main file."""
-
-
-def write_report(results: BenchmarkResults, folder: str | Path) -> list[Path]:
-    """Write the report into a folder and return its files, the page first.
-
-    ``report.html`` needs none of the others; ``report.md`` shows those in ``charts/``. Every
-    file appears whole or not at all. What there is nothing to show of has no file.
-
-    Raises:
-        OutputError: the folder cannot be written.
-    """
-    folder = Path(folder)
-    charts = benchmark_charts(results)
-    page = write_whole(folder / PAGE, benchmark_page(results, charts))
-    text = benchmark_markdown(results, charts, Path("charts"))
-    written = [page, write_whole(folder / "report.md", text)]
-    for table in report_tables(results):
-        if table.rows:
-            place = folder / "tables" / table.name
-            written.append(write_whole(place.with_suffix(".csv"), csv_text(table)))
-            written.append(write_whole(place.with_suffix(".tex"), latex_table(table)))
-    written.extend(c.write(folder / "charts") for found in charts.values() for c in found)
-    return written
-
-
-def report_tables(results: BenchmarkResults) -> Iterator[ReportTable]:
-    """Give every table of the report; some of them have no rows."""
-    yield benchmark_table(results)
-    yield transfer_table(results)
-    yield task_table(results)
-    yield retention_table(results)
-    yield divergence_table(results)
-    yield confidence_table(results)
-    yield changes_table(results)
-    for suite in results.suites:
-        table = suite_table(suite, results)
-        yield replace(table, name=f"suite_{file_part(suite.name)}")
-    yield calibration_table(results)
-    yield points_table(results)
-
-
-# ``diagnosis.html``: the whole diagnosis on one page that needs no other file.
-
-_SETTINGS = ("probes", "diagnosis", "pairing", "adapter", "force", "seed")
-
-
 def diagnosis_page(content: IntersectionMap, pictures: Mapping[str, Path]) -> str:
-    """Return the page.
+    """Return the page of a diagnosis.
 
     Args:
         content: What was found.
         pictures: The heat map of each measure, which the page holds inline.
     """
-    environment = Environment(
-        loader=PackageLoader("loraport.reporting"), undefined=StrictUndefined, autoescape=True
-    )
-    settings = {name: content.config[name] for name in _SETTINGS if name in content.config}
-    return environment.get_template("diagnosis.html.j2").render(
+    config = content.config
+    return _page(
+        "diagnosis.html.j2",
         content=content,
         pictures=[(content.measures[n].title, _inline(file)) for n, file in pictures.items()],
         remarks=diagnosis_remarks(content),
         tables=[
-            ("Measures", *measure_rows(content)),
-            ("Layers", *layer_rows(content)),
-            ("Linear maps between modules, mean over the layers", *fit_rows(content)),
+            make(content) for make in (measures_table, layers_table, fits_table, transport_table)
         ],
-        fit_columns=FIT_COLUMNS,
-        number=number,
-        settings=json.dumps(settings, indent=1),
-        provenance=provenance_rows(content.provenance, content.provenance.hashes),
+        modules=modules_table(content),
+        number=cell_text,
+        settings=json.dumps({n: config[n] for n in _DIAGNOSIS_SETTINGS if n in config}, indent=1),
+        provenance=content.provenance.rows(),
     )
 
 
 def write_diagnosis_page(
     content: IntersectionMap, pictures: Mapping[str, Path], path: str | Path
 ) -> Path:
-    """Write the page, whole or not at all, and return its path."""
+    """Write the page of a diagnosis, whole or not at all, and return its path."""
     return write_whole(Path(path), diagnosis_page(content, pictures))
 
 

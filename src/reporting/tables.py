@@ -1,161 +1,72 @@
-"""The information classes of methods and controls, in the order of what they cost."""
+"""Every table of every report: the same cells on console, page, in Markdown, LaTeX and CSV.
 
-import csv
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from io import StringIO
+First what a table is and how it is written, through one pandas data frame; then the tables of
+``train.py``, of a port, of a diagnosis, and of ``evaluate.py``.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+import pandas as pd
 
+from ..evaluation.assembly import CONTROL_NAMES, control_lines
 from ..evaluation.records import (
     CARTRIDGE,
     BenchmarkResults,
+    Condition,
+    Divergence,
     Ends,
+    IntersectionMap,
     Margin,
-    MethodResult,
     Number,
     Results,
+    SuiteChange,
+    SuiteResult,
     TaskResult,
+    TransferReport,
+    complete_mean,
+    interval_text,
 )
-from ..evaluation.statistics import is_usable
-
-INFORMATION_CLASSES = (
-    "weights only",
-    "generic text",
-    "anchors",
-    "unlabelled prompts",
-    "few-shot",
-)
-"""In the words of the evaluation protocol, the cheapest first."""
-
-
-def cost_rank(data_access: str) -> int:
-    """Return the place of a class in the order of cost; an unknown one comes last.
-
-    >>> cost_rank("weights only"), cost_rank("few-shot"), cost_rank("magic")
-    (0, 4, 5)
-    """
-    if data_access in INFORMATION_CLASSES:
-        return INFORMATION_CLASSES.index(data_access)
-    return len(INFORMATION_CLASSES)
-
-
-# What the numbers of a run mean, in words.
-
-
-def verdict(results: Results) -> str:
-    """Return two sentences that say how well the mapper works and how sure that is.
-
-    A difference counts only where its 95 % interval lies on one side of 0.
-    """
-    return f"{_gap_sentence(results)} {_margin_sentence(results)}"
-
-
-def interval_text(ends: Ends, digits: int = 2) -> str:
-    """Return an interval as ``[0.12, 0.34]``; an end without bound is ``inf``.
-
-    >>> interval_text((0.123, None))
-    '[0.12, inf]'
-    """
-    if ends is None:
-        return "[none]"
-    low, high = ends
-    low_text = "-inf" if low is None else f"{low:.{digits}f}"
-    high_text = "inf" if high is None else f"{high:.{digits}f}"
-    return f"[{low_text}, {high_text}]"
-
-
-def _gap_sentence(results: Results) -> str:
-    summary = results.summary
-    if summary.gap_recovered is None:
-        return (
-            f"Nothing can be said about the gap that {results.mapper} recovers: on none of the "
-            f"{summary.tasks} held-out tasks is the oracle 3 points above the base."
-        )
-    share = f"{summary.gap_recovered:.0%}"
-    told = (
-        f"{results.mapper} recovers {share} of what the oracle gains over the base, mean over "
-        f"{summary.usable} usable of {summary.tasks} held-out tasks, 95 % interval "
-        f"{interval_text(summary.ci95)}"
-    )
-    low, high = summary.ci95 if summary.ci95 is not None else (None, None)
-    if high is not None and high < 0:
-        return f"{told}: it is worse than no adapter at all."
-    if low is None or low <= 0:
-        return f"{told}: the interval contains 0, so a gain over no adapter is not shown."
-    return f"{told}: better than no adapter."
-
-
-def _margin_sentence(results: Results) -> str:
-    summary = results.summary
-    if results.mapper == "mean":
-        return "It is itself the anchors' mean adapter, which every learned mapper has to beat."
-    over_mean, best = summary.margin_over_mean, summary.margin
-    sentence = _compared(over_mean, "the anchors' mean adapter")
-    if best.control == over_mean.control:
-        return sentence
-    name = "the base without adapter" if best.control == "base" else f"the {best.control} control"
-    return f"{sentence} The strongest control is {name}: {_points(best)} against it."
-
-
-def _compared(margin: Margin, name: str) -> str:
-    if margin.value is None or margin.ci95 is None:
-        return f"There is no comparison with {name}."
-    low, high = margin.ci95
-    if low is not None and low > 0:
-        return f"It beats {name}: {_points(margin)}."
-    if high is not None and high < 0:
-        return f"It is worse than {name}: {_points(margin)}."
-    if margin.value == low == high == 0:
-        return f"It is right and wrong on the same rows as {name}."
-    return f"It is not told apart from {name}: {_points(margin)}."
-
-
-def _points(margin: Margin) -> str:
-    if margin.value is None or margin.ci95 is None:
-        return "an unknown number of points"
-    low, high = (None if end is None else 100 * end for end in margin.ci95)
-    return (
-        f"{100 * margin.value:+.1f} points of accuracy, interval "
-        f"{interval_text((low, high), digits=1)}"
-    )
-
-
-# A table as every report writes it: the same cells for terminal, page, Markdown, LaTeX and CSV.
+from ..evaluation.verdict import in_points
 
 NOTHING = "-"
 """What stands where there is no number."""
 
 
 class Estimated(NamedTuple):
-    """A value and the ends of its 95 % interval."""
+    """A value and the ends of its 95 % interval; see :func:`estimated`."""
 
-    value: Number
+    value: float
     ends: Ends
 
 
 Cell = str | int | float | Estimated | None
 """What a table holds; None where there is nothing."""
 
+Row = Mapping[str, Cell]
+"""Cells by the keys of their columns; one that is missing is None."""
 
-@dataclass(frozen=True)
-class Column:
+
+def estimated(value: Number, ends: Ends) -> Estimated | None:
+    """Return a value with its interval; None where the value is not known."""
+    return None if value is None else Estimated(value, ends)
+
+
+class Column(NamedTuple):
     """A column of a table.
 
     Attributes:
-        key: Its name in CSV files.
+        key: Its name in rows and CSV files.
         heading: What stands above it elsewhere.
-        digits: Behind the decimal point.
+        format: Of its floats.
         meaning: What the heading alone does not say.
     """
 
     key: str
     heading: str
-    digits: int = 2
+    format: str = ".2f"
     meaning: str = ""
 
 
@@ -168,139 +79,182 @@ class ReportTable:
         title: Above it.
         caption: What its numbers mean.
         columns: In the order in which they are shown.
-        rows: One cell a column each.
-
-    Raises:
-        ValueError: a row has another number of cells than there are columns.
+        rows: Its rows.
+        groups: One entry a row: where it changes the console draws a line. Empty without groups.
     """
 
     name: str
     title: str
     caption: str
     columns: tuple[Column, ...]
-    rows: tuple[tuple[Cell, ...], ...]
+    rows: tuple[Row, ...]
+    groups: tuple[str, ...] = ()
 
-    def __post_init__(self) -> None:
-        wrong = [row for row in self.rows if len(row) != len(self.columns)]
-        if wrong:
-            raise ValueError(f"{self.name} has {len(self.columns)} columns, but a row {wrong[0]}")
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        title: str,
+        caption: str,
+        columns: Iterable[Column],
+        rows: Sequence[Row],
+        *,
+        without: Sequence[str] = (),
+        groups: Sequence[str] = (),
+    ) -> "ReportTable":
+        """Return a table without the columns in which no row holds anything.
 
-    def filled(self) -> "ReportTable":
-        """Return the table without the columns in which no row holds anything."""
-        kept = [place for place in range(len(self.columns)) if self._has(place)]
-        return ReportTable(
-            self.name,
-            self.title,
-            self.caption,
-            tuple(self.columns[place] for place in kept),
-            tuple(tuple(row[place] for place in kept) for row in self.rows),
+        Args:
+            name: As the attribute.
+            title: As the attribute.
+            caption: As the attribute.
+            columns: Those that may be shown.
+            rows: As the attribute.
+            without: Keys of columns that are left out, such as the pair where there is only one.
+            groups: As the attribute.
+        """
+        shown = tuple(
+            column
+            for column in columns
+            if column.key not in without
+            and any(row.get(column.key) not in (None, "") for row in rows)
+        )
+        return cls(name, title, caption, shown, tuple(rows), tuple(groups))
+
+    @property
+    def numeric(self) -> list[bool]:
+        """Whether each column holds numbers, so that it is set to the right."""
+        return [
+            any(isinstance(row.get(column.key), int | float | Estimated) for row in self.rows)
+            for column in self.columns
+        ]
+
+    def texts(self) -> pd.DataFrame:
+        """Return every cell as people read it; the columns have their keys."""
+        return pd.DataFrame(
+            [[cell_text(row.get(c.key), c.format) for c in self.columns] for row in self.rows],
+            columns=[column.key for column in self.columns],
         )
 
-    def numeric(self, place: int) -> bool:
-        """Return whether a column holds numbers, so that it is set to the right."""
-        return any(is_number(row[place]) for row in self.rows)
+    def numbers(self) -> pd.DataFrame:
+        """Return plain values, the ends of intervals in columns ``KEY_low`` and ``KEY_high``.
 
-    def texts(self) -> Iterator[tuple[str, ...]]:
-        """Give every row as text, as people read it."""
-        for row in self.rows:
-            yield tuple(
-                cell_text(cell, column.digits)
-                for cell, column in zip(row, self.columns, strict=True)
+        A word among numbers, such as "not usable", counts as missing.
+        """
+        series: dict[str, pd.Series] = {}
+        for column in self.columns:
+            cells = [row.get(column.key) for row in self.rows]
+            values = [cell.value if isinstance(cell, Estimated) else cell for cell in cells]
+            series[column.key] = _series(values)
+            if any(isinstance(cell, Estimated) for cell in cells):
+                ends = [
+                    (c.ends if isinstance(c, Estimated) else None) or (None, None) for c in cells
+                ]
+                series[f"{column.key}_low"] = _series([low for low, _ in ends])
+                series[f"{column.key}_high"] = _series([high for _, high in ends])
+        return pd.DataFrame(series)
+
+    def csv(self) -> str:
+        """Return the numbers as CSV, with six significant digits."""
+        return str(self.numbers().to_csv(index=False, float_format="%.6g", lineterminator="\n"))
+
+    def markdown(self) -> str:
+        """Return the table in Markdown; numbers stand to the right."""
+        marks = ["---:" if numeric else "---" for numeric in self.numeric]
+        lines = [
+            markdown_line(column.heading for column in self.columns),
+            f"| {' | '.join(marks)} |",
+        ]
+        lines.extend(markdown_line(row) for row in self.texts().itertuples(index=False))
+        return "\n".join(lines)
+
+    def latex(self) -> str:
+        r"""Return a table in the style of booktabs that a document takes in with ``\input``.
+
+        Tables of more than a page break over pages and take the package longtable.
+        """
+        long = len(self.rows) > _LONGEST_FLOAT
+        text = (
+            self.texts()
+            .map(latex_text)
+            .to_latex(
+                index=False,
+                escape=False,
+                # pandas takes headings for format strings.
+                header=[
+                    latex_text(column.heading).replace("{", "{{").replace("}", "}}")
+                    for column in self.columns
+                ],
+                column_format="".join("r" if numeric else "l" for numeric in self.numeric),
+                caption=latex_text(f"{self.title}. {self.caption}"),
+                label=f"tab:{self.name.replace('_', '-')}",
+                longtable=long,
             )
-
-    def _has(self, place: int) -> bool:
-        return any(_holds(row[place]) for row in self.rows)
-
-
-def is_number(cell: Cell) -> bool:
-    """Return whether a cell holds a number, with an interval or without."""
-    if isinstance(cell, Estimated):
-        return cell.value is not None
-    return isinstance(cell, int | float)
+        )
+        packages = r"\usepackage{booktabs}" + (r" and \usepackage{longtable}" if long else "")
+        return f"% takes {packages}\n{text}"
 
 
-def cell_text(cell: Cell, digits: int) -> str:
+_LONGEST_FLOAT = 45  # rows
+
+
+def _series(values: Sequence[str | int | float | None]) -> pd.Series:
+    known = [value for value in values if value is not None]
+    if any(isinstance(value, float) for value in known):
+        return pd.Series([None if isinstance(v, str) else v for v in values], dtype="float64")
+    if known and all(isinstance(value, int) for value in known):
+        return pd.Series(values, dtype="Int64")
+    return pd.Series(values, dtype="object")
+
+
+def cell_text(cell: Cell, form: str = ".2f") -> str:
     """Return a cell as people read it.
 
-    >>> cell_text(Estimated(0.5, (0.25, None)), 2), cell_text(None, 2), cell_text(3, 2)
-    ('0.50 [0.25, inf]', '-', '3')
+    >>> cell_text(Estimated(0.5, (0.25, None))), cell_text(None), cell_text(3), cell_text(-0.001)
+    ('0.50 [0.25, inf]', '-', '3', '0.00')
     """
     if isinstance(cell, Estimated):
-        if cell.value is None:
-            return NOTHING
+        digits = int(form[1:-1])
         interval = f" {interval_text(cell.ends, digits)}" if cell.ends is not None else ""
-        return f"{cell_text(cell.value, digits)}{interval}"
+        return f"{cell_text(cell.value, form)}{interval}"
     if cell is None:
         return NOTHING
     if isinstance(cell, float):
-        # Without the zero of -0.00: what is shown as nothing has no sign.
-        return f"{round(cell, digits) + 0.0:.{digits}f}"
+        text = f"{cell:{form}}"
+        return text.removeprefix("-") if float(text) == 0 else text
     return str(cell)
 
 
-def _holds(cell: Cell) -> bool:
-    return cell is not None and cell != "" and (not isinstance(cell, Estimated) or is_number(cell))
+_MARKDOWN = str.maketrans({**{c: f"\\{c}" for c in "\\`*_[]<>|#~$"}, "&": "&amp;"})
+_LATEX = str.maketrans(
+    {
+        **{letter: f"\\{letter}" for letter in "&%$#_{}"},
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        "|": r"\textbar{}",
+        '"': r"\textquotedbl{}",
+        "→": r"$\rightarrow$",
+        "²": r"$^2$",
+        "≥": r"$\geq$",
+    }
+)
 
 
-# Tables as CSV: plain numbers, an interval in columns of its own, nothing where there is none.
+def markdown_text(text: str) -> str:
+    r"""Return text as Markdown shows it, whatever is in it, on one line.
 
-
-def csv_text(table: ReportTable) -> str:
-    """Return a table as CSV with one line of headings.
-
-    A column with intervals is followed by ``KEY_low`` and ``KEY_high``. Numbers have six
-    significant digits.
+    >>> markdown_text("a|b\n<i>c_d</i>")
+    'a\\|b \\<i\\>c\\_d\\</i\\>'
     """
-    spread = [
-        any(isinstance(row[place], Estimated) for row in table.rows)
-        for place in range(len(table.columns))
-    ]
-    written = StringIO()
-    writer = csv.writer(written, lineterminator="\n")
-    headings: list[str] = []
-    for column, wide in zip(table.columns, spread, strict=True):
-        ends = (f"{column.key}_low", f"{column.key}_high") if wide else ()
-        headings.extend((column.key, *ends))
-    writer.writerow(headings)
-    for row in table.rows:
-        values: list[str] = []
-        for cell, wide in zip(row, spread, strict=True):
-            if isinstance(cell, Estimated):
-                values.extend(_plain(part) for part in (cell.value, *(cell.ends or (None, None))))
-            else:
-                values.extend((_plain(cell), *(("", "") if wide else ())))
-        writer.writerow(values)
-    return written.getvalue()
+    return " ".join(text.split()).translate(_MARKDOWN)
 
 
-def _plain(value: str | int | float | None) -> str:
-    if value is None:
-        return ""
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-# Tables as LaTeX, in the style of booktabs.
-
-_LONG = 45
-_SPECIAL = {
-    "\\": r"\textbackslash{}",
-    "&": r"\&",
-    "%": r"\%",
-    "$": r"\$",
-    "#": r"\#",
-    "_": r"\_",
-    "{": r"\{",
-    "}": r"\}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    '"': r"\textquotedbl{}",
-    "→": r"$\rightarrow$",
-    "²": r"$^2$",
-    "≥": r"$\geq$",
-}
+def markdown_line(cells: Iterable[str]) -> str:
+    """Return a line of a table in Markdown."""
+    return f"| {' | '.join(map(markdown_text, cells))} |"
 
 
 def latex_text(text: str) -> str:
@@ -310,397 +264,328 @@ def latex_text(text: str) -> str:
     '50\\_\\% of \\{x\\}'
     """
     # A line break would end the row, and a blank line the paragraph.
-    return "".join(_SPECIAL.get(letter, letter) for letter in " ".join(text.split()))
+    shown = " ".join(text.split()).translate(_LATEX)
+    # A row that begins with a bracket would be read as an option of the one above.
+    shown = "{}" + shown if shown.startswith("[") else shown
+    return re.sub(r"(?<![\w.])-(?=\d)", "$-$", shown)
 
 
-def latex_table(table: ReportTable) -> str:
-    r"""Return a table that a document takes in with ``\input``.
-
-    Tables of more than a page break over pages and take the package longtable.
-    """
-    return _longtable(table) if len(table.rows) > _LONG else _floating(table)
+def _mean(values: Iterable[Number]) -> Number:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
 
 
-def _floating(table: ReportTable) -> str:
-    lines = [
-        "% takes \\usepackage{booktabs}",
-        "\\begin{table}",
-        "\\centering",
-        f"\\caption{{{_caption(table)}}}",
-        f"\\label{{tab:{_label(table)}}}",
-        f"\\begin{{tabular}}{{{_alignment(table)}}}",
-        "\\toprule",
-        _headings(table),
-        "\\midrule",
-        *_rows(table),
-        "\\bottomrule",
-        "\\end{tabular}",
-        "\\end{table}",
-    ]
-    return "\n".join(lines) + "\n"
+# The table that train.py ends with.
 
-
-def _longtable(table: ReportTable) -> str:
-    lines = [
-        "% takes \\usepackage{booktabs} and \\usepackage{longtable}",
-        f"\\begin{{longtable}}{{{_alignment(table)}}}",
-        f"\\caption{{{_caption(table)}}}\\label{{tab:{_label(table)}}}\\\\",
-        "\\toprule",
-        _headings(table),
-        "\\midrule",
-        "\\endhead",
-        "\\bottomrule",
-        "\\endfoot",
-        *_rows(table),
-        "\\end{longtable}",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _caption(table: ReportTable) -> str:
-    return latex_text(f"{table.title}. {table.caption}")
-
-
-def _label(table: ReportTable) -> str:
-    return table.name.replace("_", "-")
-
-
-def _alignment(table: ReportTable) -> str:
-    return "".join("r" if table.numeric(place) else "l" for place in range(len(table.columns)))
-
-
-def _headings(table: ReportTable) -> str:
-    return " & ".join(latex_text(column.heading) for column in table.columns) + r" \\"
-
-
-def _rows(table: ReportTable) -> Iterator[str]:
-    for row in table.rows:
-        cells = [
-            _cell(cell, column.digits) for cell, column in zip(row, table.columns, strict=True)
-        ]
-        # Braces in front: a row that begins with a bracket would be read as an option of \\.
-        yield "{}" + " & ".join(cells) + r" \\"
-
-
-def _cell(cell: Cell, digits: int) -> str:
-    if isinstance(cell, Estimated) and cell.value is not None and cell.ends is not None:
-        value, _, interval = cell_text(cell, digits).partition(" ")
-        return (
-            f"${value}$ {{\\scriptsize {interval.replace('-', '$-$').replace('inf', _INFINITE)}}}"
-        )
-    text = cell_text(cell, digits)
-    return f"${text}$" if text.startswith("-") and text[1:2].isdigit() else latex_text(text)
-
-
-_INFINITE = r"$\infty$"
-
-
-# The table that a run ends with: every condition of every held-out task, and what it means.
-
-_PIPED_WIDTH = 120
-_FIRST = ("base", "source_base", "source", "oracle")
-_HEADINGS = {"source_base": "source\nbase"}
+NOT_USABLE = "not usable"
 
 
 def score_columns(results: Results) -> tuple[str, ...]:
     """Return the conditions in the order in which they are shown: the prediction last."""
     controls = dict.fromkeys(["mean", *results.controls])
     scored = any(CARTRIDGE in task.scores for task in results.tasks.values())
-    return (*_FIRST, *controls, *([CARTRIDGE] if scored else []), "predicted")
+    cartridge = [CARTRIDGE] if scored else []
+    return ("base", "source_base", "source", "oracle", *controls, *cartridge, "predicted")
 
 
-def results_table(results: Results) -> Table:
-    """Return the table of all held-out tasks, with the mean over the usable ones as last row."""
-    space = f", space {results.space}" if results.space else ""
-    pair = results.pair
-    table = Table(
-        title=Text(f"{results.mapper}{space}, seed {results.seed}: {pair.source} -> {pair.target}"),
-        caption="accuracy on the test rows; gap recovered = (predicted - base) / (oracle - base)",
-        box=box.SIMPLE_HEAD,
-        padding=0,
-        show_edge=False,
-        title_style="bold",
-        caption_style="",
-        title_justify="left",
-        caption_justify="left",
-    )
-    table.add_column("task", no_wrap=True, vertical="bottom")
-    conditions = score_columns(results)
-    for condition in conditions:
-        heading = _HEADINGS.get(condition, condition)
-        style = "bold" if condition == "predicted" else None
-        table.add_column(heading, justify="right", no_wrap=True, style=style, vertical="bottom")
-    table.add_column("gap recovered\n[95 % interval]", justify="right", no_wrap=True)
-    table.add_column("NLL\ngap", justify="right", no_wrap=True)
-    table.add_column("cos", justify="right", no_wrap=True, vertical="bottom")
-    for name, task in results.tasks.items():
-        cells = (name, *_cells(task, conditions))
-        # Text, because a name or an interval in brackets must not be read as markup.
-        table.add_row(*map(Text, cells), style=None if task.usable else "dim")
+def results_table(results: Results) -> ReportTable:
+    """Return every condition of every held-out task, and the mean over the usable ones."""
+    conditions, summary = score_columns(results), results.summary
+    rows = [
+        {
+            "task": name,
+            **{condition: task.scores.get(condition) for condition in conditions},
+            "gap_recovered": _task_gap(task),
+            "gap_recovered_nll": task.gap_recovered_nll,
+            "weight_cosine": task.weight_cosine,
+        }
+        for name, task in results.tasks.items()
+    ]
     if results.tasks:
-        table.add_section()
-        table.add_row(*map(Text, _summary_cells(results, conditions)))
-    return table
-
-
-def print_results(results: Results) -> None:
-    """Print the table and the verdict to the standard output.
-
-    In colours and at the terminal's width where there is one, else without colours and 120 wide.
-    """
-    console = Console()
-    if not console.is_terminal:
-        console.width = _PIPED_WIDTH
-    _print(console, results)
-
-
-def _print(console: Console, results: Results) -> None:
-    table = results_table(results)
-    # In a narrow terminal lines wrap; at that width rich would cut the numbers instead.
-    width = console.width
-    natural = console.measure(table, options=console.options.update(width=1000)).maximum
-    console.width = max(width, natural)
-    console.print(table, soft_wrap=True)
-    console.width = width
-    console.print(verdict(results), markup=False, highlight=False)
-    gap = results.summary.cartridge_gap
-    if gap is not None:
-        console.print(
-            f"As a cartridge, before it is made linear, it recovers {gap:.2f} of the gap.",
-            markup=False,
-            highlight=False,
+        usable = [task for task in results.tasks.values() if task.usable]
+        rows.append(
+            {
+                "task": f"mean of {summary.usable}",
+                **{c: complete_mean([task.scores.get(c) for task in usable]) for c in conditions},
+                "gap_recovered": estimated(summary.gap_recovered, summary.ci95) or NOT_USABLE,
+                "gap_recovered_nll": summary.gap_recovered_nll,
+                "weight_cosine": complete_mean([task.weight_cosine for task in usable]),
+            }
         )
-    left_out = [name for name, task in results.tasks.items() if not task.usable]
-    if left_out:
-        console.print(
-            f"Not usable, and left out of the mean: {', '.join(left_out)} (the oracle is less than "
-            "3 points above the base).",
-            markup=False,
-            highlight=False,
-        )
-
-
-def _cells(task: TaskResult, conditions: Sequence[str]) -> list[str]:
-    scores = [_number(task.scores.get(condition)) for condition in conditions]
-    gap = "not usable"
-    if task.gap_recovered is not None:
-        gap = f"{task.gap_recovered:.2f} {interval_text(task.ci95)}"
-    return [*scores, gap, _number(task.gap_recovered_nll), _number(task.weight_cosine)]
-
-
-def _summary_cells(results: Results, conditions: Sequence[str]) -> list[str]:
-    summary = results.summary
-    usable = [task for task in results.tasks.values() if task.usable]
-    scores = [_number(_mean([t.scores.get(condition) for t in usable])) for condition in conditions]
-    gap = "not usable"
-    if summary.gap_recovered is not None:
-        gap = f"{summary.gap_recovered:.2f} {interval_text(summary.ci95)}"
-    cosine = _number(_mean([task.weight_cosine for task in usable]))
-    name = f"mean of {summary.usable}"
-    return [name, *scores, gap, _number(summary.gap_recovered_nll), cosine]
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known and len(known) == len(values) else None
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
-
-
-# The lines of the benchmark's main table: each method with each seed, and the controls.
-
-CONTROL_NAMES = {
-    "base": "base (no adapter)",
-    "random": "random adapter (control)",
-    "copy": "copied factors (control)",
-    "mean": "mean of anchors (control)",
-    "few_shot_8": "few-shot 8 (control)",
-    "few_shot_32": "few-shot 32 (control)",
-    "oracle": "oracle (trained on the target)",
-}
-"""The conditions that stand as lines of their own, in the order in which they are shown."""
-
-_CONTROL_CLASSES = {
-    "copy": "weights only",
-    "mean": "anchors",
-    "few_shot_8": "few-shot",
-    "few_shot_32": "few-shot",
-}
-# Mappers that are there to be beaten; what they are refined to is a method again.
-_CONTROL_MAPPERS = frozenset({"noop", "copy", "mean", "random"})
-
-
-@dataclass(frozen=True)
-class ControlLine:
-    """What a control scores on a pair's usable tasks, in one run with one seed.
-
-    Attributes:
-        condition: As in the tasks' scores.
-        pair: Name of the pair.
-        seed: Of the run; None where all seeds give the same.
-        gap: Mean gap recovered; None where a usable task lacks the control.
-        gap_nll: The same on minus the negative log-likelihood.
-        accuracy: Its mean.
-        retention: Mean of accuracy over the source's.
-    """
-
-    condition: str
-    pair: str
-    seed: int | None
-    gap: Number
-    gap_nll: Number
-    accuracy: Number
-    retention: Number
-
-    @property
-    def data_access(self) -> str:
-        """What it may use; empty for the two bounds and what uses nothing."""
-        return _CONTROL_CLASSES.get(self.condition, "")
-
-
-def is_control(method: MethodResult) -> bool:
-    """Return whether a method is there to be beaten, such as the anchors' mean."""
-    return method.refine is None and method.mapper in _CONTROL_MAPPERS
-
-
-def line_label(method: MethodResult) -> str:
-    """Return the name of a method with the options in which it differs from its namesakes."""
-    options = ", ".join(f"{name}={value}" for name, value in method.variant.items())
-    return f"{method.name} ({options})" if options else method.name
-
-
-def line_gap(method: MethodResult) -> Estimated:
-    """Return the mean gap recovered over the usable tasks, with its interval."""
-    summary = method.summary
-    return (
-        Estimated(None, None) if summary is None else Estimated(summary.gap_recovered, summary.ci95)
+    columns = (
+        Column("task", "task"),
+        *(Column(condition, condition.replace("_", " ")) for condition in conditions),
+        *(Column("gap_recovered", "gap recovered"), Column("gap_recovered_nll", "NLL gap")),
+        Column("weight_cosine", "cos"),
     )
+    caption = "accuracy on the test rows; gap recovered = (predicted - base) / (oracle - base)"
+    groups = ["tasks"] * len(results.tasks) + ["mean"]
+    return ReportTable.of("tasks", "Tasks", caption, columns, rows, groups=groups)
 
 
-def sorted_methods(results: BenchmarkResults) -> list[MethodResult]:
-    """Return the methods that could be used: the cheapest class first, in it the highest gap.
+def _task_gap(task: TaskResult) -> Cell:
+    return estimated(task.gap_recovered, task.ci95) if task.usable else NOT_USABLE
 
-    Of several pairs the first comes first.
+
+# The table of a port: what the mapper reports of each site, as means over the sites of a role.
+
+_SITE_COLUMNS = {
+    "kept_norm": Column("kept_norm", "norm kept", ".3g"),
+    "r2": Column("r2", "R² of LoRA", ".3g", "how near it comes to the cartridge"),
+    "input_r2": Column(
+        *("input_r2", "R² in", ".3g"),
+        "of what the source's modules read from what the target's read",
+    ),
+    "output_r2": Column(
+        *("output_r2", "R² out", ".3g"),
+        "of what the target's modules write from what the source's write",
+    ),
+    "gradient_r2": Column(
+        "gradient_r2", "R² gradients", ".3g", "of the source's from the target's"
+    ),
+    "restricted_r2": Column(
+        "restricted_r2", "R² adapter", ".3g", "of what the adapter makes of its input"
+    ),
+}
+# Told of each site in report.json, but their mean over sites says nothing.
+_NOT_AVERAGED = frozenset(
+    {
+        *("norm", "singular_vectors", "strength", "input_strength", "output_strength"),
+        *("size", "lost", "linear_share"),
+    }
+)
+
+
+def sites_table(report: TransferReport) -> ReportTable:
+    """Return one row a role: how many sites, and what the mapper found there on average.
+
+    Of a refinement that began from zero there is nothing to tell site by site.
     """
-    used = [method for method in results.methods if method.refused is None]
-    places = list(results.pairs)
-    return sorted(used, key=lambda method: (places.index(method.pair), *_order(method)))
+    found: dict[str, dict[str, list[float]]] = {}
+    for mapping in () if report.from_zero else report.mapping:
+        for label, facts in mapping.get("sites", {}).items():
+            numbers = found.setdefault(label.rpartition(".")[2], {"sites": []})
+            numbers["sites"].append(1.0)
+            for name, value in facts.items():
+                if isinstance(value, int | float) and name not in _NOT_AVERAGED:
+                    numbers.setdefault(name, []).append(float(value))
+    rows: list[Row] = [
+        {
+            "role": role,
+            "sites": len(numbers["sites"]),
+            **{name: sum(v) / len(v) for name, v in numbers.items() if name != "sites"},
+        }
+        for role, numbers in found.items()
+    ]
+    names = dict.fromkeys(name for row in rows for name in row)
+    columns = [_SITE_COLUMNS.get(n, Column(n, n.replace("_", " "), ".3g")) for n in names]
+    caption = "Means over the sites of a role; report.json has every site."
+    meanings = [f"{c.heading.removeprefix('R² ')}, {c.meaning}" for c in columns if c.meaning]
+    if meanings:
+        caption += (
+            " R² is on held-out text, 1 exact and 0 no better than the mean: "
+            f"{'; '.join(meanings)}."
+        )
+    return ReportTable.of("sites", "Sites", caption, columns, rows)
 
 
-def refused_methods(results: BenchmarkResults) -> list[MethodResult]:
-    """Return the methods that could not be used."""
-    return [method for method in results.methods if method.refused is not None]
+# The tables of a diagnosis.
 
 
-def mean_over_usable(tasks: Sequence[TaskResult], condition: str) -> Number:
-    """Return the mean accuracy under a condition; None where a usable task lacks it."""
-    return _mean_benchmark_lines([task.scores.get(condition) for task in tasks if task.usable])
+def measures_table(content: IntersectionMap) -> ReportTable:
+    """Return one row a measure: its mean over the target's best source layers."""
+    rows: list[Row] = [
+        {
+            "measure": measure.title,
+            "raw": _mean_of_best(measure.raw),
+            "calibrated": _mean_of_best(measure.calibrated),
+            "rows": measure.rows,
+        }
+        for measure in content.measures.values()
+    ]
+    columns = (
+        *(Column("measure", "measure"), Column("raw", "raw"), Column("calibrated", "calibrated")),
+        Column("rows", "rows"),
+    )
+    caption = "mean over the target's layers of the best source layer"
+    return ReportTable.of("measures", "Measures", caption, columns, rows)
 
 
-def mean_retention(method: MethodResult) -> Number:
-    """Return the mean retention over the usable tasks."""
-    return _mean_benchmark_lines([task.retention for task in method.tasks.values() if task.usable])
+def _mean_of_best(grid: Sequence[Sequence[Number]]) -> Number:
+    rows = ([value for value in row if value is not None] for row in grid)
+    return _mean(max(row, default=None) for row in rows)
 
 
-def total_seconds(method: MethodResult) -> Number:
-    """Return the seconds of fitting and porting; None where none is known."""
-    known = [seconds for seconds in method.seconds.values() if seconds is not None]
-    return sum(known) if known else None
+def layers_table(content: IntersectionMap) -> ReportTable:
+    """Return one row a target layer: its counterpart, and how sure that is."""
+    rows: list[Row] = [
+        {
+            "target": layer.target,
+            "fed_by": ", ".join(
+                str(source) if weight == 1 else f"{source} ({weight:.2f})"
+                for source, weight in feeds
+            )
+            or NOTHING,
+            "source": layer.source,
+            "similarity": layer.similarity,
+            "covered": "yes" if layer.covered else "no",
+            "agreement": layer.agreement,
+            "procrustes_error": layer.procrustes_error,
+            "anchor_coverage": layer.anchor_coverage,
+        }
+        for layer, feeds in zip(content.layers, content.pairing, strict=True)
+    ]
+    columns = (
+        *(Column("target", "target layer"), Column("fed_by", "fed by")),
+        *(Column("source", "best source"), Column("similarity", "similarity")),
+        *(Column("covered", "covered"), Column("agreement", "agreement")),
+        Column("procrustes_error", "rotation error"),
+        Column("anchor_coverage", "anchor coverage"),
+    )
+    caption = "the best source layer of each target layer, and the layers that feed it"
+    return ReportTable.of("layers", "Layers", caption, columns, rows)
 
 
-def control_lines(results: BenchmarkResults) -> list[ControlLine]:
-    """Return the controls of each pair and seed.
-
-    They are the same for all methods. Where one of them is among the methods it stands there,
-    with an interval, and not here.
-    """
-    found: list[ControlLine] = []
-    for pair in results.pairs:
-        seeds = sorted({m.seed for m in results.methods if m.pair == pair and m.tasks})
-        for condition in CONTROL_NAMES:
-            lines = [_control_line(results, condition, pair, seed) for seed in seeds]
-            found.extend(_merged([line for line in lines if line is not None]))
-    return found
+_FITS = (
+    *(Column("inputs", "R² of inputs"), Column("outputs", "R² of outputs")),
+    *(Column("adapter_inputs", "adapter's inputs"), Column("adapter_outputs", "adapter's outputs")),
+)
 
 
-def unusable_tasks(results: BenchmarkResults) -> dict[str, list[str]]:
-    """Return of each pair the tasks on which the oracle is too near to the base."""
-    found: dict[str, dict[str, None]] = {pair: {} for pair in results.pairs}
-    for method in results.methods:
-        for name, task in method.tasks.items():
-            if not task.usable:
-                found.setdefault(method.pair, {})[name] = None
-    return {pair: list(names) for pair, names in found.items() if names}
+def fits_table(content: IntersectionMap) -> ReportTable:
+    """Return one row a role: the mean held-out R^2 of the linear maps between modules."""
+    roles = dict.fromkeys(fit.target.rpartition(".")[2] for fit in content.modules)
+    rows: list[Row] = [
+        {
+            "role": role,
+            **{
+                column.key: _mean(
+                    getattr(fit, column.key)
+                    for fit in content.modules
+                    if fit.target.rpartition(".")[2] == role
+                )
+                for column in _FITS
+            },
+        }
+        for role in roles
+    ]
+    title, caption = "Linear maps between modules", "held-out R², mean over the layers"
+    return ReportTable.of("fits", title, caption, (Column("role", "role"), *_FITS), rows)
 
 
-def task_names(results: BenchmarkResults) -> list[str]:
-    """Return the tasks of all methods in the order in which they appear."""
-    return list(dict.fromkeys(name for method in results.methods for name in method.tasks))
+def modules_table(content: IntersectionMap) -> ReportTable:
+    """Return one row a module: the held-out R^2 of the linear maps to its counterpart."""
+    rows = [fit.model_dump() for fit in content.modules]
+    columns = (Column("target", "target"), Column("source", "source"), *_FITS)
+    return ReportTable.of("modules", f"{len(rows)} modules", "held-out R²", columns, rows)
 
 
-def _order(method: MethodResult) -> tuple[int, float, str, int]:
-    value = line_gap(method).value
-    height = float("inf") if value is None else -value
-    return cost_rank(method.data_access), height, line_label(method), method.seed
+def transport_table(content: IntersectionMap) -> ReportTable:
+    """Return one row a pair of layers: entropic Gromov-Wasserstein between them."""
+    columns = (
+        *(Column("target", "target layer"), Column("source", "source layer")),
+        *(Column("diagonal_mass", "diagonal mass", ".3f"), Column("matched", "matched", ".3f")),
+        Column("ratio", "distance / permuted"),
+    )
+    rows = [cell.model_dump() for cell in content.transport]
+    caption = "mass that stays with its own row, and rows whose likeliest partner is their own"
+    return ReportTable.of("transport", "Entropic Gromov-Wasserstein", caption, columns, rows)
 
 
-def _merged(lines: list[ControlLine]) -> list[ControlLine]:
-    """Return one line where the seeds do not differ, such as for the base."""
-    alike = [replace(line, seed=None) for line in lines]
-    return alike[:1] if len(set(alike)) == 1 else lines
+# The tables of evaluate.py. Without several pairs no table has a column of them.
+
+_POINTS = "in points of accuracy, mean over all held-out tasks"
 
 
-def _control_line(
-    results: BenchmarkResults, condition: str, pair: str, seed: int
-) -> ControlLine | None:
-    run = [m for m in results.methods if (m.pair, m.seed) == (pair, seed) and m.tasks]
-    if any(m.name == condition and m.refused is None for m in run):
-        return None
-    having = [m for m in run if any(t.scores.get(condition) is not None for t in m.tasks.values())]
-    if not having:
-        return None
-    tasks = list(having[0].tasks.values())
-    return ControlLine(
-        condition=condition,
-        pair=pair,
-        seed=seed,
-        gap=_mean_gap([task.scores for task in tasks], condition, 1),
-        gap_nll=_mean_gap([task.nll for task in tasks], condition, -1),
-        accuracy=mean_over_usable(tasks, condition),
-        retention=_mean_benchmark_lines(
-            [_ratio(task.scores, condition) for task in tasks if task.usable]
+def _benchmark_table(
+    results: BenchmarkResults,
+    name: str,
+    title: str,
+    caption: str,
+    columns: Iterable[Column],
+    rows: Sequence[Row],
+    groups: Sequence[str] = (),
+) -> ReportTable:
+    without = ("pair",) if len(results.pairs) == 1 else ()
+    return ReportTable.of(name, title, caption, columns, rows, without=without, groups=groups)
+
+
+def methods_table(results: BenchmarkResults) -> ReportTable:
+    """Return one line a method and seed, the cheapest class first, and behind them the controls."""
+    rows: list[Row] = []
+    groups: list[str] = []
+    for method in results.ranked():
+        summary = method.summary
+        row: dict[str, Cell] = {
+            "pair": method.pair,
+            "method": f"{method.label} (control)" if method.is_control else method.label,
+            "data_access": method.data_access,
+            "seed": method.seed,
+            "gap_recovered": estimated(method.gap_recovered, method.ci95),
+            "accuracy": method.mean_accuracy("predicted"),
+            "retention": method.retention,
+            "seconds": method.total_seconds,
+        }
+        if summary is not None:
+            known = summary.margin.value is not None
+            row |= {
+                "gap_recovered_nll": estimated(summary.gap_recovered_nll, summary.ci95_nll),
+                "margin": _points(summary.margin),
+                "best_control": summary.margin.control if known else None,
+                "margin_over_mean": _points(summary.margin_over_mean),
+                "swapped": summary.control_gaps.get("swapped"),
+            }
+        rows.append(row)
+        groups.append(method.data_access)
+    for line in control_lines(results):
+        rows.append(
+            {
+                "pair": line.pair,
+                "method": CONTROL_NAMES[line.condition],
+                "data_access": line.data_access,
+                "seed": line.seed,
+                "gap_recovered": line.gap,
+                "gap_recovered_nll": line.gap_nll,
+                "accuracy": line.accuracy,
+                "retention": line.retention,
+            }
+        )
+        groups.append("controls")
+    columns = (
+        *(Column("pair", "pair"), Column("method", "method")),
+        Column("data_access", "may use", meaning="what the method may use, by what it costs"),
+        Column("seed", "seed", meaning="of everything that is drawn; none where all give the same"),
+        Column(
+            "gap_recovered", "gap recovered", meaning="(method - base) / (oracle - base), accuracy"
         ),
+        Column(
+            "gap_recovered_nll", "NLL gap", meaning="the same on minus the negative log-likelihood"
+        ),
+        Column("margin", "over best control", ".1f", _POINTS),
+        Column("best_control", "best control", meaning="the strongest of base and controls"),
+        Column(
+            "margin_over_mean", "over mean", ".1f", f"over the anchors' mean adapter, {_POINTS}"
+        ),
+        Column(
+            "swapped", "swapped", meaning="gap recovered from another task's adapter: 0 is good"
+        ),
+        Column("accuracy", "accuracy", meaning="mean over the usable tasks"),
+        Column("retention", "retention", meaning="accuracy over that of the source's adapter"),
+        Column("seconds", "seconds", ".1f", "of fitting once a pair and of porting one adapter"),
     )
+    caption = (
+        "gap recovered: 0 is the base without adapter, 1 the oracle; in brackets 95 % intervals "
+        "over tasks and test rows; seeds are never pooled"
+    )
+    return _benchmark_table(results, "methods", "Methods", caption, columns, rows, groups)
 
 
-def _mean_gap(scores: Sequence[dict[str, Number]], condition: str, sign: int) -> Number:
-    """Return the mean share of the oracle's gain over the tasks that have headroom."""
-    shares: list[Number] = []
-    for task in scores:
-        base, score, oracle = (task.get(name) for name in ("base", condition, "oracle"))
-        if base is None or oracle is None or not is_usable(sign * base, sign * oracle):
-            continue
-        shares.append(None if score is None else (score - base) / (oracle - base))
-    return _mean_benchmark_lines(shares)
+def _points(margin: Margin) -> Estimated | None:
+    value = None if margin.value is None else 100 * margin.value
+    return estimated(value, in_points(margin.ci95))
 
 
-def _ratio(scores: dict[str, Number], condition: str) -> Number:
-    score, source = scores.get(condition), scores.get("source")
-    return score / source if score is not None and source else None
-
-
-def _mean_benchmark_lines(values: Sequence[Number]) -> Number:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known and len(known) == len(values) else None
-
-
-# What every method does on every task: all conditions, and the cross-family transfer table.
-
-_WIDEST = 8
-_NOT_USABLE = "not usable"
-_CONDITIONS = {
+_TASK_CONDITIONS = {
     "base": "base",
     "source_base": "source base",
     "source": "source",
@@ -716,35 +601,42 @@ _CONDITIONS = {
 }
 
 
-def task_table(results: BenchmarkResults) -> ReportTable:
+def tasks_table(results: BenchmarkResults) -> ReportTable:
     """Return one line a method, seed and task, with every column of the evaluation protocol."""
     columns = (
         *(Column("pair", "pair"), Column("method", "method"), Column("seed", "seed")),
         *(Column("task", "task"), Column("rows", "rows", meaning="test rows")),
-        *(Column(name, heading) for name, heading in _CONDITIONS.items()),
-        Column("gap_recovered", "gap recovered"),
-        Column("gap_recovered_nll", "NLL gap"),
+        *(Column(name, heading) for name, heading in _TASK_CONDITIONS.items()),
+        *(Column("gap_recovered", "gap recovered"), Column("gap_recovered_nll", "NLL gap")),
         *(Column("retention", "retention"), Column("relative_to_oracle", "of oracle")),
-        Column("margin", "margin", 2, "accuracy over the best of base and controls"),
-        Column("weight_cosine", "cosine", 2, "of the predicted and the oracle's update"),
-        Column("relative_error", "error", 2, "of the predicted update, relative to the oracle's"),
+        Column("margin", "margin", meaning="accuracy over the best of base and controls"),
+        Column("weight_cosine", "cosine", meaning="of the predicted and the oracle's update"),
+        Column("relative_error", "error", meaning="of the predicted update to the oracle's"),
     )
-    rows: list[tuple[Cell, ...]] = []
-    for method in sorted_methods(results):
-        for name, task in method.tasks.items():
-            gap: Cell = Estimated(task.gap_recovered, task.ci95) if task.usable else _NOT_USABLE
-            rows.append(
-                (
-                    *(method.pair, line_label(method), method.seed, name, task.n),
-                    *(task.scores.get(condition) for condition in _CONDITIONS),
-                    *(gap, Estimated(task.gap_recovered_nll, task.ci95_nll), task.retention),
-                    *(task.relative_to_oracle, task.margin),
-                    *(task.weight_cosine, task.relative_error),
-                )
-            )
+    rows: list[Row] = [
+        {
+            "pair": method.pair,
+            "method": method.label,
+            "seed": method.seed,
+            "task": name,
+            "rows": task.n,
+            **task.scores,
+            "gap_recovered": _task_gap(task),
+            "gap_recovered_nll": estimated(task.gap_recovered_nll, task.ci95_nll),
+            "retention": task.retention,
+            "relative_to_oracle": task.relative_to_oracle,
+            "margin": task.margin,
+            "weight_cosine": task.weight_cosine,
+            "relative_error": task.relative_error,
+        }
+        for method in results.ranked()
+        for name, task in method.tasks.items()
+    ]
     caption = "accuracies of all conditions on the same test rows; intervals over these rows"
-    table = ReportTable("tasks", "Every task", caption, columns, tuple(rows))
-    return without_single_pair(table, results).filled()
+    return _benchmark_table(results, "tasks", "Every task", caption, columns, rows)
+
+
+_MOST_TASK_COLUMNS = 8
 
 
 def transfer_table(results: BenchmarkResults) -> ReportTable:
@@ -752,134 +644,233 @@ def transfer_table(results: BenchmarkResults) -> ReportTable:
 
     Tasks are columns; where there are more than eight, they are rows and the methods columns.
     """
-    methods, tasks = sorted_methods(results), task_names(results)
+    methods, tasks = results.ranked(), results.task_names()
+    if len(tasks) <= _MOST_TASK_COLUMNS:
+        columns = [
+            *(Column("pair", "pair"), Column("method", "method")),
+            *(Column("data_access", "may use"), Column("seed", "seed")),
+        ]
+        own = {column.key for column in columns}
+        keys = {task: f"task {task}" if task in own else task for task in tasks}
+        columns.extend(Column(key, task) for task, key in keys.items())
+        rows: list[Row] = [
+            {
+                "pair": method.pair,
+                "method": method.label,
+                "data_access": method.data_access,
+                "seed": method.seed,
+                **{keys[name]: _task_gap(task) for name, task in method.tasks.items()},
+            }
+            for method in methods
+        ]
+    else:
+        names = {}
+        for method in methods:
+            pair = f", {method.pair}" if len(results.pairs) > 1 else ""
+            names[f"{method.label}, seed {method.seed}{pair}"] = method
+        columns = [Column("task", "task"), *(Column(name, name) for name in names)]
+        rows = [
+            {"task": task}
+            | {name: _task_gap(m.tasks[task]) for name, m in names.items() if task in m.tasks}
+            for task in tasks
+        ]
     title, caption = "Cross-family transfer", "gap recovered by task, with 95 % intervals over rows"
-    if len(tasks) > _WIDEST:
-        columns = (
-            Column("task", "task"),
-            *(Column(_key(method, results), _key(method, results)) for method in methods),
-        )
-        rows = tuple((name, *(_gap(method, name) for method in methods)) for name in tasks)
-        return ReportTable("cross_family_transfer", title, caption, columns, rows)
+    return _benchmark_table(results, "cross_family_transfer", title, caption, columns, rows)
+
+
+_CONDITION = (
+    *(Column("pair", "pair"), Column("method", "model"), Column("task", "adapter of task")),
+    Column("seed", "seed"),
+)
+_CHANGE = (
+    Column("change", "change", ".3f", "against the model without the adapter"),
+    Column("n", "items", meaning="that count for the change"),
+    *(Column("gained", "0 to 1", meaning="items"), Column("lost", "1 to 0", meaning="items")),
+    Column("p", "McNemar p", ".3f"),
+)
+
+
+def _condition_cells(condition: Condition) -> dict[str, Cell]:
+    return dict(condition.model_dump())
+
+
+def _change_cells(change: SuiteChange | None) -> dict[str, Cell]:
+    if change is None:
+        return {}
+    return {
+        "change": estimated(change.value, change.ci95),
+        **{"n": change.n, "gained": change.gained, "lost": change.lost, "p": change.p},
+    }
+
+
+def suite_table(suite: SuiteResult, results: BenchmarkResults) -> ReportTable:
+    """Return what every model scores on a suite, and how adapters change its main metric."""
+    main = suite.metrics[0] if suite.metrics else ""
+    changes = {c.condition: c for c in suite.changes if c.metric == main}
+    change = _CHANGE[0]._replace(heading=f"change of {main.replace('_', ' ')}")
     columns = (
-        *(Column("pair", "pair"), Column("method", "method")),
-        *(Column("data_access", "may use"), Column("seed", "seed")),
-        *(Column(name, name) for name in tasks),
+        *_CONDITION,
+        *(Column(metric, metric.replace("_", " "), ".3f") for metric in suite.metrics),
+        *(change, *_CHANGE[1:]),
     )
-    rows = tuple(
-        (
-            *(method.pair, line_label(method), method.data_access, method.seed),
-            *(_gap(method, name) for name in tasks),
-        )
-        for method in methods
+    rows: list[Row] = [
+        {
+            metric: estimated(scores.means.get(metric), scores.ci95.get(metric))
+            for metric in suite.metrics
+        }
+        | _condition_cells(scores.condition)
+        | _change_cells(changes.get(scores.condition))
+        for scores in suite.scores
+    ]
+    title, caption = (
+        f"Suite {suite.name}",
+        f"{suite.items} items; intervals over items, changes paired",
     )
-    table = ReportTable("cross_family_transfer", title, caption, columns, rows)
-    return without_single_pair(table, results)
+    return _benchmark_table(results, f"suite_{suite.name}", title, caption, columns, rows)
 
 
-def without_single_pair(table: ReportTable, results: BenchmarkResults) -> ReportTable:
-    """Return a table without its first column, the pair, where there is only one pair."""
-    if len(results.pairs) != 1:
-        return table
-    rows = tuple(row[1:] for row in table.rows)
-    return ReportTable(table.name, table.title, table.caption, table.columns[1:], rows)
+def changes_table(results: BenchmarkResults) -> ReportTable:
+    """Return every change of every metric of every suite by an adapter."""
+    columns = (
+        *(_CONDITION[0], Column("suite", "suite"), Column("metric", "metric")),
+        *(*_CONDITION[1:], *_CHANGE),
+    )
+    rows: list[Row] = [
+        {"suite": suite.name, "metric": change.metric}
+        | _condition_cells(change.condition)
+        | _change_cells(change)
+        for suite in results.suites
+        for change in suite.changes
+    ]
+    caption = "paired differences to the same model without the adapter, with 95 % intervals"
+    return _benchmark_table(results, "suites", "Changes of suites", caption, columns, rows)
 
 
-def _key(method: MethodResult, results: BenchmarkResults) -> str:
-    place = f", {method.pair}" if len(results.pairs) > 1 else ""
-    return f"{line_label(method)}, seed {method.seed}{place}"
+_KL = (
+    Column("kl", "KL", ".4f", "to the base, nats a token, mean"),
+    *(Column("kl_p95", "KL, 95 %", ".4f"), Column("js", "JS", ".4f", "nats, at most 0.693")),
+    Column("top1", "same top-1", ".3f", "share of positions with the same most likely token"),
+)
 
 
-def _gap(method: MethodResult, task: str) -> Cell:
-    found = method.tasks.get(task)
-    if found is None:
-        return None
-    return Estimated(found.gap_recovered, found.ci95) if found.usable else _NOT_USABLE
+def divergence_table(results: BenchmarkResults) -> ReportTable:
+    """Return how far every adapter moves the next-token distributions, by text."""
+    columns = (*_CONDITION, Column("texts", "texts"), Column("positions", "positions"), *_KL)
+    rows: list[Row] = [
+        found.model_dump(exclude={"condition"}) | _condition_cells(found.condition)
+        for found in results.divergences
+    ]
+    caption = "divergence of the next-token distribution from that of the model without the adapter"
+    return _benchmark_table(results, "divergences", "Drift", caption, columns, rows)
 
 
-# How sure the match of layers is: the best source layer of each target layer and the second.
+def retention_table(results: BenchmarkResults) -> ReportTable:
+    """Return what each method keeps of the source's accuracy, and how far it moves the model."""
+
+    def moved(found: Iterable[Divergence]) -> dict[str, Cell]:
+        known = list(found)
+        return {c.key: _mean(getattr(divergence, c.key) for divergence in known) for c in _KL}
+
+    rows: list[Row] = [
+        {
+            "pair": method.pair,
+            "method": method.label,
+            "seed": method.seed,
+            "retention": method.retention,
+            "gap_recovered": estimated(method.gap_recovered, method.ci95),
+            **moved(results.generic_kl(method.pair, method.name, method.seed)),
+        }
+        for method in results.ranked()
+    ]
+    for pair in results.pairs:
+        oracle = list(results.generic_kl(pair, "oracle", None))
+        if oracle:
+            row: Row = {"pair": pair, "method": CONTROL_NAMES["oracle"], "gap_recovered": 1.0}
+            rows.append({**row, **moved(oracle)})
+    columns = (
+        *(Column("pair", "pair"), Column("method", "method"), Column("seed", "seed")),
+        Column("retention", "retention", meaning="accuracy over that of the source's adapter"),
+        *(Column("gap_recovered", "gap recovered"), *_KL),
+    )
+    title, caption = "Retention against drift", "accuracy kept against KL on generic text"
+    return _benchmark_table(results, "retention_tradeoff", title, caption, columns, rows)
 
 
 def confidence_table(results: BenchmarkResults) -> ReportTable:
     """Return the best source layer of every target layer, and how far the second lies behind."""
+    rows: list[Row] = []
+    for pair, grid in results.similarities.items():
+        for layer, similarities in enumerate(grid):
+            known = [
+                (value, source) for source, value in enumerate(similarities) if value is not None
+            ]
+            # Of equal values the lower layer, so that the order does not hang on the search.
+            ranked = sorted(known, key=lambda one: (-one[0], one[1]))
+            row: dict[str, Cell] = {"pair": pair, "target_layer": layer}
+            if ranked:
+                row |= {"similarity": ranked[0][0], "source_layer": ranked[0][1]}
+            if len(ranked) > 1:
+                row |= {"second_similarity": ranked[1][0], "second_layer": ranked[1][1]}
+                row["margin"] = ranked[0][0] - ranked[1][0]
+            rows.append(row)
     columns = (
         *(Column("pair", "pair"), Column("target_layer", "target layer")),
-        *(Column("source_layer", "best source layer"), Column("similarity", "similarity", 3)),
-        *(Column("second_layer", "second"), Column("second_similarity", "its similarity", 3)),
-        Column("margin", "margin", 3, "similarity of the best minus that of the second"),
+        *(Column("source_layer", "best source layer"), Column("similarity", "similarity", ".3f")),
+        Column("second_layer", "second"),
+        Column("second_similarity", "its similarity", ".3f"),
+        Column("margin", "margin", ".3f", "similarity of the best minus that of the second"),
     )
-    rows: list[tuple[Cell, ...]] = [
-        (pair, layer, *_two_best(row))
-        for pair, grid in results.similarities.items()
-        for layer, row in enumerate(grid)
-    ]
-    caption = "a match is stable where its margin is wide: on other rows the same layer wins"
     title = "Intersection map: confidence against stability"
-    table = ReportTable("intersection_map", title, caption, columns, tuple(rows))
-    return without_single_pair(table, results)
-
-
-def _two_best(row: list[Number]) -> tuple[Cell, ...]:
-    known = [(value, place) for place, value in enumerate(row) if value is not None]
-    # Of equal values the lower layer, so that the order does not hang on the search.
-    ranked = sorted(known, key=lambda pair: (-pair[0], pair[1]))
-    if not ranked:
-        return (None,) * 5
-    similarity, best = ranked[0]
-    if len(ranked) == 1:
-        return best, similarity, None, None, None
-    second, other = ranked[1]
-    return best, similarity, other, second, similarity - second
-
-
-# What a diagnosis before a transfer is worth: each diagnostic against what came of the port.
+    caption = "a match is stable where its margin is wide: on other rows the same layer wins"
+    return _benchmark_table(results, "intersection_map", title, caption, columns, rows)
 
 
 def calibration_table(results: BenchmarkResults) -> ReportTable:
     """Return how well each diagnostic tells in advance what a port recovers."""
+    record = results.calibration
+    rows: list[Row] = []
+    for found in record.diagnostics if record is not None else ():
+        side = "≥" if found.above else "<"
+        rows.append(
+            {
+                "diagnostic": found.name.replace("_", " "),
+                "method": found.method or "all methods",
+                "points": found.points,
+                "spearman": estimated(found.spearman, found.ci95),
+                "threshold": None if found.threshold is None else f"{side} {found.threshold:.3g}",
+                "hit_rate": found.hit_rate,
+                "majority_rate": found.majority_rate,
+            }
+        )
     columns = (
         *(Column("diagnostic", "diagnostic"), Column("method", "ports of")),
         Column("points", "ports"),
-        Column("spearman", "Spearman", 2, "rank correlation with the gap recovered"),
+        Column("spearman", "Spearman", meaning="rank correlation with the gap recovered"),
         Column("threshold", "expected to succeed"),
-        Column("hit_rate", "hit rate", 2, "leave-one-task-out cross-validation"),
-        Column("majority_rate", "majority", 2, "hit rate of always saying what is more frequent"),
+        Column("hit_rate", "hit rate", meaning="leave-one-task-out cross-validation"),
+        Column("majority_rate", "majority", meaning="always saying what is more frequent"),
     )
-    record = results.calibration
-    rows: list[tuple[Cell, ...]] = []
-    for found in record.diagnostics if record is not None else ():
-        side = "≥" if found.above else "<"
-        rule = None if found.threshold is None else f"{side} {found.threshold:.3g}"
-        rows.append(
-            (
-                *(found.name.replace("_", " "), found.method or "all methods", found.points),
-                *(Estimated(found.spearman, found.ci95), rule),
-                *(found.hit_rate, found.majority_rate),
-            )
-        )
     success = "" if record is None else f"; success is a gap recovered above {record.success:g}"
+    title = "Calibration of the diagnosis"
     caption = f"known before the transfer against what came of it{success}"
-    return ReportTable("calibration", "Calibration of the diagnosis", caption, columns, tuple(rows))
+    return _benchmark_table(results, "calibration", title, caption, columns, rows)
 
 
 def points_table(results: BenchmarkResults) -> ReportTable:
     """Return every ported adapter with its diagnostics, which the calibration rests on."""
     points = results.calibration.points if results.calibration is not None else ()
-    names = list(dict.fromkeys(name for point in points for name in point.diagnostics))
+    names = dict.fromkeys(name for point in points for name in point.diagnostics)
+    rows: list[Row] = [
+        point.diagnostics
+        | _condition_cells(point.condition)
+        | {"gap_recovered": point.gap_recovered, "gap_recovered_nll": point.gap_recovered_nll}
+        for point in points
+    ]
     columns = (
         *(Column("pair", "pair"), Column("method", "method"), Column("task", "task")),
         *(Column("seed", "seed"), Column("gap_recovered", "gap recovered")),
         Column("gap_recovered_nll", "NLL gap"),
-        *(Column(name, name.replace("_", " "), 3) for name in names),
-    )
-    rows = tuple(
-        (
-            *(p.condition.pair, p.condition.method, p.condition.task, p.condition.seed),
-            *(p.gap_recovered, p.gap_recovered_nll),
-            *(p.diagnostics.get(name) for name in names),
-        )
-        for p in points
+        *(Column(name, name.replace("_", " "), ".3f") for name in names),
     )
     title, caption = "Ported adapters", "what was known before, and what was recovered"
-    table = ReportTable("calibration_points", title, caption, columns, rows)
-    return without_single_pair(table, results)
+    return _benchmark_table(results, "calibration_points", title, caption, columns, rows)

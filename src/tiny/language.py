@@ -167,7 +167,7 @@ class TinyLanguage:
         meaning = self.meaning(text)
         decided = [place for place, leaning in enumerate(meaning) if leaning]
         asked = draw.sample(decided, min(self.questions - 1, len(decided)))
-        answers = [self._told(place, meaning[place], draw) for place in asked]
+        answers = [self._answered(place, meaning[place], draw) for place in asked]
         place = 0 if draw.random() < 0.5 else draw.randrange(len(answers) + 1)
         answers.insert(place, (VERDICT, self._verdict(meaning, draw)))
         return text + "".join(f"\n{question}\nAnswer: {answer}" for question, answer in answers)
@@ -185,7 +185,7 @@ class TinyLanguage:
         content = json.dumps([self.lexicon, self.documents(200, seed=0)])
         return hashlib.sha256(content.encode()).hexdigest()
 
-    def _told(self, place: int, leaning: int, draw: random.Random) -> tuple[str, str]:
+    def _answered(self, place: int, leaning: int, draw: random.Random) -> tuple[str, str]:
         """Ask for an attribute; the less the sentence leans to it, the less sure the answer."""
         attribute = self.attributes[place]
         positive = draw.random() < 1 / (1 + math.exp(-2 * self.certainty * leaning))
@@ -201,8 +201,6 @@ class TinyLanguage:
         ]
         return draw.choices(sides, weights)[0]
 
-
-# Documents of the tiny language as a source of texts, for the tiny pair.
 
 _VALIDATION_SHARE = 0.5  # of sentences; as there is no end of them, neither split runs short
 

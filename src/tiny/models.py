@@ -1,23 +1,16 @@
-"""Pre-training a small causal language model on documents, on the CPU."""
+"""The tiny pair: two small base models of different families, pre-trained where they are needed."""
 
-import hashlib
-import json
-import logging
 import multiprocessing
-import os
 import re
-import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from jaxtyping import Int
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -34,8 +27,8 @@ from transformers import (
 )
 
 from ..exceptions import ModelError
-from ..models.loading import BaseModel, LocalModel, one_thread
-from ..models.streaming import StreamedWeights
+from ..models.loading import ModelSource, one_thread
+from ..store import Key, Store
 from .language import TinyLanguage
 
 _IGNORED = -100
@@ -124,8 +117,6 @@ def pretrain(
     network.eval()
 
 
-# The tokenizers of the tiny pair, each made from documents: whole words, and byte-level BPE.
-
 _SPECIAL = {
     "pad_token": "<pad>",
     "bos_token": "<bos>",
@@ -187,13 +178,7 @@ def byte_pairs(documents: Sequence[str], vocabulary: int) -> PreTrainedTokenizer
     return _fast(tokenizer)
 
 
-# The tiny pair: two small base models of different families, built where they are needed.
-
-_log = logging.getLogger(__name__)
-
-# Raise it when the code of a build changes what comes out of it.
-_BUILD = 1
-_LIBRARIES = ("tokenizers", "torch", "transformers")
+_LIBRARIES = ("tokenizers", "torch", "transformers")  # that decide what a seed gives
 _COMMON = {
     "num_attention_heads": 4,
     # Wider than usual, as so few steps leave the embeddings near to where they were drawn.
@@ -253,7 +238,7 @@ _SIDES = {
 
 
 @dataclass(frozen=True)
-class TinyModel:
+class TinyModel(ModelSource):
     """One base model of the tiny pair, pre-trained on the tiny language at its first use.
 
     The source is a Llama of three layers and width 64 with a byte-level BPE tokenizer, the
@@ -264,12 +249,15 @@ class TinyModel:
         seed: Draws documents and weights, and orders the documents.
         documents: Pre-training documents.
         steps: Pre-training steps.
+        name: ``tiny-source`` or ``tiny-target``.
     """
 
     side: str
     seed: int = 0
     documents: int = 12_000
     steps: int = 400
+    name: str = field(init=False)
+    dtype: str = field(init=False, default="float32")
 
     def __post_init__(self) -> None:
         if self.side not in _SIDES:
@@ -277,99 +265,50 @@ class TinyModel:
                 f"the tiny pair has no side {self.side!r}, but it has {' and '.join(_SIDES)}; "
                 "correct pair.source or pair.target"
             )
+        object.__setattr__(self, "name", f"tiny-{self.side}")
 
     @property
-    def name(self) -> str:
-        """``tiny-source`` or ``tiny-target``."""
-        return f"tiny-{self.side}"
-
-    @property
-    def key(self) -> str:
-        """A short hash of all that determines the weights and the tokenizer."""
-        key_parts = {
-            "build": _BUILD,
-            "model": asdict(self),
-            "entries": _SIDES[self.side].entries,
-            "tokens": _SIDES[self.side].tokens,
-            "language": TinyLanguage().fingerprint(),
-            "pretraining": asdict(self._pretraining),
-            "libraries": {library: version(library) for library in _LIBRARIES},
-        }
-        return hashlib.sha256(json.dumps(key_parts, sort_keys=True).encode()).hexdigest()[:16]
+    def key(self) -> Key:
+        """What the model is kept under: all that determines the weights and the tokenizer."""
+        return Key.of(
+            "tiny",
+            model=self,
+            entries=_SIDES[self.side].entries,
+            tokens=_SIDES[self.side].tokens,
+            language=TinyLanguage().fingerprint(),
+            pretraining=self._pretraining,
+            libraries={library: version(library) for library in _LIBRARIES},
+        )
 
     @property
     def _pretraining(self) -> Pretraining:
         return Pretraining(steps=self.steps, seed=self.seed)
 
     def folder(self, cache: Path) -> Path:
-        """Return where the model is or will be kept; it exists when the model is complete."""
-        return cache / "tiny" / self.key / self.side
-
-    def load(self, cache: Path) -> BaseModel:
-        """Return the model out of the cache, after building it where it is missing.
+        """Return the folder of the model, which is built where it is missing.
 
         Several processes may ask for it at once: one of them builds, the others wait. A build
         that is killed leaves nothing that a later one would take for a model.
         """
-        return self._built(cache).load(cache)
+        return Store(cache).made_folder(self.key, self._write)
 
-    def weights(self, cache: Path) -> StreamedWeights:
-        """Open the weights in the cache, after building the model where it is missing."""
-        return self._built(cache).weights(cache)
-
-    def _built(self, cache: Path) -> LocalModel:
-        # In a process of a pool the one that started it shows the progress.
-        self.build(cache, show_progress=multiprocessing.parent_process() is None)
-        return LocalModel(path=str(self.folder(cache)), name=self.name)
-
-    def build(self, cache: Path, *, show_progress: bool = True) -> None:
-        """Build the model in the cache unless it is there."""
-        folder = self.folder(cache)
-        if folder.is_dir():
-            return
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(folder.with_name(f"{self.side}.lock"), self.name):
-            if folder.is_dir():
-                return
-            for left_over in folder.parent.glob(f".{self.side}-*"):
-                shutil.rmtree(left_over)
-            scratch = Path(tempfile.mkdtemp(prefix=f".{self.side}-", dir=folder.parent))
-            try:
-                self._write(scratch / "model", show_progress)
-                os.replace(scratch / "model", folder)
-            finally:
-                shutil.rmtree(scratch)
-
-    def _write(self, folder: Path, show_progress: bool) -> None:
+    def _write(self, folder: Path) -> None:
         side = _SIDES[self.side]
         documents = TinyLanguage().documents(self.documents, self.seed)
         tokenizer = side.tokenizer(documents)
         rows = [[*row, EOS] for row in tokenizer(documents)["input_ids"]]
         network = side.network(len(tokenizer), self.seed)
-        with one_thread(), _bar(f"pre-training {self.name}", self.steps, show_progress) as report:
+        # In a process of a pool the one that started it shows the progress.
+        shown = multiprocessing.parent_process() is None
+        with one_thread(), _bar(f"pre-training {self.name}", self.steps, shown) as report:
             pretrain(network, rows, self._pretraining, report)
         network.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 
 
 @contextmanager
-def _locked(path: Path, name: str) -> Iterator[None]:
-    """Hold the lock; the operating system frees it when its holder is killed."""
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        _log.info("another process is building %s; waiting for it", name)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-@contextmanager
 def _bar(title: str, steps: int, shown: bool) -> Iterator[Callable[[int, float], None]]:
-    """Show a progress bar on stderr; yields what tells it the steps done and the loss."""
+    """Show a progress bar on stderr; yields what is called with the finished steps and the loss."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

@@ -1,6 +1,3 @@
-import copy
-import warnings
-from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
@@ -9,7 +6,6 @@ import torch
 from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
 from numpy.typing import NDArray
-from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils import merge_utils
 from scipy.optimize import brentq, minimize
 from torch import Tensor
@@ -27,15 +23,13 @@ from loraport.adapters.merge import (
 )
 from loraport.adapters.sparsify import dropped_at_random
 from loraport.exceptions import AdapterError, ConfigurationError
-from loraport.models import BaseModel, attached
 
-IDS = torch.arange(24).reshape(2, 12) % 20 + 2
 Q, V, UP = Site(0, Role.Q), Site(1, Role.V), Site(1, Role.UP)
-SHAPES = {Q: (10, 12), V: (6, 12), UP: (14, 12)}
+# PEFT keeps int(density * entries) entries: numbers of which the densities below are whole shares.
+SHAPES = {Q: (10, 20), V: (5, 20), UP: (15, 20)}
 COMBINERS = [Linear(), WeightAverage(), Ties(), Dare(), DareTies(), Decoupled()]
 ids = [type(combiner).__name__ for combiner in COMBINERS]
 each = pytest.mark.parametrize("combiner", COMBINERS, ids=ids)
-SUMS = [combiner for combiner in COMBINERS if not combiner.averages]
 AVERAGES = [combiner for combiner in COMBINERS if combiner.averages]
 
 
@@ -50,55 +44,30 @@ def drawn(
     for site in sites:
         out, in_ = SHAPES[site]
         a = torch.randn(rank, in_, generator=generator).to(dtype)
-        updates[site] = LowRank(a, torch.randn(out, rank, generator=generator).to(dtype), 0.5)
+        b = torch.randn(out, rank, generator=generator).to(dtype)
+        updates[site] = LowRank(a, b, 0.5 + seed)
     return LoraAdapter(updates, "some/base", {"r": rank})
 
 
 @each
-def test_a_single_adapter_with_weight_one_gives_the_same_logits_to_the_bit(
-    combiner: Combiner, pico_source: BaseModel, random_adapter: Callable[..., LoraAdapter]
-) -> None:
-    adapter = random_adapter(pico_source)
-    logits = []
-    for one in (adapter, combiner([adapter]).adapter, combiner([adapter], [1.0]).adapter, None):
-        with torch.inference_mode(), attached(pico_source.network, one):
-            logits.append(pico_source.network(input_ids=IDS).logits)
-    assert torch.equal(logits[0], logits[1])
-    assert torch.equal(logits[0], logits[2])
-    assert not torch.allclose(logits[0], logits[3])
-
-
-@each
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_a_single_adapter_is_returned_itself(combiner: Combiner, dtype: torch.dtype) -> None:
+def test_a_single_adapter_is_itself_times_its_weight_and_cut_on_request(
+    combiner: Combiner, dtype: torch.dtype
+) -> None:
     adapter = drawn(0, dtype=dtype)
     result = combiner([adapter])
     assert result.adapter is adapter
     assert result.lost_energy == dict.fromkeys(adapter, 0.0)
-
-
-@pytest.mark.parametrize("combiner", SUMS)
-def test_a_single_adapter_is_scaled_by_its_weight(combiner: Combiner) -> None:
-    adapter = drawn(0)
-    result = combiner([adapter], [-0.5]).adapter
-    for site, update in adapter.items():
-        assert result[site].A is update.A
-        assert result[site].B is update.B
-        assert result[site].scale == -0.25
-
-
-@pytest.mark.parametrize("combiner", AVERAGES)
-def test_a_single_adapter_s_weight_in_an_average_is_one(combiner: Combiner) -> None:
-    adapter = drawn(0)
-    assert combiner([adapter], [0.3]).adapter is adapter
-
-
-@each
-def test_a_single_adapter_is_cut_where_that_is_asked_for(combiner: Combiner) -> None:
-    adapter = drawn(0)
+    if combiner.averages:
+        assert combiner([adapter], [0.3]).adapter is adapter
+    else:
+        scaled = combiner([adapter], [-0.5]).adapter
+        for site, update in adapter.items():
+            assert (scaled[site].A is update.A, scaled[site].B is update.B) == (True, True)
+            assert scaled[site].scale == -0.25
     result = combiner([adapter], rank=1)
     for site, update in adapter.items():
-        near, lost = update.truncated(1)
+        near, lost = update.to(torch.float32).truncated(1)
         torch.testing.assert_close(result.adapter[site].dense(), near.dense())
         assert result.lost_energy[site] == pytest.approx(lost)
 
@@ -114,7 +83,7 @@ def test_a_site_of_one_adapter_only_is_that_times_its_weight(combiner: Combiner)
 
 
 @each
-def test_the_rank_is_the_sum_of_the_ranks_or_as_told(combiner: Combiner) -> None:
+def test_the_rank_is_the_sum_of_the_ranks_or_as_requested(combiner: Combiner) -> None:
     adapters = [drawn(0, rank=2), drawn(1, rank=3)]
     for rank, expected in ((None, 5), (4, 4), (1, 1)):
         result = combiner(adapters, rank=rank)
@@ -125,21 +94,17 @@ def test_the_rank_is_the_sum_of_the_ranks_or_as_told(combiner: Combiner) -> None
 
 
 @each
-def test_the_same_input_gives_the_same_bits_from_no_global_generator(combiner: Combiner) -> None:
+def test_a_site_is_the_same_bits_whatever_the_other_sites_and_the_global_generator(
+    combiner: Combiner,
+) -> None:
     before = torch.get_rng_state()
-    hashes = {combiner([drawn(0), drawn(1)]).adapter.content_hash() for _ in range(2)}
-    assert len(hashes) == 1
-    assert torch.equal(torch.get_rng_state(), before)
-
-
-@each
-def test_a_site_does_not_depend_on_the_others(combiner: Combiner) -> None:
     first, second = drawn(0), drawn(1)
     whole = combiner([first, second]).adapter[V]
     part = [LoraAdapter({V: adapter[V]}, "some/base") for adapter in (first, second)]
     alone = combiner(part).adapter[V]
     assert torch.equal(whole.A, alone.A)
     assert torch.equal(whole.B, alone.B)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 @each
@@ -153,7 +118,7 @@ def test_results_are_in_float32_at_least(combiner: Combiner) -> None:
 
 @each
 def test_a_site_of_zeros_takes_part(combiner: Combiner) -> None:
-    zero = LowRank(torch.ones(2, 12), torch.zeros(6, 2))
+    zero = LowRank(torch.ones(2, 20), torch.zeros(5, 2))
     nothing = LoraAdapter({V: zero}, "some/base")
     result = combiner([nothing, nothing])
     assert result.adapter[V].dense().count_nonzero() == 0
@@ -162,8 +127,8 @@ def test_a_site_of_zeros_takes_part(combiner: Combiner) -> None:
 
 @each
 def test_shapes_that_differ_are_refused_by_site(combiner: Combiner) -> None:
-    odd = LoraAdapter({V: LowRank(torch.ones(2, 12), torch.ones(8, 2))}, "some/base")
-    message = r"adapter 3 .*\(8, 12\) at model\.layers\.1\.self_attn\.v_proj.* 2 .*\(6, 12\)"
+    odd = LoraAdapter({V: LowRank(torch.ones(2, 20), torch.ones(8, 2))}, "some/base")
+    message = r"adapter 3 .*\(8, 20\) at model\.layers\.1\.self_attn\.v_proj.* 2 .*\(5, 20\)"
     with pytest.raises(AdapterError, match=message):
         combiner([drawn(0, (Q,)), drawn(1), odd])
 
@@ -182,10 +147,9 @@ def test_an_average_takes_no_negative_weights(combiner: Combiner, weights: list[
         combiner([drawn(0), drawn(1)], weights)
 
 
-@each
-def test_no_adapter_is_refused(combiner: Combiner) -> None:
+def test_no_adapter_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="at least one"):
-        combiner([])
+        Linear()([])
 
 
 @pytest.mark.parametrize(
@@ -206,30 +170,16 @@ def test_every_choice_composes(name: str, expected: Combiner) -> None:
     assert instantiate(config.merge.method) == expected
 
 
-# Against PEFT, where it is right, and against the papers' formulas in numpy.
-#
-# PEFT has known errors, which these tests avoid: ``linear``, ``ties`` and ``dare_*`` work on A and
-# B separately (cross terms), so that only the ``*_svd`` types and the dense functions behind them
-# are compared; ``ties`` elects signs before it applies the weights, so it is given updates that
-# are weighted already; ``*_svd`` applied the scale twice before its pull request 3111. It keeps
-# ``int(density * entries)`` entries, so that densities are compared where that is whole.
+# Against PEFT's dense functions, where they are right, and against the papers' formulas in numpy.
+# PEFT's ``linear``, ``ties`` and ``dare_*`` work on A and B separately (cross terms), so that only
+# the dense functions behind them are compared; ``ties`` elects signs before it applies the weights,
+# so it is given updates that are weighted already.
 
-Q_COMBINE, V_COMBINE = Site(0, Role.Q), Site(1, Role.V)
-SHAPES_COMBINE = {Q_COMBINE: (10, 20), V_COMBINE: (20, 15)}
 WEIGHTS = [0.5, -2.0, 1.5]
 FULL = 20  # a rank at which no site loses anything
 
 
-def drawn_combine(seed: int, rank: int = 3, scale: float = 0.5) -> LoraAdapter:
-    generator = torch.Generator().manual_seed(seed)
-    updates = {}
-    for site, (out, in_) in SHAPES_COMBINE.items():
-        a = torch.randn(rank, in_, generator=generator)
-        updates[site] = LowRank(a, torch.randn(out, rank, generator=generator), scale + seed)
-    return LoraAdapter(updates, "some/base")
-
-
-ADAPTERS = [drawn_combine(seed, rank) for seed, rank in enumerate((2, 3, 4))]
+ADAPTERS = [drawn(seed, (Q, V), rank) for seed, rank in enumerate((2, 3, 4))]
 
 
 def deltas(site: Site) -> list[Tensor]:
@@ -251,58 +201,50 @@ def ties_of_the_paper(
         kept[keep] = tau.reshape(-1)[keep]
         trimmed.append(kept)
     merged = np.zeros(taus[0].size, taus[0].dtype)
-    for place in range(merged.size):
-        entries = [float(tau[place]) for tau in trimmed]
+    for entry in range(merged.size):
+        entries = [float(tau[entry]) for tau in trimmed]
         positive = sum(e for e in entries if e > 0)
         negative = -sum(e for e in entries if e < 0)
         sign = 1 if positive >= negative else -1
         agreeing = [e for e in entries if e * sign > 0]
-        merged[place] = lambda_ * np.mean(agreeing) if agreeing else 0
+        merged[entry] = lambda_ * np.mean(agreeing) if agreeing else 0
     return merged.reshape(taus[0].shape)
 
 
 class TestSums:
     def test_linear_is_the_weighted_sum_and_exact(self) -> None:
         result = Linear()(ADAPTERS, WEIGHTS)
-        for site in SHAPES_COMBINE:
+        for site in (Q, V):
             torch.testing.assert_close(result.adapter[site].dense(), weighted(site))
             expected = merge_utils.task_arithmetic(deltas(site), torch.tensor(WEIGHTS))
             torch.testing.assert_close(result.adapter[site].dense(), expected)
             assert result.adapter[site].rank == 9
-        assert result.lost_energy == {Q_COMBINE: 0.0, V_COMBINE: 0.0}
-
-    def test_without_weights_it_is_the_sum(self) -> None:
-        result = Linear()(ADAPTERS)
-        torch.testing.assert_close(
-            result.adapter[V_COMBINE].dense(), torch.stack(deltas(V_COMBINE)).sum(dim=0)
-        )
+        assert result.lost_energy == {Q: 0.0, V: 0.0}
 
     def test_a_rank_cuts_the_sum_and_says_what_is_lost(self) -> None:
         result = Linear()(ADAPTERS, WEIGHTS, rank=2)
-        u, sigma, vt = torch.linalg.svd(weighted(Q_COMBINE).double())
+        u, sigma, vt = torch.linalg.svd(weighted(Q).double())
         expected = (u[:, :2] * sigma[:2]) @ vt[:2]
         torch.testing.assert_close(
-            result.adapter[Q_COMBINE].dense().double(), expected, rtol=1e-4, atol=1e-4
+            result.adapter[Q].dense().double(), expected, rtol=1e-4, atol=1e-4
         )
         lost = float(sigma[2:].square().sum() / sigma.square().sum())
-        assert result.lost_energy[Q_COMBINE] == pytest.approx(lost, rel=1e-5)
-        assert result.adapter[Q_COMBINE].rank == 2
+        assert result.lost_energy[Q] == pytest.approx(lost, rel=1e-5)
+        assert result.adapter[Q].rank == 2
 
     def test_weight_average_divides_by_the_sum_of_the_weights(self) -> None:
         mean = WeightAverage()(ADAPTERS).adapter
-        torch.testing.assert_close(
-            mean[V_COMBINE].dense(), torch.stack(deltas(V_COMBINE)).mean(dim=0)
-        )
+        torch.testing.assert_close(mean[V].dense(), torch.stack(deltas(V)).mean(dim=0))
         two = WeightAverage()(ADAPTERS, [3.0, 0.0, 1.0]).adapter
-        expected = 0.75 * deltas(Q_COMBINE)[0] + 0.25 * deltas(Q_COMBINE)[2]
-        torch.testing.assert_close(two[Q_COMBINE].dense(), expected)
+        expected = 0.75 * deltas(Q)[0] + 0.25 * deltas(Q)[2]
+        torch.testing.assert_close(two[Q].dense(), expected)
 
 
 class TestTies:
     @pytest.mark.parametrize("density", [0.2, 0.5, 1.0])
     def test_it_is_that_of_the_paper(self, density: float) -> None:
         result = Ties(density)(ADAPTERS, rank=FULL)
-        for site in SHAPES_COMBINE:
+        for site in (Q, V):
             expected = ties_of_the_paper([d.numpy() for d in deltas(site)], density)
             np.testing.assert_allclose(result.adapter[site].dense(), expected, atol=2e-5)
             share = np.count_nonzero(expected) / expected.size
@@ -310,19 +252,19 @@ class TestTies:
 
     def test_equal_weights_are_the_lambda_of_the_paper(self) -> None:
         result = Ties(0.2)(ADAPTERS, [0.4] * 3, FULL)
-        expected = ties_of_the_paper([d.numpy() for d in deltas(V_COMBINE)], 0.2, 0.4)
-        np.testing.assert_allclose(result.adapter[V_COMBINE].dense(), expected, atol=2e-5)
+        expected = ties_of_the_paper([d.numpy() for d in deltas(V)], 0.2, 0.4)
+        np.testing.assert_allclose(result.adapter[V].dense(), expected, atol=2e-5)
 
     @pytest.mark.parametrize("weights", [None, WEIGHTS])
     def test_it_is_that_of_peft_on_weighted_updates(self, weights: list[float] | None) -> None:
         result = Ties(0.3)(ADAPTERS, weights, FULL)
-        for site in SHAPES_COMBINE:
-            given = [w * d for w, d in zip(weights or [1.0] * 3, deltas(site), strict=True)]
-            expected = merge_utils.ties(given, torch.ones(3), 0.3)
+        for site in (Q, V):
+            parts = [w * d for w, d in zip(weights or [1.0] * 3, deltas(site), strict=True)]
+            expected = merge_utils.ties(parts, torch.ones(3), 0.3)
             torch.testing.assert_close(result.adapter[site].dense(), expected, rtol=1e-4, atol=2e-5)
         # With weights that differ, PEFT's own order elects other signs.
-        other = merge_utils.ties(deltas(Q_COMBINE), torch.tensor(WEIGHTS), 0.3)
-        weighted_first = [w * d for w, d in zip(WEIGHTS, deltas(Q_COMBINE), strict=True)]
+        other = merge_utils.ties(deltas(Q), torch.tensor(WEIGHTS), 0.3)
+        weighted_first = [w * d for w, d in zip(WEIGHTS, deltas(Q), strict=True)]
         assert not torch.allclose(other, merge_utils.ties(weighted_first, torch.ones(3), 0.3))
 
     def test_zeros_are_not_counted_and_a_tie_goes_to_plus(self) -> None:
@@ -331,11 +273,9 @@ class TestTies:
 
     def test_what_is_cut_to_a_rank_is_said(self) -> None:
         result = Ties(0.2)(ADAPTERS, rank=3)
-        expected = ties_of_the_paper([d.numpy() for d in deltas(V_COMBINE)], 0.2)
+        expected = ties_of_the_paper([d.numpy() for d in deltas(V)], 0.2)
         sigma = torch.linalg.svdvals(torch.from_numpy(expected).double()).square()
-        assert result.lost_energy[V_COMBINE] == pytest.approx(
-            float(sigma[3:].sum() / sigma.sum()), 1e-5
-        )
+        assert result.lost_energy[V] == pytest.approx(float(sigma[3:].sum() / sigma.sum()), 1e-5)
 
     @pytest.mark.parametrize("density", [0.0, 1.1, -0.2, float("nan")])
     def test_a_density_out_of_range_is_refused(self, density: float) -> None:
@@ -344,47 +284,19 @@ class TestTies:
 
 
 class TestDare:
-    def test_it_sums_what_is_left_by_weight(self) -> None:
-        result = Dare(0.6, seed=4)(ADAPTERS, WEIGHTS, FULL)
-        for site in SHAPES_COMBINE:
-            left = [
-                dropped_at_random(delta, 0.6, 4, site, place) / 0.4
-                for place, delta in enumerate(deltas(site))
-            ]
-            expected = merge_utils.task_arithmetic(left, torch.tensor(WEIGHTS))
-            torch.testing.assert_close(result.adapter[site].dense(), expected, rtol=1e-4, atol=5e-5)
-
-    def test_dare_ties_elects_signs_among_what_is_left(self) -> None:
-        result = DareTies(0.6, seed=4)(ADAPTERS, WEIGHTS, FULL)
-        for site in SHAPES_COMBINE:
+    def test_it_combines_what_is_left_by_weight(self) -> None:
+        total = Dare(0.6, seed=4)(ADAPTERS, WEIGHTS, FULL)
+        voted = DareTies(0.6, seed=4)(ADAPTERS, WEIGHTS, FULL)
+        for site in (Q, V):
+            pairs = enumerate(zip(WEIGHTS, deltas(site), strict=True))
             left = torch.stack(
-                [
-                    weight * dropped_at_random(delta, 0.6, 4, site, place) / 0.4
-                    for place, (weight, delta) in enumerate(zip(WEIGHTS, deltas(site), strict=True))
-                ]
+                [w * dropped_at_random(d, 0.6, 4, site, index) / 0.4 for index, (w, d) in pairs]
             )
+            expected = merge_utils.task_arithmetic(list(left), torch.ones(3))
+            torch.testing.assert_close(total.adapter[site].dense(), expected, rtol=1e-4, atol=5e-5)
             elected = merge_utils.calculate_majority_sign_mask(left)
             expected = merge_utils.disjoint_merge(left, elected)
-            torch.testing.assert_close(result.adapter[site].dense(), expected, rtol=1e-4, atol=5e-5)
-
-    def test_it_is_unbiased(self) -> None:
-        adapters = [
-            LoraAdapter({Q_COMBINE: adapter[Q_COMBINE]}, "some/base") for adapter in ADAPTERS
-        ]
-        exact = Linear()(adapters, WEIGHTS).adapter[Q_COMBINE].dense()
-        runs = [Dare(0.8, seed)(adapters, WEIGHTS, FULL).adapter[Q_COMBINE] for seed in range(400)]
-        mean = torch.stack([run.dense() for run in runs]).mean(dim=0)
-        assert float((mean * exact).sum() / exact.square().sum()) == pytest.approx(1, abs=0.03)
-        # Each term of the sum has its own draw, of variance 4 D^2.
-        pairs = zip(WEIGHTS, deltas(Q_COMBINE), strict=True)
-        noise = sum(4 * float((w * d).square().sum()) / 400 for w, d in pairs)
-        assert float((mean - exact).norm()) == pytest.approx(noise**0.5, rel=0.15)
-
-    def test_nothing_dropped_is_the_sum(self) -> None:
-        result = Dare(0.0)(ADAPTERS, WEIGHTS)
-        exact = Linear()(ADAPTERS, WEIGHTS).adapter
-        assert cosine(result.adapter, exact) == pytest.approx(1, abs=1e-9)
-        assert max(result.lost_energy.values()) < 1e-9
+            torch.testing.assert_close(voted.adapter[site].dense(), expected, rtol=1e-4, atol=5e-5)
 
     @pytest.mark.parametrize("method", [Dare, DareTies])
     @pytest.mark.parametrize("p", [1.0, -0.1])
@@ -393,105 +305,17 @@ class TestDare:
             method(p)
 
 
-@pytest.fixture(scope="module")
-def model(pico_source: BaseModel) -> PeftModel:
-    """A model with two adapters of one rank and scale."""
-    config = LoraConfig(r=4, lora_alpha=6, target_modules=["q_proj", "v_proj"])
-    generator = torch.Generator().manual_seed(3)
-    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-        warnings.simplefilter("ignore")
-        model = get_peft_model(copy.deepcopy(pico_source.network), config, "one")
-        model.add_adapter("other", config)
-    for name, parameter in model.named_parameters():
-        if "lora_" in name:
-            parameter.data = torch.randn(parameter.shape, generator=generator)
-    return model
+def at_q(update: LowRank) -> LoraAdapter:
+    return LoraAdapter({Q: update}, "some/base")
 
 
-@pytest.fixture(scope="module")
-def adapters(model: PeftModel) -> list[LoraAdapter]:
-    layers = {
-        Site.parse(name.removeprefix("base_model.model.")): module
-        for name, module in model.named_modules()
-        if hasattr(module, "lora_A")
-    }
-    return [
-        LoraAdapter(
-            {
-                site: LowRank(
-                    layer.lora_A[name].weight.detach(), layer.lora_B[name].weight.detach(), 1.5
-                )
-                for site, layer in layers.items()
-                if site is not None
-            },
-            "pico/source",
-        )
-        for name in ("one", "other")
-    ]
-
-
-@pytest.fixture(scope="module")
-def merged(model: PeftModel) -> Callable[..., dict[str, Tensor]]:
-    def merge(weights: list[float], **options: object) -> dict[str, Tensor]:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")
-            model.add_weighted_adapter(["one", "other"], weights, "merged", **options)
-            dense = {
-                name.removeprefix("base_model.model."): module.get_delta_weight("merged")
-                for name, module in model.named_modules()
-                if hasattr(module, "lora_A")
-            }
-            model.delete_adapter("merged")
-        return {name: delta.clone() for name, delta in dense.items()}
-
-    return merge
-
-
-@pytest.mark.parametrize("weights", [[1.0, 1.0], [0.5, -2.0]])
-def test_linear_is_that_of_a_peft_model(adapters, merged, weights: list[float]) -> None:
-    for kind, rank in (("cat", None), ("svd", 4)):
-        theirs = merged(weights, combination_type=kind)
-        ours = Linear()(adapters, weights, rank).adapter
-        assert {site.module_name for site in ours} == set(theirs)
-        for site, update in ours.items():
-            torch.testing.assert_close(
-                update.dense(), theirs[site.module_name], rtol=1e-4, atol=1e-4
-            )
-
-
-def test_ties_is_that_of_a_peft_model(adapters, merged) -> None:
-    theirs = merged([1.0, 1.0], combination_type="ties_svd", density=0.25, svd_rank=6)
-    for site, update in Ties(0.25)(adapters, rank=6).adapter.items():
-        torch.testing.assert_close(update.dense(), theirs[site.module_name], rtol=1e-3, atol=1e-3)
-
-
-def test_peft_s_linear_is_not_the_sum_but_has_cross_terms(adapters, merged) -> None:
-    theirs = merged([1.0, 1.0], combination_type="linear")
-    one, other = adapters
-    for site in one:
-        a, b = one[site].A + other[site].A, one[site].B + other[site].B
-        torch.testing.assert_close(theirs[site.module_name], 1.5 * b @ a, rtol=1e-4, atol=1e-4)
-        ours = Linear()(adapters).adapter[site].dense()
-        error = (theirs[site.module_name] - ours).norm() / ours.norm()
-        assert error > 0.5
-
-
-Q_DECOUPLED = Site(0, Role.Q)
-
-
-def drawn_decoupled(seed: int, rank: int = 3, scale: float = 1.0) -> LoraAdapter:
-    generator = torch.Generator().manual_seed(seed)
-    a = torch.randn(rank, 14, generator=generator, dtype=torch.float64)
-    b = torch.randn(11, rank, generator=generator, dtype=torch.float64)
-    return adapter_of(LowRank(a, b, scale))
-
-
-def adapter_of(update: LowRank) -> LoraAdapter:
-    return LoraAdapter({Q_DECOUPLED: update}, "some/base")
+def wide(seed: int, rank: int = 3, scale: float = 1.0) -> LoraAdapter:
+    """An adapter of one site in float64."""
+    return at_q(drawn(seed, (Q,), rank, torch.float64)[Q].scaled(scale))
 
 
 def dense(adapter: LoraAdapter) -> Tensor:
-    return adapter[Q_DECOUPLED].dense()
+    return adapter[Q].dense()
 
 
 def normalised(seeds: tuple[int, ...], rank: int = 3, width: int = 8) -> list[Tensor]:
@@ -535,7 +359,7 @@ class TestOrthogonalisation:
         assert ours.after == pytest.approx(overlap, rel=1e-9)
         assert ours.before == pytest.approx(float(loss(start, start, 0.0)), rel=1e-9)
 
-    @pytest.mark.parametrize("lr", [0.2, 1.0, 1.9])
+    @pytest.mark.parametrize("lr", [0.2, 1.9])
     def test_every_step_descends(self, lr: float) -> None:
         start = normalised((3, 4, 5, 6), rank=5)
         values = [
@@ -565,28 +389,22 @@ class TestOrthogonalisation:
         torch.testing.assert_close(found.factors, [2 * eye[:2], 3 * eye[3:5]])
         assert (found.before, found.after, found.perturbation) == (0.0, 0.0, 0.0)
 
-    def test_a_large_gamma_holds_everything_in_place(self) -> None:
-        start = normalised((0, 1))
-        found = Decoupled(gamma=1e6).orthogonalised(start)
-        assert 0 < found.perturbation < 1e-5
-        torch.testing.assert_close(found.factors, start, rtol=1e-4, atol=1e-5)
-
 
 class TestDecoupling:
     def test_magnitudes_and_directions_are_averaged_apart(self) -> None:
-        adapters, weights = [drawn_decoupled(0, 2), drawn_decoupled(1, 3, scale=20.0)], [1.0, 3.0]
+        adapters, weights = [wide(0, 2), wide(1, 3, scale=20.0)], [1.0, 3.0]
         result = Decoupled(steps=0)(adapters, weights)
         given = [dense(adapter).numpy() for adapter in adapters]
         norms = [np.linalg.norm(delta, axis=0) for delta in given]
         magnitude = 0.25 * norms[0] + 0.75 * norms[1]
         direction = 0.25 * given[0] / norms[0] + 0.75 * given[1] / norms[1]
         np.testing.assert_allclose(dense(result.adapter), direction * magnitude, rtol=1e-9)
-        assert result.adapter[Q_DECOUPLED].rank == 5
-        assert result.lost_energy == {Q_DECOUPLED: 0.0}
+        assert result.adapter[Q].rank == 5
+        assert result.lost_energy == {Q: 0.0}
 
     def test_the_directions_are_those_of_the_turned_factors(self) -> None:
-        adapters = [drawn_decoupled(0), drawn_decoupled(1)]
-        canonical = [adapter[Q_DECOUPLED].canonical() for adapter in adapters]
+        adapters = [wide(0), wide(1)]
+        canonical = [adapter[Q].canonical() for adapter in adapters]
         method = Decoupled(gamma=0.5)
         read = method.orthogonalised([update.A for update in canonical])
         written = method.orthogonalised([update.B.mT for update in canonical])
@@ -596,14 +414,14 @@ class TestDecoupling:
         expected = (directions[0] + directions[1]) / 2 * (magnitudes[0] + magnitudes[1]) / 2
         result = method(adapters)
         torch.testing.assert_close(dense(result.adapter), expected)
-        notes = result.notes[Q_DECOUPLED]
+        notes = result.notes[Q]
         assert notes["overlap_read_after"] == read.after < notes["overlap_read_before"]
         assert notes["overlap_written_after"] == written.after < notes["overlap_written_before"]
         assert notes["perturbation_read"] == read.perturbation > 0
         assert notes["perturbation_written"] == written.perturbation > 0
 
     def test_an_adapter_of_large_norm_has_no_larger_say_in_the_direction(self) -> None:
-        small, large = drawn_decoupled(0), drawn_decoupled(1, scale=50.0)
+        small, large = wide(0), wide(1, scale=50.0)
         apart = Decoupled()([small, large]).adapter
         together = WeightAverage()([small, large]).adapter
         assert cosine(together, small) < 0.1
@@ -611,35 +429,27 @@ class TestDecoupling:
         assert cosine(apart, large) > 0.5
 
     def test_it_is_free_of_the_gauge_and_of_the_rank_of_zeros(self) -> None:
-        adapters = [drawn_decoupled(0), drawn_decoupled(1)]
+        adapters = [wide(0), wide(1)]
         expected = Decoupled()(adapters).adapter
         generator = torch.Generator().manual_seed(9)
         gauge = torch.randn(3, 3, generator=generator, dtype=torch.float64)
-        update = adapters[0][Q_DECOUPLED]
+        update = adapters[0][Q]
         moved = LowRank(gauge @ update.A, update.B @ torch.linalg.inv(gauge), update.scale)
-        padded = adapters[1][Q_DECOUPLED].truncated(5).matrix
-        again = Decoupled()([adapter_of(moved), adapter_of(padded)]).adapter
+        padded = adapters[1][Q].truncated(5).matrix
+        again = Decoupled()([at_q(moved), at_q(padded)]).adapter
         assert relative_error(again, expected) < 1e-7
 
     def test_an_adapter_with_itself_is_itself_without_perturbation(self) -> None:
-        adapter = drawn_decoupled(0)
+        adapter = wide(0)
         result = Decoupled(gamma=1e9)([adapter, adapter], [2.0, 5.0]).adapter
         assert relative_error(result, adapter) < 1e-6
 
     def test_columns_of_zeros_have_no_direction(self) -> None:
-        one, other = drawn_decoupled(0), drawn_decoupled(1)
-        a = one[Q_DECOUPLED].A.clone()
+        one, other = wide(0), wide(1)
+        a = one[Q].A.clone()
         a[:, 4] = 0
-        result = Decoupled(steps=0)([adapter_of(LowRank(a, one[Q_DECOUPLED].B)), other]).adapter
+        result = Decoupled(steps=0)([at_q(LowRank(a, one[Q].B)), other]).adapter
         torch.testing.assert_close(dense(result)[:, 4], 0.25 * dense(other)[:, 4])
-
-    def test_a_rank_cuts_and_says_what_is_lost(self) -> None:
-        whole = Decoupled()([drawn_decoupled(0), drawn_decoupled(1)]).adapter
-        result = Decoupled()([drawn_decoupled(0), drawn_decoupled(1)], rank=2)
-        sigma = torch.linalg.svdvals(dense(whole)).square()
-        lost = float(sigma[2:].sum() / sigma.sum())
-        assert result.lost_energy[Q_DECOUPLED] == pytest.approx(lost, rel=1e-9)
-        assert result.adapter[Q_DECOUPLED].rank == 2
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,4 @@
-"""What PEFT would do with a config, asked of PEFT itself on the pico source model."""
-
 import json
-import os
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,10 +18,10 @@ from loraport.adapters import (
     Role,
     Site,
     peft_config,
+    peft_io,
     read_adapter,
     write_adapter,
 )
-from loraport.adapters import peft_io as module
 from loraport.adapters.peft_io import PeftConfig
 from loraport.exceptions import AdapterError, OutputError
 from loraport.models import BaseModel, attached
@@ -34,9 +30,7 @@ Q_AND_V = ["q_proj", "v_proj"]
 ALL_SITES = [Site(layer, role) for layer in (0, 1) for role in Role]
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {"target_modules": Q_AND_V},
-    "default rank and alpha": {"target_modules": Q_AND_V, "r": 8, "lora_alpha": 8},
     "rslora": {"target_modules": Q_AND_V, "use_rslora": True},
-    "rank pattern by suffix": {"target_modules": Q_AND_V, "rank_pattern": {"q_proj": 2}},
     "first of two patterns": {
         "target_modules": Q_AND_V,
         "rank_pattern": {r"layers.0.self_attn.q_proj": 1, "q_proj": 2, r".*\.q_proj": 3},
@@ -117,15 +111,9 @@ def test_what_the_file_leaves_out_has_the_defaults_of_peft() -> None:
     site = Site(0, Role.Q)
     assert (config.rank(site), config.scale(site)) == (defaults.r, defaults.lora_alpha / defaults.r)
     assert config.base_model == ""
-
-
-def test_every_default_of_peft_is_taken() -> None:
+    assert not PeftConfig({"peft_type": "LORA"}, "empty").targets(site)
     raw = LoraConfig(target_modules=Q_AND_V).to_dict() | {"peft_type": "LORA"}
     assert PeftConfig(raw, "defaults").targets(Site(0, Role.V))
-
-
-def test_no_target_modules_target_nothing() -> None:
-    assert not PeftConfig({"peft_type": "LORA"}, "empty").targets(Site(0, Role.Q))
 
 
 @pytest.mark.parametrize(
@@ -173,35 +161,30 @@ Logits = Callable[[Path | None], Tensor]
 Edit = Callable[..., Path]
 
 Q_KEY = "base_model.model.model.layers.0.self_attn.q_proj"
+O_KEY, A = Q_KEY.replace("q_proj", "o_proj"), torch.ones(4, 32)
+VISION_KEY = "base_model.model.vision.model.layers.0.mlp.up_proj.lora_A.weight"
 EXACT: dict[str, dict[str, object]] = {
     "plain": {},
-    "rank 1": {"r": 1},
-    "rslora": {"use_rslora": True},
-    "rank_pattern": {"rank_pattern": {"q_proj": 2, r"layers\.1\..*v_proj": 3}},
-    "alpha_pattern": {"alpha_pattern": {"v_proj": 11, "layers.0.self_attn.q_proj": 0.7}},
     "patterns with rslora": {
-        "rank_pattern": {"q_proj": 2},
-        "alpha_pattern": {"q_proj": 3},
+        "rank_pattern": {"q_proj": 2, r"layers\.1\..*v_proj": 3},
+        "alpha_pattern": {"v_proj": 11, "layers.0.self_attn.q_proj": 0.7},
         "use_rslora": True,
     },
-    "negative alpha": {"lora_alpha": -5},
-    "layers_to_transform": {"layers_to_transform": [1]},
+    "negative alpha, rank 1, layers": {"r": 1, "lora_alpha": -5, "layers_to_transform": [1]},
     "regex": {"target_modules": r".*\.1\.(self_attn\.[ko]|mlp\.down)_proj"},
-    "all-linear": {"target_modules": "all-linear"},
-    "full names": {
-        "target_modules": ["model.layers.0.self_attn.q_proj", "model.layers.1.mlp.up_proj"]
-    },
-    "exclude_modules": {"exclude_modules": ["layers.0.self_attn.q_proj"]},
     "excluded by regex": {"target_modules": "all-linear", "exclude_modules": r".*mlp.*"},
-    "dropout": {"lora_dropout": 0.3},
-    "gaussian": {"init_lora_weights": "gaussian"},
+    "gaussian with dropout": {"init_lora_weights": "gaussian", "lora_dropout": 0.3},
     "orthogonal": {"init_lora_weights": "orthogonal"},
     "mica": {"init_lora_weights": "mica"},
     "random B": {"init_lora_weights": False},
     "float16": {"dtype": torch.float16},
-    "bfloat16": {"dtype": torch.bfloat16},
     "bfloat16, rslora, rank 3": {"dtype": torch.bfloat16, "use_rslora": True, "r": 3},
 }
+
+
+def ours(base: BaseModel, adapter: LoraAdapter) -> Tensor:
+    with attached(base.network, adapter), torch.inference_mode():
+        return base.network(input_ids=torch.arange(24).reshape(2, 12) % 20 + 2).logits
 
 
 @pytest.mark.parametrize("options", EXACT.values(), ids=EXACT)
@@ -230,9 +213,7 @@ def test_read_and_written_again_peft_computes_the_same_bits(
     ) | {"base_model_name_or_path": adapter.base_model}
 
     # What was read is what PEFT computes, and a config of our own says the same as PEFT's.
-    with attached(pico_source.network, adapter), torch.inference_mode():
-        ours = pico_source.network(input_ids=torch.arange(24).reshape(2, 12) % 20 + 2).logits
-    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(ours(pico_source, adapter), expected, rtol=1e-5, atol=1e-5)
     write_adapter(replace(adapter, config=None), tmp_path / "computed")
     torch.testing.assert_close(peft_logits(tmp_path / "computed"), expected, rtol=1e-5, atol=1e-5)
 
@@ -258,8 +239,7 @@ def test_computed_adapter_is_the_same_in_peft(
     sites = list(pico_source.sites.of_roles(tuple(Role)))
     adapter = computed(pico_source, sites[missing:])
     write_adapter(adapter, tmp_path / "computed")
-    with attached(pico_source.network, adapter), torch.inference_mode():
-        expected = pico_source.network(input_ids=torch.arange(24).reshape(2, 12) % 20 + 2).logits
+    expected = ours(pico_source, adapter)
     torch.testing.assert_close(peft_logits(tmp_path / "computed"), expected, rtol=1e-5, atol=1e-5)
     assert (expected - peft_logits(None)).abs().max() > 1e-2
 
@@ -339,10 +319,7 @@ class TestRefused:
             ({f"{Q_KEY}.lora_A.weight": None}, r"original has only lora_B of .*0\.self_attn\.q_pr"),
             ({f"{Q_KEY}.lora_B.weight": None}, r"original has only lora_A of .*0\.self_attn\.q_pr"),
             (
-                {
-                    f"{Q_KEY.replace('q_proj', 'o_proj')}.lora_A.weight": torch.ones(4, 32),
-                    f"{Q_KEY.replace('q_proj', 'o_proj')}.lora_B.weight": torch.ones(32, 4),
-                },
+                {f"{O_KEY}.lora_A.weight": A, f"{O_KEY}.lora_B.weight": A.mT.contiguous()},
                 r"weights for model\.layers\.0\.self_attn\.o_proj, .*does not target that module",
             ),
             (
@@ -361,14 +338,7 @@ class TestRefused:
             ({f"{Q_KEY}.lora_magnitude_vector.weight": torch.ones(32)}, r"magnitude_vector"),
             ({"base_model.model.lm_head.weight": torch.ones(2, 2)}, r"'base_model\.model\.lm_head"),
             ({"model.layers.0.mlp.up_proj.weight": torch.ones(2, 2)}, r"up_proj\.weight'"),
-            (
-                {
-                    "base_model.model.vision.model.layers.0.mlp.up_proj.lora_A.weight": torch.ones(
-                        4, 2
-                    )
-                },
-                r"vision\.model\.layers",
-            ),
+            ({VISION_KEY: torch.ones(4, 2)}, r"vision\.model\.layers"),
         ],
         ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
     )
@@ -391,9 +361,8 @@ class TestRefused:
             read_adapter(edited(folder, config={"use_of_the_future": 0.5}))
 
     def test_rank_that_the_config_does_not_say(self, peft_folder: MakeFolder, edited: Edit) -> None:
-        with pytest.raises(
-            AdapterError, match=r"\(4, 32\).* at .*v_proj.* gives rank 2.*rank_patt"
-        ):
+        message = r"\(4, 32\).* at .*v_proj.* gives rank 2.*rank_patt"
+        with pytest.raises(AdapterError, match=message):
             read_adapter(edited(peft_folder(), config={"rank_pattern": {"v_proj": 2}}))
 
     def test_empty_weights(self, peft_folder: MakeFolder, edited: Edit) -> None:
@@ -460,56 +429,39 @@ class TestWriting:
     def test_extra_files_and_missing_parents(self, tmp_path: Path) -> None:
         folder = tmp_path / "not" / "there" / "yet"
         write_adapter(self.adapter, folder, extra={"README.md": "# Für dich\n"})
-        assert sorted(path.name for path in folder.iterdir()) == [
-            "README.md",
-            "adapter_config.json",
-            "adapter_model.safetensors",
-        ]
+        names = {"README.md", "adapter_config.json", "adapter_model.safetensors"}
+        assert {path.name for path in folder.iterdir()} == names
         assert (folder / "README.md").read_text(encoding="utf-8") == "# Für dich\n"
         assert [path.name for path in folder.parent.iterdir()] == ["yet"]
         assert peft.PeftConfig.from_pretrained(str(folder)).r == 2
 
-    def test_folder_that_exists_is_kept_and_named(self, tmp_path: Path) -> None:
-        (tmp_path / "mine").mkdir()
-        (tmp_path / "mine" / "notes.txt").write_text("keep")
-        before = contents(tmp_path)
-        with pytest.raises(OutputError, match=r"mine exists already.*overwrite=true"):
-            write_adapter(self.adapter, tmp_path / "mine")
-        assert contents(tmp_path) == before
-
-    def test_overwriting_replaces_the_whole_folder(self, tmp_path: Path) -> None:
+    def test_a_folder_that_exists_is_replaced_as_a_whole_and_on_request_alone(
+        self, tmp_path: Path
+    ) -> None:
         write_adapter(self.adapter, tmp_path / "mine", extra={"old.md": "old"})
+        before = contents(tmp_path)
         other = self.adapter.map(lambda update: update.scaled(3.0))
+        with pytest.raises(OutputError, match=r"mine exists already.*overwrite=true"):
+            write_adapter(other, tmp_path / "mine")
+        assert contents(tmp_path) == before
         write_adapter(other, tmp_path / "mine", overwrite=True)
         assert read_adapter(tmp_path / "mine").content_hash() == other.content_hash()
         assert not (tmp_path / "mine" / "old.md").exists()
         assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
     @pytest.mark.parametrize("overwrite", [False, True])
-    @pytest.mark.parametrize("step", ["save_file", "peft_config", "os.replace"])
-    def test_failure_leaves_everything_as_it_was(
-        self, step: str, overwrite: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    def test_a_full_disk_leaves_everything_as_it_was(
+        self, overwrite: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        folder = tmp_path / "mine"
         if overwrite:
-            write_adapter(self.adapter, folder)
+            write_adapter(self.adapter, tmp_path / "mine")
         before = contents(tmp_path)
-        whole = 1 if step == "os.replace" else 0
 
-        def fail(*arguments: object, **options: object) -> NoReturn:
-            if step == "save_file":  # as a full disk would
-                Path(str(arguments[1])).write_bytes(b"half")
+        def save_half(_tensors: object, path: Path, **_options: object) -> NoReturn:
+            path.write_bytes(b"half")
             raise OSError("no space left on device")
 
-        def fail_at_last(source: Path, destination: Path) -> None:
-            if Path(destination) == folder and Path(source).name == "whole":
-                fail()
-            shutil.move(source, destination)
-
-        if whole:
-            monkeypatch.setattr(os, "replace", fail_at_last)
-        else:
-            monkeypatch.setattr(module, step, fail)
+        monkeypatch.setattr(peft_io, "save_file", save_half)
         with pytest.raises(OSError, match="no space left"):
-            write_adapter(self.adapter, folder, overwrite=overwrite)
+            write_adapter(self.adapter, tmp_path / "mine", overwrite=overwrite)
         assert contents(tmp_path) == before

@@ -34,10 +34,10 @@ def test_it_holds_each_update_with_its_scale() -> None:
     assert list(STACK) == [Q, V]
     assert (len(STACK), STACK.adapters, len(STACK[Q])) == (2, 5, 5)
     for site in STACK:
-        for place in range(5):
-            update = STACK[site].low_rank(place)
+        for index in range(5):
+            update = STACK[site].low_rank(index)
             torch.testing.assert_close(
-                update.dense().double(), dense(site)[place], rtol=1e-5, atol=0
+                update.dense().double(), dense(site)[index], rtol=1e-5, atol=0
             )
             assert update.A.dtype == torch.float32
 

@@ -1,4 +1,3 @@
-import itertools
 from itertools import combinations_with_replacement, pairwise, product
 from pathlib import Path
 
@@ -11,50 +10,28 @@ from torch import Tensor
 from loraport.alignment import relative_depth
 from loraport.alignment.layer_matching import ManyToOne, Monotone, RelativeDepth, Spread
 
-DEPTHS = [*itertools.product(range(1, 13), repeat=2), (30, 18), (24, 16), (16, 24), (28, 32)]
-DEEPER = [(source, target) for source, target in DEPTHS if target > 1]
+DEPTHS = [*product(range(1, 13), repeat=2), (30, 18), (24, 16), (16, 24), (28, 32)]
 
 
-def test_every_target_layer_has_a_layer_of_the_source() -> None:
+def test_relative_depth_pairs_the_ends_and_rounds_the_exact_layer_half_up() -> None:
     for source, target in DEPTHS:
         pairs = relative_depth(source, target)
-        assert len(pairs) == target
-        assert set(pairs) <= set(range(source))
-
-
-def test_ends_meet_and_depth_grows() -> None:
-    for source, target in DEEPER:
-        pairs = relative_depth(source, target)
+        if target == 1:
+            assert pairs == (source - 1,)
+            continue
         assert (pairs[0], pairs[-1]) == (0, source - 1)
         assert list(pairs) == sorted(pairs)
-
-
-def test_no_layer_is_further_than_half_a_layer_from_its_depth() -> None:
-    for source, target in DEEPER:
         exact = [layer * (source - 1) / (target - 1) for layer in range(target)]
-        away = [p - e for p, e in zip(relative_depth(source, target), exact, strict=True)]
-        # Halves are rounded up.
+        away = [pair - layer for pair, layer in zip(pairs, exact, strict=True)]
         assert all(-0.5 + 1e-9 < distance <= 0.5 + 1e-9 for distance in away)
-
-
-@pytest.mark.parametrize("source", [1, 2, 9])
-def test_single_target_layer_is_paired_with_the_last(source: int) -> None:
-    assert relative_depth(source, 1) == (source - 1,)
-
-
-def test_equal_depths_are_paired_one_to_one() -> None:
-    assert relative_depth(7, 7) == tuple(range(7))
-
-
-def test_pairing_of_a_real_pair_of_models() -> None:
     # round(t * 29 / 17), computed by hand.
     pairs = relative_depth(30, 18)
     assert [pairs[t] for t in (0, 1, 2, 8, 9, 16, 17)] == [0, 2, 3, 14, 15, 27, 29]
 
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "pairing"
-PAIRINGS = {file.stem: instantiate(OmegaConf.load(file)) for file in sorted(CONF.glob("*.yaml"))}
-ONE_SOURCE = ["monotone", "relative_depth"]
+NAMES = ["many_to_one", "monotone", "relative_depth", "spread"]
+PAIRINGS = {name: instantiate(OmegaConf.load(CONF / f"{name}.yaml")) for name in NAMES}
 SHAPES = [(1, 1), (1, 5), (5, 1), (3, 5), (5, 3), (6, 6), (18, 30), (30, 18)]
 
 
@@ -81,14 +58,10 @@ def near(target: int, source: int, partners: list[int], fall: float = 0.15) -> T
     return (0.8 - fall * away).clamp_min(0.0)
 
 
-def test_the_group_has_a_yaml_for_each():
-    assert sorted(PAIRINGS) == [*("many_to_one", "monotone", "relative_depth", "spread")]
-
-
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("name", PAIRINGS)
 class TestEveryPairing:
-    def test_every_layer_has_its_place(self, name, shape):
+    def test_every_layer_has_a_partner_in_order(self, name, shape):
         target, source = shape
         for similarity in (noise(*shape), torch.zeros(shape), torch.ones(shape)):
             pairing = PAIRINGS[name].pair(similarity)
@@ -106,7 +79,7 @@ class TestEveryPairing:
     def test_without_similarity_it_is_relative_depth(self, name, shape):
         target, source = shape
         pairing = PAIRINGS[name].pair(torch.zeros(shape))
-        if name in ONE_SOURCE:
+        if name in ("monotone", "relative_depth"):
             assert tuple(sources(pairing)) == relative_depth(source, target)
         elif name != "spread" and target > 1 and source > 1:
             ends = [t / (target - 1) - s / (source - 1) for s, t in enumerate(fed(pairing))]
@@ -189,7 +162,7 @@ def test_weights_of_a_segment():
     assert ManyToOne().pair(similarity).matrix().tolist() == [[1, 1, 0, 0], [0, 0, 1, 1]]
 
 
-def test_relative_depth_does_not_look():
+def test_relative_depth_does_not_use_similarity():
     assert sources(RelativeDepth().pair(noise(18, 30))) == list(relative_depth(30, 18))
 
 

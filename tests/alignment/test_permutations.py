@@ -39,15 +39,6 @@ def test_total_gain_is_that_of_brute_force(shape, seed):
     assert float((matching * gain).sum()) == pytest.approx(brute_force(gain), rel=1e-5)
 
 
-def test_planted_permutation_is_recovered_from_noisy_weights():
-    generator = torch.Generator().manual_seed(3)
-    weights = torch.randn(30, 50, generator=generator)
-    order = torch.randperm(30, generator=generator)
-    noisy = weights[order] + 0.3 * torch.randn(30, 50, generator=generator)
-    plan = LinearAssignment()(UnitSimilarity.of(weights, noisy))
-    assert torch.equal(plan.joint.argmax(dim=0), order)
-
-
 def test_smaller_network_inside_a_wider_one_is_found():
     generator = torch.Generator().manual_seed(4)
     weights = torch.randn(20, 50, generator=generator)
@@ -89,16 +80,9 @@ def test_signs_are_kept():
     assert signed.output(torch.tensor([[1.0], [3.0]])).tolist() == [[3], [-1]]
     assert signed.input(torch.tensor([[1.0, 3.0]])).tolist() == [[3, -1]]
     assert signed.weights.tolist() == [[0, -1], [1, 0]]
-
-
-def test_weights_sum_to_the_smaller_number_of_units():
     assert float(AxisPlan(SOFT).weights.sum()) == 2
-    assert torch.equal(AxisPlan(HARD).weights, HARD)
-
-
-def test_leading_units_are_matched_in_order():
-    plan = AxisPlan.leading(2, 3, torch.device("cpu"))
-    assert plan.joint.tolist() == [[1, 0, 0], [0, 1, 0]]
+    leading = AxisPlan.leading(2, 3, torch.device("cpu"))
+    assert leading.joint.tolist() == [[1, 0, 0], [0, 1, 0]]
 
 
 @pytest.fixture
@@ -167,7 +151,7 @@ def test_block_is_the_similarity_of_its_rows_and_columns(drawn):
 SHAPES = [(4, 4), (3, 5), (6, 4)]
 
 
-def drawn_transport_plan(source: int, target: int, seed: int = 0) -> UnitSimilarity:
+def random_similarity(source: int, target: int, seed: int = 0) -> UnitSimilarity:
     generator = torch.Generator().manual_seed(seed)
     one = torch.randn(source, 6, generator=generator, dtype=torch.float64)
     return UnitSimilarity.of(one, torch.randn(target, 6, generator=generator, dtype=torch.float64))
@@ -176,7 +160,7 @@ def drawn_transport_plan(source: int, target: int, seed: int = 0) -> UnitSimilar
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("plan", [ExactPlan(), SinkhornPlan(0.05), SinkhornPlan(1.0)])
 def test_every_unit_of_a_side_has_the_same_mass(shape, plan):
-    joint = plan(drawn_transport_plan(*shape)).joint
+    joint = plan(random_similarity(*shape)).joint
     source, target = shape
     torch.testing.assert_close(
         joint.sum(dim=1), torch.full_like(joint[:, 0], 1 / source), atol=1e-6, rtol=1e-6
@@ -191,7 +175,7 @@ def test_every_unit_of_a_side_has_the_same_mass(shape, plan):
 @pytest.mark.parametrize("seed", [0, 1])
 def test_exact_plan_costs_as_little_as_a_linear_program(shape, seed):
     source, target = shape
-    similarity = drawn_transport_plan(source, target, seed)
+    similarity = random_similarity(source, target, seed)
     cost = 1 - similarity.cosine.numpy()
     rows = np.kron(np.eye(source), np.ones(target))
     columns = np.kron(np.ones(source), np.eye(target))
@@ -212,7 +196,7 @@ def test_exact_plan_between_equally_many_units_is_a_permutation():
 @pytest.mark.parametrize("shape", SHAPES)
 def test_sinkhorn_plan_meets_the_conditions_of_its_optimum(shape):
     """The optimum is the plan with both margins and ``T_ij = u_i exp(-C_ij / e) v_j``."""
-    similarity, strength = drawn_transport_plan(*shape), 0.2
+    similarity, strength = random_similarity(*shape), 0.2
     cost = 1 - similarity.cosine.numpy()
     joint = SinkhornPlan(strength)(similarity).joint.numpy()
     potentials = np.log(joint) + cost / (strength * cost.mean())
@@ -222,7 +206,7 @@ def test_sinkhorn_plan_meets_the_conditions_of_its_optimum(shape):
 
 
 def test_regularisation_moves_the_plan_from_the_exact_to_the_uniform_one():
-    similarity = drawn_transport_plan(6, 4)
+    similarity = random_similarity(6, 4)
     exact = ExactPlan()(similarity).joint
     torch.testing.assert_close(SinkhornPlan(1e-3)(similarity).joint, exact, atol=1e-3, rtol=0)
     uniform = SinkhornPlan(1e3)(similarity).joint

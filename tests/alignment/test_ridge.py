@@ -3,7 +3,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import Ridge
 from torch import Tensor
 
@@ -37,18 +36,6 @@ class TestAgainstScikitLearn:
         model = Ridge(alpha=penalty(x, strength), solver="svd").fit(x.numpy(), y.numpy())
         np.testing.assert_allclose((c @ y).numpy(), model.predict(query.numpy()), rtol=1e-8)
 
-    def test_coefficients_give_the_predictions_of_kernel_ridge(
-        self, dim: int, strength: float
-    ) -> None:
-        x, y, query = points(N, dim, 0), points(N, 3, 1), points(5, dim, 2)
-        c = ridge_coefficients(x @ x.mT, query @ x.mT, strength)
-        mean_x, mean_y = x.mean(dim=0), y.mean(dim=0)
-        model = KernelRidge(alpha=penalty(x, strength), kernel="precomputed")
-        model.fit(((x - mean_x) @ (x - mean_x).mT).numpy(), (y - mean_y).numpy())
-        centred = ((query - mean_x) @ (x - mean_x).mT).numpy()
-        expected = model.predict(centred) + mean_y.numpy()
-        np.testing.assert_allclose((c @ y).numpy(), expected, rtol=1e-8)
-
     def test_leave_one_out_is_that_of_refitting(self, dim: int, strength: float) -> None:
         x, y = points(N, dim, 0), points(N, 3, 1)
         expected = []
@@ -65,9 +52,7 @@ class TestAgainstScikitLearn:
         # 2e-16 * (9 / 1e-3)^2, about 2e-8. How much of it shows depends on the processor's BLAS.
         np.testing.assert_allclose(errors.numpy(), expected, rtol=1e-6)
 
-    def test_the_scale_and_the_place_of_the_inputs_do_not_matter(
-        self, dim: int, strength: float
-    ) -> None:
+    def test_scale_and_origin_of_the_inputs_do_not_matter(self, dim: int, strength: float) -> None:
         x, query = points(N, dim, 0), points(5, dim, 2)
         moved, asked = 100 * x - 7, 100 * query - 7
         torch.testing.assert_close(
@@ -97,27 +82,10 @@ def test_infinite_strength_is_exactly_the_mean() -> None:
     np.testing.assert_allclose(errors.numpy(), expected, rtol=1e-10)
 
 
-def test_large_strength_tends_to_the_mean() -> None:
-    x, y, query = points(N, 20, 0), points(N, 3, 1), points(5, 20, 2)
-    gram, inner, goal = x @ x.mT, query @ x.mT, y @ y.mT
-    distances = [
-        float((ridge_coefficients(gram, inner, s) - 1 / N).abs().max()) for s in (1e2, 1e4, 1e6)
-    ]
-    assert distances[0] > 50 * distances[1] > 2500 * distances[2] > 0
-    torch.testing.assert_close(
-        leave_one_out_errors(gram, goal, 1e9), leave_one_out_errors(gram, goal, math.inf)
-    )
-
-
 def test_without_a_penalty_the_fitted_points_are_met() -> None:
     x, y = points(N, 20, 0), points(N, 3, 1)
     c = ridge_coefficients(x @ x.mT, x @ x.mT, 0.0)
     torch.testing.assert_close(c @ y, y)
-
-
-def test_equal_inputs_give_the_mean() -> None:
-    gram = torch.full((4, 4), 3.0, dtype=torch.float64)
-    assert torch.equal(ridge_coefficients(gram, gram[:1], 0.1), torch.full_like(gram[:1], 0.25))
 
 
 class TestChoice:

@@ -100,13 +100,10 @@ def test_low_rank_matrix_comes_back_whole(shape: tuple[int, int], rank: int) -> 
     assert_orthonormal(svd.V)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("rank", [5, 90])
-def test_matrix_of_zeros_has_singular_values_of_zero(shape: tuple[int, int], rank: int) -> None:
-    svd = randomised_svd(torch.zeros(shape), rank)
-    assert not svd.S.any()
-    assert svd.energy == 0
-    assert svd.kept == 1
+def test_matrix_of_zeros_has_singular_values_of_zero(rank: int) -> None:
+    svd = randomised_svd(torch.zeros(200, 90), rank)
+    assert (bool(svd.S.any()), svd.energy, svd.kept) == (False, 0, 1)
     assert_orthonormal(svd.U)
     assert_orthonormal(svd.V)
 
@@ -187,6 +184,8 @@ class TestAgainstScikitLearn:
         np.testing.assert_allclose(found * signs(found, expected), expected, atol=1e-8)
         variances = pca.explained_variance_ * (N - 1) / N
         np.testing.assert_allclose(ours.variances.numpy(), variances, rtol=1e-10)
+        peaks = ours.directions.gather(0, ours.directions.abs().argmax(dim=0, keepdim=True))
+        assert (peaks > 0).all()
 
     def test_projection_of_new_points(self, dim: int) -> None:
         x, new = points(N, dim, 0), points(5, dim, 1)
@@ -212,20 +211,6 @@ class TestAgainstScikitLearn:
         nearest = pca.inverse_transform(pca.transform(new.numpy()))
         found = few.coefficients(few.project(new @ x.mT)) @ x
         np.testing.assert_allclose(found.numpy(), nearest, atol=1e-8)
-
-
-def test_coefficients_sum_to_one() -> None:
-    x = points(N, 25, 0)
-    scores = points(3, K, 1)
-    sums = PrincipalScores.fit(x @ x.mT, K).coefficients(scores).sum(dim=1)
-    torch.testing.assert_close(sums, torch.ones(3, dtype=torch.float64))
-
-
-def test_signs_are_fixed_by_the_largest_entry() -> None:
-    x = points(N, 25, 0)
-    directions = PrincipalScores.fit(x @ x.mT, K).directions
-    largest = directions.gather(0, directions.abs().argmax(dim=0, keepdim=True))
-    assert (largest > 0).all()
 
 
 class TestFewerDirectionsThanComponents:

@@ -25,11 +25,8 @@ from loraport.evaluation.records import (
     Provenance,
     SuiteResult,
     SuiteScores,
-    write_benchmark,
-    write_results,
 )
 from loraport.exceptions import DataError
-from loraport.reporting.loggers import benchmark_of
 
 from .sweep_sample import training, write_job
 
@@ -76,13 +73,13 @@ def test_only_options_that_differ_are_told(tmp_path: Path) -> None:
 
 
 def write_training(folder: Path, *asked: str, age: int = 0, predicted: int = 45, **fields: Any):
-    path = write_results(training(predicted, **fields), write_job(folder, *asked) / "results.json")
+    path = training(predicted, **fields).write(write_job(folder, *asked) / "results.json")
     os.utime(path, (1000 - age, 1000 - age))
 
 
 def write_evaluation(folder: Path, *asked: str, age: int = 0, **fields: Any) -> None:
-    results = benchmark_of(training(50)).model_copy(update=fields)
-    path = write_benchmark(results, write_job(folder, *asked) / "results.json")
+    results = training(50).as_benchmark().model_copy(update=fields)
+    path = results.write(write_job(folder, *asked) / "results.json")
     os.utime(path, (1000 - age, 1000 - age))
 
 
@@ -183,7 +180,7 @@ def test_runs_of_evaluate_are_merged(tmp_path: Path) -> None:
         write_evaluation(
             tmp_path / str(seed),
             f"seed={seed}",
-            methods=(benchmark_of(training(50, seed=seed)).methods[0],),
+            methods=(training(50, seed=seed).as_benchmark().methods[0],),
             suites=(suite((base, 0.3), (condition("default", seed), 0.5 + seed / 10)),),
             divergences=(divergence(seed, 0.1 + seed),),
             examples={"trec": (Example(text="who ?", label="person", answers=answers),)},
@@ -243,7 +240,7 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
 
 
 def test_methods_keep_variants_of_their_own(tmp_path: Path) -> None:
-    method: MethodResult = benchmark_of(training(50)).methods[0]
+    method: MethodResult = training(50).as_benchmark().methods[0]
     own = method.model_copy(update={"variant": {"scale": "0.5"}})
     write_evaluation(tmp_path / "0", "output_rank=16", methods=(own,))
     write_evaluation(tmp_path / "1", "output_rank=32", methods=(own,))
@@ -274,7 +271,7 @@ def write_trainings(folder: Path, objectives: dict[str, float] | None = None) ->
         job = write_job(folder / str(place), "pair=tiny", f"data.anchors={anchors}")
         report = {"objective": {"value": objectives[anchors]}} if objectives else {}
         found = training(40 + int(anchors), mapper_report=report)
-        write_results(found, job / "results.json")
+        found.write(job / "results.json")
 
 
 def end(folder: Path, params: dict[str, str] | None = None, *, best_first: bool = True) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from loraport.commands import benchmark as method_ports
 from loraport.commands.train import Fitting
-from loraport.evaluation.records import BenchmarkResults, read_benchmark
+from loraport.evaluation.records import BenchmarkResults
 
 from .conftest import HELD_OUT, QUICK_REFINEMENT, Command, Workspace, write_texts
 
@@ -19,7 +19,7 @@ def evaluation(workspace: Workspace, *options: str) -> list[str]:
 
 def evaluated(workspace: Workspace, place: int = -1) -> BenchmarkResults:
     folders = sorted((workspace.root / "work").glob("outputs/evaluate/*"))
-    return read_benchmark(folders[place] / "results.json")
+    return BenchmarkResults.read(folders[place] / "results.json")
 
 
 def numbers(results: BenchmarkResults) -> dict[str, Any]:

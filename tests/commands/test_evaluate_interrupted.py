@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from loraport.evaluation.records import read_benchmark
+from loraport.evaluation.records import BenchmarkResults
 
 from .conftest import Workspace
 from .test_evaluate import evaluation, numbers
@@ -64,5 +64,8 @@ def test_a_run_that_is_stopped_ten_times_ends_with_the_same_table(
     last = started(workspace, broken, tmp_path / "run-last")
     _, err = last.communicate(timeout=300)
     assert last.returncode == 0, err.decode()
-    ends = [read_benchmark(tmp_path / name / "results.json") for name in ("run-whole", "run-last")]
+    ends = [
+        BenchmarkResults.read(tmp_path / name / "results.json")
+        for name in ("run-whole", "run-last")
+    ]
     assert numbers(ends[0]) == numbers(ends[1])

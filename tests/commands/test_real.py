@@ -9,7 +9,7 @@ from peft import PeftModel
 
 import loraport
 from loraport.adapters import read_adapter, relative_error
-from loraport.evaluation.records import TransferReport, read_results
+from loraport.evaluation.records import Results, TransferReport
 from loraport.models import BaseModel, PackagedGguf
 
 from .conftest import Command
@@ -34,7 +34,7 @@ def test_real_adapters_are_ported(options: list[str], command: Command, tmp_path
     end = command("train", "experiment=smollm2_gemma3", *options, *small, "mapper=global_ridge")
     assert end.code == 0, end.err
     (folder,) = tmp_path.glob("work/outputs/train/*")
-    results = read_results(folder / "results.json")
+    results = Results.read(folder / "results.json")
     assert set(results.tasks) == HELD_OUT
     assert results.pair.target == "google/gemma-3-270m"
     assert len(results.mapper_report["anchors"]) == 24
@@ -50,7 +50,7 @@ def test_three_anchors_are_enough_to_run(options: list[str], command: Command, t
     end = command("train", "experiment=three_anchors", *options, *small, "mapper=pca_ridge")
     assert end.code == 0, end.err
     (folder,) = tmp_path.glob("work/outputs/train/*")
-    results = read_results(folder / "results.json")
+    results = Results.read(folder / "results.json")
     assert results.mapper_report["anchors"] == ["ag_news", "dbpedia", "subj"]
     assert set(results.tasks) == {"bbc_news"}
 

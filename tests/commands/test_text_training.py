@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from loraport.evaluation.records import read_results
+from loraport.evaluation.records import Results
 from loraport.tiny.tasks import TinyTasks
 
 pytestmark = pytest.mark.slow
@@ -107,7 +107,7 @@ def test_cast_reconstructs_held_out_text_better_than_linear_maps(cache: Path) ->
             if name != "plain"
             else start(cache, name, *options)
         )
-        report = read_results(cache / name / "results.json").mapper_report
+        report = Results.read(cache / name / "results.json").mapper_report
         fits = [facts for feeds in report["fits"].values() for facts in feeds.values()]
         found[name] = {
             side: sum(facts[f"{side}_r2"] for facts in fits) / len(fits)
@@ -122,7 +122,7 @@ def test_cast_reconstructs_held_out_text_better_than_linear_maps(cache: Path) ->
 
 
 def test_the_cartridge_is_scored_beside_the_prediction(whole: Path) -> None:
-    results = read_results(whole / "results.json")
+    results = Results.read(whole / "results.json")
     for task in results.tasks.values():
         assert task.scores["cartridge"] is not None
         assert task.nll["cartridge"] is not None

@@ -16,7 +16,7 @@ from peft import PeftModel
 
 from loraport.adapters import read_adapter
 from loraport.data import PromptTemplate
-from loraport.evaluation.records import TransferReport, read_results
+from loraport.evaluation.records import Results, TransferReport
 from loraport.evaluation.scoring import LikelihoodScorer
 from loraport.models import attached
 from loraport.tiny.models import TinyModel
@@ -73,7 +73,7 @@ def demo(cache: Path) -> Path:
 
 
 def test_two_first_runs_at_once_agree(demo: Path):
-    one, other = (read_results(demo.parent / f"demo{n}" / "results.json") for n in (0, 1))
+    one, other = (Results.read(demo.parent / f"demo{n}" / "results.json") for n in (0, 1))
     assert one.tasks == other.tasks
 
 
@@ -108,7 +108,7 @@ def test_there_is_something_to_interpolate_and_it_is_found(demo: Path, cache: Pa
             f"hydra.sweep.dir={sweep}",
         )
     )
-    runs = [read_results(path) for path in sorted(sweep.glob("*/results.json"))]
+    runs = [Results.read(path) for path in sorted(sweep.glob("*/results.json"))]
     assert len(runs) == len(LEARNED)
 
     def average(condition: str) -> float:

@@ -24,7 +24,7 @@ from loraport.commands.train import (
     text_corpus,
 )
 from loraport.data import Zoo
-from loraport.evaluation.records import CompatibilityRecord, read_results
+from loraport.evaluation.records import CompatibilityRecord, Results
 from loraport.evaluation.scoring import TaskScore
 from loraport.exceptions import ConfigurationError
 from loraport.mappers import load_mapper
@@ -252,7 +252,7 @@ def test_leave_one_out_is_that_of_the_mapper(workspace: Workspace, command: Comm
     options = ("mapper=global_ridge", "mapper.strengths=[0.1]", "objective=leave_one_out")
     end = command("train", *workspace.training(), *options)
     assert end.code == 0, end.err
-    report = read_results(only_run(workspace.root / "work") / "results.json").mapper_report
+    report = Results.read(only_run(workspace.root / "work") / "results.json").mapper_report
     told = report["objective"]
     assert told == {"name": "leave_one_out", "value": report["loo_error_relative_to_mean"]}
 
@@ -276,7 +276,7 @@ def test_an_optimiser_chooses_by_anchors_and_its_best_is_told(
     )
     assert end.code == 0, end.err
     sweep = workspace.root / "work" / "sweep"
-    found = {path.parent.name: read_results(path) for path in sweep.glob("*/results.json")}
+    found = {path.parent.name: Results.read(path) for path in sweep.glob("*/results.json")}
     assert len(found) == 2
     told = [run.mapper_report["objective"] for run in found.values()]
     for objective in told:
@@ -314,7 +314,7 @@ def test_a_run_leaves_results_chart_adapters_and_checkpoint(
     end = command("train", *workspace.training(), f"mapper={mapper}", f"mapper.space={space}")
     assert end.code == 0, end.err
     folder = run_folder(workspace.root / "work")
-    results = read_results(folder / "results.json")
+    results = Results.read(folder / "results.json")
     assert (results.mapper, results.space, set(results.tasks)) == (mapper, space, set(HELD_OUT))
     assert results.controls == ("mean", "random", "swapped")
     for name, task in results.tasks.items():
@@ -343,7 +343,7 @@ def test_predicted_adapters_load_with_peft_and_change_the_logits(
 
 def test_the_mean_mapper_is_the_mean_control(workspace: Workspace, command: Command):
     command("train", *workspace.training(), "mapper=mean")
-    results = read_results(run_folder(workspace.root / "work") / "results.json")
+    results = Results.read(run_folder(workspace.root / "work") / "results.json")
     for task in results.tasks.values():
         assert task.scores["predicted"] == task.scores["mean"]
         assert task.nll["predicted"] == task.nll["mean"]
@@ -387,14 +387,14 @@ def test_the_same_seed_gives_the_same_bits(workspace: Workspace, command: Comman
 def test_generate_scoring_has_no_likelihood(workspace: Workspace, command: Command):
     end = command("train", *workspace.training(), "mapper=mean", "evaluation.scoring=generate")
     assert end.code == 0, end.err
-    results = read_results(run_folder(workspace.root / "work") / "results.json")
+    results = Results.read(run_folder(workspace.root / "work") / "results.json")
     assert all(value is None for task in results.tasks.values() for value in task.nll.values())
 
 
 def test_folds_hold_out_a_part_of_all_tasks(workspace: Workspace, command: Command):
     end = command("train", *workspace.training(), "mapper=mean", "data.folds=2", "data.fold=1")
     assert end.code == 0, end.err
-    results = read_results(run_folder(workspace.root / "work") / "results.json")
+    results = Results.read(run_folder(workspace.root / "work") / "results.json")
     assert len(results.tasks) == 2
     assert set(results.mapper_report["anchors"]) == set(TASKS) - set(results.tasks)
 

@@ -9,7 +9,7 @@ import torch
 import yaml
 
 from loraport.adapters import read_adapter
-from loraport.evaluation.records import read_results
+from loraport.evaluation.records import Results
 from loraport.mappers import load_mapper
 from loraport.mappers.cast import CastMapper
 from loraport.mappers.from_text import LinearCorpusMapper
@@ -86,7 +86,7 @@ def test_without_a_zoo_it_is_fitted_and_saved_and_says_so(trains: Trains, mapper
 def test_with_a_zoo_the_held_out_tasks_are_scored(trains: Trains):
     end = trains.call("transport", f"paths.zoo={trains.workspace.zoo}")
     assert end.code == 0, end.err
-    results = read_results(trains.folder / "results.json")
+    results = Results.read(trains.folder / "results.json")
     assert (results.mapper, results.data_access) == ("transport", "generic text")
     assert set(results.tasks) == set(HELD_OUT)
     assert results.controls == ("mean", "random", "swapped")
@@ -168,7 +168,7 @@ class TestRefused:
 def test_forced_it_goes_on_and_the_results_say_so(trains: Trains):
     end = trains.call("transport", *DIAGNOSED, "force=true", f"paths.zoo={trains.workspace.zoo}")
     assert end.code == 0, end.err
-    found = read_results(trains.folder / "results.json").mapper_report["diagnosis"]
+    found = Results.read(trains.folder / "results.json").mapper_report["diagnosis"]
     assert found["forced"] is True
     assert found["coverage"] < found["minimum"]
 

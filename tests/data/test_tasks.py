@@ -182,7 +182,7 @@ def test_the_seed_decides_the_rows(definition):
     assert rows(0) != rows(1)
 
 
-def test_unknown_names_are_listed_beside_the_known_ones_task_hub(definition):
+def test_unknown_names_are_listed_beside_the_defined_ones(definition):
     source = HubTasks({"things": definition, "others": definition})
     assert source.names() == ("things", "others")
     with pytest.raises(DataError, match=r"unknown task thing: .* has things, others"):

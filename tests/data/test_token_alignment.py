@@ -10,6 +10,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from loraport.data import AllEnds, CorpusFolder, LastEnd, WordEnds
 from loraport.data.token_alignment import TokenEndReader, TokenEnds, align
 from loraport.exceptions import ModelError
+from loraport.models import ModelSource
 from loraport.tiny.models import byte_pairs, word_level
 
 PIECES = [
@@ -227,13 +228,10 @@ def test_first_tokens_of_either_side_are_dropped_even_the_last_end():
 
 
 @pytest.mark.real
-def test_ends_of_smollm2_and_gemma3_align(shared: Path, cache: Path):
-    folders = [
-        next((path for path in cache.glob(f"models/{name}-*") if path.is_dir()), None)
-        for name in ("SmolLM2-135M-Instruct", "gemma-3-270m")
-    ]
-    if None in folders:
-        pytest.skip("needs the dequantised models of pair=smollm2_gemma3 in the cache")
+def test_ends_of_smollm2_and_gemma3_align(
+    shared: Path, cache: Path, smollm2: ModelSource, gemma3: ModelSource
+):
+    folders = smollm2.folder(cache), gemma3.folder(cache)
     smollm, gemma = (AutoTokenizer.from_pretrained(folder) for folder in folders)
     corpus = CorpusFolder(shared / "data/corpus").texts("train")
     english = [next(corpus) for _ in range(1500)]

@@ -142,7 +142,7 @@ def test_manifest_that_cannot_be_written_leaves_the_old_one(folder: Path) -> Non
     assert json.loads((folder / "manifest.json").read_text())["seed"] == 1
 
 
-TASKS_ANCHOR_PAIRS = [f"t{place}" for place in range(10)]
+NAMES = [f"t{place}" for place in range(10)]
 SITES = {"source": {Site(0, Role.Q): (4, 3)}, "target": {Site(0, Role.Q): (5, 6)}}
 
 
@@ -157,8 +157,8 @@ def adapter(side: str, seed: int, rank: int = 2, role: Role = Role.Q) -> LoraAda
 
 
 ZOO = ZooPairs(
-    {name: adapter("source", seed) for seed, name in enumerate(TASKS_ANCHOR_PAIRS)},
-    {name: adapter("target", 50 + seed) for seed, name in enumerate(TASKS_ANCHOR_PAIRS)},
+    {name: adapter("source", seed) for seed, name in enumerate(NAMES)},
+    {name: adapter("target", 50 + seed) for seed, name in enumerate(NAMES)},
 )
 
 
@@ -179,7 +179,7 @@ class TestAnchorSet:
         assert torch.equal(anchors.target[site].A[1], ZOO.target["t1"][site].A)
 
     def test_select_keeps_pairs_together(self) -> None:
-        chosen, site = AnchorSet.of(ZOO, TASKS_ANCHOR_PAIRS).select([7, 2]), Site(0, Role.Q)
+        chosen, site = AnchorSet.of(ZOO, NAMES).select([7, 2]), Site(0, Role.Q)
         assert chosen.names == ("t7", "t2")
         for place, name in enumerate(chosen.names):
             assert torch.equal(chosen.source[site].B[place], ZOO.source[name][site].B)
@@ -207,9 +207,7 @@ class TestHeldOut:
     def test_fixed_tasks_are_queries_and_no_anchors(self) -> None:
         data = AnchorPairs(ZOO, ["t8", "t3", "no such task"])
         assert data.held_out == ("t8", "t3")
-        assert data.anchors.names == tuple(
-            name for name in TASKS_ANCHOR_PAIRS if name not in ("t3", "t8")
-        )
+        assert data.anchors.names == tuple(name for name in NAMES if name not in ("t3", "t8"))
         assert list(data.queries) == list(data.oracles) == ["t8", "t3"]
         assert data.queries["t3"] is ZOO.source["t3"]
         assert data.oracles["t3"] is ZOO.target["t3"]
@@ -218,7 +216,7 @@ class TestHeldOut:
     @pytest.mark.parametrize("folds", [2, 3, 10])
     def test_folds_part_all_tasks(self, folds: int) -> None:
         parts = [AnchorPairs(ZOO, ["t8"], folds=folds, fold=f).held_out for f in range(folds)]
-        assert sorted(itertools.chain(*parts)) == TASKS_ANCHOR_PAIRS
+        assert sorted(itertools.chain(*parts)) == NAMES
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
     def test_folds_are_drawn_by_the_seed(self) -> None:
@@ -227,7 +225,7 @@ class TestHeldOut:
         )
         assert one == same
         assert one != other
-        assert one != tuple(TASKS_ANCHOR_PAIRS[:5])
+        assert one != tuple(NAMES[:5])
 
     @pytest.mark.parametrize(("folds", "fold"), [(1, 0), (11, 0), (3, 3), (3, -1)])
     def test_folds_that_there_cannot_be(self, folds: int, fold: int) -> None:
@@ -248,7 +246,7 @@ class TestValidation:
         assert sorted((*left_out.names, *data.training_anchors.names)) == list(data.anchors.names)
 
     def test_it_is_drawn_by_the_seed_whatever_the_order_of_the_zoo(self) -> None:
-        names = TASKS_ANCHOR_PAIRS[::-1]
+        names = NAMES[::-1]
         backwards = ZooPairs(
             {name: ZOO.source[name] for name in names}, {name: ZOO.target[name] for name in names}
         )
@@ -270,10 +268,10 @@ class TestValidation:
     @pytest.mark.parametrize(
         ("held_out", "validation", "message"),
         [
-            (TASKS_ANCHOR_PAIRS[:9], 0.0, r"of 10 tasks 9 are held out and 0 are for validation"),
-            (TASKS_ANCHOR_PAIRS, 0.0, r"10 are held out"),
+            (NAMES[:9], 0.0, r"of 10 tasks 9 are held out and 0 are for validation"),
+            (NAMES, 0.0, r"10 are held out"),
             (
-                TASKS_ANCHOR_PAIRS[:2],
+                NAMES[:2],
                 0.9,
                 r"tasks 2 are held out and 7 are for validation.*fewer than two",
             ),
@@ -323,9 +321,7 @@ class TestAnchorsDrawn:
         ]
         assert [len(names) for names in drawn] == list(range(2, 10))
         assert all(few < more for few, more in itertools.pairwise(drawn))
-        assert (
-            drawn[-1] == set(TASKS_ANCHOR_PAIRS[:9]) == set(AnchorPairs(ZOO, ["t9"]).anchors.names)
-        )
+        assert drawn[-1] == set(NAMES[:9]) == set(AnchorPairs(ZOO, ["t9"]).anchors.names)
 
     def test_the_seed_decides_which(self) -> None:
         drawn = {AnchorPairs(ZOO, ["t9"], anchors=3, seed=seed).anchors.names for seed in range(20)}

@@ -1,4 +1,3 @@
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,11 +13,11 @@ from loraport.adapters import AdapterStack, LoraAdapter, LowRank, Role, Site, co
 from loraport.data import Example, PromptTemplate, Task
 from loraport.data.prompts import PromptSpec, answer_tokens, prompt_tokens
 from loraport.evaluation.scoring import (
-    DivergenceCache,
     GenerateScorer,
     LikelihoodScorer,
     ScoreCache,
     TaskScore,
+    TextDivergences,
     prefix_label,
     random_adapter,
     swapped,
@@ -27,6 +26,7 @@ from loraport.exceptions import DataError
 from loraport.models import ARCHITECTURES, BaseModel, attached
 from loraport.models.kl import DivergenceGauge
 from loraport.models.likelihood import length_batches
+from loraport.store import Store
 
 
 def naive(base: BaseModel, task: Task, template: PromptTemplate) -> Tensor:
@@ -206,7 +206,7 @@ def scorer() -> CountingScorer:
 
 @pytest.fixture
 def scores(scorer: CountingScorer, template: PromptTemplate, tmp_path: Path) -> ScoreCache:
-    return ScoreCache(tmp_path / "scores", scorer, template)
+    return ScoreCache(Store(tmp_path / "store"), scorer, template)
 
 
 @pytest.fixture
@@ -236,7 +236,6 @@ def test_a_score_is_computed_once_and_kept_to_the_bit(
     assert scorer.calls == ["feeling"]
     assert same(first, again)
     assert first.row_nll is not None
-    assert len(list(scores.folder.iterdir())) == 1
 
 
 def test_the_adapter_is_attached_while_it_is_scored_and_only_then(
@@ -250,15 +249,15 @@ def test_the_adapter_is_attached_while_it_is_scored_and_only_then(
     adapted = scores.score(pico_source, adapter, pico_task)
     assert len(scorer.calls) == 2
     assert not same(plain, adapted)
-    scores.folder.rename(scores.folder.with_name("elsewhere"))
-    assert same(scores.score(pico_source, None, pico_task), plain)
+    fresh = replace(scores, store=Store(None))
+    assert same(fresh.score(pico_source, None, pico_task), plain)
 
 
 def test_scores_without_likelihoods_are_kept(
     template: PromptTemplate, pico_source: BaseModel, pico_task: Task, tmp_path: Path
 ) -> None:
     scorer = CountingScorer(likelihoods=False)
-    cache = ScoreCache(tmp_path, scorer, template)
+    cache = ScoreCache(Store(tmp_path), scorer, template)
     first, again = (cache.score(pico_source, None, pico_task) for _ in range(2))
     assert len(scorer.calls) == 1
     assert same(first, again)
@@ -266,7 +265,8 @@ def test_scores_without_likelihoods_are_kept(
 
 
 @pytest.mark.parametrize(
-    "changed", ["adapter", "scale", "task", "rows", "template", "scorer", "base", "dtype"]
+    "changed",
+    ["adapter", "scale", "task", "rows", "template", "scorer", "base", "dtype", "precision"],
 )
 def test_everything_that_a_score_depends_on_is_in_its_key(
     changed: str,
@@ -276,6 +276,7 @@ def test_everything_that_a_score_depends_on_is_in_its_key(
     pico_source: BaseModel,
     pico_task: Task,
     adapter: LoraAdapter,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     base, cache, task, used = pico_source, scores, pico_task, adapter
     cache.score(base, used, task)
@@ -294,6 +295,8 @@ def test_everything_that_a_score_depends_on_is_in_its_key(
         cache = replace(cache, scorer=replace(scorer, setting=1))
     elif changed == "base":
         base = replace(base, fingerprint="another")
+    elif changed == "precision":
+        monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "medium")
     else:
         base = replace(pico("llama"), fingerprint=base.fingerprint)
         cast("torch.nn.Module", base.network).to(torch.bfloat16)
@@ -301,7 +304,6 @@ def test_everything_that_a_score_depends_on_is_in_its_key(
     assert len(scorer.calls) == 2
     cache.score(base, used, task)
     assert len(scorer.calls) == 2
-    assert len(list(scores.folder.iterdir())) == 2
 
 
 def test_the_name_of_a_task_is_not_in_its_key(
@@ -310,50 +312,6 @@ def test_the_name_of_a_task_is_not_in_its_key(
     scores.score(pico_source, None, pico_task)
     scores.score(pico_source, None, replace(pico_task, name="renamed"))
     assert len(scorer.calls) == 1
-
-
-def truncated(content: str) -> str:
-    return content[: len(content) // 2]
-
-
-def without_a_key(content: str) -> str:
-    return json.dumps({key: json.loads(content)[key] for key in ("predictions", "row_nll")})
-
-
-def of_fewer_rows(content: str) -> str:
-    return json.dumps({key: value[:-1] for key, value in json.loads(content).items()})
-
-
-def of_uneven_rows(content: str) -> str:
-    return json.dumps(json.loads(content) | {"correct": [True]})
-
-
-def as_a_list(content: str) -> str:
-    return json.dumps([content])
-
-
-def emptied(content: str) -> str:
-    return ""
-
-
-@pytest.mark.parametrize(
-    "damage", [truncated, without_a_key, of_fewer_rows, of_uneven_rows, as_a_list, emptied]
-)
-def test_damaged_file_is_computed_again_and_replaced(
-    damage: Callable[[str], str],
-    scores: ScoreCache,
-    scorer: CountingScorer,
-    pico_source: BaseModel,
-    pico_task: Task,
-) -> None:
-    expected = scores.score(pico_source, None, pico_task)
-    (path,) = scores.folder.iterdir()
-    whole = path.read_text()
-    path.write_text(damage(whole))
-    assert same(scores.score(pico_source, None, pico_task), expected)
-    assert len(scorer.calls) == 2
-    assert path.read_text() == whole
-    assert list(scores.folder.iterdir()) == [path]
 
 
 def test_scorer_that_fails_leaves_nothing_behind(
@@ -367,7 +325,8 @@ def test_scorer_that_fails_leaves_nothing_behind(
     before = pico_source.network(input_ids=IDS).logits
     with pytest.raises(RuntimeError, match="planted"):
         failing.score(pico_source, adapter, pico_task)
-    assert not scores.folder.exists() or not list(scores.folder.iterdir())
+    assert scores.store.root is not None
+    assert [file for file in scores.store.root.rglob("*") if file.is_file()] == []
     assert torch.equal(pico_source.network(input_ids=IDS).logits, before)
 
 
@@ -419,21 +378,21 @@ def runs(pico_target: BaseModel) -> Iterator[list[int]]:
 def test_what_is_kept_is_what_the_gauge_measures_and_runs_no_model(
     tmp_path: Path, pico_target: BaseModel, adapters, runs: list[int]
 ) -> None:
-    cache = DivergenceCache(tmp_path / "divergences")
-    first = [cache.on(pico_target, TEXTS).of(adapter) for adapter in adapters]
+    store = Store(tmp_path)
+    first = [TextDivergences(pico_target, TEXTS, store).of(adapter) for adapter in adapters]
     assert first[0] != first[1]
     assert first[0] == DivergenceGauge(pico_target, TEXTS).of(adapters[0])
     runs.clear()
-    assert [cache.on(pico_target, TEXTS).of(adapter) for adapter in adapters] == first
+    assert [TextDivergences(pico_target, TEXTS, store).of(adapter) for adapter in adapters] == first
     assert runs == []
 
 
 @pytest.mark.parametrize("change", ["texts", "most", "positions", "seed", "scale", "base"])
-def test_whatever_a_number_depends_on_is_in_its_name(
+def test_everything_that_a_divergence_depends_on_is_in_its_key(
     change: str, tmp_path: Path, pico_target: BaseModel, pico, adapters, random_adapter
 ) -> None:
-    folder = tmp_path / "divergences"
-    DivergenceCache(folder).on(pico_target, TEXTS).of(adapters[0])
+    store = Store(tmp_path)
+    TextDivergences(pico_target, TEXTS, store).of(adapters[0])
     base, adapter, texts = pico_target, adapters[0], TEXTS
     settings: dict[str, int] = {}
     if change == "texts":
@@ -445,22 +404,8 @@ def test_whatever_a_number_depends_on_is_in_its_name(
         adapter = random_adapter(base)
     else:
         settings = {change: 2}
-    DivergenceCache(folder, **settings).on(base, texts).of(adapter)
-    assert len(list(folder.iterdir())) == 2
-
-
-@pytest.mark.parametrize("damage", ["", "{}", '{"positions": 3, "kl": "much"}', "[1]"])
-def test_a_damaged_file_is_computed_again(
-    damage: str, tmp_path: Path, pico_target: BaseModel, adapters, runs: list[int]
-) -> None:
-    texts = DivergenceCache(tmp_path).on(pico_target, TEXTS)
-    found = texts.of(adapters[0])
-    (file,) = tmp_path.glob("*.json")
-    file.write_text(damage)
-    runs.clear()
-    assert texts.of(adapters[0]) == found
-    assert runs
-    assert json.loads(file.read_text())["kl"] == found.kl
+    TextDivergences(base, texts, store, **settings).of(adapter)
+    assert len(list(tmp_path.rglob("*.entry"))) == 2
 
 
 def test_cartridges_and_other_hooks_are_measured_too(
@@ -474,7 +419,7 @@ def test_cartridges_and_other_hooks_are_measured_too(
         def content_hash(self) -> str:
             return "louder"
 
-    found = DivergenceCache(tmp_path).on(pico_target, TEXTS).of(Louder())
+    found = TextDivergences(pico_target, TEXTS, Store(tmp_path)).of(Louder())
     assert found.kl > 0
     assert found.top1 == 1.0
 

@@ -21,8 +21,8 @@ from loraport.mappers.transport import (
     TransportMapper,
     nearest_frequencies,
 )
-from loraport.mappers.unit_matching import HeadShape
 from loraport.models import BaseModel
+from loraport.models.architectures import HeadShape
 from loraport.models.capture import readings
 from loraport.models.statistics import StatisticsStore
 

@@ -16,7 +16,6 @@ from loraport.mappers.unit_matching import (
     MINIMUM,
     CoordinateDescent,
     GroupPair,
-    HeadShape,
     head_axes,
     log_frequencies,
     residual_axis,
@@ -24,6 +23,7 @@ from loraport.mappers.unit_matching import (
     shared_tokens,
     site_similarity,
 )
+from loraport.models.architectures import HeadShape
 from loraport.models.streaming import StreamedWeights
 
 WORDS = [f"word{place}" for place in range(20)]
@@ -387,7 +387,7 @@ def test_soft_plan_gives_every_unit_of_a_matched_dimension_the_same_mass():
 )
 def test_shape_is_read_from_the_config(architecture, shape, pico, tmp_path):
     pico(architecture).network.save_pretrained(tmp_path)
-    found = HeadShape.of(StreamedWeights.open(tmp_path, "model"))
+    found = HeadShape.of(AutoConfig.from_pretrained(tmp_path))
     assert found == shape
     assert found.rows(Role.K, 1) == slice(shape[2], 2 * shape[2])
     assert found.rows(Role.O, 1) == slice(2 * shape[2], 4 * shape[2])

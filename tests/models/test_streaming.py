@@ -1,10 +1,7 @@
 import copy
 import json
-import multiprocessing
-import resource
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +16,7 @@ from loraport.alignment.svd import TruncatedSvd, randomised_svd
 from loraport.exceptions import ModelError, OutputError
 from loraport.models import ARCHITECTURES, BaseModel, StreamedWeights
 from loraport.models import streaming as module
-from loraport.models.streaming import FactorCache, content_hash, hollow_network, streaming
+from loraport.models.streaming import FactorCache, hollow_network, streaming
 
 Q0 = Site(0, Role.Q)
 
@@ -99,7 +96,6 @@ def test_shards_give_what_one_file_gives(pico_target: BaseModel, tmp_path: Path)
     assert len(set(many.shards.values())) > 2
     for site in one.sites.shapes:
         assert torch.equal(one.weight(site), many.weight(site))
-        assert content_hash(one.weight(site)) == content_hash(many.weight(site))
 
 
 def test_a_tensor_outlives_its_shard_and_keeps_its_dtype(
@@ -113,19 +109,6 @@ def test_a_tensor_outlives_its_shard_and_keeps_its_dtype(
     shutil.rmtree(tmp_path)
     assert weight.dtype == torch.bfloat16
     assert torch.equal(weight, stored[f"{Q0.module_name}.weight"])
-
-
-def test_content_hash_follows_bytes_dtype_and_shape(folder: Path, tmp_path: Path) -> None:
-    weights = StreamedWeights.open(folder, "pico/source")
-    name = f"{Q0.module_name}.weight"
-    hashes = {site: content_hash(weights.weight(site)) for site in weights.sites.shapes}
-    assert len(set(hashes.values())) == len(hashes)
-    stored = load_file(folder / "model.safetensors")
-    for changed in (stored[name] + 1e-6, stored[name].half(), stored[name].mT.contiguous()):
-        save_file({**stored, name: changed}, folder / "model.safetensors")
-        assert content_hash(StreamedWeights.open(folder, "pico/source").weight(Q0)) != hashes[Q0]
-    save_file(stored, folder / "model.safetensors")
-    assert content_hash(StreamedWeights.open(folder, "another name").weight(Q0)) == hashes[Q0]
 
 
 def test_tokenizer_is_read_when_it_is_asked_for(pico_source: BaseModel, folder: Path) -> None:
@@ -175,13 +158,19 @@ def test_quantised_weights_are_refused(folder: Path) -> None:
         StreamedWeights.open(folder, "quantised")
 
 
-def test_pickled_weights_are_refused_with_the_way_to_convert(folder: Path) -> None:
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    with pytest.raises(ModelError, match=r"pytorch_model\.bin, a pickle.*save_pretrained"):
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("pytorch_model.bin", r"pytorch_model\.bin, a pickle.*save_pretrained"),
+        ("notes.bin", "there is neither; convert"),
+    ],
+)
+def test_pickled_weights_are_refused_with_the_way_to_convert(
+    name: str, message: str, folder: Path
+) -> None:
+    (folder / "model.safetensors").rename(folder / name)
+    with pytest.raises(ModelError, match=message):
         StreamedWeights.open(folder, "pickled")
-    (folder / "pytorch_model.bin").unlink()
-    with pytest.raises(ModelError, match=r"there is neither; convert"):
-        StreamedWeights.open(folder, "none")
 
 
 def test_missing_shard_is_named(pico_target: BaseModel, tmp_path: Path) -> None:
@@ -234,7 +223,7 @@ def test_absent_tensor_and_wrong_shape_are_refused(folder: Path) -> None:
 IDS = torch.arange(2, 42).reshape(2, 20)  # longer than the sliding window
 
 
-def told(network: nn.Module) -> Tensor:
+def logits_of(network: nn.Module) -> Tensor:
     with torch.inference_mode():
         logits: Tensor = network(input_ids=IDS).logits
     return logits
@@ -243,7 +232,7 @@ def told(network: nn.Module) -> Tensor:
 def streamed(weights: StreamedWeights) -> Tensor:
     network = hollow_network(weights)
     with streaming(network, weights):
-        return told(network)
+        return logits_of(network)
 
 
 def assert_hollow(network: nn.Module) -> None:
@@ -285,7 +274,7 @@ def test_logits_are_those_of_the_loaded_network(
         network = lively(AutoModelForCausalLM.from_config(config, dtype=torch.float32))
     loaded = reopened(network, tmp_path, torch.float32)
     logits = streamed(StreamedWeights.open(tmp_path, "pico"))
-    torch.testing.assert_close(logits, told(loaded), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(logits, logits_of(loaded), rtol=1e-5, atol=1e-5)
     assert logits.std() > 0.1
 
 
@@ -305,7 +294,7 @@ def test_weights_in_half_precision_are_multiplied_in_float32(
     assert weights.embedding().dtype == dtype
     logits = streamed(weights)
     assert logits.dtype == torch.float32
-    torch.testing.assert_close(logits, told(loaded), rtol=near, atol=near)
+    torch.testing.assert_close(logits, logits_of(loaded), rtol=near, atol=near)
 
 
 def test_shards_and_a_head_in_parts_change_nothing(
@@ -315,7 +304,9 @@ def test_shards_and_a_head_in_parts_change_nothing(
     weights = StreamedWeights.open(tmp_path, "pico")
     assert len(set(weights.shards.values())) > 2
     monkeypatch.setattr(module, "_HEAD_ROWS", 7)  # of 260
-    torch.testing.assert_close(streamed(weights), told(pico_target.network), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        streamed(weights), logits_of(pico_target.network), rtol=1e-5, atol=1e-5
+    )
 
 
 @pytest.fixture
@@ -349,7 +340,7 @@ def test_one_module_at_a_time_is_filled(weights: StreamedWeights) -> None:
                 part.register_forward_pre_hook(
                     lambda *_, name=name: seen.__setitem__(name, filled())
                 )
-        told(network)
+        logits_of(network)
     assert len(seen) == 3 * 7
     assert seen == {name: [f"{name}.weight"] for name in seen}
 
@@ -357,11 +348,11 @@ def test_one_module_at_a_time_is_filled(weights: StreamedWeights) -> None:
 def test_the_network_is_hollow_again_afterwards(weights: StreamedWeights) -> None:
     network = hollow_network(weights)
     with streaming(network, weights):
-        first = told(network)
+        first = logits_of(network)
     assert_hollow(network)
-    assert not told(network).any()
+    assert not logits_of(network).any()
     with streaming(network, weights):
-        assert torch.equal(told(network), first)
+        assert torch.equal(logits_of(network), first)
 
 
 def test_the_network_is_hollow_again_after_an_error(weights: StreamedWeights) -> None:
@@ -376,35 +367,18 @@ def test_the_network_is_hollow_again_after_an_error(weights: StreamedWeights) ->
         raise KeyboardInterrupt
 
     with pytest.raises(ModelError, match=f"no tensor {name}"), streaming(network, opened):
-        told(network)
+        logits_of(network)
     assert_hollow(network)
     part = network.get_submodule("model.layers.0.mlp.down_proj")
     part.forward = stop  # within the module whose weights are there
     with pytest.raises(KeyboardInterrupt), streaming(network, weights):
-        told(network)
+        logits_of(network)
     del part.forward
     assert_hollow(network)
 
 
-def test_a_checkpoint_without_the_prefix_is_streamed(
-    weights: StreamedWeights, pico_target: BaseModel
-) -> None:
-    file = weights.folder / "model.safetensors"
-    stored = load_file(file)
-    save_file({name.removeprefix("model."): tensor for name, tensor in stored.items()}, file)
-    logits = streamed(StreamedWeights.open(weights.folder, "pico/target"))
-    torch.testing.assert_close(logits, told(pico_target.network), rtol=1e-5, atol=1e-5)
-
-
 SETTINGS = {"rank": 4, "oversampling": 2, "power_iterations": 1, "seed": 0}
-CPU = torch.device("cpu")
 DOWN = Site(1, Role.DOWN)
-
-
-@pytest.fixture
-def weights_factor_cache(pico_source: BaseModel, tmp_path: Path) -> StreamedWeights:
-    pico_source.network.save_pretrained(tmp_path / "model")
-    return StreamedWeights.open(tmp_path / "model", "pico/source")
 
 
 @pytest.fixture
@@ -421,10 +395,11 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
 
 
 def svd(
-    cache: FactorCache, weights: StreamedWeights, site: Site = DOWN, **other: Any
+    cache: Path | None, weights: StreamedWeights, site: Site = DOWN, **other: Any
 ) -> TruncatedSvd:
-    done = cache.svd(weights, site, device=CPU, **{**SETTINGS, **other})
-    cache.flush()  # what is kept is written while the next weight is factorised
+    factors = FactorCache(cache)
+    done = factors.svd(weights, site, device=torch.device("cpu"), **{**SETTINGS, **other})
+    factors.flush()  # what is kept is written while the next weight is factorised
     return done
 
 
@@ -434,30 +409,38 @@ def files(folder: Path) -> list[Path]:
 
 def assert_same(one: TruncatedSvd, other: TruncatedSvd) -> None:
     assert all(torch.equal(a, b) for a, b in zip(one[:3], other[:3], strict=True))
+    assert [part.stride() for part in one[:3]] == [part.stride() for part in other[:3]]
     assert one.energy == other.energy
 
 
 def test_the_second_time_gives_the_same_bits_without_computing(
-    weights_factor_cache: StreamedWeights, computed: list[Any], tmp_path: Path
+    folder: Path, computed: list[Any], tmp_path: Path
 ) -> None:
-    cold = svd(FactorCache(tmp_path / "cache"), weights_factor_cache)
-    warm = svd(FactorCache(tmp_path / "cache"), weights_factor_cache)
+    weights = StreamedWeights.open(folder, "pico/source")
+    cold, warm = (svd(tmp_path / "cache", weights) for _ in range(2))
     assert computed == [(32, 40)]
     assert_same(cold, warm)
-    assert_same(cold, randomised_svd(weights_factor_cache.weight(DOWN), **SETTINGS))
-    assert [part.stride() for part in cold[:3]] == [part.stride() for part in warm[:3]]
-    (file,) = files(tmp_path / "cache")
-    assert file.parent.name == file.name[:2]
-    assert file.suffix == ".safetensors"
-    assert set(load_file(file)) == {"U", "S", "V"}
+    assert_same(cold, randomised_svd(weights.weight(DOWN), **SETTINGS))
+
+
+def test_a_weight_that_comes_twice_at_once_is_factorised_once(
+    folder: Path, computed: list[Any], tmp_path: Path
+) -> None:
+    """As when a model is ported to itself."""
+    weights, factors = StreamedWeights.open(folder, "pico/source"), FactorCache(tmp_path / "cache")
+    one, other = (
+        factors.svd(weights, DOWN, device=torch.device("cpu"), **SETTINGS) for _ in range(2)
+    )
+    assert_same(one, other)
+    assert len(computed) == 1
 
 
 def test_without_a_folder_nothing_is_kept(
-    weights_factor_cache: StreamedWeights, computed: list[Any], tmp_path: Path
+    folder: Path, computed: list[Any], tmp_path: Path
 ) -> None:
     before = files(tmp_path)
-    cache = FactorCache(None)
-    assert_same(svd(cache, weights_factor_cache), svd(cache, weights_factor_cache))
+    weights = StreamedWeights.open(folder, "pico/source")
+    assert_same(svd(None, weights), svd(None, weights))
     assert len(computed) == 2
     assert files(tmp_path) == before
 
@@ -466,121 +449,58 @@ def test_without_a_folder_nothing_is_kept(
     "other", [{"rank": 5}, {"oversampling": 3}, {"power_iterations": 2}, {"seed": 1}]
 )
 def test_every_setting_is_in_the_key(
-    other: dict[str, Any],
-    weights_factor_cache: StreamedWeights,
-    computed: list[Any],
-    tmp_path: Path,
+    other: dict[str, Any], folder: Path, computed: list[Any], tmp_path: Path
 ) -> None:
-    cache = FactorCache(tmp_path / "cache")
-    svd(cache, weights_factor_cache)
-    svd(cache, weights_factor_cache, **other)
+    weights = StreamedWeights.open(folder, "pico/source")
+    svd(tmp_path / "cache", weights)
+    svd(tmp_path / "cache", weights, **other)
     assert len(computed) == len(files(tmp_path / "cache")) == 2
 
 
 def test_content_is_the_key_and_not_the_name(
-    weights_factor_cache: StreamedWeights, computed: list[Any], tmp_path: Path
+    folder: Path, computed: list[Any], tmp_path: Path
 ) -> None:
-    cache = FactorCache(tmp_path / "cache")
-    first = svd(cache, weights_factor_cache)
-    weights_factor_cache.folder.rename(tmp_path / "moved")
+    cache = tmp_path / "cache"
+    first = svd(cache, StreamedWeights.open(folder, "pico/source"))
+    folder.rename(tmp_path / "moved")
     moved = StreamedWeights.open(tmp_path / "moved", "another/name")
     assert_same(svd(cache, moved), first)
     assert len(computed) == 1
     stored = load_file(tmp_path / "moved" / "model.safetensors")
-    stored[f"{DOWN.module_name}.weight"][0, 0] += 1
+    name = f"{DOWN.module_name}.weight"
+    save_file({**stored, name: stored[name].half()}, tmp_path / "moved" / "model.safetensors")
+    svd(cache, StreamedWeights.open(tmp_path / "moved", "another/name"))
+    stored[name][0, 0] += 1
     save_file(stored, tmp_path / "moved" / "model.safetensors")
     changed = svd(cache, StreamedWeights.open(tmp_path / "moved", "another/name"))
     assert changed.energy != first.energy
     svd(cache, moved, Site(0, Role.DOWN))
-    assert len(computed) == 3
+    assert len(computed) == 4
 
 
-@pytest.mark.parametrize("damage", ["cut", "emptied", "other tensors", "no metadata"])
-def test_damaged_file_is_computed_again(
-    damage: str, weights_factor_cache: StreamedWeights, computed: list[Any], tmp_path: Path
+def test_what_is_damaged_is_computed_again(
+    folder: Path, computed: list[Any], tmp_path: Path
 ) -> None:
-    cache = FactorCache(tmp_path / "cache")
-    first = svd(cache, weights_factor_cache)
+    weights = StreamedWeights.open(folder, "pico/source")
+    first = svd(tmp_path / "cache", weights)
     (file,) = files(tmp_path / "cache")
-    whole = file.read_bytes()
-    if damage == "cut":
-        file.write_bytes(whole[:-10])
-    elif damage == "emptied":
-        file.write_bytes(b"")
-    elif damage == "other tensors":
-        save_file({"U": first.U}, file)
-    else:
-        save_file({"U": first.U, "S": first.S, "V": first.V}, file)
-    assert_same(svd(cache, weights_factor_cache), first)
-    assert len(computed) == 2
-    assert_same(svd(cache, weights_factor_cache), first)
+    file.write_bytes(file.read_bytes()[:-10])
+    assert_same(svd(tmp_path / "cache", weights), first)
+    assert_same(svd(tmp_path / "cache", weights), first)
     assert len(computed) == 2
 
 
-@contextmanager
-def files_no_longer_than(size: int) -> Iterator[None]:
-    """Let a write fail half-way, as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-def test_full_disk_is_told_and_leaves_nothing(
-    weights_factor_cache: StreamedWeights, tmp_path: Path
-) -> None:
-    cache = FactorCache(tmp_path / "cache")
-    with (
-        pytest.raises(OutputError, match=r"cache.*cannot be written.*free some space"),
-        files_no_longer_than(300),
-    ):
-        svd(cache, weights_factor_cache)
-    assert files(tmp_path / "cache") == []
-    svd(cache, weights_factor_cache)
-    assert len(files(tmp_path / "cache")) == 1
-
-
-def test_forbidden_place_is_told(weights_factor_cache: StreamedWeights, tmp_path: Path) -> None:
+def test_what_cannot_be_kept_is_said(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file where a folder is due")
     with pytest.raises(OutputError, match=r"cache.*cannot be written"):
-        svd(FactorCache(tmp_path / "cache"), weights_factor_cache)
+        svd(tmp_path / "cache", StreamedWeights.open(folder, "pico/source"))
 
 
-def test_weight_that_is_not_finite_is_refused(
-    weights_factor_cache: StreamedWeights, tmp_path: Path
-) -> None:
-    file = weights_factor_cache.folder / "model.safetensors"
+def test_weight_that_is_not_finite_is_refused(folder: Path, tmp_path: Path) -> None:
+    file = folder / "model.safetensors"
     stored = load_file(file)
     stored[f"{DOWN.module_name}.weight"][0, 0] = float("nan")
     save_file(stored, file)
     with pytest.raises(ModelError, match=r"layers\.1\.mlp\.down_proj of pico/source.*not finite"):
-        svd(FactorCache(tmp_path / "cache"), weights_factor_cache)
+        svd(tmp_path / "cache", StreamedWeights.open(folder, "pico/source"))
     assert not (tmp_path / "cache").exists()
-
-
-def _fill(folder: Path, cache: Path, start: Any) -> None:
-    torch.set_num_threads(1)
-    weights = StreamedWeights.open(folder, "pico/source")
-    start.wait()
-    for site in weights.sites.shapes:
-        svd(FactorCache(cache), weights, site)
-
-
-@pytest.mark.slow
-def test_processes_share_a_folder(weights_factor_cache: StreamedWeights, tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    start = context.Barrier(3)
-    processes = [
-        context.Process(target=_fill, args=(weights_factor_cache.folder, tmp_path / "cache", start))
-        for _ in range(3)
-    ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(60)
-    assert [process.exitcode for process in processes] == [0, 0, 0]
-    kept = files(tmp_path / "cache")
-    assert len(kept) == len(weights_factor_cache.sites.shapes)
-    assert all(len(load_file(file)) == 3 for file in kept)

@@ -136,137 +136,127 @@ def test_zero_must_leave_the_logits_as_they_are(
     assert verify(tmp_path / "adapter", target, zero) == Verification(21, 0.0, 0.0, 0.0, 0.0)
 
 
-class TestRefused:
-    """Each of these is a folder that was written wrongly."""
+Q = Site(1, Role.Q)
+NAME = re.escape(Q.module_name)
 
-    Q = Site(1, Role.Q)
 
-    def refused(
-        self, folder: Path, target: StreamedWeights, adapter: LoraAdapter, message: str
-    ) -> None:
-        with pytest.raises(VerificationError, match=message) as error:
-            verify(folder, target, adapter)
-        assert error.value.exit_code == 1
+def refused(folder: Path, target: StreamedWeights, adapter: LoraAdapter, message: str) -> None:
+    with pytest.raises(VerificationError, match=message) as error:
+        verify(folder, target, adapter)
+    assert error.value.exit_code == 1
 
-    def test_a_site_whose_tensors_are_missing(
-        self, folder: Path, target: StreamedWeights, adapter: LoraAdapter
-    ) -> None:
-        edited(folder, lambda _: dict.fromkeys(keys(self.Q)))
-        self.refused(folder, target, adapter, rf"another update at {self.Q.module_name}.*norm 0")
 
-    def test_a_factor_that_is_missing(
-        self, folder: Path, target: StreamedWeights, adapter: LoraAdapter
-    ) -> None:
-        edited(folder, lambda _: {keys(self.Q)[1]: None})
-        self.refused(folder, target, adapter, rf"another update at {self.Q.module_name}")
+def spoilt(value: float) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
+    def spoil(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        tensors[keys(Q)[0]][0, 0] = value
+        return {}
 
-    def test_a_site_that_is_not_targeted(
-        self, folder: Path, target: StreamedWeights, adapter: LoraAdapter
-    ) -> None:
-        configured(folder, exclude_modules=[self.Q.module_name])
-        self.refused(folder, target, adapter, rf"lacks {self.Q.module_name}: of 21 .*finds 20")
+    return spoil
 
-    def test_a_site_too_many(
-        self, folder: Path, target: StreamedWeights, adapter: LoraAdapter
-    ) -> None:
-        meant = LoraAdapter({s: u for s, u in adapter.items() if s != self.Q}, adapter.base_model)
-        self.refused(folder, target, meant, rf"too many by {self.Q.module_name}: of 20.*finds 21")
 
-    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-    def test_a_factor_that_is_not_finite(
-        self, folder: Path, target: StreamedWeights, adapter: LoraAdapter, value: float
-    ) -> None:
-        def spoil(tensors: dict[str, Tensor]) -> dict[str, Tensor | None]:
-            tensors[keys(self.Q)[0]][0, 0] = value
-            return {}
+def of_another_site(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    others = [tensors[key].clone() for key in keys(Site(2, Role.Q))]
+    return dict(zip(keys(Q), others, strict=True))
 
-        edited(folder, spoil)
-        self.refused(folder, target, adapter, rf"{self.Q.module_name}.*norm not finite instead")
 
-    def test_one_update_of_zero(
-        self, folder: Path, target: StreamedWeights, adapter: LoraAdapter
-    ) -> None:
-        edited(folder, lambda t: {keys(self.Q)[1]: torch.zeros_like(t[keys(self.Q)[1]])})
-        self.refused(folder, target, adapter, rf"{self.Q.module_name}.*norm 0\.0 instead")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda _: dict.fromkeys(keys(Q)), rf"another update at {NAME}.*norm 0"),
+        (lambda _: {keys(Q)[1]: None}, rf"another update at {NAME}"),
+        (spoilt(float("nan")), rf"{NAME}.*norm not finite instead"),
+        (spoilt(float("inf")), rf"{NAME}.*norm not finite instead"),
+        (lambda t: {keys(Q)[1]: torch.zeros_like(t[keys(Q)[1]])}, rf"{NAME}.*norm 0\.0 instead"),
+        (of_another_site, rf"another update at {NAME}"),
+        # The norms are right, and the update is wrong.
+        (lambda t: {keys(Q)[0]: -t[keys(Q)[0]]}, rf"another update at {NAME}"),
+    ],
+    ids=["both missing", "one missing", "nan", "inf", "zero", "another site's", "sign"],
+)
+def test_other_factors_are_refused(
+    change: Callable[[dict[str, Tensor]], Mapping[str, Tensor | None]],
+    message: str,
+    folder: Path,
+    target: StreamedWeights,
+    adapter: LoraAdapter,
+) -> None:
+    edited(folder, change)
+    refused(folder, target, adapter, message)
 
-    def test_other_factors(
-        self, folder: Path, target: StreamedWeights, adapter: LoraAdapter
-    ) -> None:
-        other = Site(2, Role.Q)
-        edited(
-            folder,
-            lambda t: dict(zip(keys(self.Q), [t[k].clone() for k in keys(other)], strict=True)),
-        )
-        self.refused(folder, target, adapter, rf"another update at {self.Q.module_name}")
 
-    def test_another_scale(
-        self, folder: Path, target: StreamedWeights, adapter: LoraAdapter
-    ) -> None:
-        configured(folder, lora_alpha=2 * 0.5 * 3)
-        self.refused(folder, target, adapter, "another update at")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"exclude_modules": [Q.module_name]}, rf"lacks {NAME}: of 21 .*finds 20"),
+        ({"lora_alpha": 2 * 0.5 * 3}, "another update at"),
+        ({"r": 2}, "PEFT cannot put the adapter in .* on pico/target"),
+    ],
+    ids=["site", "scale", "rank"],
+)
+def test_other_settings_are_refused(
+    options: dict[str, object],
+    message: str,
+    folder: Path,
+    target: StreamedWeights,
+    adapter: LoraAdapter,
+) -> None:
+    configured(folder, **options)
+    refused(folder, target, adapter, message)
 
-    def test_a_sign(self, folder: Path, target: StreamedWeights, adapter: LoraAdapter) -> None:
-        """The norms are right, and the update is wrong."""
-        edited(folder, lambda t: {keys(self.Q)[0]: -t[keys(self.Q)[0]]})
-        self.refused(folder, target, adapter, rf"another update at {self.Q.module_name}")
 
-    def test_factors_of_another_rank(
-        self, folder: Path, target: StreamedWeights, adapter: LoraAdapter
-    ) -> None:
-        configured(folder, r=2)
-        self.refused(folder, target, adapter, "PEFT cannot put the adapter in .* on pico/target")
+def test_a_site_too_many_is_refused(
+    folder: Path, target: StreamedWeights, adapter: LoraAdapter
+) -> None:
+    meant = LoraAdapter({s: u for s, u in adapter.items() if s != Q}, adapter.base_model)
+    refused(folder, target, meant, rf"too many by {NAME}: of 20.*finds 21")
 
-    def test_a_file_that_is_cut_off(
-        self, folder: Path, target: StreamedWeights, adapter: LoraAdapter
-    ) -> None:
+
+@pytest.mark.parametrize("damage", ["cut", "adapter_model.safetensors", "adapter_config.json"])
+def test_damaged_or_missing_files_are_refused(
+    damage: str, folder: Path, target: StreamedWeights, adapter: LoraAdapter
+) -> None:
+    if damage == "cut":
         file = folder / "adapter_model.safetensors"
         file.write_bytes(file.read_bytes()[:-100])
-        self.refused(folder, target, adapter, re.escape(str(folder)))
+    else:
+        (folder / damage).unlink()
+    refused(folder, target, adapter, re.escape(str(folder)))
 
-    @pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json"])
-    def test_a_file_that_is_missing(
-        self, folder: Path, target: StreamedWeights, adapter: LoraAdapter, name: str
-    ) -> None:
-        (folder / name).unlink()
-        self.refused(folder, target, adapter, re.escape(str(folder)))
 
-    def test_an_adapter_of_another_model(
-        self, folder: Path, pico: Callable[[str], BaseModel], adapter: LoraAdapter, tmp_path: Path
-    ) -> None:
-        pico("llama").network.save_pretrained(tmp_path / "llama")
-        llama = StreamedWeights.open(tmp_path / "llama", "pico/llama")
-        self.refused(folder, llama, adapter, "PEFT")
+def test_an_adapter_of_another_model_is_refused(
+    folder: Path, pico: Callable[[str], BaseModel], adapter: LoraAdapter, tmp_path: Path
+) -> None:
+    pico("llama").network.save_pretrained(tmp_path / "llama")
+    refused(folder, StreamedWeights.open(tmp_path / "llama", "pico/llama"), adapter, "PEFT")
 
-    def test_logits_that_stay_as_they_are(
-        self, target: StreamedWeights, adapter: LoraAdapter, tmp_path: Path
-    ) -> None:
-        faint = adapter.map(lambda update: update.scaled(1e-20))
-        write_adapter(faint, tmp_path / "faint")
-        self.refused(tmp_path / "faint", target, faint, r"by 0\.0 at most.*should change.*scale=")
 
-    def test_logits_that_overflow(
-        self, target: StreamedWeights, adapter: LoraAdapter, tmp_path: Path
-    ) -> None:
-        vast = adapter.map(lambda update: update.scaled(1e38))
-        write_adapter(vast, tmp_path / "vast")
-        self.refused(tmp_path / "vast", target, vast, "and be finite; check scale=")
+@pytest.mark.parametrize(
+    ("scale", "message"),
+    [
+        (1e-20, r"by 0\.0 at most.*should change.*scale="),
+        (1e38, "and be finite; check scale="),
+    ],
+)
+def test_logits_that_do_not_change_or_overflow_are_refused(
+    scale: float, message: str, target: StreamedWeights, adapter: LoraAdapter, tmp_path: Path
+) -> None:
+    scaled = adapter.map(lambda update: update.scaled(scale))
+    write_adapter(scaled, tmp_path / "scaled")
+    refused(tmp_path / "scaled", target, scaled, message)
 
-    def test_logits_that_change_without_an_update(
-        self,
-        target: StreamedWeights,
-        adapter: LoraAdapter,
-        tmp_path: Path,
-        monkeypatch: pytest.MonkeyPatch,
-    ) -> None:
-        zero = adapter.map(lambda update: type(update)(update.A, torch.zeros_like(update.B)))
-        write_adapter(zero, tmp_path / "zero")
-        load = PeftModel.from_pretrained
 
-        def disturbed(network: PreTrainedModel, place: str) -> PeftModel:
-            network.get_submodule("model.rotary_emb").register_forward_hook(
-                lambda _module, _inputs, output: tuple(part + 0.1 for part in output)
-            )
-            return load(network, place)
+def test_logits_that_change_without_an_update_are_refused(
+    target: StreamedWeights, adapter: LoraAdapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zero = adapter.map(lambda update: type(update)(update.A, torch.zeros_like(update.B)))
+    write_adapter(zero, tmp_path / "zero")
+    load = PeftModel.from_pretrained
 
-        monkeypatch.setattr(PeftModel, "from_pretrained", disturbed)
-        self.refused(tmp_path / "zero", target, zero, "should stay as they are")
+    def disturbed(network: PreTrainedModel, place: str) -> PeftModel:
+        network.get_submodule("model.rotary_emb").register_forward_hook(
+            lambda _module, _inputs, output: tuple(part + 0.1 for part in output)
+        )
+        return load(network, place)
+
+    monkeypatch.setattr(PeftModel, "from_pretrained", disturbed)
+    refused(tmp_path / "zero", target, zero, "should stay as they are")

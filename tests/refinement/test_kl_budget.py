@@ -10,7 +10,7 @@ from loraport.adapters import LoraAdapter
 from loraport.data.corpora import VALIDATION
 from loraport.exceptions import ConfigurationError, DataError, ModelError
 from loraport.models import BaseModel
-from loraport.models.kl import Drift, KlToBaseGauge
+from loraport.models.kl import KlToBase, KlToBaseGauge
 from loraport.refinement.base import DistillationInputs, Teacher
 from loraport.refinement.kl_budget import KlBudget, check_kl, largest_within
 
@@ -50,7 +50,7 @@ def data(
     return DistillationInputs(teacher, pico_target, texts=Planted(*SENTENCES))
 
 
-def measured(data: DistillationInputs, adapter: LoraAdapter) -> Drift:
+def measured(data: DistillationInputs, adapter: LoraAdapter) -> KlToBase:
     return KlToBaseGauge(data.target, SENTENCES).of(adapter)
 
 
@@ -89,7 +89,8 @@ def test_the_tail_has_five_times_the_budget_of_the_mean() -> None:
 def test_zero_budget_leaves_nothing(
     start: LoraAdapter, data: DistillationInputs, zero: str
 ) -> None:
-    adapter, report = KlBudget(**{zero: 0.0}).refine(start, data)
+    options: dict[str, Any] = {zero: 0.0}
+    adapter, report = KlBudget(**options).refine(start, data)
     assert all(not update.B.any() for update in adapter.values())
     assert all(torch.equal(adapter[site].A, start[site].A) for site in start)
     assert report["scale"] == report["drift"]["mean"] == report["drift"]["p95"] == 0

@@ -10,7 +10,7 @@ import pytest
 from loraport.adapters import LoraAdapter, Role
 from loraport.data import CorpusFolder
 from loraport.data.prompts import PromptSpec
-from loraport.models import BaseModel, LocalModel
+from loraport.models import BaseModel, ModelSource
 from loraport.refinement.base import DistillationInputs, Teacher
 from loraport.refinement.sequence_distillation import SequenceDistillation
 from loraport.refinement.teacher_generations import continuations
@@ -44,15 +44,8 @@ class ThreeWords:
                 yield text
 
 
-def model(cache: Path, name: str) -> BaseModel:
-    folder = next((path for path in cache.glob(f"models/{name}-*") if path.is_dir()), None)
-    if folder is None:
-        pytest.skip("needs the dequantised models of pair=smollm2_gemma3 in the cache")
-    return LocalModel(path=str(folder), name=name).load(cache)
-
-
-def test_a_style_is_ported(shared: Path, cache: Path):
-    source, target = model(cache, "SmolLM2-135M-Instruct"), model(cache, "gemma-3-270m")
+def test_a_style_is_ported(shared: Path, cache: Path, smollm2: ModelSource, gemma3: ModelSource):
+    source, target = smollm2.load(cache), gemma3.load(cache)
     corpus = ThreeWords(shared / "data/corpus/diverse.jsonl")
     train = list(islice(corpus.texts("train"), 400))
     adapter = style_adapter(

@@ -3,14 +3,10 @@ from typing import Any
 
 import pytest
 import torch
-from scipy.stats import spearmanr
 
-from loraport.evaluation import assembly as suite_assembly
-from loraport.evaluation.assembly import calibrate, divergence_record, ends, summarise, task_result
-from loraport.evaluation.records import CalibrationPoint, Condition
-from loraport.evaluation.statistics import Interval
+from loraport.evaluation.assembly import suite_result, summarise, task_result
+from loraport.evaluation.records import Condition
 from loraport.evaluation.suite import SuiteScore
-from loraport.models.kl import Divergences
 
 from .conftest import CONTROLS, conditions, score
 
@@ -91,11 +87,6 @@ def test_without_tasks_nothing_is_known():
     assert summary.margin.value is None
 
 
-def test_ends_of_intervals():
-    assert ends(Interval(0.1, math.inf)) == (0.1, None)
-    assert ends(Interval(math.nan, math.nan)) is None
-
-
 def test_a_cartridge_has_a_gap_of_its_own_and_is_no_control():
     tasks = {
         "one": conditions(30, 50, 60, cartridge=54),
@@ -116,7 +107,7 @@ def test_without_a_cartridge_on_every_task_there_is_no_gap_of_it():
         assert (summary.cartridge_gap, summary.cartridge_gap_nll) == (None, None)
 
 
-suite_result: Any = suite_assembly.suite_result
+made: Any = suite_result  # its intervals may be None, which these tests do not expect
 
 NAN = math.nan
 BASE = Condition(pair="tiny", method="base")
@@ -124,7 +115,7 @@ PORTED = Condition(pair="tiny", method="cast", task="sst2", seed=0)
 METRICS = ("right", "length", "self_bleu")
 
 
-def score_suite_assembly(right, length, bleu: float, **whole: float) -> SuiteScore:
+def suite_score(right, length, bleu: float, **whole: float) -> SuiteScore:
     rows = {"right": torch.tensor(right).float(), "length": torch.tensor(length).float()}
     return SuiteScore(("x",) * len(right), rows, {"self_bleu": bleu, **whole})
 
@@ -132,15 +123,13 @@ def score_suite_assembly(right, length, bleu: float, **whole: float) -> SuiteSco
 @pytest.fixture
 def scores() -> dict[Condition, SuiteScore]:
     return {
-        BASE: score_suite_assembly(
-            [0, 1, 1, 0, 0, NAN], [4, 5, 6, 7, 8, 9], 0.5, chat_template=1.0
-        ),
-        PORTED: score_suite_assembly([1, 1, 0, 1, NAN, 1], [5, 7, 6, 7, 9, 8], 0.25),
+        BASE: suite_score([0, 1, 1, 0, 0, NAN], [4, 5, 6, 7, 8, 9], 0.5, chat_template=1.0),
+        PORTED: suite_score([1, 1, 0, 1, NAN, 1], [5, 7, 6, 7, 9, 8], 0.25),
     }
 
 
 def test_means_are_over_the_items_that_count(scores) -> None:
-    found = suite_result("facts", METRICS, scores, {PORTED: BASE})
+    found = made("facts", METRICS, scores, {PORTED: BASE})
     assert (found.name, found.items, found.metrics) == ("facts", 6, METRICS)
     own, ported = found.scores
     assert (own.condition, ported.condition) == (BASE, PORTED)
@@ -154,7 +143,7 @@ def test_means_are_over_the_items_that_count(scores) -> None:
 
 
 def test_changes_are_paired_and_tested_where_they_can_be(scores) -> None:
-    found = suite_result("facts", METRICS, scores, {PORTED: BASE})
+    found = made("facts", METRICS, scores, {PORTED: BASE})
     right, length, bleu = found.changes
     assert [change.metric for change in found.changes] == list(METRICS)
     assert all(change.condition == PORTED for change in found.changes)
@@ -167,8 +156,8 @@ def test_changes_are_paired_and_tested_where_they_can_be(scores) -> None:
 
 
 def test_what_cannot_be_told_is_none_and_the_file_has_no_nan(scores) -> None:
-    nothing = {BASE: scores[BASE], PORTED: score_suite_assembly([NAN] * 6, [NAN] * 6, NAN)}
-    found = suite_result("facts", (*METRICS, "other"), nothing, {PORTED: BASE})
+    nothing = {BASE: scores[BASE], PORTED: suite_score([NAN] * 6, [NAN] * 6, NAN)}
+    found = made("facts", (*METRICS, "other"), nothing, {PORTED: BASE})
     assert "NaN" not in found.model_dump_json()
     assert found.scores[1].means == {"right": None, "length": None, "self_bleu": None}
     right = found.changes[0]
@@ -176,103 +165,14 @@ def test_what_cannot_be_told_is_none_and_the_file_has_no_nan(scores) -> None:
 
 
 def test_without_bases_or_scores_there_is_no_change(scores) -> None:
-    assert suite_result("facts", METRICS, scores, {}).changes == ()
-    empty = suite_result("facts", METRICS, {}, {})
+    assert made("facts", METRICS, scores, {}).changes == ()
+    empty = made("facts", METRICS, {}, {})
     assert (empty.items, empty.scores) == (0, ())
-    assert suite_result("facts", METRICS, {BASE: scores[BASE]}, {PORTED: BASE}).changes == ()
+    assert made("facts", METRICS, {BASE: scores[BASE]}, {PORTED: BASE}).changes == ()
 
 
 def test_scores_that_do_not_belong_together_are_refused(scores) -> None:
     with pytest.raises(ValueError, match=r"answered with \[2, 6\] items"):
-        suite_result(
-            "facts", METRICS, scores | {BASE: score_suite_assembly([0, 1], [1, 2], 0.1)}, {}
-        )
+        made("facts", METRICS, scores | {BASE: suite_score([0, 1], [1, 2], 0.1)}, {})
     with pytest.raises(ValueError, match="no score of"):
-        suite_result("facts", METRICS, {PORTED: scores[PORTED]}, {PORTED: BASE})
-
-
-def test_divergences_are_recorded_as_they_are() -> None:
-    record = divergence_record(PORTED, "generic", Divergences(40, 0.1, 0.3, 0.02, 0.95))
-    assert record.condition == PORTED
-    assert (record.texts, record.positions) == ("generic", 40)
-    assert (record.kl, record.kl_p95, record.js, record.top1) == (0.1, 0.3, 0.02, 0.95)
-
-
-def point(
-    task: str, method: str, gap: float | None, **diagnostics: float | None
-) -> CalibrationPoint:
-    condition = Condition(pair="tiny", method=method, task=task, seed=0)
-    return CalibrationPoint(condition=condition, gap_recovered=gap, diagnostics=diagnostics)
-
-
-@pytest.fixture
-def points() -> list[CalibrationPoint]:
-    """``norm`` tells what cast recovers and the opposite of what ridge does."""
-    found = []
-    for place, task in enumerate(("sst2", "trec", "subj", "cr", "imdb", "ade")):
-        known: dict[str, float | None] = {"norm": 0.1 * place, "coverage": 0.9}
-        found.append(point(task, "cast", 0.2 * place, **known))
-        found.append(point(task, "ridge", 1.0 - 0.2 * place, **known))
-    return found
-
-
-def told(result, name, method=None):
-    (found,) = (d for d in result.diagnostics if (d.name, d.method) == (name, method))
-    return found
-
-
-def test_every_diagnostic_is_calibrated_overall_and_by_method(points) -> None:
-    result = calibrate(points)
-    assert (result.success, result.points) == (0.5, tuple(points))
-    names = [(d.method, d.name) for d in result.diagnostics]
-    assert names == [(m, n) for m in (None, "cast", "ridge") for n in ("norm", "coverage")]
-    cast, ridge = told(result, "norm", "cast"), told(result, "norm", "ridge")
-    assert cast.points == 6
-    assert cast.spearman == pytest.approx(1.0)
-    assert ridge.spearman == pytest.approx(-1.0)
-    assert (cast.above, ridge.above) == (True, False)
-    assert cast.threshold == pytest.approx(0.25)
-    # Of the two tasks beside the threshold one may fall on the one that is fitted without it.
-    assert cast.hit_rate >= 0.8
-    assert cast.majority_rate == pytest.approx(0.5)
-    whole = told(result, "norm")
-    wanted = spearmanr(
-        [p.diagnostics["norm"] for p in points], [p.gap_recovered for p in points]
-    ).statistic
-    assert whole.spearman == pytest.approx(wanted, abs=1e-9)
-    assert whole.ci95[0] <= whole.spearman <= whole.ci95[1]
-
-
-def test_a_constant_diagnostic_says_nothing(points) -> None:
-    found = told(calibrate(points), "coverage")
-    assert (found.spearman, found.ci95, found.threshold, found.hit_rate) == (None,) * 4
-    assert found.majority_rate == pytest.approx(0.5)
-
-
-def test_points_without_a_gap_or_a_diagnostic_count_for_nothing(points) -> None:
-    strange = [point("x", "cast", None, norm=0.3), point("y", "cast", 0.9)]
-    result = calibrate([*points, *strange])
-    assert len(result.points) == 14
-    assert told(result, "norm", "cast").points == 6
-    assert (
-        told(result, "norm", "cast").threshold == told(calibrate(points), "norm", "cast").threshold
-    )
-
-
-def test_one_method_is_told_once_and_success_is_an_argument(points) -> None:
-    cast = [p for p in points if p.condition.method == "cast"]
-    result = calibrate(cast, success=0.7)
-    assert [(d.method, d.name) for d in result.diagnostics] == [(None, "norm"), (None, "coverage")]
-    assert result.success == 0.7
-    assert told(result, "norm").threshold == pytest.approx(0.35)
-
-
-def test_few_points_and_none_have_no_number(points) -> None:
-    found = told(calibrate(points[:3]), "norm")
-    assert (found.points, found.spearman, found.threshold) == (3, None, None)
-    assert calibrate([]).diagnostics == ()
-    assert "NaN" not in calibrate(points[:1]).model_dump_json()
-
-
-def test_the_seed_decides_the_intervals(points) -> None:
-    assert calibrate(points, seed=1) == calibrate(points, seed=1)
+        made("facts", METRICS, {PORTED: scores[PORTED]}, {PORTED: BASE})

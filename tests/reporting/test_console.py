@@ -1,171 +1,151 @@
 import io
-from typing import Any
+import re
 
 import pytest
-from rich.console import Console
 
-from loraport.evaluation.records import CompatibilityRecord, StepRecord
+from loraport.evaluation.records import CompatibilityRecord
 from loraport.reporting.console import (
-    diagnostics,
-    fit_rows,
-    layer_rows,
-    measure_rows,
-    number,
+    print_benchmark,
     print_diagnosis,
+    print_results,
     print_transfer,
 )
-from loraport.reporting.console import transfer_remarks as remarks
 
+from .benchmark_sample import (
+    METHODS,
+    all_refused,
+    full_benchmark,
+    method_of,
+    no_usable_task,
+    nothing_known,
+    one_mapper,
+    results_of,
+    thousand_rows,
+)
+from .conftest import conditions
+from .conftest import results_of as training_of
 from .test_records import content_of, record, report_of, site
 
 
-def printed(**fields: object) -> str:
-    console = Console(file=io.StringIO(), width=120)
-    print_transfer(report_of(**fields), console)
-    assert isinstance(console.file, io.StringIO)
-    return console.file.getvalue()
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
 
 
-def test_each_role_has_the_means_over_its_sites() -> None:
-    found = diagnostics(report_of())
-    assert list(found) == ["q", "v"]
-    assert found["q"] == pytest.approx({"sites": 2, "kept_norm": 0.5, "source_energy_kept": 0.8})
-    assert found["v"] == {"sites": 1, "kept_norm": 0.5}
+@pytest.fixture
+def printed(monkeypatch):
+    """What is printed into a pipe, or in a terminal of so many columns."""
+    for name in ("NO_COLOR", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+
+    def of(show, content, width=None, *, plain=True) -> str:
+        out = io.StringIO() if width is None else Terminal()
+        monkeypatch.setattr("sys.stdout", out)
+        if width is not None:
+            monkeypatch.setenv("COLUMNS", str(width))
+        show(content)
+        text = out.getvalue()
+        if plain:
+            text = re.sub(r"\x1b\[[0-9;]*m", "", text)
+        return "\n".join(line.rstrip() for line in text.splitlines())
+
+    return of
 
 
-def test_several_adapters_are_taken_together() -> None:
-    mapping = ({"sites": {"0.q": site(0.2)}}, {"sites": {"0.q": site(0.6)}})
-    found = diagnostics(report_of(mapping=mapping, adapters=(record(), record("b"))))
-    assert found["q"] == pytest.approx({"sites": 2, "kept_norm": 0.4})
+def row_of(text: str, name: str) -> list[str]:
+    return next(line for line in text.splitlines() if line.startswith(name)).split()
 
 
-def test_a_mapper_without_sites_has_no_table() -> None:
-    text = printed(mapping=({"anchors": ["films"], "strength": 0.1},))
-    assert "role" not in text
-    assert text.splitlines()[1].startswith("verified: PEFT reads 3 sites")
-
-
-def test_the_table_names_mapper_and_models_on_one_line() -> None:
-    text = printed(mapper="noop", mapping=({"sites": {"0.q": site(0.5)}},))
-    assert text.splitlines()[0].strip() == "noop: pico/source -> pico/target"
-
-
-def test_what_a_role_lacks_is_a_dash() -> None:
-    lines = [line.split() for line in printed().splitlines()]
-    assert ["q", "2", "0.5", "0.8"] in lines
-    assert ["v", "1", "0.5", "-"] in lines
-    assert ["role", "sites", "norm", "kept", "source", "energy", "kept"] in lines
-
-
-def test_names_with_brackets_are_printed_as_they_are() -> None:
-    text = printed(warnings=("a[bold]b is odd",), adapters=(record("x[red]y"),))
-    assert "a[bold]b is odd" in text
-
-
-def test_what_was_lost_and_repeated_is_said() -> None:
-    mapping = {"dropped_sites": ["1.q"], "dropped_energy": 0.25, "repeated_sites": 2, "sites": {}}
-    steps = (StepRecord(name="merge", lost_energy=0.125),)
-    told = list(remarks(report_of(mapping=(mapping,), steps=steps, warnings=("mind this",))))
-    assert told == [
-        "adapters/books: 1 of 4 source sites feed no target layer; they hold 25% of its squared "
-        "norm, which is not carried over",
-        "adapters/books: 2 target sites share the source site that feeds them with another target "
-        "layer",
-        "merge: cutting back to the rank lost 12.5% of the energy",
-        "verified: PEFT reads 3 sites; logits change by up to 0.125, the most likely token at 25% "
-        "of the probe's positions",
-        "diagnosis: left out, so that nothing is known of how alike the two models are",
-        "mind this",
+def test_a_training_run_shows_every_task_and_the_mean(results, printed):
+    text = printed(print_results, results)
+    assert text.splitlines()[0] == "pca_mlp, space delta, seed 0: tiny-source -> tiny-target"
+    assert row_of(text, "task")[:9] == [
+        *("task", "base", "base", "source", "oracle", "mean", "random", "swapped", "predicted"),
     ]
-
-
-def test_nothing_is_said_of_what_did_not_happen() -> None:
-    assert [line.partition(":")[0] for line in remarks(report_of())] == [
-        "verified",
-        "diagnosis",
+    assert row_of(text, "bbc_news")[1:10] == [
+        *("0.62", "0.40", "0.85", "0.94", "0.67", "0.61", "0.64", "0.80", "0.56"),
     ]
+    assert f"{results.summary.gap_recovered:.2f}" in row_of(text, "mean of 4")
+    assert "left out of the mean: trec" in text
 
 
-def test_a_diagnosis_is_told_and_that_it_was_overridden() -> None:
-    record = CompatibilityRecord(
+def test_a_benchmark_shows_every_method_control_and_sentence(printed):
+    text = printed(print_benchmark, full_benchmark())
+    for name in (*METHODS, "few-shot 32 (control)", "oracle (trained on the target)", "head_copy"):
+        assert name in text
+    assert "…" not in text
+    assert "H1, transfer is possible, is supported" in text
+    assert "Not usable, and left out of the means: trec" in text
+    assert "<width> 576 and 640" in text
+
+
+@pytest.mark.parametrize("made", [no_usable_task, all_refused, nothing_known, thousand_rows])
+def test_odd_results_print(made, printed):
+    assert not re.search(r"None|nan|NaN", printed(print_benchmark, made()))
+
+
+def test_numbers_are_never_cut_for_width(results, printed):
+    narrow = printed(print_results, results, 60)
+    assert row_of(narrow, "bbc_news")[1:4] == ["0.62", "0.40", "0.85"]
+    assert "…" not in narrow
+    row = row_of(printed(print_benchmark, full_benchmark(), 40), "cast")
+    assert row[:3] == ["cast", "generic", "text"]
+    assert row[-1] == "200.0"
+    assert max(map(len, printed(print_results, results, 100).splitlines())) <= 100
+
+
+def test_a_pipe_gets_no_colours_and_no_line_breaks_in_sentences(printed):
+    pipe = printed(print_benchmark, one_mapper(), plain=False)
+    assert "\x1b" not in pipe
+    assert max(map(len, pipe.splitlines())) > 120
+    assert "\x1b[1m" in printed(print_benchmark, one_mapper(), 120, plain=False)
+
+
+def test_a_port_shows_a_row_a_role_and_what_it_lacks(printed):
+    text = printed(print_transfer, report_of())
+    assert text.splitlines()[0] == "cross_lora: pico/source -> pico/target"
+    assert row_of(text, "q ") == ["q", "2", "0.5", "0.8"]
+    assert row_of(text, "v ") == ["v", "1", "0.5", "-"]
+    without = printed(print_transfer, report_of(mapping=({"anchors": ["films"]},)))
+    assert "role" not in without
+    assert without.splitlines()[1].startswith("verified: PEFT reads 3 sites")
+
+
+def test_a_port_shows_the_diagnosis_and_that_it_was_overridden(printed):
+    forced = CompatibilityRecord(
         coverage=0.25, minimum=0.5, identification=0.5, rows=300, forced=True
     )
-    text = printed(compatibility=record)
+    text = printed(print_transfer, report_of(compatibility=forced))
     assert "diagnosis: 25% of the target's layers have a counterpart in the source" in text
     assert "at least 50% are needed, which force=true overrode" in text
-    calm = record.model_copy(update={"coverage": 0.75, "forced": False})
-    assert "force=true" not in printed(compatibility=calm)
+    calm = forced.model_copy(update={"coverage": 0.75, "forced": False})
+    assert "force=true" not in printed(print_transfer, report_of(compatibility=calm))
 
 
-def test_piped_output_is_not_wrapped(capsys: pytest.CaptureFixture[str]) -> None:
-    long = "word " * 60
-    print_transfer(report_of(warnings=(long.strip(),)))
-    assert long.strip() in capsys.readouterr().out.splitlines()
-
-
-class TestMappersOfText:
-    def test_where_text_predicts_nothing_is_said(self) -> None:
-        sites = {
-            "0.q": site(0.5, input_r2=0.9, output_r2=-0.25, restricted_r2=0.0),
-            "1.q": site(0.5, input_r2=0.7, output_r2=0.5, restricted_r2=0.125),
-            "0.v": site(0.5, input_r2=0.8, output_r2=-1.0, restricted_r2=0.5),
-        }
-        told = list(remarks(report_of(mapping=({"sites": sites, "left_out": ["1.v > 2.v"]},))))
-        assert told[:3] == [
-            "adapters/books: left out, since text predicts too little there (mapper.min_r2): "
-            "1.v > 2.v",
-            "adapters/books: text predicts nothing of what the adapter reads at 1 of 3 target "
-            "sites (R² at most 0: 0.q); what is written there is noise",
-            "adapters/books: text predicts nothing of what it writes at 2 of 3 target sites (R² at "
-            "most 0: 0.q, 0.v); what is written there is noise",
-        ]
-
-    def test_the_table_says_what_its_columns_are(self) -> None:
-        sites = {"0.q": site(0.5, input_r2=0.75, input_strength=1e-4, restricted_r2=0.25)}
-        text = printed(mapping=({"sites": sites},))
-        assert "role   sites   norm kept   R² in   R² adapter" in text
-        assert "1 exact and 0 no better than the mean" in " ".join(text.split())
-        assert "R² is on held-out text" not in printed()
-        assert "0.0001" not in text
-
-    def test_a_long_list_is_cut_short(self) -> None:
-        sites = {f"{layer}.q": site(0.5, output_r2=-1.0) for layer in range(9)}
-        text = next(remarks(report_of(mapping=({"sites": sites},))))
-        assert "0.q, 1.q, 2.q, 3.q, 4.q, 5.q, ...)" in text
-
-
-def printed_diagnosis_table(**fields: Any) -> str:
-    console = Console(width=150, color_system=None)
-    with console.capture() as capture:
-        print_diagnosis(content_of(**fields), console)
-    return capture.get()
-
-
-def test_layers_show_what_feeds_them() -> None:
-    headings, rows = layer_rows(content_of())
-    assert len(headings) == len(rows[0])
-    assert [row[:3] for row in rows] == [("0", "0", "0"), ("1", "1 (0.25), 2 (0.75)", "1")]
-    assert [row[4] for row in rows] == ["yes", "no"]
-    assert rows[0][-1] == "-"
-
-
-def test_measures_show_the_mean_of_the_best() -> None:
-    assert measure_rows(content_of())[1][0] == ("mutual k-NN", "0.60", "0.50", "300")
-
-
-def test_fits_are_means_over_layers_without_empty_columns() -> None:
-    headings, rows = fit_rows(content_of())
-    assert headings == ("role", "R² of inputs", "R² of outputs")
-    assert rows == [("q", "0.60", "0.00")]
-    assert fit_rows(content_of(modules=()))[1] == []
-
-
-def test_everything_is_printed_verbatim() -> None:
-    text = printed_diagnosis_table(warnings=("an [odd] warning",))
-    for part in ("pico/source -> pico/<target>", "Compatible: all layers.", "an [odd] warning"):
-        assert part in text
+def test_a_diagnosis_shows_layers_verdict_and_warnings(printed):
+    text = printed(print_diagnosis, content_of())
+    assert text.splitlines()[0] == "pico/source -> pico/<target>, sentences"
+    assert row_of(text, "mutual k-NN")[2:] == ["0.60", "0.50", "300"]
+    assert "Compatible: all layers." in text
     assert "300 rows with 120 distinct tokens, of 4000 aligned word ends in 90 texts" in text
 
 
-def test_a_missing_number_is_a_dash() -> None:
-    assert (number(None), number(0.125), number(0.125, 3)) == ("-", "0.12", "0.125")
+@pytest.mark.parametrize(
+    ("show", "content"),
+    [
+        (print_results, training_of({"[bold]odd[/x]": conditions(30, 50, 60)})),
+        (print_benchmark, results_of([method_of("[bold]odd[/x]")])),
+        (
+            print_transfer,
+            report_of(
+                warnings=("[bold]odd[/x] name",),
+                adapters=(record("x[red]y"),),
+                mapping=({"sites": {"0.q": site(0.5)}},),
+            ),
+        ),
+        (print_diagnosis, content_of(warnings=("an [bold]odd[/x] warning",))),
+    ],
+)
+def test_brackets_in_names_are_no_markup(show, content, printed):
+    assert "[bold]odd[/x]" in printed(show, content)

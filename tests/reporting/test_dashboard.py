@@ -11,8 +11,8 @@ from loraport.exceptions import ConfigurationError
 from loraport.reporting.dashboard import CHARTS, SWEPT, build_dashboard, save_dashboard
 from loraport.reporting.loggers import (
     benchmark_metrics,
-    benchmark_tables,
     chart_name,
+    logged_tables,
     method_label,
     page_name,
     plain_summary,
@@ -65,7 +65,7 @@ def test_every_name_it_asks_for_is_logged(results):
     benchmark = full_benchmark()
     known = {name for found in benchmark_metrics(benchmark).values() for name in found}
     known |= set(plain_summary(results)) | {"summary/objective", page_name("report")}
-    known |= {table_name(table.name) for table in benchmark_tables(benchmark)}
+    known |= {table_name(table.name) for table in logged_tables(benchmark)}
     known |= {chart_name(stem) for stem in CHARTS}
     names = asked(spec())
     assert len(names) > 50

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from loraport.evaluation.records import (
     AdapterRecord,
+    BenchmarkResults,
     Geometry,
     IntersectionMap,
     LayerConfidence,
@@ -27,12 +28,12 @@ from loraport.evaluation.records import (
     git_revision,
     library_versions,
     plain,
-    read_results,
-    write_intersection_map,
-    write_results,
 )
 from loraport.evaluation.records import CompatibilityVerdict as Verdict
+from loraport.evaluation.verdict import verdicts
 from loraport.exceptions import DataError
+
+from .benchmark_sample import full_benchmark
 
 
 def rewritten(path: Path, **changes: object) -> Path:
@@ -43,11 +44,11 @@ def rewritten(path: Path, **changes: object) -> Path:
 
 @pytest.fixture
 def path(results, tmp_path):
-    return write_results(results, tmp_path / "results.json")
+    return results.write(tmp_path / "results.json")
 
 
 def test_what_is_written_is_read(results, path):
-    assert read_results(path) == results
+    assert Results.read(path) == results
 
 
 def test_the_file_has_the_fields_of_the_format(path):
@@ -77,7 +78,7 @@ def test_a_failed_write_leaves_the_old_file(results, path, monkeypatch):
 
     monkeypatch.setattr(Path, "write_text", full)
     with pytest.raises(OSError, match="no space"):
-        write_results(results.model_copy(update={"seed": 9}), path)
+        results.model_copy(update={"seed": 9}).write(path)
     assert path.read_bytes() == before
 
 
@@ -90,10 +91,10 @@ def test_undefined_numbers_become_null(results, tmp_path):
         **(results.model_dump(exclude={"schema_version"}) | {"tasks": {"emotion": odd}})
         | {"mapper_report": {"strengths": [math.inf, 0.5]}, "timing": {"fit": math.nan}}
     )
-    text = write_results(changed, tmp_path / "results.json").read_text()
+    text = changed.write(tmp_path / "results.json").read_text()
     assert "NaN" not in text
     assert "Infinity" not in text
-    read = read_results(tmp_path / "results.json")
+    read = Results.read(tmp_path / "results.json")
     assert read.tasks["emotion"].retention is None
     assert read.tasks["emotion"].ci95 == (0.1, None)
     assert read.tasks["emotion"].nll["random"] is None
@@ -103,9 +104,9 @@ def test_undefined_numbers_become_null(results, tmp_path):
 
 def test_an_unknown_schema_version_is_refused(path):
     with pytest.raises(DataError, match=r"schema version 2, but this release reads version 1"):
-        read_results(rewritten(path, schema=2))
+        Results.read(rewritten(path, schema=2))
     with pytest.raises(DataError, match=r"schema version None"):
-        read_results(rewritten(path, schema=...))
+        Results.read(rewritten(path, schema=...))
 
 
 @pytest.mark.parametrize(
@@ -119,15 +120,15 @@ def test_an_unknown_schema_version_is_refused(path):
 )
 def test_a_malformed_file_names_the_field(path, changes, message):
     with pytest.raises(DataError, match=message):
-        read_results(rewritten(path, **changes))
+        Results.read(rewritten(path, **changes))
 
 
 def test_what_is_no_json_is_refused(tmp_path):
     (tmp_path / "results.json").write_text('{"schema": 1')
     with pytest.raises(DataError, match=r"results\.json cannot be read"):
-        read_results(tmp_path / "results.json")
+        Results.read(tmp_path / "results.json")
     with pytest.raises(DataError, match=r"none\.json cannot be read"):
-        read_results(tmp_path / "none.json")
+        Results.read(tmp_path / "none.json")
 
 
 def test_a_task_without_a_condition_is_refused(results):
@@ -144,12 +145,12 @@ def test_only_plain_data_is_plain():
 
 
 def test_a_file_from_before_there_were_cartridges_is_read(results, tmp_path):
-    path = write_results(results, tmp_path / "results.json")
+    path = results.write(tmp_path / "results.json")
     content = json.loads(path.read_text())
     for field in ("cartridge_gap", "cartridge_gap_nll"):
         del content["summary"][field]
     path.write_text(json.dumps(content))
-    assert read_results(path).summary.cartridge_gap is None
+    assert Results.read(path).summary.cartridge_gap is None
 
 
 def record(place: str | None = "adapters/books", **fields: Any) -> AdapterRecord:
@@ -215,20 +216,6 @@ def report_of(**fields: Any) -> TransferReport:
         ),
     }
     return TransferReport(**(given | fields))
-
-
-def test_what_is_written_is_read_transfer_report(tmp_path: Path) -> None:
-    report = report_of(
-        steps=(StepRecord(name="merge", lost_energy=0.1, sites={"0.q": {"lost_energy": 0.1}}),),
-        merged_with=(record("films", base_model="pico/target"),),
-        anchor_scores={"mean_nll_gain": 0.5},
-        warnings=("mind this",),
-    )
-    (tmp_path / "report.json").write_text(report.json_text(), encoding="utf-8")
-    assert TransferReport.model_validate_json((tmp_path / "report.json").read_bytes()) == report
-    content = json.loads((tmp_path / "report.json").read_text())
-    assert (content["schema"], content["command"]) == (2, "transfer")
-    assert content["output"]["place"] is None
 
 
 def test_numbers_that_are_undefined_become_null() -> None:
@@ -310,20 +297,38 @@ def content_of(targets: int = 2, sources: int = 3, **fields: Any) -> Intersectio
     return IntersectionMap(**(given | fields))
 
 
-def test_what_is_written_is_read_intersection_map(tmp_path: Path) -> None:
-    content = content_of()
-    path = write_intersection_map(content, tmp_path / "intersection_map.json")
-    assert IntersectionMap.model_validate_json(path.read_bytes()) == content
+@pytest.mark.parametrize(
+    ("content", "schema", "command"),
+    [
+        (
+            report_of(
+                steps=(
+                    StepRecord(name="merge", lost_energy=0.1, sites={"0.q": {"lost_energy": 0.1}}),
+                ),
+                merged_with=(record("films", base_model="pico/target"),),
+                anchor_scores={"mean_nll_gain": 0.5},
+                warnings=("mind this",),
+            ),
+            *(2, "transfer"),
+        ),
+        (content_of(), 1, "diagnose"),
+        (full_benchmark(), 1, "evaluate"),
+    ],
+)
+def test_every_file_is_read_as_it_was_written(content, schema, command, tmp_path: Path) -> None:
+    path = content.write(tmp_path / "file.json")
+    assert type(content).read(path) == content
     plain = json.loads(path.read_text(), parse_constant=pytest.fail)
-    assert (plain["schema"], plain["command"]) == (1, "diagnose")
+    assert (plain["schema"], plain["command"]) == (schema, command)
 
 
-def test_undefined_numbers_become_null_intersection_map(tmp_path: Path) -> None:
-    layers = (
-        LayerConfidence(target=0, source=0, similarity=float("nan"), covered=False, agreement=None),
-    )
-    path = write_intersection_map(content_of(layers=layers), tmp_path / "map.json")
-    assert json.loads(path.read_text())["layers"][0]["similarity"] is None
+def test_the_benchmark_of_the_documentation_is_read() -> None:
+    path = Path(__file__).parents[2] / "docs" / "benchmark" / "results.json"
+    results = BenchmarkResults.read(path)
+    assert len(results.ranked()) > 10
+    assert [verdict.hypothesis for verdict in results.verdicts] == ["H1", "H2"]
+    again = verdicts(results.methods, results.suites)
+    assert [one.state for one in again] == [one.state for one in results.verdicts]
 
 
 def test_grids_of_different_shapes_are_refused() -> None:

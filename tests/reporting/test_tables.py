@@ -1,225 +1,326 @@
-import io
-import re
-
 import pytest
 
-from loraport.reporting import print_results, verdict
+from loraport.evaluation.assembly import control_lines
+from loraport.evaluation.records import DATA_ACCESS, ModuleFit
 from loraport.reporting.tables import (
     Column,
     Estimated,
     ReportTable,
+    calibration_table,
     cell_text,
-    csv_text,
-    latex_table,
+    changes_table,
+    confidence_table,
+    divergence_table,
+    estimated,
+    fits_table,
     latex_text,
+    layers_table,
+    markdown_text,
+    measures_table,
+    methods_table,
+    points_table,
+    results_table,
+    retention_table,
+    sites_table,
+    suite_table,
+    tasks_table,
+    transfer_table,
 )
 
-from .conftest import conditions, results_of
-
-NASTY = "50 % of {x}_1 & $y$ # ~ ^ \\ <b>"
-
-
-def table_of(*rows, columns=("name", "gap", "count")):
-    made = tuple(Column(name, name) for name in columns)
-    return ReportTable("some_table", "Some table", "it shows 10 %", made, tuple(rows))
-
-
-def test_a_row_has_a_cell_for_every_column():
-    with pytest.raises(ValueError, match="has 3 columns, but a row"):
-        table_of(("a", 1.0))
-
-
-def test_cells_as_people_read_them():
-    assert cell_text(Estimated(0.123, (-0.2, 0.456)), 2) == "0.12 [-0.20, 0.46]"
-    assert cell_text(Estimated(0.123, None), 1) == "0.1"
-    assert cell_text(Estimated(None, (0.1, 0.2)), 2) == "-"
-    assert cell_text(-0.001, 2) == "0.00"
-    assert cell_text(7, 2) == "7"
+from .benchmark_sample import (
+    METHODS,
+    PAIR,
+    full_benchmark,
+    method_of,
+    no_usable_task,
+    one_mapper,
+    results_of,
+    thousand_rows,
+    two_pairs,
+)
+from .conftest import conditions
+from .conftest import results_of as training_of
+from .test_records import content_of, record, report_of, site
 
 
-def test_columns_in_which_nothing_stands_are_left_out():
-    table = table_of(("a", Estimated(None, None), None), ("b", None, 0)).filled()
-    assert [column.key for column in table.columns] == ["name", "count"]
-    assert table.rows == (("a", None), ("b", 0))
+def table_of(*rows):
+    columns = [Column(name, name) for name in ("name", "gap", "count", "nothing")]
+    cells = [dict(zip(("name", "gap", "count"), row, strict=True)) for row in rows]
+    return ReportTable.of("some_table", "Some table", "it shows 10 %", columns, cells)
 
 
-def test_csv_has_plain_numbers_and_both_ends():
-    table = table_of(
-        ("a,b", Estimated(0.25, (0.1, None)), 3), ("c", None, None), ("d", "not usable", 1)
-    )
-    assert csv_text(table).splitlines() == [
-        "name,gap,gap_low,gap_high,count",
-        '"a,b",0.25,0.1,,3',
-        "c,,,,",
-        "d,not usable,,,1",
-    ]
+def keys_of(table):
+    return [column.key for column in table.columns]
 
 
-def test_latex_escapes_whatever_is_in_a_name():
-    assert latex_text(NASTY) == (
-        r"50 \% of \{x\}\_1 \& \$y\$ \# \textasciitilde{} \textasciicircum{} "
-        r"\textbackslash{} \textless{}b\textgreater{}"
-    )
-    assert latex_text("two\n\nlines") == "two lines"
+def value_of(cell):
+    assert isinstance(cell, Estimated)
+    return cell.value
 
 
-def test_latex_is_a_table_of_booktabs():
-    text = latex_table(table_of(("a_b", Estimated(-0.5, (-0.75, None)), 3), ("[c]", None, -1)))
-    assert "\\begin{tabular}{lrr}" in text
-    assert "\\caption{Some table. it shows 10 \\%}" in text
-    assert "\\label{tab:some-table}" in text
-    for rule in ("toprule", "midrule", "bottomrule"):
-        assert text.count(f"\\{rule}") == 1
-    assert "{}a\\_b & $-0.50$ {\\scriptsize [$-$0.75, $\\infty$]} & 3 \\\\" in text
-    assert "{}[c] & - & $-1$ \\\\" in text
+def there(number: float | None) -> float:
+    """A number that has to be there."""
+    assert number is not None
+    return number
 
 
-def test_a_long_latex_table_breaks_over_pages():
-    text = latex_table(table_of(*[(f"n{n}", 0.5, n) for n in range(100)]))
-    assert "\\begin{longtable}{lrr}" in text
-    assert "\\begin{table}" not in text
-    assert text.count("\\\\\n") == 102
+class TestForms:
+    def test_cells_as_people_read_them(self):
+        assert cell_text(Estimated(0.123, (-0.2, 0.456))) == "0.12 [-0.20, 0.46]"
+        assert cell_text(Estimated(0.123, None), ".1f") == "0.1"
+        assert estimated(None, (0.1, 0.2)) is None
+        assert cell_text(-0.001) == "0.00"
+        assert (cell_text(7), cell_text(None), cell_text(1e-5, ".3g")) == ("7", "-", "1e-05")
+
+    def test_columns_in_which_nothing_stands_are_left_out(self):
+        table = table_of(("a", None, None), ("b", None, 0))
+        assert keys_of(table) == ["name", "count"]
+        assert table.texts().to_numpy().tolist() == [["a", "-"], ["b", "0"]]
+        assert table.numeric == [False, True]
+
+    def test_csv_has_plain_numbers_and_both_ends(self):
+        table = table_of(
+            ("a,b", Estimated(0.25, (0.1, None)), 3), ("c", None, None), ("d", "not usable", 1)
+        )
+        assert table.csv().splitlines() == [
+            "name,gap,gap_low,gap_high,count",
+            '"a,b",0.25,0.1,,3',
+            "c,,,,",
+            "d,,,,1",
+        ]
+        assert table.numbers()["count"].tolist()[::2] == [3, 1]
+
+    def test_latex_is_a_table_of_booktabs(self):
+        text = table_of(("a_b", Estimated(-0.5, (-0.75, None)), 3), ("[c]", 0.25, -1)).latex()
+        assert "\\begin{tabular}{lrr}" in text
+        assert "\\caption{Some table. it shows 10 \\%}" in text
+        assert "\\label{tab:some-table}" in text
+        for rule in ("toprule", "midrule", "bottomrule"):
+            assert text.count(f"\\{rule}") == 1
+        assert "a\\_b & $-$0.50 [$-$0.75, inf] & 3 \\\\" in text
+        assert "{}[c] & 0.25 & $-$1 \\\\" in text
+
+    def test_a_heading_may_hold_anything(self):
+        column = Column("x", "50 % {1} [x]")
+        text = ReportTable.of("t", "T", "c", [column], [{"x": 1.0}]).latex()
+        assert "50 \\% \\{1\\} [x] \\\\" in text
+
+    def test_a_long_latex_table_breaks_over_pages(self):
+        text = table_of(*[(f"n{n}", 0.5, n) for n in range(100)]).latex()
+        assert "\\begin{longtable}{lrr}" in text
+        assert "\\begin{table}" not in text
+        assert text.count(" & 0.50 & ") == 100
+
+    def test_what_means_something_to_latex_and_markdown_is_escaped(self):
+        assert latex_text("50 % of {x}_1 & $y$ # ~ ^ \\ <b>") == (
+            r"50 \% of \{x\}\_1 \& \$y\$ \# \textasciitilde{} \textasciicircum{} "
+            r"\textbackslash{} \textless{}b\textgreater{}"
+        )
+        assert latex_text("two\n\nlines of few-shot 8") == "two lines of few-shot 8"
+        assert markdown_text("[a](b) *c* `d`\n# e") == "\\[a\\](b) \\*c\\* \\`d\\` \\# e"
+
+    def test_markdown_sets_numbers_to_the_right(self):
+        lines = table_of(("a|b", Estimated(0.5, (0.0, 1.0)), 3)).markdown().splitlines()
+        assert lines[1:] == ["| --- | ---: | ---: |", "| a\\|b | 0.50 \\[0.00, 1.00\\] | 3 |"]
 
 
-def tasks(base: int, predicted: int, oracle: int, **others: int):
-    return {name: conditions(base, predicted, oracle, **others) for name in "abcdefgh"}
+class TestTraining:
+    def test_every_number_of_a_task_stands_in_its_row(self, results):
+        table = results_table(results)
+        assert keys_of(table)[:9] == [
+            *("task", "base", "source_base", "source", "oracle"),
+            *("mean", "random", "swapped", "predicted"),
+        ]
+        rows = {row["task"]: row for row in table.rows}
+        news = [rows["bbc_news"][key] for key in keys_of(table)[1:9]]
+        assert news == pytest.approx([0.62, 0.40, 0.85, 0.94, 0.67, 0.61, 0.64, 0.80])
+        assert value_of(rows["bbc_news"]["gap_recovered"]) == pytest.approx(18 / 32)
+        assert rows["trec"]["gap_recovered"] == "not usable"
+        assert rows["mean of 4"]["base"] == pytest.approx((0.30 + 0.45 + 0.62 + 0.51) / 4)
+        assert value_of(rows["mean of 4"]["gap_recovered"]) == results.summary.gap_recovered
+        assert results_table(training_of({})).rows == ()
+
+    def test_a_cartridge_stands_before_the_prediction_where_there_is_one(self, results):
+        assert "cartridge" not in keys_of(results_table(results))
+        table = results_table(training_of({"task": conditions(30, 50, 60, cartridge=54)}))
+        assert keys_of(table)[8:10] == ["cartridge", "predicted"]
+        assert table.rows[0]["cartridge"] == 0.54
 
 
-def test_a_clear_gain_over_everything():
-    text = verdict(results_of(tasks(30, 60, 80)))
-    assert "recovers 60% of what the oracle gains" in text
-    assert "8 usable of 8" in text
-    assert "better than no adapter" in text
-    assert "It beats the anchors' mean adapter: +25.0 points" in text
-    assert "strongest control" not in text
+class TestPort:
+    def test_each_role_has_the_means_over_the_sites_of_all_adapters(self):
+        rows = sites_table(report_of()).rows
+        assert [row["role"] for row in rows] == ["q", "v"]
+        kept = {"sites": 2, "kept_norm": 0.5, "source_energy_kept": 0.8}
+        assert {key: rows[0][key] for key in kept} == pytest.approx(kept)
+        assert rows[1] == {"role": "v", "sites": 1, "kept_norm": 0.5}
+        mapping = ({"sites": {"0.q": site(0.2)}}, {"sites": {"0.q": site(0.6)}})
+        table = sites_table(report_of(mapping=mapping, adapters=(record(), record("b"))))
+        assert table.rows[0]["kept_norm"] == pytest.approx(0.4)
+
+    def test_the_caption_says_what_the_columns_are(self):
+        sites = {"0.q": site(0.5, input_r2=0.75, input_strength=1e-4, restricted_r2=0.25)}
+        table = sites_table(report_of(mapping=({"sites": sites},)))
+        assert [column.heading for column in table.columns][2:] == [
+            *("norm kept", "R² in", "R² adapter"),
+        ]
+        assert "1 exact and 0 no better than the mean: in, of what" in table.caption
+        assert "held-out" not in sites_table(report_of()).caption
 
 
-def test_no_gain_is_no_gain():
-    text = verdict(results_of(tasks(30, 30, 80, mean=30)))
-    assert "the interval contains 0, so a gain over no adapter is not shown" in text
-    assert "right and wrong on the same rows as the anchors' mean adapter" in text
+class TestDiagnosis:
+    def test_layers_show_what_feeds_them(self):
+        texts = layers_table(content_of()).texts()
+        assert texts[["target", "fed_by", "source", "covered"]].to_numpy().tolist() == [
+            ["0", "0", "0", "yes"],
+            ["1", "1 (0.25), 2 (0.75)", "1", "no"],
+        ]
+
+    def test_measures_show_the_mean_of_the_best(self):
+        row = measures_table(content_of()).texts().iloc[0].tolist()
+        assert row == ["mutual k-NN", "0.60", "0.50", "300"]
+
+    def test_fits_are_means_over_the_layers_of_a_role(self):
+        fits = [("0.q", 0.2, 0.4), ("1.q", 0.4, 0.6), ("0.v", 1.0, 1.0)]
+        modules = tuple(
+            ModuleFit(target=name, source=name, inputs=i, outputs=o) for name, i, o in fits
+        )
+        table = fits_table(content_of(modules=modules))
+        assert keys_of(table) == ["role", "inputs", "outputs"]
+        assert table.texts().to_numpy().tolist() == [["q", "0.30", "0.50"], ["v", "1.00", "1.00"]]
+        assert fits_table(content_of(modules=())).rows == ()
 
 
-def test_harm_is_said():
-    text = verdict(results_of(tasks(50, 20, 80, mean=60)))
-    assert "worse than no adapter at all" in text
-    assert "It is worse than the anchors' mean adapter: -40.0 points" in text
+class TestBenchmark:
+    def test_methods_are_sorted_by_cost_and_then_by_gap(self):
+        methods = full_benchmark().ranked()
+        assert len(methods) == 2 * len(METHODS)
+        ranks = [DATA_ACCESS.index(method.data_access) for method in methods]
+        assert ranks == sorted(ranks)
+        for access in DATA_ACCESS:
+            gaps = [there(m.gap_recovered) for m in methods if m.data_access == access]
+            assert gaps == sorted(gaps, reverse=True)
+        known, unknown = method_of("cast", recovered=-0.5), method_of("transport", usable=False)
+        assert [m.name for m in results_of([unknown, known]).ranked()] == ["cast", "transport"]
 
+    def test_a_line_holds_what_the_records_hold(self):
+        method = method_of("cast", "generic text", 0.4, seconds=10.0, seed=3)
+        table = methods_table(results_of([method]))
+        line = table.rows[0]
+        assert method.summary is not None
+        assert line["gap_recovered"] == Estimated(there(method.gap_recovered), method.ci95)
+        margin = line["margin"]
+        assert isinstance(margin, Estimated)
+        assert margin.value == pytest.approx(100 * there(method.summary.margin.value))
+        assert margin.ends is not None
+        assert margin.ends[0] == pytest.approx(margin.value - 3)
+        usable = [task for task in method.tasks.values() if task.usable]
+        accuracy = sum(there(task.scores["predicted"]) for task in usable) / 4
+        assert line["accuracy"] == pytest.approx(accuracy)
+        assert (line["seed"], line["seconds"], line["swapped"]) == (3, 10.0, 0.1)
+        assert "pair" not in keys_of(table)
+        assert keys_of(methods_table(two_pairs()))[0] == "pair"
 
-def test_what_does_not_separate_is_not_told_apart():
-    text = verdict(results_of(tasks(30, 51, 80, mean=50) | {"z": conditions(30, 40, 80, mean=55)}))
-    assert "It is not told apart from the anchors' mean adapter" in text
+    def test_controls_have_lines_with_their_own_gap(self):
+        lines = {line.condition: line for line in control_lines(one_mapper())}
+        gaps = {name: line.gap for name, line in lines.items()}
+        assert gaps == pytest.approx(
+            {"base": 0, "random": -0.02, "copy": -0.05, "mean": 0.22}
+            | {"few_shot_8": 0.2, "few_shot_32": 0.5, "oracle": 1},
+        )
+        assert lines["mean"].gap_nll == pytest.approx(0.22)
+        # One that is a method stands there only.
+        conditions = {line.condition for line in control_lines(full_benchmark())}
+        assert conditions == {"base", "few_shot_8", "few_shot_32", "oracle"}
 
+    def test_seeds_that_agree_are_one_line_and_those_that_differ_are_two(self):
+        first, second = method_of("cast", seed=0), method_of("cast", seed=1)
+        worse = {
+            name: task.model_copy(update={"scores": task.scores | {"random": 0.1}})
+            for name, task in second.tasks.items()
+        }
+        second = second.model_copy(update={"tasks": worse})
+        seeds: dict[str, list[int | None]] = {}
+        for line in control_lines(results_of([first, second])):
+            seeds.setdefault(line.condition, []).append(line.seed)
+        assert seeds["base"] == [None]
+        assert seeds["random"] == [0, 1]
 
-def test_a_stronger_control_than_the_mean_is_named():
-    text = verdict(results_of(tasks(30, 50, 80, mean=35, swapped=70)))
-    assert "The strongest control is the swapped control: -20.0 points" in text
-    text = verdict(results_of(tasks(40, 50, 80, mean=30, random=30, swapped=30)))
-    assert "The strongest control is the base without adapter: +10.0 points" in text
+    def test_a_control_that_one_usable_task_lacks_has_no_mean(self):
+        method = method_of("cast")
+        task = method.tasks["sst2"].model_copy(
+            update={"scores": method.tasks["sst2"].scores | {"few_shot_8": None}}
+        )
+        changed = method.model_copy(update={"tasks": method.tasks | {"sst2": task}})
+        gaps = {line.condition: line.gap for line in control_lines(results_of([changed]))}
+        assert gaps["few_shot_8"] is None
+        assert gaps["few_shot_32"] == pytest.approx(0.5)
 
+    def test_transfer_has_tasks_as_columns_and_many_tasks_as_rows(self):
+        wide = transfer_table(full_benchmark())
+        assert keys_of(wide)[:4] == ["method", "data_access", "seed", "sst2"]
+        assert wide.rows[0]["trec"] == "not usable"
+        tall = transfer_table(thousand_rows())
+        assert (len(tall.rows), len(tall.columns)) == (200, 6)
+        assert keys_of(tall)[0] == "task"
+        named = transfer_table(results_of([method_of("cast", tasks=("seed", "sst2"))]))
+        assert named.rows[0]["seed"] == 0
+        assert isinstance(named.rows[0]["task seed"], Estimated)
 
-def test_without_usable_tasks_nothing_is_claimed():
-    text = verdict(results_of(tasks(50, 60, 52)))
-    assert text.startswith("Nothing can be said")
-    assert "none of the 8 held-out tasks" in text
+    def test_every_task_has_every_condition(self):
+        results = one_mapper()
+        table = tasks_table(results)
+        task = results.methods[0].tasks["sst2"]
+        line = table.rows[0]
+        assert {condition: line[condition] for condition in task.scores} == task.scores
+        assert line["gap_recovered"] == Estimated(there(task.gap_recovered), task.ci95)
+        assert line["rows"] == 300
+        assert "cartridge" not in keys_of(table)
 
+    def test_unusable_tasks_are_told_by_pair(self):
+        assert full_benchmark().unusable_tasks() == {PAIR: ["trec"]}
+        assert len(no_usable_task().unusable_tasks()[PAIR]) == 5
 
-def test_the_mean_is_not_compared_with_itself():
-    text = verdict(results_of(tasks(30, 40, 80, mean=40), mapper="mean"))
-    assert "It is itself the anchors' mean adapter" in text
+    def test_a_suite_shows_scores_and_the_change_of_its_main_metric(self):
+        results = full_benchmark()
+        safety = results.suites[0]
+        base, first = suite_table(safety, results).rows[:2]
+        assert (base["method"], base.get("change")) == ("base", None)
+        assert first["change"] == Estimated(there(safety.changes[0].value), safety.changes[0].ci95)
+        assert first["p"] == safety.changes[0].p
+        assert "change" not in keys_of(suite_table(results.suites[1], results))
+        assert len(changes_table(results).rows) == len(safety.changes)
 
+    def test_drift_is_that_on_generic_text_over_the_tasks(self):
+        results = full_benchmark()
+        lines = {
+            (line["method"], line["seed"]): line for line in retention_table(results).rows[:-1]
+        }
+        own = [
+            there(d.kl)
+            for d in results.divergences
+            if (d.condition.method, d.condition.seed, d.texts) == ("cast", 1, "generic")
+        ]
+        assert len(own) == 5
+        assert lines["cast", 1]["kl"] == pytest.approx(sum(own) / 5)
+        assert lines["procrustes", 0]["kl"] is None
+        oracle = retention_table(results).rows[-1]
+        assert oracle["method"] == "oracle (trained on the target)"
+        assert isinstance(oracle["kl"], float)
+        assert len(divergence_table(results).rows) == len(results.divergences)
 
-def test_an_empty_run_has_a_verdict():
-    text = verdict(results_of({}))
-    assert "Nothing can be said" in text
-    assert "no comparison" in text
+    def test_confidence_is_the_best_layer_and_its_lead(self):
+        grid = [[0.2, 0.9, 0.5], [None, None, 0.3], [0.4] * 3]
+        rows = confidence_table(results_of([], similarities={PAIR: grid})).rows
+        assert (rows[0]["source_layer"], rows[0]["second_layer"]) == (1, 2)
+        assert rows[0]["margin"] == pytest.approx(0.4)
+        assert rows[1] == {"pair": PAIR, "target_layer": 1, "similarity": 0.3, "source_layer": 2}
+        assert (rows[2]["source_layer"], rows[2]["second_layer"]) == (0, 1)
 
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-def printed(results, monkeypatch, width=None):
-    """What is printed into a pipe, or in a terminal of so many columns."""
-    out = io.StringIO() if width is None else Terminal()
-    monkeypatch.setattr("sys.stdout", out)
-    monkeypatch.setenv("TERM", "xterm-256color")
-    monkeypatch.delenv("FORCE_COLOR", raising=False)
-    if width is not None:
-        monkeypatch.setenv("COLUMNS", str(width))
-    print_results(results)
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", out.getvalue())
-    return "\n".join(line.rstrip() for line in plain.splitlines())
-
-
-def test_every_number_of_a_task_stands_in_its_row(results, monkeypatch):
-    row = next(
-        line for line in printed(results, monkeypatch).splitlines() if line.startswith("bbc_news")
-    )
-    assert row.split()[1:9] == ["0.62", "0.40", "0.85", "0.94", "0.67", "0.61", "0.64", "0.80"]
-    assert row.split()[9] == "0.56"
-    assert row.split()[-1] == "0.61"
-
-
-def test_the_columns_are_in_the_order_of_the_protocol(results, monkeypatch):
-    text = printed(results, monkeypatch)
-    heading = next(line for line in text.splitlines() if line.startswith("task"))
-    assert heading.split()[:9] == [
-        *("task", "base", "base", "source", "oracle", "mean", "random", "swapped", "predicted"),
-    ]
-
-
-def test_the_last_row_is_the_mean_over_usable_tasks(results, monkeypatch):
-    row = next(
-        line for line in printed(results, monkeypatch).splitlines() if line.startswith("mean of")
-    )
-    base = (0.30 + 0.45 + 0.62 + 0.51) / 4
-    assert row.split()[:4] == ["mean", "of", "4", f"{base:.2f}"]
-    assert f"{results.summary.gap_recovered:.2f} [" in row
-
-
-def test_tasks_without_headroom_are_said(results, monkeypatch):
-    text = printed(results, monkeypatch)
-    row = next(line for line in text.splitlines() if line.startswith("trec"))
-    assert "not usable" in row
-    assert "left out of the mean: trec" in text
-
-
-def test_it_fits_a_terminal_of_100_columns(results, monkeypatch):
-    assert max(map(len, printed(results, monkeypatch, 100).splitlines())) <= 100
-
-
-def test_numbers_are_never_cut_for_width(results, monkeypatch):
-    narrow = printed(results, monkeypatch, 60)
-    assert "0.62   0.40   0.85   0.94 0.67   0.61    0.64      0.80" in narrow
-    assert "…" not in narrow
-
-
-def test_a_pipe_gets_no_colours_and_a_terminal_does(results, monkeypatch):
-    monkeypatch.setenv("TERM", "xterm-256color")
-    for name in ("NO_COLOR", "FORCE_COLOR"):
-        monkeypatch.delenv(name, raising=False)
-    pipe, terminal = io.StringIO(), Terminal()
-    for stdout in (pipe, terminal):
-        monkeypatch.setattr("sys.stdout", stdout)
-        print_results(results)
-    assert "\x1b" not in pipe.getvalue()
-    assert "\x1b[1m" in terminal.getvalue()
-
-
-def test_brackets_in_names_are_no_markup(monkeypatch):
-    text = printed(results_of({"[bold]odd[/x]": conditions(30, 50, 60)}), monkeypatch)
-    assert "[bold]odd[/x]" in text
-
-
-def test_a_cartridge_stands_beside_the_prediction_where_there_is_one(results, monkeypatch):
-    assert "cartridge" not in printed(results, monkeypatch)
-    text = printed(results_of({"task": conditions(30, 50, 60, cartridge=54)}), monkeypatch)
-    heading = next(line for line in text.splitlines() if line.startswith("task"))
-    assert heading.split()[-6:][:2] == ["cartridge", "predicted"] or "cartridge predicted" in (
-        " ".join(heading.split())
-    )
-    row = next(line for line in text.splitlines() if line.startswith("task ") and "0.54" in line)
-    assert row.split()[8:10] == ["0.54", "0.50"]
-    assert "As a cartridge, before it is made linear, it recovers 0.80 of the gap." in text
+    def test_calibration_tells_the_rule(self):
+        results = full_benchmark()
+        first, second = calibration_table(results).rows
+        assert (first["threshold"], second["threshold"]) == ("≥ 0.41", None)
+        assert results.calibration is not None
+        assert len(points_table(results).rows) == len(results.calibration.points)
+        assert calibration_table(one_mapper()).rows == ()

@@ -1,6 +1,3 @@
-import os
-import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
 
@@ -9,7 +6,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
 from loraport.exceptions import ModelError
-from loraport.models import BaseModel, ModelSource
+from loraport.models import ModelSource
 from loraport.tiny.language import TinyLanguage
 from loraport.tiny.models import Pretraining, TinyModel, byte_pairs, pretrain, word_level
 
@@ -83,7 +80,7 @@ def test_the_learning_rate_rises_and_falls_to_zero():
     assert shares[10] == 0
 
 
-DOCUMENTS_TINY_TOKENIZERS = TinyLanguage().documents(400, seed=0)
+TEXTS = TinyLanguage().documents(400, seed=0)
 MAKERS = {
     "word_level": word_level,
     "byte_pairs": lambda documents: byte_pairs(documents, vocabulary=340),
@@ -92,11 +89,11 @@ MAKERS = {
 
 @pytest.fixture(scope="module", params=MAKERS)
 def tokenizer(request):
-    return MAKERS[request.param](DOCUMENTS_TINY_TOKENIZERS)
+    return MAKERS[request.param](TEXTS)
 
 
 def test_offsets_cover_a_text_exactly(tokenizer):
-    for text in DOCUMENTS_TINY_TOKENIZERS[:50]:
+    for text in TEXTS[:50]:
         encoded = tokenizer(text, return_offsets_mapping=True)
         begins = [int(number == tokenizer.bos_token_id) for number in encoded["input_ids"]]
         spans = [
@@ -107,7 +104,7 @@ def test_offsets_cover_a_text_exactly(tokenizer):
 
 
 def test_decoding_gives_the_text_back(tokenizer):
-    for text in DOCUMENTS_TINY_TOKENIZERS[:50]:
+    for text in TEXTS[:50]:
         numbers = tokenizer(text)["input_ids"]
         assert tokenizer.decode(numbers, skip_special_tokens=True) == text
 
@@ -119,22 +116,20 @@ def test_special_tokens_are_set_and_differ(tokenizer):
 
 @pytest.mark.parametrize("name", MAKERS)
 def test_the_same_documents_give_the_same_tokenizer(name):
-    first, second = (
-        MAKERS[name](DOCUMENTS_TINY_TOKENIZERS).backend_tokenizer.to_str() for _ in range(2)
-    )
+    first, second = (MAKERS[name](TEXTS).backend_tokenizer.to_str() for _ in range(2))
     assert first == second
 
 
 def test_the_two_cut_words_differently():
-    words, pairs = (maker(DOCUMENTS_TINY_TOKENIZERS) for maker in MAKERS.values())
-    text = DOCUMENTS_TINY_TOKENIZERS[0]
+    words, pairs = (maker(TEXTS) for maker in MAKERS.values())
+    text = TEXTS[0]
     assert words(text)["input_ids"][0] == words.bos_token_id
     assert pairs.bos_token_id not in pairs(text)["input_ids"]
     assert len(pairs(text)["input_ids"]) > len(words(text)["input_ids"])
 
 
 def test_bytes_take_any_text_and_words_do_not():
-    words, pairs = (maker(DOCUMENTS_TINY_TOKENIZERS) for maker in MAKERS.values())
+    words, pairs = (maker(TEXTS) for maker in MAKERS.values())
     strange = "Ünknown ☂."
     assert pairs.decode(pairs(strange)["input_ids"]) == strange
     assert words.unk_token_id in words(strange)["input_ids"]
@@ -144,122 +139,66 @@ SOURCE = TinyModel("source", documents=300, steps=3)
 TARGET = TinyModel("target", documents=300, steps=3)
 
 
-def weights(base: BaseModel) -> dict[str, torch.Tensor]:
-    return dict(base.network.state_dict())
-
-
 def files(folder):
     return {file.name: file.read_bytes() for file in sorted(folder.iterdir())}
 
 
 @pytest.fixture(scope="module")
-def cache_tiny(tmp_path_factory):
+def cache_of_both(tmp_path_factory):
     """A cache that holds both sides."""
     folder = tmp_path_factory.mktemp("cache")
     for model in (SOURCE, TARGET):
-        model.build(folder, show_progress=False)
+        model.folder(folder)
     return folder
-
-
-@pytest.fixture
-def writes(monkeypatch):
-    """How often a model was written, by any process of this one's threads."""
-    done = []
-    write = TinyModel._write
-
-    def counting(model, folder, show_progress):
-        done.append(model.side)
-        time.sleep(0.1)  # So that the others do arrive while it builds.
-        write(model, folder, show_progress)
-
-    monkeypatch.setattr(TinyModel, "_write", counting)
-    return done
 
 
 @pytest.mark.parametrize("model", [SOURCE, TARGET], ids=lambda model: model.side)
 class TestBothSides:
-    def test_a_build_is_repeated_bit_for_bit(self, model, cache_tiny, tmp_path):
+    def test_a_build_is_repeated_bit_for_bit_and_draws_nothing(
+        self, model, cache_of_both, tmp_path, capfd
+    ):
         threads = torch.get_num_threads()
         torch.manual_seed(123)
         torch.set_num_threads(2)
+        before = torch.get_rng_state()
         try:
-            model.build(tmp_path, show_progress=False)
+            built = model.folder(tmp_path)
             assert torch.get_num_threads() == 2
         finally:
             torch.set_num_threads(threads)
-        assert files(model.folder(tmp_path)) == files(model.folder(cache_tiny))
-
-    def test_building_leaves_the_global_generator_alone(self, model, tmp_path):
-        before = torch.get_rng_state()
-        model.build(tmp_path, show_progress=False)
         assert torch.equal(torch.get_rng_state(), before)
+        assert files(built) == files(model.folder(cache_of_both))
+        captured = capfd.readouterr()
+        assert f"pre-training {model.name}" in captured.err
+        assert "3/3 steps" in captured.err
+        assert captured.out == ""
 
-    def test_it_loads_ready_for_adapters(self, model, cache_tiny, writes):
+    def test_it_loads_ready_for_adapters_without_a_second_build(
+        self, model, cache_of_both, monkeypatch
+    ):
+        def refused(model, folder):
+            raise AssertionError("it is built already")
+
+        monkeypatch.setattr(TinyModel, "_write", refused)
         source: ModelSource = model
-        base = source.load(cache_tiny)
-        assert writes == []
-        assert base.name == source.name == f"tiny-{model.side}"
-        assert not base.network.training
-        assert not any(p.requires_grad for p in base.network.parameters())
+        base, streamed = source.load(cache_of_both), source.weights(cache_of_both)
+        assert base.name == streamed.name == source.name == f"tiny-{model.side}"
+        assert base.fingerprint == model.load(cache_of_both).fingerprint
         assert base.tokenizer.pad_token_id == 0
         assert base.sites.layers == base.network.config.num_hidden_layers
-        assert base.fingerprint == model.load(cache_tiny).fingerprint
-
-    def test_its_weights_are_read_without_loading_it(self, model, cache_tiny, writes):
-        streamed = model.weights(cache_tiny)
-        base = model.load(cache_tiny)
-        assert writes == []
-        assert streamed.name == model.name
         assert streamed.sites == base.sites
         for site in base.sites.shapes:
             expected = base.network.get_parameter(f"{site.module_name}.weight")
             assert torch.equal(streamed.weight(site), expected)
 
-    def test_weights_are_built_where_they_are_missing(self, model, tmp_path, writes):
-        assert model.weights(tmp_path).folder == model.folder(tmp_path)
-        assert writes == [model.side]
-
-    def test_the_loaded_tokenizer_is_the_one_that_was_made(self, model, cache_tiny):
-        tokenizer = model.load(cache_tiny).tokenizer
+    def test_the_loaded_tokenizer_is_the_one_that_was_made(self, model, cache_of_both):
+        tokenizer = model.load(cache_of_both).tokenizer
         assert isinstance(tokenizer, PreTrainedTokenizerFast)
         for text in TinyLanguage().documents(20, seed=5):
             encoded = tokenizer(text, return_offsets_mapping=True)
             spans = "".join(text[start:end] for start, end in encoded["offset_mapping"])
             assert spans == text
             assert tokenizer.decode(encoded["input_ids"], skip_special_tokens=True) == text
-
-    def test_threads_at_once_build_it_once(self, model, tmp_path, writes):
-        # Built only: transformers cannot load models in several threads at once.
-        with ThreadPoolExecutor(3) as pool:
-            jobs = [pool.submit(model.build, tmp_path, show_progress=False) for _ in range(3)]
-            for job in jobs:
-                job.result()
-        assert writes == [model.side]
-        assert model.folder(tmp_path).is_dir()
-
-    def test_a_killed_build_is_not_trusted(self, model, cache_tiny, tmp_path):
-        folder = model.folder(tmp_path)
-        scratch = folder.parent / f".{model.side}-killed"
-        (scratch / "model").mkdir(parents=True)
-        (scratch / "model" / "config.json").write_text("{")
-        folder.with_name(f"{model.side}.lock").touch()
-        model.build(tmp_path, show_progress=False)
-        assert files(folder) == files(model.folder(cache_tiny))
-        assert not scratch.exists()
-
-    @pytest.mark.parametrize("moment", ["pretrain", "os.replace"])
-    def test_an_interrupted_build_leaves_nothing(self, model, tmp_path, monkeypatch, moment):
-        def interrupt(*_arguments):
-            raise KeyboardInterrupt
-
-        with monkeypatch.context() as patch:
-            patch.setattr(f"loraport.tiny.models.{moment}", interrupt)
-            with pytest.raises(KeyboardInterrupt):
-                model.build(tmp_path, show_progress=False)
-        left = [path.name for path in model.folder(tmp_path).parent.iterdir()]
-        assert set(left) <= {f"{model.side}.lock"}
-        model.build(tmp_path, show_progress=False)
-        assert model.folder(tmp_path).is_dir()
 
     @pytest.mark.parametrize("change", [{"seed": 1}, {"steps": 4}, {"documents": 301}])
     def test_what_determines_a_model_is_in_its_key(self, model, change):
@@ -271,16 +210,9 @@ class TestBothSides:
         monkeypatch.setattr("loraport.tiny.models.version", lambda library: "0")
         assert model.key != before
 
-    def test_progress_goes_to_stderr(self, model, tmp_path, capfd):
-        model.build(tmp_path)
-        captured = capfd.readouterr()
-        assert f"pre-training {model.name}" in captured.err
-        assert "3/3 steps" in captured.err
-        assert captured.out == ""
 
-
-def test_the_sides_differ_in_all_that_makes_porting_hard(cache_tiny):
-    source, target = (model.load(cache_tiny) for model in (SOURCE, TARGET))
+def test_the_sides_differ_in_all_that_makes_porting_hard(cache_of_both):
+    source, target = (model.load(cache_of_both) for model in (SOURCE, TARGET))
     left, right = source.network.config, target.network.config
     assert (left.model_type, right.model_type) == ("llama", "gemma3_text")
     for name in ("hidden_size", "num_hidden_layers", "num_key_value_heads", "vocab_size"):
@@ -289,27 +221,13 @@ def test_the_sides_differ_in_all_that_makes_porting_hard(cache_tiny):
     assert len(source.tokenizer(text)["input_ids"]) != len(target.tokenizer(text)["input_ids"])
 
 
-def test_training_moved_the_weights(cache_tiny, tmp_path):
-    before, after = (
-        weights(replace(TARGET, steps=0).load(tmp_path)),
-        weights(TARGET.load(cache_tiny)),
-    )
+def test_training_moved_the_weights(cache_of_both, tmp_path):
+    before = replace(TARGET, steps=0).load(tmp_path).network.state_dict()
+    after = TARGET.load(cache_of_both).network.state_dict()
     assert before.keys() == after.keys()
     assert all(not torch.equal(before[name], after[name]) for name in before)
-
-
-def test_nothing_is_built_twice(cache_tiny, writes):
-    for model in (SOURCE, TARGET):
-        model.load(cache_tiny)
-    assert writes == []
 
 
 def test_an_unknown_side_is_refused():
     with pytest.raises(ModelError, match=r"no side 'both'.*source and target"):
         TinyModel("both")
-
-
-def test_the_folder_is_inside_the_cache(tmp_path):
-    folder = SOURCE.folder(tmp_path)
-    assert folder.relative_to(tmp_path).parts == ("tiny", SOURCE.key, "source")
-    assert os.listdir(tmp_path) == []
