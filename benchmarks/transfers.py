@@ -26,7 +26,7 @@ from loraport.adapters import LoraAdapter
 from loraport.commands.anchors import CPU_TRAINER, builds_zoo, train_zoo
 from loraport.commands.context import RunContext, build, quiet_libraries
 from loraport.commands.port import base_pair
-from loraport.commands.porting import Plan
+from loraport.commands.porting import porting_for
 from loraport.data import AnchorSet, Task, ZooPairs
 from loraport.data.zoo import SIDES
 from loraport.evaluation.assembly import summarise
@@ -99,7 +99,7 @@ class Method:
         self.mapper: Mapper = build(context.config.mapper) if path is None else load_mapper(path)
         pair = base_pair(context)
         self.mapper.use(pair)
-        self.porting = Plan.of(context.config).porting(self.mapper, pair)
+        self.porting = porting_for(context.settings, self.mapper, pair.target.sites)
 
     def ported(self, adapters: Mapping[str, LoraAdapter]) -> dict[str, LoraAdapter]:
         """Port every adapter."""

@@ -32,15 +32,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import get_object
 from omegaconf import OmegaConf
 
 from .adapters import LoraAdapter, read_adapter
 from .adapters.merge import Combiner
 from .adapters.peft_io import write_peft_files
 from .adapters.sparsify import Sparsifier
-from .commands.context import build
 from .commands.porting import Porting
+from .component import Component
 from .exceptions import ConfigurationError, ModelError
 from .files import staged_folder, writing
 from .mappers import BasePair, Mapper, load_mapper
@@ -108,21 +107,20 @@ def choose_mapper(
     if name not in known:
         raise ConfigurationError(f"there is no mapper {name!r}; it takes one of {', '.join(known)}")
     recipe = OmegaConf.create((_recipes() / f"{name}.yaml").read_text(encoding="utf-8"))
-    whole: Any = OmegaConf.merge({"seed": 0}, recipe)
-    node = whole["mapper"]
-    if get_object(node["_target_"]).learns_from is not None:
+    whole: Any = OmegaConf.to_container(OmegaConf.merge({"seed": 0}, recipe), resolve=True)
+    chosen = Component.model_validate(whole["mapper"])
+    if chosen.type.learns_from is not None:
         raise ConfigurationError(
             f"mapper {name!r} is learned: fit it by `python train.py mapper={name}` and give its "
             "checkpoint to loraport.load_mapper"
         )
-    known = [str(key) for key in node if key != "_target_"]
-    unknown = sorted(set(options) - set(known))
+    unknown = sorted(set(options) - set(chosen.options))
     if unknown:
         raise ConfigurationError(
             f"mapper {name!r} has no option {', '.join(unknown)}; it takes "
-            f"{', '.join(known) or 'none'}"
+            f"{', '.join(chosen.options) or 'none'}"
         )
-    mapper: Mapper = build(node, **options)
+    mapper: Mapper = chosen.build(**options)
     factors = FactorCache(None if cache is None else Path(cache))
     mapper.use(BasePair(source, target, factors, torch.device(device)))
     return mapper

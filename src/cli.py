@@ -31,6 +31,7 @@ from .settings import read, resolved
 
 _CONFIGS = "pkg://loraport.conf"
 _MODULES = {"transfer": "port"}  # the module of a command that has another name
+_UNTYPED = ("diagnose", "evaluate")  # commands that still take a DictConfig
 _REFUSED, _STOPPED = ConfigurationError.exit_code, 130
 
 
@@ -65,8 +66,9 @@ def _evaluate(config: DictConfig) -> None:
 
 def _run(command: str, config: DictConfig) -> Any:
     """Run a command whose configuration can be used; nothing else is imported before that."""
-    settled = resolved(read(command, config), config)
-    return import_module(f".commands.{_MODULES.get(command, command)}", __package__).run(settled)
+    settings = read(command, config)
+    module = import_module(f".commands.{_MODULES.get(command, command)}", __package__)
+    return module.run(resolved(settings, config) if command in _UNTYPED else settings)
 
 
 def train() -> None:

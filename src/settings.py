@@ -391,7 +391,7 @@ class Settings(Options):
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-class _WithTexts(Settings):
+class TextSettings(Settings):
     """What commands share that compare the two models on text."""
 
     diagnosis: OptionalComponent = Field(
@@ -406,14 +406,14 @@ class _WithTexts(Settings):
         return self.corpus.options.get("folder", "") is not None
 
 
-class _WithTrainer(Settings):
+class TrainerSettings(Settings):
     """What commands share that may train a mapper."""
 
     trainer: Component = Field(description="Lightning's trainer.")
     callbacks: Components = Field({}, description="Of the trainer, by name.")
 
 
-class _Porting(_WithTexts, _WithTrainer):
+class PortingSettings(TextSettings, TrainerSettings):
     """The steps of a port, as transfer.py and evaluate.py both have them."""
 
     prompt: AskedPrompt = Field(description="How the adapter that is ported is asked.")
@@ -457,7 +457,7 @@ class _Porting(_WithTexts, _WithTrainer):
         return not self.mapper.is_called("NoopMapper")
 
 
-class TrainSettings(_WithTexts, _WithTrainer):
+class TrainSettings(TextSettings, TrainerSettings):
     """The configuration of ``train.py``."""
 
     evaluation: TrainScoring = Field(description="How predictions are scored.")
@@ -493,7 +493,7 @@ class AnchorsSettings(Settings):
         return ("source", "target") if self.side == "both" else (self.side,)
 
 
-class TransferSettings(_Porting):
+class TransferSettings(PortingSettings):
     """The configuration of ``transfer.py``.
 
     ``refine: auto`` is settled: with a mapper or a checkpoint that is named it is none, else
@@ -619,7 +619,7 @@ class TransferSettings(_Porting):
             )
 
 
-class DiagnoseSettings(_WithTexts):
+class DiagnoseSettings(TextSettings):
     """The configuration of ``diagnose.py``."""
 
     diagnosis: Component = Field(description="How the two models are compared.")
@@ -684,7 +684,7 @@ class Method:
         return [f"mapper={self.mapper}", f"refine={self.refine}", *self.options]
 
 
-class MethodSettings(_Porting):
+class MethodSettings(PortingSettings):
     """What evaluate.py runs for one method: the command's configuration, and the method's own.
 
     A method's YAML changes other groups too (``data``, ``callbacks``, ``trainer``), so that it is
@@ -818,6 +818,21 @@ SETTINGS: dict[str, type[Settings]] = {
 def read(command: str, config: DictConfig) -> Settings:
     """Return the settings of a command; see :meth:`Settings.of`."""
     return SETTINGS[command].of(config)
+
+
+def read_any(config: DictConfig) -> Settings:
+    """Return the settings of whatever command a configuration was composed for.
+
+    Of evaluate.py it may be that of one method.
+    """
+    marks: dict[str, type[Settings]] = {
+        "overwrite": TransferSettings,
+        "methods": MethodSettings,
+        "side": AnchorsSettings,
+        "transport": DiagnoseSettings,
+    }
+    kinds = [kind for mark, kind in marks.items() if mark in config]
+    return (kinds[0] if kinds else TrainSettings).of(config)
 
 
 def load(command: str, words: Sequence[str] = ()) -> Settings:

@@ -46,21 +46,20 @@ from ..mappers import BasePair, LearnedMapper, Mapper, load_mapper
 from ..mappers.controls import MeanMapper
 from ..models.loading import learning_dtype, one_thread
 from ..refinement.base import Refinement, RefinementProgress, silent
-from ..settings import Method, MethodSettings, resolved
+from ..settings import Method, MethodSettings, Recipe, resolved
 from ..store import Key, Store
-from .anchors import CPU_TRAINER, recipe_of
+from .anchors import CPU_TRAINER, train_adapter
 from .context import SharedContext, build, costliest, listed, option, shown_bars
 from .diagnose import diagnostics
 from .port import base_pair
 from .porting import (
-    Plan,
     Porting,
     Refining,
     generic_texts,
+    porting_for,
     prompt_spec,
     refining_progress,
     taught_by,
-    written_texts,
 )
 from .train import Fitting, check_base
 
@@ -258,7 +257,7 @@ class MethodPorts:
             generic=generic_texts(context),
             inputs=tuple(row.text for row in task.train[:inputs]),
             examples=task.train[:examples],
-            written=written_texts(context),
+            written=context.settings.refine_texts.written,
         )
 
     @cached_property
@@ -269,7 +268,7 @@ class MethodPorts:
     def _porting(self) -> Porting:
         mapper = self._fitted()
         mapper.use(self._pair)
-        return Plan.of(self.context.config).porting(mapper, self._pair)
+        return porting_for(self.context.settings, mapper, self._pair.target.sites)
 
     def _fitted(self) -> Mapper:
         """Return the mapper, fitted: from the store, or now."""
@@ -320,15 +319,15 @@ def few_shot_run(context: SharedContext, count: int, task: Task, seed: int) -> C
     Raises:
         LoraportError: the recipe cannot be used.
     """
-    whole = recipe_of(context.config)
+    whole: Recipe = context.settings.recipe
     steps = whole.epochs * ceil(whole.examples / whole.batch_size)
     epochs = ceil(steps / ceil(count / whole.batch_size))
-    recipe = replace(whole, examples=count, epochs=epochs, seed=seed)
+    recipe = whole.model_copy(update={"examples": count, "epochs": epochs, "seed": seed})
     # Not the network's own dtype: as whatever is distilled, so that the two can be compared.
     target = context.learner("target")
     key = Key.of(
         "few_shot",
-        recipe=recipe,
+        recipe=recipe.model_dump(mode="json"),
         prompt=context.template,
         base=target.fingerprint,
         dtype=target.network.dtype,
@@ -341,7 +340,7 @@ def few_shot_run(context: SharedContext, count: int, task: Task, seed: int) -> C
         rows = list(task.train)
         random.Random(seed).shuffle(rows)
         drawn = replace(task, train=tuple(rows))
-        adapter, metrics = recipe.train(target, drawn, context.template, CPU_TRAINER)
+        adapter, metrics = train_adapter(recipe, target, drawn, context.template, CPU_TRAINER)
         return CachedRun(adapter, time.perf_counter() - begin, dict(metrics))
 
     return cached_run(Store(context.cache), key, train)

@@ -1,30 +1,33 @@
-"""Adapters by whatever a user calls them: a folder, a task of the pair's zoo, a hub id."""
+"""The parts of a port, which port.py puts in order and evaluate.py asks of many adapters.
+
+Adapters are read by whatever a user calls them; the adapter is described by its prompt and labels;
+the mapper is built or read; :class:`Porting` does what needs no text; :class:`Refining` does what
+does; and :func:`refinement_record` says what came of it.
+"""
 
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
 
 from ..adapters import LoraAdapter, LowRank, read_adapter
 from ..adapters.merge import Combiner
 from ..adapters.sparsify import Combined, Sparsifier, cut
 from ..data import HubTasks, Interleaved, PromptTemplate, TextSource
-from ..data.corpora import CorpusFolder, TaskPrompts
+from ..data.corpora import TaskPrompts
 from ..data.prompts import PromptSpec
 from ..data.tasks import Example
 from ..data.zoo import SIDES
 from ..evaluation.records import DriftRecord, ExpectedRecord, RefinementRecord
 from ..exceptions import AdapterError, ConfigurationError, DataError
-from ..mappers import BasePair, Mapper, load_mapper
+from ..mappers import Mapper, load_mapper
 from ..mappers.base import Report
 from ..models.architectures import SiteTable
 from ..models.loading import DTYPES
@@ -38,21 +41,14 @@ from ..refinement.base import (
 from ..refinement.expected_recovery import LEAST_POINTS, AnchorCalibration, ExpectedRecovery
 from ..refinement.kl_budget import check_kl
 from ..refinement.text_selection import WrittenTexts
+from ..settings import PortingSettings, TransferSettings
 from ..store import Store
 from .anchors import CPU_TRAINER, builds_zoo, train_zoo
-from .context import (
-    RunContext,
-    SharedContext,
-    build,
-    costliest,
-    listed,
-    option,
-    optional,
-    shown_bars,
-)
+from .context import RunContext, costliest, shown_bars
 
 _HUB_ID = re.compile(r"[\w][\w.-]*/[\w.-]+")
 _FILES = ("adapter_config.json", "adapter_model.safetensors")
+_ROUNDING = 1e-2  # of an update's norm, by which its dtype may change it; bfloat16: some 0.3 %
 
 
 def given_adapter(context: RunContext, given: str) -> LoraAdapter:
@@ -83,11 +79,16 @@ def given_adapter(context: RunContext, given: str) -> LoraAdapter:
 
 
 def _zoo_tasks(context: RunContext) -> dict[str, Path]:
-    paths = context.config.paths
-    side = Path(paths.zoo_source) if paths.zoo_source else context.zoo_folder() / "source"
+    """Return the source adapters of the pair's zoo, by their tasks."""
+    side = _source_zoo(context)
     if not side.is_dir():
         return {}
     return {path.name: path for path in side.iterdir() if (path / _FILES[0]).is_file()}
+
+
+def _source_zoo(context: RunContext) -> Path:
+    folder: Path = context.settings.paths.zoo_source or context.zoo_folder() / "source"
+    return folder
 
 
 def _fetched(name: str) -> Path:
@@ -102,17 +103,11 @@ def _fetched(name: str) -> Path:
         ) from error
 
 
-# What the adapter that is ported is asked: all that a port knows of its task.
-
-_INSTRUCTION = "{instruction}"
-
-
 def prompt_spec(context: RunContext, place: str) -> PromptSpec:
-    """Return the prompt and the labels of ``prompt``, or of the task that the adapter is of.
+    """Return how the adapter that is ported is asked: all that a port knows of its task.
 
-    What is given goes first. A task of the pair's zoo brings its instruction and its labels;
-    none of its rows is used. Where neither says how the adapter is asked, it is asked with the
-    text itself.
+    The options ``prompt`` go first. A task of the pair's zoo brings its instruction and its
+    labels; none of its rows is used. Where neither says an instruction, the prompt is the text.
 
     Args:
         context: The options.
@@ -122,108 +117,78 @@ def prompt_spec(context: RunContext, place: str) -> PromptSpec:
         DataError: the template has no ``{text}``, or the labels are no choice.
         ConfigurationError: the template takes an instruction, and there is none.
     """
-    config = context.config
-    template = config.prompt.template
-    if not isinstance(template, str):
-        raise ConfigurationError(f"prompt.template is {template!r}; it takes text with {{text}}")
-    instruction = optional(config, "prompt.instruction", str)
-    labels = None if config.prompt.labels is None else listed(config, "prompt.labels", str)
+    settings: PortingSettings = context.settings
+    asked, template = settings.prompt, settings.prompt.full_template
+    instruction, labels = asked.instruction, asked.labels
     task = task_of(context, place)
     if task is not None and (instruction is None or labels is None):
-        known = described(context, task)
+        known = _described(context, task)
         instruction = known[0] if instruction is None else instruction
-        labels = list(known[1]) if labels is None else labels
-    if instruction is None and _INSTRUCTION in template:
-        if _template_is_given():
+        labels = known[1] if labels is None else labels
+    if instruction is None and "{instruction}" in template:
+        if asked.given:
             raise ConfigurationError(
-                f"prompt.template is {template!r}, and nothing says what {_INSTRUCTION} is; give "
+                f"prompt.template is {template!r}, and nothing says what {{instruction}} is; give "
                 "prompt.instruction=TEXT, or write it into the template"
             )
         template = "{text}"
-    # A shell and Hydra hand on a backslash and an n where a new line is meant.
-    prompt = template.replace("\\n", "\n").replace(_INSTRUCTION, instruction or "")
-    return PromptSpec(
-        prompt, tuple(labels or ()), config.prompt.completion, config.prompt.text_chars
-    )
-
-
-def _template_is_given() -> bool:
-    words = HydraConfig.get().overrides.task
-    return any(word.lstrip("+").startswith("prompt.template=") for word in words)
+    prompt = template.replace("{instruction}", instruction or "")
+    return PromptSpec(prompt, labels or (), asked.completion, asked.text_chars)
 
 
 def task_of(context: RunContext, place: str) -> str | None:
     """Return the task that an adapter was trained on, where it lies in the pair's zoo."""
-    paths = context.config.paths
     folder = Path(place).expanduser()
     if folder.is_dir():
-        side = Path(paths.zoo_source) if paths.zoo_source else context.zoo_folder() / "source"
-        if folder.resolve().parent != side.expanduser().resolve():
+        if folder.resolve().parent != _source_zoo(context).expanduser().resolve():
             return None
     elif folder.name != place:
         return None
     return folder.name if folder.name in context.task_source().names() else None
 
 
-def described(context: RunContext, task: str) -> tuple[str, tuple[str, ...]]:
+def _described(context: RunContext, task: str) -> tuple[str, tuple[str, ...]]:
     """Return the instruction and the labels of a task; of the hub's no row is fetched."""
     source = context.task_source()
-    if isinstance(source, HubTasks):
-        definition = source.definitions[task]
-        return definition.instruction, definition.labels
-    known = source.load([task])[task]
+    known = source.definitions[task] if isinstance(source, HubTasks) else source.load([task])[task]
     return known.instruction, known.labels
 
 
-def told(question: PromptSpec) -> dict[str, object]:
-    """Return what reports say of a question."""
-    return {
-        "prompt": question.prompt,
-        "labels": list(question.labels),
-        "completion": question.completion,
-        "text_chars": question.text_chars,
-    }
+# The mapper: built, or read out of a checkpoint, and ready for the pair.
 
 
-# The mapper of a transfer: by its name, or out of a checkpoint, and ready for the pair.
-
-
-def chosen_mapper(config: DictConfig) -> Mapper:
+def chosen_mapper(settings: TransferSettings) -> Mapper:
     """Return the mapper of ``mapper=``, or of ``ckpt=`` where that is given.
 
     Raises:
-        ConfigurationError: a learned mapper lacks its checkpoint, or another one has one.
+        ConfigurationError: a learned mapper lacks its checkpoint, or the checkpoint is of another.
     """
-    hydra = HydraConfig.get()
-    asked = any(word.startswith("mapper=") for word in hydra.overrides.task)
-    built: Mapper = build(config.mapper)
-    name = built.name
-    ckpt = optional(config, "ckpt", str)
+    built: Mapper = settings.mapper.build()
+    ckpt = settings.ckpt
     if ckpt is None:
         if built.learns_from is not None:
+            name = built.name
             raise ConfigurationError(
                 f"mapper={name} is learned, and there is no checkpoint of it: fit it by `python "
-                f"train.py mapper={name} pair={config.pair.name}` and give its mapper.ckpt as ckpt="
+                f"train.py mapper={name} pair={settings.pair.name}` and give its mapper.ckpt as "
+                "ckpt="
             )
         return built
-    loaded = load_mapper(Path(ckpt).expanduser())
+    loaded = load_mapper(ckpt)
     if not loaded.fitted:
         raise ConfigurationError(
             f"ckpt={ckpt} holds a {type(loaded).__name__} that was never fitted; give the "
             "mapper.ckpt of a run that came to its end"
         )
-    if asked and type(loaded) is not type(built):
+    if settings.names_mapper and type(loaded) is not type(built):
         raise ConfigurationError(
-            f"ckpt={ckpt} holds a {type(loaded).__name__}, but mapper={name} is a "
+            f"ckpt={ckpt} holds a {type(loaded).__name__}, but mapper={built.name} is a "
             f"{type(built).__name__}; leave mapper= out, or give the checkpoint of that mapper"
         )
     return loaded
 
 
-# The steps from source adapters to one adapter of the target, without files or configurations.
-
-# Of an update's norm, that rounding its factors may change; bfloat16 changes some 0.3 %.
-_ROUNDING = 1e-2
+# From source adapters to one adapter of the target, without files or settings.
 
 
 class Mapped(NamedTuple):
@@ -336,7 +301,7 @@ class Porting:
         if self.sparsify is not None:
             for place, part in enumerate(parts):
                 sparse = self.sparsify(part, index=place)
-                steps[_numbered("sparsify", place, len(parts))] = sparse
+                steps["sparsify" if len(parts) == 1 else f"sparsify {place + 1}"] = sparse
                 parts[place] = sparse.adapter
         result = parts[0]
         several = len(parts) + len(others) > 1
@@ -387,47 +352,22 @@ def _rounding_error(update: LowRank, dtype: torch.dtype) -> float:
     return max(squared, 0.0) ** 0.5 / norm if norm > 0 else 0.0
 
 
-def _numbered(name: str, place: int, count: int) -> str:
-    return name if count == 1 else f"{name} {place + 1}"
-
-
-# What a configuration asks for after the mapper, read before anything is done.
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The options of the steps after the mapper; see :class:`~loraport.commands.porting.Porting`.
+def porting_for(settings: PortingSettings, mapper: Mapper, target: SiteTable) -> Porting:
+    """Return the steps that settings ask for.
 
     Raises:
-        ConfigurationError: an option is of the wrong kind or out of its range.
+        ConfigurationError: an option of the sparsifier or the combiner cannot be taken.
     """
-
-    sparsify: Sparsifier | None
-    merge: Combiner
-    weights: list[float] | None
-    output_rank: int | None
-    scale: float
-    dtype: torch.dtype
-
-    @classmethod
-    def of(cls, config: DictConfig) -> "Plan":
-        """Read ``sparsify``, ``merge``, ``output_rank``, ``scale`` and ``dtype``."""
-        dtype = option(config, "dtype", str)
-        if dtype not in DTYPES:
-            raise ConfigurationError(f"dtype is {dtype!r}; it takes one of {', '.join(DTYPES)}")
-        weighted = config.merge.weights is not None
-        return cls(
-            sparsify=build(config.sparsify) if "_target_" in config.sparsify else None,
-            merge=build(config.merge.method),
-            weights=listed(config, "merge.weights", float) if weighted else None,
-            output_rank=optional(config, "output_rank", int),
-            scale=option(config, "scale", float),
-            dtype=DTYPES[dtype],
-        )
-
-    def porting(self, mapper: Mapper, pair: BasePair) -> Porting:
-        """Return the steps for a mapper between the models of a pair."""
-        return Porting(mapper, pair.target.sites, **vars(self))
+    return Porting(
+        mapper,
+        target,
+        sparsify=None if settings.sparsify is None else settings.sparsify.build(),
+        merge=settings.merge.method.build(),
+        weights=settings.merge.weights,
+        output_rank=settings.output_rank,
+        scale=settings.scale,
+        dtype=DTYPES[settings.dtype],
+    )
 
 
 # Inputs and labelled examples out of files that a user gives.
@@ -436,13 +376,12 @@ _INPUTS = 'inputs= takes a file with a text a line, or *.jsonl with rows {"text"
 _EXAMPLES = 'examples= takes *.jsonl with rows {"text": ..., "label": ...}'
 
 
-def given_inputs(file: str | Path) -> tuple[str, ...]:
+def given_inputs(path: Path) -> tuple[str, ...]:
     """Return the texts of a file, each once, in their order.
 
     Raises:
         DataError: the file cannot be read, is empty, or a row has no text.
     """
-    path = Path(file).expanduser()
     if path.suffix == ".jsonl":
         texts = [_field(row, "text", where, _INPUTS) for where, row in _rows(path, _INPUTS)]
     else:
@@ -450,18 +389,17 @@ def given_inputs(file: str | Path) -> tuple[str, ...]:
     return tuple(dict.fromkeys(texts))
 
 
-def given_examples(file: str | Path, labels: tuple[str, ...]) -> tuple[Example, ...]:
+def given_examples(path: Path, labels: tuple[str, ...]) -> tuple[Example, ...]:
     """Return the labelled texts of a file.
 
     Args:
-        file: The file.
+        path: The file.
         labels: The labels that there are; none where answers are written freely.
 
     Raises:
         DataError: the file cannot be read, is empty, or a row has no text or a label that is
             not among them.
     """
-    path = Path(file).expanduser()
     examples = []
     for where, row in _rows(path, _EXAMPLES):
         text, label = (_field(row, name, where, _EXAMPLES) for name in ("text", "label"))
@@ -506,103 +444,22 @@ def _field(row: Any, name: str, where: str, wanted: str) -> str:
     return value
 
 
-# What a user gives for a refinement, checked against what it takes.
+# Refinement: what it learns from, the models that it is given, and what is measured behind it.
 
 
-def check_adapters(refinement: Refinement, given: dict[str, LoraAdapter]) -> None:
-    """Refuse adapters of which nothing can be learned.
-
-    Raises:
-        ConfigurationError: there are several, and the refinement asks one question.
-        AdapterError: one of them does nothing.
-    """
-    if len(given) > 1 and refinement.learns:
-        raise ConfigurationError(
-            f"refine={refinement.name} refines one adapter, as it asks one question, but adapter= "
-            f"names {len(given)}; port each by itself, and merge the results by "
-            "merge.with=[DIR] and refine=none"
-        )
-    for place, adapter in given.items():
-        if adapter.norm() == 0:
-            raise AdapterError(
-                f"{place} is zero at every site, so that there is nothing to learn from it; give "
-                "a source adapter that was trained"
-            )
-
-
-def given_data(
-    context: RunContext, refinement: Refinement, question: PromptSpec
-) -> tuple[tuple[str, ...], tuple[Example, ...]]:
-    """Return the inputs and the examples, each where the refinement takes them.
-
-    Raises:
-        DataError: what it takes is missing, or cannot be used.
-        ConfigurationError: something is given that it does not take.
-    """
-    inputs, examples = (optional(context.config, key, str) for key in ("inputs", "examples"))
-    unused = [key for key in ("inputs", "examples") if key not in refinement.takes]
-    refuse_unused(context, refinement.name, *unused)
-    if "inputs" in refinement.takes and inputs is None:
-        raise DataError(
-            f"refine={refinement.name} learns from the task's own inputs, and none are given; give "
-            'inputs=FILE, a text a line, or *.jsonl with rows {"text": ...}'
-        )
-    if "examples" in refinement.takes and examples is None:
-        raise DataError(
-            f"refine={refinement.name} learns from labelled examples, and none are given; give "
-            'examples=FILE, *.jsonl with rows {"text": ..., "label": ...}'
-        )
-    return (
-        given_inputs(inputs) if inputs is not None else (),
-        given_examples(examples, question.labels) if examples is not None else (),
-    )
-
-
-def refuse_unused(context: RunContext, name: str, *keys: str) -> None:
-    """Raise ConfigurationError where one of some options is given, but nothing takes it."""
-    takes = {"inputs": "refine=prompt_distill", "examples": "refine=few_shot"}
-    for key in keys:
-        if optional(context.config, key, str) is not None:
-            raise ConfigurationError(
-                f"refine={name} does not use {key}=; leave it out, or set {takes[key]}"
-            )
-
-
-# The texts that a refinement learns from, and those that drift is measured on.
-
-
-def corpus(context: RunContext) -> TextSource | None:
+def corpus(settings: PortingSettings) -> TextSource | None:
     """Return the corpus; None where none is named.
 
     Raises:
         DataError: it is named, and not there.
     """
-    node = context.config.corpus
-    named = node.get("_target_", "").rpartition(".")[2] != CorpusFolder.__name__
-    if not named and optional(context.config, "paths.corpus", str) is None:
-        return None
-    return build(node)
-
-
-def needed_corpus(context: RunContext, name: str) -> TextSource:
-    """Return the corpus that a refinement cannot do without.
-
-    Raises:
-        DataError: there is none.
-    """
-    found = corpus(context)
-    if found is None:
-        raise DataError(
-            f"refine={name} puts generic texts into the adapter's prompt, and there is no corpus; "
-            "give paths.corpus=DIR (*.txt with a text a line, or *.jsonl), or let the source write "
-            "some by refine_texts.written=256, or name a mapper, such as mapper=cross_lora"
-        )
-    return found
+    return settings.corpus.build() if settings.has_corpus else None
 
 
 def generic_texts(context: RunContext) -> TextSource:
     """Return what drift is measured on: the corpus, or the probes where there is none."""
-    source: TextSource = corpus(context) or build(context.config.probes)
+    settings: PortingSettings = context.settings
+    source: TextSource = corpus(settings) or settings.probes.build()
     return source
 
 
@@ -615,19 +472,13 @@ def anchor_texts(context: RunContext, place: str) -> TaskPrompts | None:
     Raises:
         ConfigurationError: no anchor task is left.
     """
-    asked = optional(context.config, "refine_texts.anchors", bool)
-    if not (context.config.paths.tasks if asked is None else asked):
+    settings: PortingSettings = context.settings
+    asked = settings.refine_texts.anchors
+    if not (settings.paths.tasks if asked is None else asked):
         return None
-    source, tasks = context.task_source(), context.config.tasks
-    names = (
-        list(source.names()) if tasks.names is None else listed(context.config, "tasks.names", str)
-    )
-    others = {
-        *listed(context.config, "tasks.held_out", str),
-        Path(place).name,
-        task_of(context, place),
-    }
-    anchors = [name for name in names if name not in others]
+    source, names = context.task_source(), settings.tasks.names
+    others = {*settings.tasks.held_out, Path(place).name, task_of(context, place)}
+    anchors = [n for n in (source.names() if names is None else names) if n not in others]
     if not anchors and asked is None:
         return None
     if not anchors:
@@ -636,42 +487,97 @@ def anchor_texts(context: RunContext, place: str) -> TaskPrompts | None:
             "none is left; shorten tasks.held_out, or set refine_texts.anchors=false"
         )
     loaded = source.load(anchors)
-    return TaskPrompts(list(loaded.values()), PromptTemplate("{text}"), context.config.seed)
+    return TaskPrompts(list(loaded.values()), PromptTemplate("{text}"), settings.seed)
 
 
-def written_texts(context: RunContext) -> int:
-    """Return how many texts ``refine_texts.written`` asks the source to write.
+def taught_by(context: RunContext, refinement: Refinement, place: str) -> dict[str, TextSource]:
+    """Return the sources of texts that a refinement is given, by what reports call them.
 
     Raises:
-        ConfigurationError: it is no number of texts.
+        DataError: it needs a corpus, and there is none.
     """
-    count = option(context.config, "refine_texts.written", int)
-    if count < 0:
-        raise ConfigurationError(f"refine_texts.written is {count}; it takes 0 or more")
-    return count
+    if not refinement.learns:
+        return {"generic": generic_texts(context)}
+    settings: PortingSettings = context.settings
+    found, anchors = corpus(settings), anchor_texts(context, place)
+    if found is None and refinement.needs_texts and not settings.refine_texts.written:
+        raise DataError(
+            f"refine={refinement.name} puts generic texts into the adapter's prompt, and there is "
+            "no corpus; give paths.corpus=DIR (*.txt with a text a line, or *.jsonl), or let the "
+            "source write some by refine_texts.written=256, or name a mapper, such as "
+            "mapper=cross_lora"
+        )
+    sources = {"corpus": found, "anchors": anchors}
+    return {called: source for called, source in sources.items() if source is not None}
 
 
-# What a refinement shows while it works.
+def check_adapters(refinement: Refinement, given: dict[str, LoraAdapter]) -> None:
+    """Refuse adapters of which nothing can be learned.
+
+    Raises:
+        ConfigurationError: there are several, and the refinement asks one question.
+        AdapterError: one of them does nothing.
+    """
+    if len(given) > 1 and refinement.learns:
+        raise ConfigurationError(
+            f"refine={refinement.name} refines one adapter, as it asks one question, but adapter= "
+            f"names {len(given)}; port each by itself, and merge the results by merge.with=[DIR] "
+            "and refine=none"
+        )
+    for place, adapter in given.items():
+        if adapter.norm() == 0:
+            raise AdapterError(
+                f"{place} is zero at every site, so that there is nothing to learn from it; give "
+                "a source adapter that was trained"
+            )
+
+
+def task_data(
+    settings: TransferSettings, refinement: Refinement, labels: tuple[str, ...]
+) -> tuple[tuple[str, ...], tuple[Example, ...]]:
+    """Return the inputs and the examples, each where the refinement takes them.
+
+    Raises:
+        DataError: what it takes is missing, or cannot be used.
+        ConfigurationError: something is given that it does not take.
+    """
+    name, takes = refinement.name, refinement.takes
+    for key, taker in (("inputs", "prompt_distill"), ("examples", "few_shot")):
+        if key not in takes and getattr(settings, key) is not None:
+            raise ConfigurationError(
+                f"refine={name} does not use {key}=; leave it out, or set refine={taker}"
+            )
+    if "inputs" in takes and settings.inputs is None:
+        raise DataError(
+            f"refine={name} learns from the task's own inputs, and none are given; give "
+            'inputs=FILE, a text a line, or *.jsonl with rows {"text": ...}'
+        )
+    if "examples" in takes and settings.examples is None:
+        raise DataError(
+            f"refine={name} learns from labelled examples, and none are given; give "
+            'examples=FILE, *.jsonl with rows {"text": ..., "label": ...}'
+        )
+    return (
+        () if settings.inputs is None else given_inputs(settings.inputs),
+        () if settings.examples is None else given_examples(settings.examples, labels),
+    )
 
 
 @contextmanager
 def refining_progress() -> Iterator[RefinementProgress]:
-    """Show a bar for each thing that is done, how far it is, and how long the rest takes."""
+    """Show a bar for each step of a refinement, with what is done and the remaining time."""
     with shown_bars() as shown:
         bars = {"": shown.add_task("loading models", total=None)}
 
         def tell(step: str, done: int, total: int) -> None:
             if step not in bars:
-                # What came before is over; a bar of its own has a time of its own.
+                # A bar of its own has a time of its own; those of the steps before are over.
                 for bar in bars.values():
                     shown.update(bar, visible=False)
                 bars[step] = shown.add_task(step, total=total)
             shown.update(bars[step], completed=done, total=total, visible=True)
 
         yield tell
-
-
-# Refinement within a transfer: what it learns from, and the models that it is given.
 
 
 @dataclass(frozen=True, eq=False)
@@ -688,7 +594,7 @@ class Refining:
         written: Number of texts that the source writes itself.
     """
 
-    context: SharedContext
+    context: RunContext
     refinement: Refinement
     questions: dict[str, PromptSpec]
     texts: dict[str, TextSource]
@@ -704,29 +610,24 @@ class Refining:
         Raises:
             LoraportError: something that the refinement needs is missing, or cannot be used.
         """
-        if "_target_" not in context.config.refine:
-            refuse_unused(context, "none", "inputs", "examples")
+        settings: TransferSettings = context.settings
+        if settings.refine is None:
             return None
-        refinement: Refinement = build(context.config.refine)
+        refinement: Refinement = settings.refine.build()
         check_adapters(refinement, given)
         questions = {place: prompt_spec(context, place) for place in given}
-        place = next(iter(given), "")
-        inputs, examples = given_data(context, refinement, questions.get(place, PromptSpec()))
+        place = next(iter(given))
+        inputs, examples = task_data(settings, refinement, questions[place].labels)
         return cls(
-            context=SharedContext(context.config),
+            context=context,
             refinement=refinement,
             questions=questions,
             texts=taught_by(context, refinement, place),
             generic=generic_texts(context),
             inputs=inputs,
             examples=examples,
-            written=written_texts(context),
+            written=settings.refine_texts.written,
         )
-
-    @property
-    def name(self) -> str:
-        """As in ``refine=``."""
-        return self.refinement.name
 
     @property
     def data_access(self) -> str:
@@ -737,8 +638,9 @@ class Refining:
     @property
     def budget(self) -> float:
         """The drift that the finished adapter should keep within, in nats."""
+        settings: TransferSettings = self.context.settings
         own = self.refinement.kl_budget
-        return option(self.context.config, "drift.budget", float) if own is None else own
+        return settings.drift.budget if own is None else own
 
     @property
     def data(self) -> dict[str, Any]:
@@ -749,17 +651,17 @@ class Refining:
 
     def question(self) -> dict[str, object]:
         """Return what reports say of how the adapter was asked."""
-        return told(next(iter(self.questions.values())))
+        return asdict(next(iter(self.questions.values())))
 
     def distillation_inputs(
         self, place: str, adapter: LoraAdapter, progress: RefinementProgress
     ) -> DistillationInputs:
-        """Return what the target learns from: one adapter of the source.
+        """Return what the target learns from to behave like one adapter of the source.
 
         Raises:
             LoraportError: a model cannot be loaded.
         """
-        seed, store = self.context.config.seed, Store(self.context.cache)
+        seed, store = self.context.settings.seed, Store(self.context.cache)
         sources = list(self.texts.values())
         if self.written:
             source, question = self.context.learner("source"), self.questions[place]
@@ -819,10 +721,10 @@ class Refining:
             Teacher(self.context.model("source"), adapter),
             self.context.model("target"),
             texts=self.generic,
-            seed=self.context.config.seed,
+            seed=self.context.settings.seed,
             progress=progress,
         )
-        asked = self.context.config.drift
+        asked = self.context.settings.drift
         found = check_kl(
             finished, distillation_inputs, texts=asked.texts, positions=asked.positions
         )
@@ -837,22 +739,8 @@ class Refining:
         )
 
 
-def taught_by(context: RunContext, refinement: Refinement, place: str) -> dict[str, TextSource]:
-    """Return the sources of texts that a refinement is given."""
-    if not refinement.learns:
-        return {"generic": generic_texts(context)}
-    needs = refinement.needs_texts and not written_texts(context)
-    found = needed_corpus(context, refinement.name) if needs else corpus(context)
-    anchors = anchor_texts(context, place)
-    named: Sequence[tuple[str, TextSource | None]] = (("corpus", found), ("anchors", anchors))
-    return {called: source for called, source in named if source is not None}
-
-
-# What is measured of a refined adapter without task data, and what that lets one expect.
-
-
 def numbers(report: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, float]]:
-    """Give every number of a report by the dotted names that lead to it.
+    """Give every number of a nested report by its dotted name.
 
     >>> dict(numbers({"agreement": {"after": 0.9}, "notes": ["few texts"], "texts": 3}))
     {'agreement.after': 0.9, 'texts': 3.0}
@@ -864,17 +752,17 @@ def numbers(report: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, f
             yield f"{above}{name}", float(value)
 
 
-def given_calibration(context: RunContext) -> AnchorCalibration | None:
+def given_calibration(settings: TransferSettings) -> AnchorCalibration | None:
     """Return the anchors of ``calibration=FILE``, or those that come with loraport for the pair.
 
     Raises:
         DataError: the file cannot be used.
         ConfigurationError: it is of another pair.
     """
-    file, pair = optional(context.config, "calibration", str), context.config.pair.name
+    file, pair = settings.calibration, settings.pair.name
     if file is None:
         return AnchorCalibration.packaged(pair)
-    found = AnchorCalibration.read(Path(file).expanduser())
+    found = AnchorCalibration.read(file)
     if found.pair != pair:
         raise ConfigurationError(
             f"calibration={file} was measured on pair={found.pair}, but this is pair={pair}, of "
@@ -945,11 +833,11 @@ def refinement_record(
     tasks = tuple(Path(place).name for place in places)
     measured = {**reports[0], "drift": drift.model_dump()}
     return RefinementRecord(
-        name=refining.name,
+        name=refining.refinement.name,
         data_access=refining.data_access,
         question=refining.question(),
         data=refining.data,
         measured=tuple(reports),
         drift=drift,
-        expected=expected(calibration, refining.name, tasks, measured),
+        expected=expected(calibration, refining.refinement.name, tasks, measured),
     )

@@ -1,4 +1,7 @@
-"""What mappers that learn from text are trained on: both models, paired layers, and a corpus."""
+"""``train.py``: a mapper fitted on anchors or on text, and scored on held-out tasks.
+
+:func:`run` tells it from checking to reporting; what it calls stands behind it in the same order.
+"""
 
 import hashlib
 import json
@@ -16,7 +19,6 @@ from hydra.types import RunMode
 from lightning import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
-from omegaconf import DictConfig
 from rich.console import Console
 
 from ..adapters import LoraAdapter, cosine, relative_error, write_adapter
@@ -46,354 +48,145 @@ from ..reporting.cards import adapter_card
 from ..reporting.console import print_results
 from ..reporting.figures import write_chart
 from ..reporting.loggers import finish_loggers, log_results
+from ..settings import Settings, TrainSettings
 from .anchors import CPU_TRAINER, builds_zoo, train_zoo
 from .compatibility import check_compatibility, known_compatibility
-from .context import (
-    RunContext,
-    Stopwatch,
-    build,
-    listed,
-    option,
-    plain_config,
-    quiet_libraries,
-    shown_bars,
-)
+from .context import RunContext, Stopwatch, quiet_libraries, shown_bars
+
+TaskScores = dict[str, dict[str, TaskScore]]
+"""The score of each task under each condition."""
 
 
-class TextFit(NamedTuple):
-    """What a mapper is trained on.
+def run(settings: TrainSettings) -> float | None:
+    """Fit a mapper, predict the held-out tasks' adapters, score them, report.
 
-    Attributes:
-        models: The two base models.
-        data: What the trainer is given.
-        corpus: The texts behind it.
-        pairing: Of the two models' layers.
-    """
+    A mapper that learns from text is fitted and saved also where there is no zoo to score it on.
 
-    models: ModelPair
-    data: LightningDataModule
-    corpus: TextCorpus
-    pairing: LayerPairing
-
-    @classmethod
-    def of(cls, context: RunContext, mapper: CorpusMapper) -> "TextFit":
-        """Load the models, pair their layers, read the corpus, and give the mapper all of it.
-
-        Raises:
-            LoraportError: one of them cannot be used.
-        """
-        models = ModelPair(*(context.model(side) for side in SIDES))
-        corpus = text_corpus(context, models)
-        pairing = layer_pairing(context, models)
-        mapper.learn_from(models, pairing, StatisticsStore(context.cache))
-        data = mapper.data_module(corpus, context.cache)
-        return cls(models, data, corpus, pairing)
-
-    def facts(self) -> dict[str, Any]:
-        """Return what reports say of the texts."""
-        return {
-            "tokens": self.corpus.tokens,
-            "held_out_tokens": self.corpus.held_out_tokens,
-            "aligned_share": self.corpus.aligned_share,
-            "corpus": self.corpus.content_hash(),
-        }
-
-
-def text_corpus(context: RunContext, models: ModelPair) -> TextCorpus:
-    """Return the corpus, aligned for both models.
+    Returns:
+        What ``objective=`` asks for, on anchors, for sweeps that choose; None without.
 
     Raises:
-        DataError: there is none, or it has hardly any text.
+        LoraportError: something that was asked for or given cannot be used, or the two models
+            are not compatible.
     """
-    config = context.config
-    suffixes = listed(config, "data.suffixes", str)
-    if option(config, "anchor_questions", bool):
-        suffixes += anchor_questions(context)
-    corpus: TextCorpus = build(
-        config.data,
-        texts=build(config.corpus),
-        source_tokenizer=models.source.tokenizer,
-        target_tokenizer=models.target.tokenizer,
-        suffixes=suffixes,
-    )
-    return corpus
+    quiet_libraries()
+    context, watch = RunContext(settings), Stopwatch()
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    mapper, objective = learned_mapper(settings), chosen_objective(settings)
+    scorer = context.scores  # built here, so that a wrong option is refused before the fit
+    with watch.step("diagnose"):
+        compatible = check_compatibility(context)
+    with watch.step("zoo"):
+        data = anchor_pairs(context, mapper)
+        if objective is not None:
+            check_objective(objective, mapper, data)
+        tasks = {} if data is None else context.tasks(list(data.held_out))
+    loggers: list[Logger] = [logger.build() for logger in settings.logger.values()]
 
-
-def anchor_questions(context: RunContext) -> list[str]:
-    """Return what each anchor task puts behind a text, once with each of its labels.
-
-    No row of any task is read for it, and no held-out task's question or label. Tasks take turns,
-    so that one of many labels does not take up more texts.
-    """
-    source, template = context.task_source(), context.template
-    held_out = set(context.config.tasks.held_out)
-    names = [name for name in context.config.tasks.names or source.names() if name not in held_out]
-    tasks = list(source.load(names).values())
-    rounds = max(len(task.labels) for task in tasks)
-    return list(
-        dict.fromkeys(
-            template.ask(task, "") + template.answer(task.labels[turn % len(task.labels)])
-            for turn in range(rounds)
-            for task in tasks
-        )
-    )
-
-
-def layer_pairing(context: RunContext, models: ModelPair) -> LayerPairing:
-    """Return which source layers feed each target layer, by the diagnosis's similarity.
-
-    Raises:
-        ConfigurationError: the pairing goes by similarity, but the diagnosis is left out.
-    """
-    pairing: Pairing = build(context.config.pairing)
-    shape = models.target.sites.layers, models.source.sites.layers
-    if isinstance(pairing, RelativeDepth | Spread):
-        return pairing.pair(torch.zeros(shape))
-    found = known_compatibility(context)
-    if found is None:
-        raise ConfigurationError(
-            f"the pairing {type(pairing).__name__} goes by how alike layers are, which "
-            "diagnosis=none leaves out; take diagnosis=cheap, or pairing=relative_depth or spread"
-        )
-    return pairing.pair(torch.tensor(found.similarity))
-
-
-# Fitting a learned mapper with Lightning's trainer.
-
-
-@dataclass(frozen=True)
-class Fitting:
-    """A mapper, and what it is fitted on.
-
-    Attributes:
-        context: The configuration.
-        mapper: What is fitted.
-        data: What the trainer is given.
-        text: Where the mapper learns from text: the models and the corpus behind ``data``.
-    """
-
-    context: RunContext
-    mapper: LearnedMapper
-    data: LightningDataModule
-    text: TextFit | None
-
-    @classmethod
-    def of(
-        cls, context: RunContext, mapper: LearnedMapper, anchors: AnchorPairs | None
-    ) -> "Fitting":
-        """Load what the mapper learns from.
-
-        Raises:
-            LoraportError: it cannot be used.
-        """
-        if isinstance(mapper, CorpusMapper):
-            text = TextFit.of(context, mapper)
-            return cls(context, mapper, text.data, text)
-        if anchors is None:
-            raise ValueError(f"{type(mapper).__name__} is fitted on anchors, but there are none")
-        return cls(context, mapper, anchors, None)
-
-    def fit(self, loggers: list[Logger], folder: Path) -> tuple[Trainer, LearnedMapper]:
-        """Fit, save ``mapper.ckpt`` in the folder, and return the mapper with its best weights.
-
-        Training on text is also saved at the end of each epoch, in the cache, and goes on from
-        there when it was stopped.
-
-        Raises:
-            KeyboardInterrupt: it was stopped, at the keyboard or by the system.
-        """
-        config = self.context.config
-        callbacks: list[Callback] = [build(node) for node in config.callbacks.values()]
-        chosen = [callback for callback in callbacks if isinstance(callback, ModelCheckpoint)]
-        # The matrices of anchors are small: more threads would wait rather than work.
-        with nullcontext() if self.text else one_thread(), self._resumable(chosen) as unfinished:
-            if unfinished is not None:
-                callbacks.append(unfinished)
-            trainer: Trainer = build(
-                config.trainer, logger=loggers, callbacks=callbacks, default_root_dir=folder
-            )
-            with interruptible():
-                trainer.fit(self.mapper, datamodule=self.data, ckpt_path=_last(unfinished))
-            trainer.save_checkpoint(folder / "mapper.ckpt", weights_only=True)
-            best = [callback.best_model_path for callback in chosen]
-            if not (best and best[0] and trainer.is_global_zero):
-                return trainer, self.mapper
-            shutil.move(best[0], folder / "mapper.ckpt")
-        return trainer, load_mapper(folder / "mapper.ckpt")
-
-    def facts(self) -> dict[str, Any]:
-        """Return what reports say of the texts, where there are any."""
-        return {} if self.text is None else {"text": self.text.facts()}
-
-    @contextmanager
-    def _resumable(self, chosen: list[ModelCheckpoint]) -> Iterator[ModelCheckpoint | None]:
-        """Give a callback that keeps the last epoch until the training has come to its end.
-
-        The best weights so far are kept beside it, where the next run, which has another folder
-        of its own, finds them.
-        """
-        if self.text is None or not self.mapper.automatic_optimization:
-            yield None
-            return
-        folder = self.context.cache / "training" / self._key(self.text)
-        for callback in chosen:
-            callback.dirpath = str(folder / "best")
-        yield ModelCheckpoint(dirpath=folder, filename="last", enable_version_counter=False)
-        shutil.rmtree(folder, ignore_errors=True)
-
-    def _key(self, text: TextFit) -> str:
-        """Return a hash of all that the training depends on."""
-        config = plain_config(self.context.config)
-        key_parts = {
-            part: config[part] for part in ("mapper", "data", "corpus", "pairing", "trainer")
-        }
-        key_parts["models"] = [m.fingerprint for m in vars(text.models).values()]
-        key_parts["text"] = text.corpus.content_hash()
-        content = json.dumps(key_parts, sort_keys=True, default=str)
-        return hashlib.sha256(content.encode()).hexdigest()[:32]
-
-
-def _last(unfinished: ModelCheckpoint | None) -> str | None:
-    """Return the checkpoint to go on from, where there is one."""
-    if unfinished is None or unfinished.dirpath is None:
+    with watch.step("fit"):
+        fitting = Fitting.of(context, mapper, data)
+        trainer, mapper = fitting.fit(loggers, folder)
+    if not trainer.is_global_zero:  # the other devices have done their part
         return None
-    path = Path(unfinished.dirpath) / "last.ckpt"
-    return str(path) if path.exists() else None
+    console = Console()
+    if data is None:
+        console.print(
+            "fitted and saved, but not scored: there is no zoo of this pair; set paths.zoo=DIR to "
+            "one"
+        )
+        console.print(f"checkpoint  {folder / 'mapper.ckpt'}", highlight=False, soft_wrap=True)
+        return None
+
+    facts = {} if fitting.text is None else {"text": fitting.text.facts()}
+    facts |= {} if compatible is None else {"diagnosis": dict(compatible)}
+    if objective is not None:
+        with watch.step("choose"):
+            facts["objective"] = objective.facts(context, mapper, data)
+    with watch.step("predict"), one_thread():
+        predictions = predict(mapper, data, settings.evaluation.controls, settings.seed)
+    with watch.step("score"):
+        scores, hashes = score(context, scorer, predictions, tasks)
+
+    results = assemble(settings, mapper, predictions, scores, hashes, watch, facts)
+    written = write(results, predictions, folder)
+    log_results(loggers, results, folder / "scores.png")
+    records = finish_loggers(loggers)
+    print_results(results)
+    for what, place in [*written, *(("log", record) for record in records)]:
+        console.print(f"{what:>10}  {place}", highlight=False, soft_wrap=True)
+    return facts["objective"]["value"] if objective is not None else None
 
 
-# Predicting and scoring the held-out tasks' adapters.
-
-CONTROLS = ("random", "swapped")
+# Check.
 
 
-class Cell(NamedTuple):
-    """One score that a table needs: a task under a condition."""
+def learned_mapper(settings: TrainSettings) -> LearnedMapper:
+    """Build the mapper that is to be trained.
 
-    task: str
-    condition: str
-    adapter: LoraAdapter | Attachable | None
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """The predicted adapters of the held-out tasks, and what stands beside them.
-
-    Attributes:
-        predicted: Task name to the mapper's adapter.
-        mean: The anchors' mean adapter.
-        oracles: Task name to the adapter that was trained on the target.
-        queries: Task name to the source's adapter.
-        controls: Control to task name to adapter.
-        cartridges: Task name to the mapper's cartridge; none of a mapper that makes only LoRA.
+    Raises:
+        ConfigurationError: there is nothing to train in it.
     """
-
-    predicted: Mapping[str, LoraAdapter]
-    mean: LoraAdapter
-    oracles: Mapping[str, LoraAdapter]
-    queries: Mapping[str, LoraAdapter]
-    controls: Mapping[str, Mapping[str, LoraAdapter]]
-    cartridges: Mapping[str, Attachable] = field(default_factory=dict)
-
-    def target_cells(self) -> Iterator[Cell]:
-        """Give what is to be scored on the target."""
-        for task in self.queries:
-            yield Cell(task, "base", None)
-            yield Cell(task, "mean", self.mean)
-            for control, adapters in self.controls.items():
-                if task in adapters:
-                    yield Cell(task, control, adapters[task])
-            if task in self.cartridges:
-                yield Cell(task, "cartridge", self.cartridges[task])
-            yield Cell(task, "predicted", self.predicted[task])
-            yield Cell(task, "oracle", self.oracles[task])
-
-    def source_cells(self) -> Iterator[Cell]:
-        """Give what is to be scored on the source."""
-        for task, adapter in self.queries.items():
-            yield Cell(task, "source_base", None)
-            yield Cell(task, "source", adapter)
-
-    def distances(self) -> dict[str, dict[str, float]]:
-        """Return how far each prediction is from the mean adapter, relative to the mean's norm."""
-        return {
-            task: {"distance_to_mean": relative_error(adapter, self.mean)}
-            for task, adapter in self.predicted.items()
-        }
-
-    def likeness(self, task: str) -> tuple[float, float]:
-        """Return the cosine of a prediction with its oracle, and its relative error."""
-        oracle = self.oracles[task]
-        return cosine(self.predicted[task], oracle), relative_error(self.predicted[task], oracle)
-
-
-def check_controls(controls: Sequence[str]) -> None:
-    """Raise ConfigurationError unless all controls exist."""
-    unknown = sorted(set(controls) - set(CONTROLS))
-    if unknown:
+    mapper: Mapper = settings.mapper.build()
+    if not isinstance(mapper, LearnedMapper):
+        name = mapper.name
         raise ConfigurationError(
-            f"evaluation.controls has {', '.join(unknown)}; it takes any of {', '.join(CONTROLS)}"
+            f"mapper={name} has nothing to train: port an adapter by `python transfer.py "
+            f"mapper={name} pair={settings.pair.name} adapter=DIR output=DIR`"
         )
+    return mapper
 
 
-def predict(mapper: Mapper, data: AnchorPairs, controls: list[str], seed: int) -> Predictions:
-    """Predict every held-out task's adapter, and build the controls.
+def anchor_pairs(context: RunContext, mapper: LearnedMapper) -> AnchorPairs | None:
+    """Return the zoo's adapters; for a pair that brings its own tasks, train them first.
 
-    The mean adapter is that of all anchors, with those that a mapper was validated on.
+    Returns:
+        The pairs that the mapper learns from, or that a mapper of text is scored on; None where
+        there is no zoo for the latter.
+
+    Raises:
+        ConfigurationError: no held-out task is in the zoo.
     """
-    queries = dict(data.queries)
-    mean = MeanMapper()
-    mean.fit(data.anchors)
-    made: dict[str, Mapping[str, LoraAdapter]] = {}
-    if "random" in controls:
-        drawn = random_adapter(data.anchors.target, data.anchors.target_base, seed)
-        made["random"] = dict.fromkeys(queries, drawn)
-    if "swapped" in controls:
-        given = swapped(queries, data.spare)
-        made["swapped"] = {task: mapper.map(adapter) for task, adapter in given.items()}
-    cartridges = {}
-    if mapper.has_cartridge:
-        cartridges = {task: mapper.cartridge(adapter) for task, adapter in queries.items()}
-    return Predictions(
-        predicted={task: mapper.map(adapter) for task, adapter in queries.items()},
-        mean=mean.map(next(iter(queries.values()))),
-        oracles=data.oracles,
-        queries=queries,
-        controls=made,
-        cartridges=cartridges,
-    )
-
-
-def check_base(base: BaseModel, adapter: LoraAdapter, side: str) -> None:
-    """Raise unless an adapter's sites and shapes are modules of a base model."""
-    misfit = base.sites.misfit(adapter)
-    if misfit is not None:
-        site, found = misfit
-        raise AdapterError(
-            f"the {side} adapters have shape {adapter[site].shape} at {site.module_name}, but the "
-            f"pair's {side} model {base.name} has {found}; the zoo was trained on "
-            f"{adapter.base_model!r}: choose the pair it belongs to"
+    settings: TrainSettings = context.settings
+    on_text = mapper.learns_from == "text"
+    if on_text and not (builds_zoo(context) or context.has_zoo()):
+        return None
+    pairs, held_out = zoo_pairs(context), list(settings.tasks.held_out)
+    if on_text or settings.data is None:
+        data = AnchorPairs(pairs, held_out=held_out)
+    else:
+        data = settings.data.build(zoo=pairs, held_out=held_out)
+    if not data.held_out:
+        raise ConfigurationError(
+            f"none of tasks.held_out={held_out} is in the zoo, so that nothing is left to predict; "
+            f"it has {', '.join(pairs.source)}: name at least one of them"
         )
+    return data
 
 
-def score_cells(
-    scores: ScoreCache, base: BaseModel, cells: list[Cell], tasks: Mapping[str, Task]
-) -> Iterator[tuple[Cell, TaskScore]]:
-    """Give the score of each cell, in order."""
-    for cell in cells:
-        yield cell, scores.score(base, cell.adapter, tasks[cell.task])
+def zoo_pairs(context: RunContext) -> ZooPairs:
+    """Return the zoo's adapters; for a pair that brings its own tasks, train them first.
+
+    Raises:
+        LoraportError: a task does not exist, or there is no zoo that can be used.
+    """
+    settings: Settings = context.settings
+    names = list(settings.tasks.names) if settings.tasks.names else None
+    known, asked = context.task_source().names(), [*(names or []), *settings.tasks.held_out]
+    refuse_unknown(asked, known, f"tasks of {settings.pair.name}")
+    if builds_zoo(context):
+        train_zoo(context, SIDES, names or list(known), CPU_TRAINER)
+    pairs = context.zoo().read(names)
+    refuse_unknown(list(pairs.source), known, "the task source")
+    return pairs
 
 
 # What a sweep chooses by: never the held-out tasks, which only measure what was chosen.
-
-_BY_HAND = "basic"
-"""Hydra's own sweeper, which tries what it is given and chooses nothing."""
 
 
 class Objective(ABC):
     """A number that says how good the options of a run are; less is better."""
 
-    @abstractmethod
-    def check(self, mapper: LearnedMapper, data: AnchorPairs) -> None:
+    def check(self, mapper: LearnedMapper, data: AnchorPairs) -> None:  # noqa: B027
         """Raise ConfigurationError unless it can be computed; before the mapper is fitted."""
 
     @abstractmethod
@@ -408,9 +201,6 @@ class LeaveOneOutError(Objective):
 
     Below 1 the mapper predicts an anchor that it has not seen better than the mean of the others.
     """
-
-    def check(self, mapper: LearnedMapper, data: AnchorPairs) -> None:
-        """Do nothing: what a mapper finds is known when it is fitted."""
 
     def facts(
         self, context: RunContext, mapper: LearnedMapper, data: AnchorPairs
@@ -497,18 +287,19 @@ class ValidationNLL(Objective):
         return {"name": "validation_nll", "value": value, "nll": nll, "accuracy": accuracy}
 
 
-def chosen_objective(config: DictConfig) -> Objective | None:
+def chosen_objective(settings: TrainSettings) -> Objective | None:
     """Build what ``objective=`` names; None where nothing is chosen.
 
     Raises:
         ConfigurationError: an optimiser is to choose, but has nothing to choose by.
     """
-    if config.objective:
-        objective: Objective = build(config.objective)
+    if settings.objective is not None:
+        objective: Objective = settings.objective.build()
         return objective
     hydra = HydraConfig.get()
-    sweeper = hydra.runtime.choices.get("hydra/sweeper", _BY_HAND)
-    if hydra.mode == RunMode.MULTIRUN and sweeper != _BY_HAND:
+    sweeper = hydra.runtime.choices.get("hydra/sweeper", "basic")
+    # Hydra's own sweeper tries what it is given and chooses nothing.
+    if hydra.mode == RunMode.MULTIRUN and sweeper != "basic":
         raise ConfigurationError(
             f"hydra/sweeper={sweeper} chooses options, and may not do so by the held-out tasks; "
             "set objective=validation_nll or objective=leave_one_out, which go by anchors"
@@ -525,126 +316,306 @@ def check_objective(objective: Objective, mapper: LearnedMapper, data: AnchorPai
     objective.check(mapper, data)
 
 
-# ``train.py``: fit a mapper, predict the held-out adapters, score them, report.
-
-TaskScores = dict[str, dict[str, TaskScore]]
+# Fit.
 
 
-def run(config: DictConfig) -> float | None:
-    """Run the whole of ``train.py``.
+class TextFit(NamedTuple):
+    """What a mapper is trained on.
 
-    A mapper that learns from text is fitted and saved also where there is no zoo to score it on.
+    Attributes:
+        models: The two base models.
+        data: What the trainer is given.
+        corpus: The texts behind it.
+        pairing: Of the two models' layers.
+    """
 
-    Returns:
-        What ``objective=`` asks for, on anchors, for sweeps that choose; None without.
+    models: ModelPair
+    data: LightningDataModule
+    corpus: TextCorpus
+    pairing: LayerPairing
+
+    @classmethod
+    def of(cls, context: RunContext, mapper: CorpusMapper) -> "TextFit":
+        """Load the models, pair their layers, read the corpus, and give the mapper all of it.
+
+        Raises:
+            LoraportError: one of them cannot be used.
+        """
+        models = ModelPair(*(context.model(side) for side in SIDES))
+        corpus = text_corpus(context, models)
+        pairing = layer_pairing(context, models)
+        mapper.learn_from(models, pairing, StatisticsStore(context.cache))
+        data = mapper.data_module(corpus, context.cache)
+        return cls(models, data, corpus, pairing)
+
+    def facts(self) -> dict[str, Any]:
+        """Return what reports say of the texts."""
+        return {
+            "tokens": self.corpus.tokens,
+            "held_out_tokens": self.corpus.held_out_tokens,
+            "aligned_share": self.corpus.aligned_share,
+            "corpus": self.corpus.content_hash(),
+        }
+
+
+def text_corpus(context: RunContext, models: ModelPair) -> TextCorpus:
+    """Return the corpus, aligned for both models.
 
     Raises:
-        LoraportError: something that was asked for or given cannot be used, or the two models
-            are not compatible.
+        DataError: there is none, or it has hardly any text.
     """
-    quiet_libraries()
-    mapper, objective = learned_mapper(config), chosen_objective(config)
-    context, watch = RunContext(config), Stopwatch()
-    folder = Path(HydraConfig.get().runtime.output_dir)
-    check_controls(config.evaluation.controls)
-    scores = context.scores
-    with watch.step("diagnose"):
-        compatible = check_compatibility(context)
-    with watch.step("zoo"):
-        data = anchor_pairs(context, mapper)
-        if objective is not None:
-            check_objective(objective, mapper, data)
-        tasks = {} if data is None else context.tasks(list(data.held_out))
-    loggers: list[Logger] = [build(node) for node in config.logger.values()]
-    with watch.step("fit"):
-        fitting = Fitting.of(context, mapper, data)
-        trainer, mapper = fitting.fit(loggers, folder)
-    if not trainer.is_global_zero:  # the other devices have done their part
-        return None
-    if data is None:
-        say_fitted(folder)
-        return None
-    facts = fitting.facts() | ({} if compatible is None else {"diagnosis": dict(compatible)})
-    if objective is not None:
-        with watch.step("choose"):
-            facts["objective"] = objective.facts(context, mapper, data)
-    with watch.step("predict"), one_thread():
-        predictions = predict(mapper, data, list(config.evaluation.controls), config.seed)
-    with watch.step("score"):
-        found, hashes = score(context, scores, predictions, tasks)
-    results = assemble(context, mapper, predictions, found, hashes, watch.seconds, facts)
-    write(results, predictions, loggers, folder)
-    return facts["objective"]["value"] if objective is not None else None
-
-
-def learned_mapper(config: DictConfig) -> LearnedMapper:
-    """Build the mapper that is to be trained.
-
-    Raises:
-        ConfigurationError: there is nothing to train in it.
-    """
-    mapper: Mapper = build(config.mapper)
-    if not isinstance(mapper, LearnedMapper):
-        raise ConfigurationError(
-            f"mapper={mapper.name} has nothing to train: port an adapter by `python transfer.py "
-            f"mapper={mapper.name} pair={config.pair.name} adapter=DIR output=DIR`"
-        )
-    return mapper
-
-
-def anchor_pairs(context: RunContext, mapper: LearnedMapper) -> AnchorPairs | None:
-    """Return the zoo's adapters; for a pair that brings its own tasks, train them first.
-
-    Returns:
-        The pairs that the mapper learns from, or that a mapper of text is scored on; None where
-        there is no zoo for the latter.
-    """
-    config = context.config
-    on_text = mapper.learns_from == "text"
-    if on_text and not (builds_zoo(context) or context.has_zoo()):
-        return None
-    pairs, held_out = zoo_pairs(context), list(config.tasks.held_out)
-    data: AnchorPairs = (
-        AnchorPairs(pairs, held_out=held_out)
-        if on_text
-        else build(config.data, zoo=pairs, held_out=held_out)
+    settings: TrainSettings = context.settings
+    if settings.data is None:
+        raise ConfigurationError("data is null, but the mapper learns from text; set data=corpus")
+    given = settings.data.options.get("suffixes", ())
+    suffixes = [given] if isinstance(given, str) else list(given)
+    if settings.anchor_questions:
+        suffixes += anchor_questions(context)
+    corpus: TextCorpus = settings.data.build(
+        texts=settings.corpus.build(),
+        source_tokenizer=models.source.tokenizer,
+        target_tokenizer=models.target.tokenizer,
+        suffixes=suffixes,
     )
-    if not data.held_out:
-        raise ConfigurationError(
-            f"none of tasks.held_out={held_out} is in the zoo, so that nothing is left to predict; "
-            f"it has {', '.join(pairs.source)}: name at least one of them"
+    return corpus
+
+
+def anchor_questions(context: RunContext) -> list[str]:
+    """Return what each anchor task puts behind a text, once with each of its labels.
+
+    No row of any task is read for it, and no held-out task's question or label. Tasks take turns,
+    so that one of many labels does not take up more texts.
+    """
+    source, template, asked = context.task_source(), context.template, context.settings.tasks
+    names = [name for name in asked.names or source.names() if name not in asked.held_out]
+    tasks = list(source.load(names).values())
+    rounds = max(len(task.labels) for task in tasks)
+    return list(
+        dict.fromkeys(
+            template.ask(task, "") + template.answer(task.labels[turn % len(task.labels)])
+            for turn in range(rounds)
+            for task in tasks
         )
-    return data
+    )
 
 
-def zoo_pairs(context: RunContext) -> ZooPairs:
-    """Return the zoo's adapters; for a pair that brings its own tasks, train them first.
+def layer_pairing(context: RunContext, models: ModelPair) -> LayerPairing:
+    """Return which source layers feed each target layer, by the diagnosis's similarity.
 
     Raises:
-        LoraportError: a task does not exist, or there is no zoo that can be used.
+        ConfigurationError: the pairing goes by similarity, but the diagnosis is left out.
     """
-    config = context.config
-    names = list(config.tasks.names) if config.tasks.names else None
-    known = context.task_source().names()
-    refuse_unknown([*(names or []), *config.tasks.held_out], known, f"tasks of {config.pair.name}")
-    if builds_zoo(context):
-        train_zoo(context, SIDES, names or list(known), CPU_TRAINER)
-    pairs = context.zoo().read(names)
-    refuse_unknown(list(pairs.source), known, "the task source")
-    return pairs
+    settings: TrainSettings = context.settings
+    pairing: Pairing = settings.pairing.build()
+    shape = models.target.sites.layers, models.source.sites.layers
+    if isinstance(pairing, RelativeDepth | Spread):
+        return pairing.pair(torch.zeros(shape))
+    found = known_compatibility(context)
+    if found is None:
+        raise ConfigurationError(
+            f"the pairing {type(pairing).__name__} goes by how alike layers are, which "
+            "diagnosis=none leaves out; take diagnosis=cheap, or pairing=relative_depth or spread"
+        )
+    return pairing.pair(torch.tensor(found.similarity))
 
 
-def say_fitted(folder: Path) -> None:
-    """Say that there was nothing to score on, and where the mapper lies."""
-    console = Console()
-    console.print(
-        "fitted and saved, but not scored: there is no zoo of this pair; set paths.zoo=DIR to one"
+@dataclass(frozen=True)
+class Fitting:
+    """A mapper, and what it is fitted on.
+
+    Attributes:
+        context: The configuration.
+        mapper: What is fitted.
+        data: What the trainer is given.
+        text: Where the mapper learns from text: the models and the corpus behind ``data``.
+    """
+
+    context: RunContext
+    mapper: LearnedMapper
+    data: LightningDataModule
+    text: TextFit | None
+
+    @classmethod
+    def of(
+        cls, context: RunContext, mapper: LearnedMapper, anchors: AnchorPairs | None
+    ) -> "Fitting":
+        """Load what the mapper learns from.
+
+        Raises:
+            LoraportError: it cannot be used.
+        """
+        if isinstance(mapper, CorpusMapper):
+            text = TextFit.of(context, mapper)
+            return cls(context, mapper, text.data, text)
+        if anchors is None:
+            raise ValueError(f"{type(mapper).__name__} is fitted on anchors, but there are none")
+        return cls(context, mapper, anchors, None)
+
+    def fit(self, loggers: list[Logger], folder: Path) -> tuple[Trainer, LearnedMapper]:
+        """Fit, save ``mapper.ckpt`` in the folder, and return the mapper with its best weights.
+
+        Training on text is also saved at the end of each epoch, in the cache, and goes on from
+        there when it was stopped.
+
+        Raises:
+            KeyboardInterrupt: it was stopped, at the keyboard or by the system.
+        """
+        settings: TrainSettings = self.context.settings
+        callbacks: list[Callback] = [callback.build() for callback in settings.callbacks.values()]
+        chosen = [callback for callback in callbacks if isinstance(callback, ModelCheckpoint)]
+        # The matrices of anchors are small: more threads would wait rather than work.
+        with nullcontext() if self.text else one_thread(), self._resumable(chosen) as unfinished:
+            if unfinished is not None:
+                callbacks.append(unfinished)
+            trainer: Trainer = settings.trainer.build(
+                logger=loggers, callbacks=callbacks, default_root_dir=folder
+            )
+            with interruptible():
+                trainer.fit(self.mapper, datamodule=self.data, ckpt_path=_last(unfinished))
+            trainer.save_checkpoint(folder / "mapper.ckpt", weights_only=True)
+            best = [callback.best_model_path for callback in chosen]
+            if not (best and best[0] and trainer.is_global_zero):
+                return trainer, self.mapper
+            shutil.move(best[0], folder / "mapper.ckpt")
+        return trainer, load_mapper(folder / "mapper.ckpt")
+
+    @contextmanager
+    def _resumable(self, chosen: list[ModelCheckpoint]) -> Iterator[ModelCheckpoint | None]:
+        """Give a callback that keeps the last epoch until the training has come to its end.
+
+        The best weights so far are kept beside it, where the next run, which has another folder
+        of its own, finds them.
+        """
+        if self.text is None or not self.mapper.automatic_optimization:
+            yield None
+            return
+        folder = self.context.cache / "training" / self._key(self.text)
+        for callback in chosen:
+            callback.dirpath = str(folder / "best")
+        yield ModelCheckpoint(dirpath=folder, filename="last", enable_version_counter=False)
+        shutil.rmtree(folder, ignore_errors=True)
+
+    def _key(self, text: TextFit) -> str:
+        """Return a hash of all that the training depends on."""
+        config = self.context.settings.plain()
+        key_parts = {
+            part: config[part] for part in ("mapper", "data", "corpus", "pairing", "trainer")
+        }
+        key_parts["models"] = [m.fingerprint for m in vars(text.models).values()]
+        key_parts["text"] = text.corpus.content_hash()
+        content = json.dumps(key_parts, sort_keys=True, default=str)
+        return hashlib.sha256(content.encode()).hexdigest()[:32]
+
+
+def _last(unfinished: ModelCheckpoint | None) -> str | None:
+    """Return the checkpoint to go on from, where there is one."""
+    if unfinished is None or unfinished.dirpath is None:
+        return None
+    path = Path(unfinished.dirpath) / "last.ckpt"
+    return str(path) if path.exists() else None
+
+
+# Predict and score.
+
+
+Cell = tuple[str, str, LoraAdapter | Attachable | None]
+"""A score that a table needs: a task, a condition, and the adapter that it is asked with."""
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """The predicted adapters of the held-out tasks, and what stands beside them.
+
+    Attributes:
+        predicted: Task name to the mapper's adapter.
+        mean: The anchors' mean adapter.
+        oracles: Task name to the adapter that was trained on the target.
+        queries: Task name to the source's adapter.
+        controls: Control to task name to adapter.
+        cartridges: Task name to the mapper's cartridge; none of a mapper that makes only LoRA.
+    """
+
+    predicted: Mapping[str, LoraAdapter]
+    mean: LoraAdapter
+    oracles: Mapping[str, LoraAdapter]
+    queries: Mapping[str, LoraAdapter]
+    controls: Mapping[str, Mapping[str, LoraAdapter]]
+    cartridges: Mapping[str, Attachable] = field(default_factory=dict)
+
+    def target_cells(self) -> Iterator[Cell]:
+        """Give what is to be scored on the target."""
+        for task in self.queries:
+            yield task, "base", None
+            yield task, "mean", self.mean
+            for control, adapters in self.controls.items():
+                if task in adapters:
+                    yield task, control, adapters[task]
+            if task in self.cartridges:
+                yield task, "cartridge", self.cartridges[task]
+            yield task, "predicted", self.predicted[task]
+            yield task, "oracle", self.oracles[task]
+
+    def source_cells(self) -> Iterator[Cell]:
+        """Give what is to be scored on the source."""
+        for task, adapter in self.queries.items():
+            yield task, "source_base", None
+            yield task, "source", adapter
+
+    def distances(self) -> dict[str, dict[str, float]]:
+        """Return how far each prediction is from the mean adapter, relative to the mean's norm."""
+        return {
+            task: {"distance_to_mean": relative_error(adapter, self.mean)}
+            for task, adapter in self.predicted.items()
+        }
+
+    def likeness(self, task: str) -> tuple[float, float]:
+        """Return the cosine of a prediction with its oracle, and its relative error."""
+        oracle = self.oracles[task]
+        return cosine(self.predicted[task], oracle), relative_error(self.predicted[task], oracle)
+
+
+def predict(mapper: Mapper, data: AnchorPairs, controls: Sequence[str], seed: int) -> Predictions:
+    """Predict every held-out task's adapter, and build the controls.
+
+    The mean adapter is that of all anchors, with those that a mapper was validated on.
+    """
+    queries = dict(data.queries)
+    mean = MeanMapper()
+    mean.fit(data.anchors)
+    made: dict[str, Mapping[str, LoraAdapter]] = {}
+    if "random" in controls:
+        drawn = random_adapter(data.anchors.target, data.anchors.target_base, seed)
+        made["random"] = dict.fromkeys(queries, drawn)
+    if "swapped" in controls:
+        given = swapped(queries, data.spare)
+        made["swapped"] = {task: mapper.map(adapter) for task, adapter in given.items()}
+    cartridges = {}
+    if mapper.has_cartridge:
+        cartridges = {task: mapper.cartridge(adapter) for task, adapter in queries.items()}
+    return Predictions(
+        predicted={task: mapper.map(adapter) for task, adapter in queries.items()},
+        mean=mean.map(next(iter(queries.values()))),
+        oracles=data.oracles,
+        queries=queries,
+        controls=made,
+        cartridges=cartridges,
     )
-    console.print(f"checkpoint  {folder / 'mapper.ckpt'}", highlight=False, soft_wrap=True)
+
+
+def check_base(base: BaseModel, adapter: LoraAdapter, side: str) -> None:
+    """Raise unless an adapter's sites and shapes are modules of a base model."""
+    misfit = base.sites.misfit(adapter)
+    if misfit is not None:
+        site, found = misfit
+        raise AdapterError(
+            f"the {side} adapters have shape {adapter[site].shape} at {site.module_name}, but the "
+            f"pair's {side} model {base.name} has {found}; the zoo was trained on "
+            f"{adapter.base_model!r}: choose the pair it belongs to"
+        )
 
 
 def score(
-    context: RunContext, scores: ScoreCache, predictions: Predictions, tasks: dict[str, Task]
+    context: RunContext, scorer: ScoreCache, predictions: Predictions, tasks: dict[str, Task]
 ) -> tuple[TaskScores, dict[str, str]]:
     """Score every condition on both models; return also the models' and tasks' hashes."""
     cells = {
@@ -662,72 +633,62 @@ def score(
             base = context.model(side)
             check_base(base, next(iter(examples[side].values())), side)
             hashes[f"model/{base.name}"] = base.fingerprint
-            for cell, value in score_cells(scores, base, cells[side], tasks):
-                found[cell.task][cell.condition] = value
+            for task, condition, adapter in cells[side]:
+                found[task][condition] = scorer.score(base, adapter, tasks[task])
                 progress.advance(bars[side])
     return found, hashes
 
 
+# Report.
+
+
 def assemble(
-    context: RunContext,
+    settings: TrainSettings,
     mapper: Mapper,
     predictions: Predictions,
     scores: TaskScores,
     hashes: dict[str, str],
-    seconds: dict[str, float],
+    watch: Stopwatch,
     facts: dict[str, Any],
 ) -> Results:
     """Return everything that ``results.json`` holds."""
-    config: dict[str, Any] = plain_config(context.config)
-    controls = ("mean", *predictions.controls)
+    seed, controls = settings.seed, ("mean", *predictions.controls)
     hashes |= {f"source/{n}": a.content_hash() for n, a in predictions.queries.items()}
     hashes |= {f"oracle/{n}": a.content_hash() for n, a in predictions.oracles.items()}
     tasks = {}
     for name, conditions in scores.items():
         alike, error = predictions.likeness(name)
-        tasks[name] = task_result(conditions, controls, alike, error, config["seed"])
-    pair = PairRecord(
-        name=config["pair"]["name"],
-        source=next(iter(predictions.queries.values())).base_model,
-        target=predictions.mean.base_model,
-    )
+        tasks[name] = task_result(conditions, controls, alike, error, seed)
     return Results(
         command="train",
-        config=config,
-        pair=pair,
+        config=settings.plain(),
+        pair=PairRecord(
+            name=settings.pair.name,
+            source=next(iter(predictions.queries.values())).base_model,
+            target=predictions.mean.base_model,
+        ),
         mapper=mapper.name,
         data_access=mapper.data_access,
-        space=config["mapper"].get("space"),
-        seed=config["seed"],
+        space=settings.mapper.options.get("space"),
+        seed=seed,
         controls=controls,
         tasks=tasks,
-        summary=summarise(scores, controls, config["seed"]),
+        summary=summarise(scores, controls, seed),
         mapper_report=mapper.report() | facts | {"predictions": predictions.distances()},
-        timing={name: round(value, 2) for name, value in seconds.items()},
+        timing=watch.rounded(),
         provenance=Provenance(
             versions=library_versions(), hashes=hashes, revisions={"checkout": git_revision()}
         ),
     )
 
 
-def write(results: Results, predictions: Predictions, loggers: list[Logger], folder: Path) -> None:
-    """Write results, chart and adapters, log them, print the table and where things lie."""
+def write(results: Results, predictions: Predictions, folder: Path) -> list[tuple[str, Path]]:
+    """Write results, chart and adapters into a folder; return where what lies."""
     path = results.write(folder / "results.json")
     chart = write_chart(results, folder / "scores.png")
+    adapters = folder / "adapters"
     for task, adapter in predictions.predicted.items():
         card = adapter_card(results, task)
-        write_adapter(
-            adapter, folder / "adapters" / task, extra={"README.md": card}, overwrite=True
-        )
-    log_results(loggers, results, chart)
-    records = finish_loggers(loggers)
-    print_results(results)
-    console = Console()
-    for what, place in (
-        ("results", path),
-        ("chart", chart),
-        ("adapters", folder / "adapters"),
-        ("checkpoint", folder / "mapper.ckpt"),
-        *(("log", record) for record in records),
-    ):
-        console.print(f"{what:>10}  {place}", highlight=False, soft_wrap=True)
+        write_adapter(adapter, adapters / task, extra={"README.md": card}, overwrite=True)
+    checkpoint = folder / "mapper.ckpt"
+    return [("results", path), ("chart", chart), ("adapters", adapters), ("checkpoint", checkpoint)]

@@ -11,7 +11,9 @@ from hydra.core.global_hydra import GlobalHydra
 
 from loraport import cli
 from loraport.adapters import LoraAdapter, LowRank, write_adapter
+from loraport.commands.context import RunContext
 from loraport.models import BaseModel
+from loraport.settings import load
 
 TASKS = ("films", "plays", "songs", "books", "games")
 HELD_OUT = ("books", "games")
@@ -98,6 +100,11 @@ class Workspace:
             f"mapper={mapper}",
             f"paths.corpus={texts}",
         ]
+
+
+def context_of(command: str, *words: str) -> RunContext:
+    """Return the context that a command has for some words of its command line."""
+    return RunContext(load(command, words))
 
 
 def write_tasks(folder: Path) -> None:

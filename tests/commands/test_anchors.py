@@ -100,11 +100,8 @@ def test_scores_are_printed_where_rows_are_given(empty: Workspace, command: Comm
 @pytest.mark.parametrize(
     ("option", "named"),
     [
-        ("side=left", ["left", "source, target or both"]),
         ("tasks.names=[filmz]", ["filmz", "films"]),
         ("recipe.rnak=3", ["recipe.rnak", "did you mean rank?"]),
-        ("recipe.roles=[q,x]", ["x"]),
-        ("recipe.rank=0", ["rank", "0"]),
         ("recipe.batch_size=8", ["at zero", "recipe.warmup_steps=4", "recipe.epochs"]),
     ],
 )

@@ -11,48 +11,28 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from omegaconf import OmegaConf
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 
 from loraport.adapters import LoraAdapter, LowRank, Role, Site, read_adapter, write_adapter
 from loraport.adapters.merge import Linear
 from loraport.commands.context import RunContext
-from loraport.commands.port import AnchorChoice
+from loraport.commands.port import anchor_scores
 from loraport.commands.porting import Porting
 from loraport.evaluation.records import TransferReport
 from loraport.evaluation.scoring import LikelihoodScorer
-from loraport.exceptions import AdapterError, ConfigurationError, DataError
+from loraport.exceptions import AdapterError, DataError
 from loraport.mappers import BasePair
 from loraport.mappers.controls import CopyMapper
 from loraport.models import BaseModel, SiteTable, StreamedWeights, attached
 
-from .conftest import HELD_OUT, Command, Outcome, Workspace
+from .conftest import HELD_OUT, Command, Outcome, Workspace, context_of
 
 
-def bench_of(
-    workspace: Workspace, merge_with: list[str] | None = None, **choose: Any
-) -> RunContext:
-    models = workspace.root / "models"
-    scorer = {"_target_": "loraport.evaluation.scoring.LikelihoodScorer", "batch_tokens": 4096}
-    side = {"_target_": "loraport.models.LocalModel", "path": str(models / "target")}
-    config = {
-        "adapter": "films",
-        "choose": {"anchors": [], "rows": 4, "merged": False} | choose,
-        "merge": {"with": merge_with or []},
-        "tasks": {"held_out": list(HELD_OUT)},
-        "paths": {
-            "zoo": str(workspace.zoo),
-            "tasks": str(workspace.root / "tasks"),
-            "cache": str(workspace.root / "cache"),
-            "zoo_source": None,
-            "zoo_target": None,
-        },
-        "prompt": {"template": "{text} {instruction}", "completion": " {label}", "text_chars": 99},
-        "evaluation": {"scoring": "likelihood", "scorers": {"likelihood": scorer}},
-        "pair": {"name": "local", "target": side | {"name": "pico/target"}},
-    }
-    return RunContext(OmegaConf.create(config))
+def choosing(workspace: Workspace, *words: str) -> RunContext:
+    asked = ["prompt.template='{text} {instruction}'", "prompt.text_chars=99", "choose.rows=4"]
+    options = [*workspace.options(), f"tasks.held_out=[{','.join(HELD_OUT)}]", *asked]
+    return context_of("transfer", *options, "adapter=films", "mapper=copy", *words)
 
 
 @pytest.fixture
@@ -74,9 +54,9 @@ def sites(pico_target: BaseModel) -> SiteTable:
 def test_each_anchor_is_ported_in_the_same_way_and_scored(
     workspace: Workspace, mapper: CopyMapper, sites: SiteTable
 ) -> None:
-    context = bench_of(workspace, anchors=["songs", "plays"])
+    context = choosing(workspace, "choose.anchors=[songs,plays]")
     porting = Porting(mapper, sites, scale=0.5, output_rank=1)
-    found = AnchorChoice.of(context).scores(context, porting)
+    found = anchor_scores(context, porting)
     assert (found["rows"], set(found["anchors"])) == (4, {"songs", "plays"})
     task = context.task_source().load(["songs"])["songs"].limited(4)
     target = context.model("target")
@@ -97,84 +77,59 @@ def test_each_anchor_is_ported_in_the_same_way_and_scored(
     assert len(set(facts["nll"].values())) == 3
     assert facts["nll_gain"] == facts["nll"]["base"] - facts["nll"]["ported"]
     gains = [row["nll_gain"] for row in found["anchors"].values()]
-    assert AnchorChoice.of(context).value(found) == pytest.approx(sum(gains) / 2)
+    assert found["mean_nll_gain"] == pytest.approx(sum(gains) / 2)
 
 
 def test_the_merging_with_adapters_of_the_target_is_left_out(
     workspace: Workspace, mapper: CopyMapper, sites: SiteTable
 ) -> None:
-    context = bench_of(workspace, anchors="songs")
-    plain = AnchorChoice.of(context).scores(context, Porting(mapper, sites))
+    context = choosing(workspace, "choose.anchors=songs")
+    plain = anchor_scores(context, Porting(mapper, sites))
     merging = Porting(mapper, sites, merge=Linear(), weights=[1.0, 5.0])
-    assert AnchorChoice.of(context).scores(context, merging) == plain
+    assert anchor_scores(context, merging) == plain
 
 
-@pytest.mark.parametrize("anchors", [[], None])
 def test_without_anchors_nothing_is_opened(
-    workspace: Workspace, mapper: CopyMapper, sites: SiteTable, anchors: list[str] | None
+    workspace: Workspace, mapper: CopyMapper, sites: SiteTable
 ) -> None:
-    context = bench_of(workspace, anchors=anchors)
-    choice = AnchorChoice.of(context)
-    assert choice.scores(RunContext(OmegaConf.create()), Porting(mapper, sites)) == {}
-    assert choice.value({}) is None
+    context = choosing(workspace, "paths.zoo=/nowhere", "paths.tasks=/nowhere")
+    assert anchor_scores(context, Porting(mapper, sites)) == {}
 
 
 def test_a_scorer_without_likelihood_gives_no_value(
     workspace: Workspace, mapper: CopyMapper, sites: SiteTable
 ) -> None:
-    context = bench_of(workspace, anchors=["songs"])
-    generate = {"_target_": "loraport.evaluation.scoring.GenerateScorer", "batch_tokens": 4096}
-    context.config.evaluation.scorers = {"likelihood": generate}
-    found = AnchorChoice.of(context).scores(context, Porting(mapper, sites))
+    context = choosing(workspace, "choose.anchors=[songs]", "evaluation.scoring=generate")
+    found = anchor_scores(context, Porting(mapper, sites))
     assert found["anchors"]["songs"]["nll_gain"] is None
     assert found["anchors"]["songs"]["accuracy"]["base"] is not None
-    assert AnchorChoice.of(context).value(found) is None
-
-
-@pytest.mark.parametrize("anchors", [["songs", "books"], "games"])
-def test_tasks_that_are_held_out_are_refused(workspace: Workspace, anchors: Any) -> None:
-    named = "books" if "books" in anchors else "games"
-    with pytest.raises(ConfigurationError, match=rf"choose\.anchors has {named}, .*held_out"):
-        AnchorChoice.of(bench_of(workspace, anchors=anchors))
-
-
-@pytest.mark.parametrize("adapter", ["films", "zoo/source/films", "a/films/", ["plays", "x/films"]])
-def test_the_task_that_is_ported_is_refused(workspace: Workspace, adapter: Any) -> None:
-    context = bench_of(workspace, anchors=["songs", "films"])
-    context.config.adapter = adapter
-    with pytest.raises(ConfigurationError, match=r"choose\.anchors has films, which is ported"):
-        AnchorChoice.of(context)
-
-
-@pytest.mark.parametrize("rows", [0, -1, 2.5, "many", None, True])
-def test_rows_that_are_no_number_are_refused(workspace: Workspace, rows: Any) -> None:
-    with pytest.raises(ConfigurationError, match=r"choose\.rows is .* it takes a whole number"):
-        AnchorChoice.of(bench_of(workspace, rows=rows))
+    assert found["mean_nll_gain"] is None
 
 
 def test_anchors_that_the_zoo_or_the_tasks_lack_are_named(
     workspace: Workspace, mapper: CopyMapper, sites: SiteTable
 ) -> None:
     porting = Porting(mapper, sites)
-    context = bench_of(workspace, anchors=["songz"])
+    context = choosing(workspace, "choose.anchors=[songz]")
     with pytest.raises(AdapterError, match=r"no adapter songz; it has .*songs"):
-        AnchorChoice.of(context).scores(context, porting)
+        anchor_scores(context, porting)
     for side in ("source", "target"):
         (workspace.zoo / side / "songs").rename(workspace.zoo / side / "hymns")
-    context = bench_of(workspace, anchors=["hymns"])
+    context = choosing(workspace, "choose.anchors=[hymns]")
     with pytest.raises(DataError, match="hymns"):
-        AnchorChoice.of(context).scores(context, porting)
+        anchor_scores(context, porting)
 
 
 def test_where_it_is_asked_for_each_anchor_is_merged_too(
     workspace: Workspace, mapper: CopyMapper, sites: SiteTable
 ) -> None:
     other = workspace.zoo / "target" / "songs"
-    context = bench_of(workspace, merge_with=[str(other)], anchors=["plays"], merged=True)
+    words = (f"merge.with=[{other}]", "choose.anchors=[plays]")
+    context = choosing(workspace, *words, "choose.merged=true")
     porting = Porting(mapper, sites, merge=Linear(), weights=(0.25, 0.75))
     others = [read_adapter(other)]
     given = read_adapter(workspace.zoo / "source" / "plays")
-    found = AnchorChoice.of(context).scores(context, porting, others)
+    found = anchor_scores(context, porting, others)
     target, task = (
         context.model("target"),
         context.task_source().load(["plays"])["plays"].limited(4),
@@ -182,16 +137,9 @@ def test_where_it_is_asked_for_each_anchor_is_merged_too(
     merged = context.scores.score(target, porting.port([given], others).adapter, task)
     alone = context.scores.score(target, Porting(mapper, sites).port([given]).adapter, task)
     assert found["anchors"]["plays"]["nll"]["ported"] == merged.nll != alone.nll
-    plain = bench_of(workspace, merge_with=[str(other)], anchors=["plays"])
-    unmerged = AnchorChoice.of(plain).scores(plain, porting, others)["anchors"]["plays"]["nll"]
+    plain = choosing(workspace, *words)
+    unmerged = anchor_scores(plain, porting, others)["anchors"]["plays"]["nll"]
     assert unmerged["ported"] != merged.nll
-
-
-def test_an_anchor_is_not_merged_with_its_own_answer(workspace: Workspace) -> None:
-    place = str(workspace.zoo / "target" / "plays")
-    context = bench_of(workspace, merge_with=[place], anchors=["plays"], merged=True)
-    with pytest.raises(ConfigurationError, match=r"scored with its own answer"):
-        AnchorChoice.of(context)
 
 
 FILES = ["README.md", "adapter_config.json", "adapter_model.safetensors", "report.json"]
@@ -289,7 +237,7 @@ def transfers(workspace: Workspace, command: Command) -> Transfers:
         ["mapper=cross_lora"],
         ["mapper=cross_lora", "mapper.variant=typed", "mapper.rank=8"],
         ["mapper=random"],
-        ["mapper=noop"],
+        ["mapper=noop", "refine=none"],
     ],
     ids=" ".join,
 )

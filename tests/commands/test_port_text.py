@@ -145,9 +145,9 @@ class TestCartridge:
         assert "overwrite=true" in message
 
     def test_other_mappers_have_none(self, ports: Ports) -> None:
-        message = ports.refused("mapper=copy", "cartridge=made")
+        message = ports.refused(f"ckpt={ports.fitted('transport')}", "cartridge=made")
         assert "cartridge=made takes ckpt= of mapper=cast" in message
-        assert "CopyMapper" in message
+        assert "TransportMapper" in message
 
     def test_it_holds_one_adapter(self, ports: Ports) -> None:
         checkpoint, zoo = ports.fitted("cast"), ports.workspace.zoo / "source"

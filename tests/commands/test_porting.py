@@ -1,5 +1,6 @@
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -7,16 +8,13 @@ from unittest.mock import Mock
 import pytest
 import torch
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
-from hydra import compose, initialize_config_module
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import OmegaConf, open_dict
+from transformers import AutoModelForCausalLM
 
 from loraport.adapters import LoraAdapter, LowRank, Role, Site, read_adapter, relative_error
 from loraport.adapters.merge import Linear, Ties, WeightAverage
 from loraport.adapters.sparsify import DropComponents, Magnitude
 from loraport.commands import porting as module
 from loraport.commands.context import RunContext
-from loraport.commands.port import settled
 from loraport.commands.porting import (
     Porting,
     anchor_texts,
@@ -43,6 +41,7 @@ from .conftest import (
     Command,
     Outcome,
     Workspace,
+    context_of,
     new_workspace,
     run_command,
     write_inputs,
@@ -51,9 +50,8 @@ from .conftest import (
 from .test_port_refused import contents
 
 
-def bench_of(workspace: Workspace, **paths: str | None) -> RunContext:
-    given = {"zoo": str(workspace.zoo), "zoo_source": None, "zoo_target": None} | paths
-    return RunContext(OmegaConf.create({"paths": given, "pair": {"name": "local"}}))
+def context_for(workspace: Workspace, *words: str) -> RunContext:
+    return context_of("transfer", *workspace.options(), "adapter=any", *words)
 
 
 def hash_of(folder: Path) -> str:
@@ -76,7 +74,7 @@ def fetched(monkeypatch: pytest.MonkeyPatch, workspace: Workspace) -> list[str]:
 
 def test_a_folder_is_read(workspace: Workspace, fetched: list[str]) -> None:
     folder = workspace.zoo / "source" / "books"
-    assert given_adapter(bench_of(workspace), str(folder)).content_hash() == hash_of(folder)
+    assert given_adapter(context_for(workspace), str(folder)).content_hash() == hash_of(folder)
     assert fetched == []
 
 
@@ -84,7 +82,7 @@ def test_a_home_folder_is_found(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch, fetched: list[str]
 ) -> None:
     monkeypatch.setenv("HOME", str(workspace.zoo))
-    given = given_adapter(bench_of(workspace), "~/source/books")
+    given = given_adapter(context_for(workspace), "~/source/books")
     assert given.content_hash() == hash_of(workspace.zoo / "source" / "books")
     assert fetched == []
 
@@ -93,7 +91,8 @@ def test_a_home_folder_is_found(
 def test_a_task_is_looked_up_among_the_sources_adapters(workspace: Workspace, side: str) -> None:
     """Also where paths.zoo_source names them, whatever paths.zoo has."""
     place = workspace.zoo / side
-    context = bench_of(workspace, zoo_source=None if side == "source" else str(place))
+    folders = (f"paths.zoo_source={place}", f"paths.zoo_target={place}")
+    context = context_for(workspace, *(() if side == "source" else folders))
     assert given_adapter(context, "songs").content_hash() == hash_of(place / "songs")
 
 
@@ -101,7 +100,7 @@ def test_a_folder_goes_before_a_task(workspace: Workspace, monkeypatch: pytest.M
     (workspace.root / "here").mkdir()
     monkeypatch.chdir(workspace.root / "here")
     Path("songs").symlink_to(workspace.zoo / "source" / "games")
-    assert given_adapter(bench_of(workspace), "songs").content_hash() == hash_of(
+    assert given_adapter(context_for(workspace), "songs").content_hash() == hash_of(
         workspace.zoo / "source" / "games"
     )
 
@@ -110,18 +109,7 @@ def test_a_folder_goes_before_a_task(workspace: Workspace, monkeypatch: pytest.M
 def test_a_pair_that_brings_its_tasks_trains_its_zoo_for_a_task_of_them(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch, given: str
 ) -> None:
-    cache = workspace.root / "cache"
-    context = bench_of(workspace, zoo=None, cache=str(cache))
-    source = {"_target_": "loraport.data.TaskFolder", "path": str(workspace.root / "tasks")}
-    context.config.merge_with(
-        {
-            "pair": {"name": "own", "build_zoo": True, "source": {}, "target": {}},
-            "tasks": {"source": source},
-            "recipe": {},
-            "prompt": {"template": "{text}", "completion": " {label}", "text_chars": None},
-        }
-    )
-    context.config.paths.tasks = None
+    context = context_for(workspace, "paths.zoo=null", "++pair.build_zoo=true")
     trained: list[list[str]] = []
 
     def train(of: RunContext, sides: tuple[str, ...], names: list[str], *_: object) -> None:
@@ -142,7 +130,7 @@ def test_a_pair_that_brings_its_tasks_trains_its_zoo_for_a_task_of_them(
 
 
 def test_an_id_is_fetched_from_the_hub(workspace: Workspace, fetched: list[str]) -> None:
-    given = given_adapter(bench_of(workspace), "some-one/lora_v1.0")
+    given = given_adapter(context_for(workspace), "some-one/lora_v1.0")
     assert given.content_hash() == hash_of(workspace.zoo / "source" / "plays")
     assert fetched == ["some-one/lora_v1.0"]
 
@@ -153,7 +141,7 @@ def test_anything_else_is_refused_with_what_there_is(
 ) -> None:
     monkeypatch.chdir(workspace.root)
     with pytest.raises(AdapterError) as error:
-        given_adapter(bench_of(workspace), given)
+        given_adapter(context_for(workspace), given)
     assert f"adapter={given} is no" in str(error.value)
     assert ", ".join(sorted(TASKS)) in str(error.value)
     assert fetched == []
@@ -161,7 +149,7 @@ def test_anything_else_is_refused_with_what_there_is(
 
 def test_without_a_zoo_no_task_is_offered(workspace: Workspace) -> None:
     with pytest.raises(AdapterError) as error:
-        given_adapter(bench_of(workspace, zoo=str(workspace.root / "none")), "books")
+        given_adapter(context_for(workspace, f"paths.zoo={workspace.root / 'none'}"), "books")
     assert "owner/name" in str(error.value)
     assert "zoo" not in str(error.value).replace("adapter=", "")
 
@@ -184,18 +172,18 @@ def test_a_hub_that_cannot_be_reached_is_told_in_one_message(
 
     monkeypatch.setattr(module, "snapshot_download", fail)
     with pytest.raises(AdapterError, match=r"owner/name is no folder here.*hf auth login") as told:
-        given_adapter(bench_of(workspace), "owner/name")
+        given_adapter(context_for(workspace), "owner/name")
     assert "\n" not in str(told.value)
 
 
 # What an adapter is asked: by the options, by its task, or else by the text itself.
 
-Bench = Callable[..., RunContext]
+Contexts = Callable[..., RunContext]
 
 
 @pytest.fixture
-def context(tmp_path: Path) -> Iterator[Bench]:
-    """A workbench with three tasks and a zoo, as options of transfer.py make it."""
+def context(tmp_path: Path) -> Contexts:
+    """Three tasks and a zoo; called with more options of transfer.py."""
     for name in ("books", "games", "songs"):
         folder = tmp_path / "tasks" / name
         folder.mkdir(parents=True)
@@ -207,29 +195,19 @@ def context(tmp_path: Path) -> Iterator[Bench]:
         (tmp_path / "zoo" / "source" / name).mkdir(parents=True)
     (tmp_path / "elsewhere" / "books").mkdir(parents=True)
 
-    def make(*options: str) -> RunContext:
-        where = [f"paths.tasks={tmp_path}/tasks", f"paths.zoo={tmp_path}/zoo", "adapter=books"]
-        with initialize_config_module("loraport.conf", version_base="1.3"):
-            config = compose("transfer", [*where, *options], return_hydra_config=True)
-        HydraConfig.instance().set_config(config)
-        with open_dict(config):
-            del config["hydra"]
-        return RunContext(config)
-
-    kept = HydraConfig.instance().cfg
-    yield make
-    HydraConfig.instance().cfg = kept
+    where = (f"paths.tasks={tmp_path}/tasks", f"paths.zoo={tmp_path}/zoo", "adapter=books")
+    return partial(context_of, "transfer", *where)
 
 
 def test_a_task_of_the_zoo_brings_its_instruction_and_its_labels(
-    context: Bench, tmp_path: Path
+    context: Contexts, tmp_path: Path
 ) -> None:
     asked = PromptSpec("{text}\nWhat of books?\nAnswer:", ("yes", "no"), " {label}", 200)
     assert prompt_spec(context(), "books") == asked
     assert prompt_spec(context(), str(tmp_path / "zoo" / "source" / "books")) == asked
 
 
-def test_what_is_given_goes_first(context: Bench) -> None:
+def test_what_is_given_goes_first(context: Contexts) -> None:
     options = ["prompt.instruction='Good, or bad?'", "prompt.labels=[bad,very good]"]
     found = prompt_spec(context(*options, "prompt.text_chars=null"), "books")
     assert found.prompt == "{text}\nGood, or bad?\nAnswer:"
@@ -237,13 +215,13 @@ def test_what_is_given_goes_first(context: Bench) -> None:
     assert found.text_chars is None
 
 
-def test_an_empty_list_of_labels_means_that_it_writes_freely(context: Bench) -> None:
+def test_an_empty_list_of_labels_means_that_it_writes_freely(context: Contexts) -> None:
     assert prompt_spec(context("prompt.labels=[]"), "books").labels == ()
 
 
 @pytest.mark.parametrize("place", ["elsewhere/books", "owner/books"])
 def test_of_another_adapter_of_that_name_nothing_is_known(
-    context: Bench, tmp_path: Path, place: str
+    context: Contexts, tmp_path: Path, place: str
 ) -> None:
     given = str(tmp_path / place) if place.startswith("else") else place
     found = prompt_spec(context(), given)
@@ -252,26 +230,22 @@ def test_of_another_adapter_of_that_name_nothing_is_known(
     assert (named.prompt, named.labels) == ("{text}", ("a", "b"))
 
 
-def test_a_backslash_and_an_n_is_a_new_line(context: Bench) -> None:
-    found = prompt_spec(context(r"prompt.template='{text}\nSo: good, or bad?'"), "owner/books")
-    assert found.prompt == "{text}\nSo: good, or bad?"
+def test_a_zoo_is_asked_with_the_characters_that_it_was_trained_with(
+    context: Contexts, tmp_path: Path
+) -> None:
+    template = r"prompt.template='{text}\n{instruction}\nA:'"
+    trained = context_of("anchors", f"paths.tasks={tmp_path}/tasks", template).template
+    asked = prompt_spec(context(template), "books")
+    assert asked.prompt == trained.prompt.replace("{instruction}", "What of books?")
+    assert asked.prompt == "{text}\nWhat of books?\nA:"
 
 
-def test_a_template_that_takes_what_nobody_gives(context: Bench) -> None:
+def test_a_template_that_takes_what_nobody_gives(context: Contexts) -> None:
     with pytest.raises(ConfigurationError, match=r"prompt\.instruction=TEXT"):
         prompt_spec(context("prompt.template='{text} {instruction}'"), "owner/books")
-    with pytest.raises(DataError, match=r"has no \{text\}"):
-        prompt_spec(context("prompt.template='{instruction}'"), "books")
 
 
-def test_options_of_another_kind(context: Bench) -> None:
-    with pytest.raises(ConfigurationError, match=r"prompt\.template is 3; it takes text"):
-        prompt_spec(context("prompt.template=3"), "books")
-    with pytest.raises(ConfigurationError, match=r"prompt\.labels is 1; it takes text"):
-        prompt_spec(context("prompt.labels=[1,2]"), "books")
-
-
-def test_tasks_of_the_hub_are_described_without_a_row(context: Bench) -> None:
+def test_tasks_of_the_hub_are_described_without_a_row(context: Contexts) -> None:
     """The task's definition says it; nothing is fetched."""
     found = prompt_spec(context("paths.tasks=null", "tasks=seed30"), "sst2")
     assert found.labels == ("negative", "positive")
@@ -279,7 +253,7 @@ def test_tasks_of_the_hub_are_described_without_a_row(context: Bench) -> None:
 
 
 def test_texts_of_anchors_are_training_texts_of_neither_held_out_nor_ported_tasks(
-    context: Bench,
+    context: Contexts,
 ) -> None:
     asked = context("refine_texts.anchors=true", "tasks.held_out=[games]")
     source = anchor_texts(asked, "books")
@@ -292,32 +266,10 @@ def test_texts_of_anchors_are_training_texts_of_neither_held_out_nor_ported_task
         anchor_texts(nobody, "books")
 
 
-def test_texts_of_anchors_are_taken_where_a_folder_of_tasks_is_given(context: Bench) -> None:
+def test_texts_of_anchors_are_taken_where_a_folder_of_tasks_is_given(context: Contexts) -> None:
     assert anchor_texts(context("tasks.held_out=[games]"), "books") is not None
     assert anchor_texts(context("tasks.held_out=[games,songs]"), "books") is None
     assert anchor_texts(context("paths.tasks=null", "tasks=seed30"), "books") is None
-
-
-@pytest.mark.parametrize(
-    ("options", "refined"),
-    [
-        ([], True),
-        (["prompt.labels=[a,b]"], True),
-        (["mapper=copy"], False),
-        (["ckpt=mapper.ckpt"], False),
-        (["mapper=noop"], False),
-        (["mapper=copy", "refine=corpus_distill"], True),
-        (["mapper=copy", "refine.texts=32"], True),
-        (["mapper=copy", "refine_texts.written=8"], True),
-        (["refine=none"], False),
-    ],
-    ids=str,
-)
-def test_a_mapper_that_is_named_is_not_refined_unless_that_is_said(
-    context: Bench, options: list[str], refined: bool
-) -> None:
-    config = context(*options).config
-    assert ("_target_" in settled(config).refine) == refined
 
 
 Q = Site(0, Role.Q)
@@ -579,7 +531,7 @@ def test_a_text_a_line_each_once(tmp_path: Path) -> None:
 def test_rows_of_json(tmp_path: Path) -> None:
     # A line separator of Unicode may stand in a row of JSON as it is.
     file = written(tmp_path, "rows.jsonl", '{"text": "one\u2028two", "more": 1}\n{"text": "three"}')
-    assert given_inputs(str(file)) == ("one\u2028two", "three")
+    assert given_inputs(file) == ("one\u2028two", "three")
 
 
 def test_examples(tmp_path: Path) -> None:
@@ -755,10 +707,27 @@ def test_stopped_and_started_again_it_ends_in_the_same_bits(
     assert len(calls) == 3 + 2, "of four steps two were left"
 
 
+def test_a_default_port_loads_each_base_model_once(
+    ports: Ports, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The diagnosis, the refinement and the drift share it."""
+    loads: list[str] = []
+    load = AutoModelForCausalLM.from_pretrained
+
+    def counted(folder: Any, *arguments: Any, **options: Any) -> Any:
+        loads.append(Path(folder).name)
+        return load(folder, *arguments, **options)
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", counted)
+    diagnosed = ("diagnosis.rows=120", "diagnosis.permutations=20", "force=true")
+    ports.ported(*QUICK, *diagnosed, "refine.epochs=0")
+    assert sorted(loads) == ["source", "target"]
+
+
 def test_a_mapper_that_is_named_is_the_whole_port(ports: Ports) -> None:
     report = ports.ported("mapper=copy", "scale=2")
     assert report.refinement is None
-    assert report.config["refine"] == {}
+    assert report.config["refine"] is None
     assert report.data_access == "weights only"
     assert "data used" not in ports.out
 
@@ -854,17 +823,12 @@ class TestRefusedRefining:
     @pytest.mark.parametrize(
         ("options", "named"),
         [
-            (["prompt.labels=[good]"], "at least two different words"),
             (["adapter=[books,games]"], "refine=corpus_distill refines one adapter"),
-            (["choose.anchors=[songs]"], "choose.anchors ports every anchor as well"),
             (["inputs=FILE"], "refine=corpus_distill does not use inputs="),
             (["examples=FILE"], "refine=corpus_distill does not use examples="),
             (["refine=prompt_distill"], "give inputs=FILE"),
             (["refine=few_shot"], "give examples=FILE"),
             (["refine=prompt_distill", "inputs=nowhere.txt"], "nowhere.txt cannot be read"),
-            (["refine=none", "inputs=FILE"], "refine=none does not use inputs="),
-            (["refine_texts.written=-1"], "refine_texts.written is -1"),
-            (["refine_texts.anchors=yes_please"], "refine_texts.anchors is 'yes_please'"),
             (["calibration=nowhere.json"], "nowhere.json cannot be read"),
             (["refine=all"], "corpus_distill drift_budget few_shot none prompt_distill"),
             (["refine.text=3"], "did you mean texts?"),
