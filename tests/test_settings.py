@@ -377,7 +377,7 @@ def test_whether_a_template_is_given_is_a_value():
         (["mapper=cross_lora"], None),
         (["ckpt=F"], None),
         (["refine=none"], None),
-        (["mapper=cross_lora", "refine=drift_budget"], "DriftBudget"),
+        (["mapper=cross_lora", "refine=drift_budget"], "KlBudget"),
         (["ckpt=F", "refine=corpus_distill", "refine.texts=32"], "CorpusDistill"),
         (["experiment=by_cross_lora"], None),
         (["experiment=by_cross_lora", "refine=corpus_distill"], "CorpusDistill"),
@@ -472,7 +472,7 @@ def test_options_that_a_class_does_not_take_are_told():
     with pytest.raises(ConfigurationError, match=r"Invalid literal .*fractions\.py, line \d+"):
         component({"_target_": "fractions.Fraction", "numerator": "a"}).build()
     with pytest.raises(ConfigurationError, match=r"^mapper\.space is 'x'"):
-        component({"_target_": "loraport.mappers.mean.MeanMapper", "space": "x"}).build()
+        component({"_target_": "loraport.mappers.controls.MeanMapper", "space": "x"}).build()
 
 
 # Choices from outside the package.

@@ -11,6 +11,8 @@ MODULES = sorted((ROOT / "src").rglob("*.py"))
 
 @pytest.mark.parametrize("file", MODULES, ids=lambda file: str(file.relative_to(ROOT)))
 def test_no_assert_stands_where_an_error_is_due(file):
+    if file.name == "contract.py":
+        pytest.skip("a test that mappers outside the package inherit")
     tree = ast.parse(file.read_text())
     assert [node.lineno for node in ast.walk(tree) if isinstance(node, ast.Assert)] == []
 

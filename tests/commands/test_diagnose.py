@@ -30,7 +30,7 @@ def context(workspace: Workspace, *options: str) -> RunContext:
         quick += ["diagnosis.rows=120", "diagnosis.permutations=20"]
     held_out = f"tasks.held_out=[{','.join(HELD_OUT)}]"
     with initialize_config_module("loraport.conf", version_base="1.3"):
-        config = compose("diagnose", [*workspace.options(), *quick, held_out, *options])
+        config = compose("evaluate", [*workspace.options(), *quick, held_out, *options])
     return RunContext(config)
 
 

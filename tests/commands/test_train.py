@@ -175,6 +175,8 @@ class Bench:
 
 
 class Doubling:
+    learns_from = "anchors"
+
     def map(self, adapter: int) -> int:
         return 2 * adapter
 
@@ -183,6 +185,8 @@ class Doubling:
 
 
 class TextDoubling(Doubling, CorpusMapper):  # type: ignore[misc]
+    learns_from = "text"
+
     def __init__(self) -> None:
         """Nothing of a real mapper is needed."""
 
