@@ -376,19 +376,20 @@ class Store:
         Raises:
             OSError: it cannot be read.
         """
-        with path.open("rb") as file:
-            seen = _state(path, file.fileno())
-            if seen in _hashes:
-                return _hashes[seen]
-            key = Key.of("file_hashes", seen=seen)
-            found = self.get(key) if seen[1] >= _LARGE else None
-            if found is None:
+        seen = _state(path, path.stat())
+        if seen in _hashes:
+            return _hashes[seen]
+        key = Key.of("file_hashes", seen=seen)
+        found = self.get(key) if seen[1] >= _LARGE else None
+        if found is None:
+            with path.open("rb") as file:
+                seen = _state(path, os.fstat(file.fileno()))
                 found = hashlib.file_digest(file, "sha256").hexdigest()
-                if _state(path, file.fileno()) != seen:
+                if _state(path, os.fstat(file.fileno())) != seen:
                     return found  # somebody writes at it
-                if seen[1] >= _LARGE:
-                    with suppress(OutputError):
-                        self.put(key, found)
+            if seen[1] >= _LARGE:
+                with suppress(OutputError):
+                    self.put(Key.of("file_hashes", seen=seen), found)
         return _hashes.setdefault(seen, str(found))
 
     def folder_hash(self, folder: Path) -> str:
@@ -429,9 +430,8 @@ class Store:
         return found
 
 
-def _state(path: Path, opened: int) -> tuple[str, int, int, int, int]:
+def _state(path: Path, seen: os.stat_result) -> tuple[str, int, int, int, int]:
     """Return what tells a file from another, and from itself after a change."""
-    seen = os.fstat(opened)
     place = os.path.abspath(path)
     return place, seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns, seen.st_ino
 
