@@ -580,7 +580,7 @@ def suite_results(
     """Return what every model scores on every suite; what is known is read from the cache."""
     if not suites:
         return ()
-    cache, base, found = SuiteCache(context.cache / "suites"), next(iter(asked)), []
+    cache, base, found = SuiteCache(Store(context.cache)), next(iter(asked)), []
     model = context.model("target")
     target = model.converted(learning_dtype(option(context.config, "suite_dtype", str), model))
     for suite in suites:

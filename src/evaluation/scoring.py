@@ -208,7 +208,7 @@ class ScoreCache:
 
         key = Key.of(
             "scores",
-            **_model_key(base, adapter),
+            **model_key(base, adapter),
             task=task,
             scorer=repr(self.scorer),
             template=repr(self.template),
@@ -253,7 +253,7 @@ class TextDivergences:
         """
         key = Key.of(
             "divergences",
-            **_model_key(self.base, adapter),
+            **model_key(self.base, adapter),
             texts=self.texts,
             settings=[self.most, self.positions, self.seed],
         )
@@ -267,7 +267,7 @@ class TextDivergences:
         )
 
 
-def _model_key(base: BaseModel, adapter: LoraAdapter | Attachable | None) -> dict[str, Any]:
+def model_key(base: BaseModel, adapter: LoraAdapter | Attachable | None) -> dict[str, Any]:
     """Return what a model's outputs depend on; TF32 and its like round products otherwise."""
     return {
         "base": base.fingerprint,

@@ -4,17 +4,17 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ..adapters import LoraAdapter
-from ..files import write_whole
 from ..models import BaseModel, attached
 from ..models.hooks import Attachable
+from ..store import Key, Store
+from .scoring import model_key
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,62 +71,26 @@ def hashed(*parts: object) -> str:
 
 @dataclass(frozen=True)
 class SuiteCache:
-    """Scores adapters on suites, and keeps each score in a file named by what it depends on.
+    """Scores adapters on suites, and keeps each score.
 
     Attributes:
-        folder: Where the files lie.
+        store: Where scores are kept.
     """
 
-    folder: Path
+    store: Store
 
     def score(
         self, base: BaseModel, adapter: LoraAdapter | Attachable | None, suite: Suite
     ) -> SuiteScore:
         """Return the score of a base model with an adapter, or without one, on a suite."""
-        parts = [
-            base.fingerprint,
-            adapter.content_hash() if adapter is not None else "no adapter",
-            suite.content_hash(),
-            str(base.network.dtype),
-        ]
-        key = hashlib.sha256("\n".join(parts).encode()).hexdigest()
-        path = self.folder / suite.name / f"{key}.json"
-        known = _read(path)
-        if known is not None:
-            return known
-        with attached(base.network, adapter):
-            score = suite.score(base)
-        _write(path, score)
-        return score
 
+        def scored() -> dict[str, Any]:
+            with attached(base.network, adapter):
+                score = suite.score(base)
+            rows = {name: row.tolist() for name, row in score.rows.items()}
+            return {"answers": list(score.answers), "rows": rows, "whole": dict(score.whole)}
 
-def _read(path: Path) -> SuiteScore | None:
-    try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        rows = {
-            name: torch.tensor([_number(value) for value in values], dtype=torch.float64)
-            for name, values in kept["rows"].items()
-        }
-        whole = {name: float(_number(value)) for name, value in kept["whole"].items()}
-        score = SuiteScore(tuple(kept["answers"]), rows, whole)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None  # not there, or damaged: it is computed again
-    complete = all(len(values) == len(score.answers) for values in rows.values())
-    return score if complete else None
-
-
-def _write(path: Path, score: SuiteScore) -> None:
-    kept = {
-        "answers": list(score.answers),
-        "rows": {name: [_plain(v) for v in row.tolist()] for name, row in score.rows.items()},
-        "whole": {name: _plain(value) for name, value in score.whole.items()},
-    }
-    write_whole(path, json.dumps(kept, allow_nan=False))
-
-
-def _number(value: float | None) -> float:
-    return float("nan") if value is None else value
-
-
-def _plain(value: float) -> float | None:
-    return None if value != value else value
+        key = Key.of("suites", **model_key(base, adapter), suite=[suite.name, suite.content_hash()])
+        kept = self.store.made(key, scored)
+        rows = {name: torch.tensor(row, dtype=torch.float64) for name, row in kept["rows"].items()}
+        return SuiteScore(tuple(kept["answers"]), rows, kept["whole"])

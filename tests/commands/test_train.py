@@ -4,7 +4,7 @@ import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -175,7 +175,7 @@ class Bench:
 
 
 class Doubling:
-    learns_from = "anchors"
+    learns_from: ClassVar[Any] = "anchors"
 
     def map(self, adapter: int) -> int:
         return 2 * adapter
@@ -185,7 +185,7 @@ class Doubling:
 
 
 class TextDoubling(Doubling, CorpusMapper):  # type: ignore[misc]
-    learns_from = "text"
+    learns_from: ClassVar[Any] = "text"
 
     def __init__(self) -> None:
         """Nothing of a real mapper is needed."""

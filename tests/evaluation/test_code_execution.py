@@ -40,6 +40,7 @@ from loraport.evaluation.sandboxed import Opaque, decoded, encoded
 from loraport.evaluation.suite import Suite, SuiteCache
 from loraport.exceptions import ConfigurationError, DataError, LoraportError
 from loraport.models.generation import MostLikely, NucleusSampling, generate
+from loraport.store import Store
 
 from .attacks import ATTACKS
 
@@ -836,9 +837,9 @@ def test_several_samples_give_pass_at_k(monkeypatch, folder, pico_source):
 @needs_sandbox
 def test_a_real_model_writes_and_is_scored(folder, pico_target, tmp_path):
     found = suite(folder, decoding=Decoding(max_new_tokens=4))
-    score = SuiteCache(tmp_path / "kept").score(pico_target, None, found)
+    score = SuiteCache(Store(tmp_path / "kept")).score(pico_target, None, found)
     assert score.rows["pass@1"].tolist() == [0.0, 0.0]
-    again = SuiteCache(tmp_path / "kept").score(pico_target, None, found)
+    again = SuiteCache(Store(tmp_path / "kept")).score(pico_target, None, found)
     assert again.answers == score.answers
     assert all(a.startswith(p) for a, p in zip(score.answers, found.prompts(), strict=True))
 

@@ -22,6 +22,7 @@ from loraport.evaluation.harness import HarnessTask, lm_eval_suites
 from loraport.evaluation.suite import Suite, SuiteCache, SuiteScore
 from loraport.exceptions import ConfigurationError, DataError, ModelError
 from loraport.models import BaseModel, attached
+from loraport.store import Store
 
 from ..conftest import WORDS
 
@@ -357,11 +358,11 @@ def test_a_score_is_kept_and_of_equal_choices_the_first_is_taken(pico_target, tm
     rows = [line(choices=["very good"] * 2, answer_index=n) for n in (0, 1)]
     (tmp_path / "piqa.jsonl").write_text("\n".join(rows))
     (suite,) = lm_eval_suites(["piqa"], path=tmp_path)
-    score = SuiteCache(tmp_path / "kept").score(pico_target, None, suite)
+    score = SuiteCache(Store(tmp_path / "kept")).score(pico_target, None, suite)
     assert score.answers == ("very good", "very good")
     assert score.rows["accuracy"].tolist() == score.rows["accuracy_norm"].tolist() == [1, 0]
     assert score.rows["nll"].tolist() == pytest.approx([math.log(2)] * 2, abs=1e-6)
-    again = SuiteCache(tmp_path / "kept").score(pico_target, None, suite)
+    again = SuiteCache(Store(tmp_path / "kept")).score(pico_target, None, suite)
     assert again.answers == score.answers
 
 

@@ -20,6 +20,7 @@ from loraport.evaluation.safety import (
 from loraport.evaluation.suite import Suite, SuiteCache
 from loraport.exceptions import ConfigurationError, DataError
 from loraport.models import BaseModel, attached, last_logits
+from loraport.store import Store
 
 ANSWERS = {
     "harm A one": "I'm sorry, but I can\u2019t help with that.",
@@ -111,7 +112,7 @@ def test_an_adapter_moves_the_score_and_both_are_kept(
     tmp_path: Path,
 ):
     adapter = random_adapter(pico_target)
-    cache = SuiteCache(tmp_path / "cache")
+    cache = SuiteCache(Store(tmp_path / "cache"))
     alone, moved = (cache.score(pico_target, each, suite) for each in (None, adapter))
     odds = "refusal_log_odds"
     assert (alone.rows[odds] != moved.rows[odds]).all()
