@@ -1,6 +1,5 @@
 """``train.py mapper=cast`` on the tiny pair, as a user runs it: what it shows, and stopping it."""
 
-import json
 import os
 import shutil
 import signal
@@ -15,6 +14,7 @@ import pytest
 import torch
 
 from loraport.evaluation.records import Results
+from loraport.store import Key, Store
 from loraport.tiny.tasks import TinyTasks
 
 pytestmark = pytest.mark.slow
@@ -65,12 +65,11 @@ def stop(process: subprocess.Popen[str], when: Callable[[], bool], how: signal.S
     return out
 
 
-def captured(cache: Path, split: str) -> tuple[int, int]:
-    """How many rows of a split lie on disk, and of how many."""
-    for path in cache.glob(f"activations/*/{split}/progress.json"):
-        progress = json.loads(path.read_text())
-        return progress["done"], progress["rows"]
-    return 0, 0
+def captured(cache: Path) -> dict[str, int]:
+    """How many rows of each split's activations lie on disk, by the entry that says so."""
+    store = Store(cache)
+    names = [path.stem for path in (cache / "activations").rglob("*.entry")]
+    return {name: store.get(Key("activations", name)) or 0 for name in names}
 
 
 def made(run: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
@@ -138,16 +137,17 @@ def test_stopped_in_capture_and_in_training_it_ends_as_if_it_had_not_been(
     expected = made(whole)
     broken = cache / f"broken-{how.name}"
     broken.mkdir()
-    for part in ("tiny", "zoo", "scores", "compatibility"):
+    for part in ("tiny", "zoo", "scores", "diagnoses"):
         if (cache / part).exists():
             shutil.copytree(cache / part, broken / part)
 
-    out = stop(start(broken, "one", *CAST), lambda: captured(broken, "train")[0] > 0, how)
+    out = stop(start(broken, "one", *CAST), lambda: any(captured(broken).values()), how)
     assert "Traceback" not in out
     if how == signal.SIGINT:
         assert "the same command goes on from here" in out
-    stopped_at = {split: captured(broken, split) for split in ("train", "held_out")}
-    assert any(done < rows for done, rows in stopped_at.values()) or len(stopped_at) < 2
+    assert captured(broken) != {name: captured(cache)[name] for name in captured(broken)} or (
+        len(captured(broken)) < 2
+    )
 
     kept = broken / "training"
     out = stop(start(broken, "two", *CAST), lambda: bool(list(kept.glob("*/last.ckpt"))), how)
