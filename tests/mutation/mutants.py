@@ -466,8 +466,8 @@ MUTANTS = (
     ),
     mutant(
         "recovery-residual-of-the-fitted",
-        "kept = torch.arange(len(y)) != place",
-        "kept = torch.arange(len(y)) >= 0",
+        "others = torch.arange(len(y)) != index",
+        "others = torch.arange(len(y)) >= 0",
         "test_expected_recovery.py",
     ),
     mutant(
