@@ -294,8 +294,7 @@ MUTANTS = (
         "cast-reading-head-without-bias",
         "self.skip.bias.copy_(bias)",
         "self.skip.bias.zero_()",
-        "test_projection_head.py",
-        "test_head_pair.py",
+        "test_heads.py",
         "test_cast.py",
     ),
     # Reading adapters and prompts
