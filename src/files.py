@@ -16,8 +16,14 @@ from .exceptions import OutputError
 
 
 @contextmanager
-def writing(place: Path) -> Iterator[None]:
+def writing(
+    place: Path | str, instead: str = "name a place that you may write to"
+) -> Iterator[None]:
     """Turn what goes wrong while something is written into a message that names the place.
+
+    Args:
+        place: What is written, as the message calls it.
+        instead: The way out, beside more space.
 
     Raises:
         OutputError: the disk is full, or the place cannot be written.
@@ -30,8 +36,7 @@ def writing(place: Path) -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         why = getattr(error, "strerror", None) or str(error)
         raise OutputError(
-            f"{place} cannot be written ({why}); free some space, or name a place that you may "
-            "write to"
+            f"{place} cannot be written ({why}); free some space, or {instead}"
         ) from error
 
 

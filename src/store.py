@@ -20,7 +20,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
 from functools import partial
@@ -32,6 +32,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 
 from .exceptions import ModelError, OutputError
+from .files import writing
 
 _log = logging.getLogger(__name__)
 
@@ -474,21 +475,13 @@ def _reading(path: Path) -> Iterator[None]:
             _log.warning("%s is damaged or of something else (%s); it is made again", path, error)
 
 
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def _writing(path: Path) -> AbstractContextManager[None]:
     """Turn what goes wrong while something is written into a message that names the way out."""
-    try:
-        yield
-    except OutputError:
-        raise
-    # safetensors wraps what the operating system says into an error of its own.
-    except (OSError, SafetensorError) as error:
-        why = getattr(error, "strerror", None) or str(error)
-        raise OutputError(
-            f"{path} in the cache cannot be written ({why}); free some space, or set "
-            "paths.cache=DIR or the environment variable LORAPORT_CACHE to a folder that you may "
-            "write to"
-        ) from error
+    return writing(
+        f"{path} in the cache",
+        "set paths.cache=DIR or the environment variable LORAPORT_CACHE to a folder that you may "
+        "write to",
+    )
 
 
 @contextmanager
