@@ -49,7 +49,7 @@ from ..refinement.base import Refinement, RefinementProgress, silent
 from ..settings import Method, MethodSettings, Recipe, resolved
 from ..store import Key, Store
 from .anchors import CPU_TRAINER, train_adapter
-from .context import SharedContext, build, costliest, listed, option, shown_bars
+from .context import RunContext, build, costliest, listed, option, shown_bars
 from .diagnose import diagnostics
 from .port import base_pair
 from .porting import (
@@ -76,9 +76,7 @@ _FACTS = "run.json"  # beside a kept adapter: how long it took, and what was rep
 _FIT_FACTS = "fit.json"  # beside a kept mapper: how long it was fitted
 
 
-def method_context(
-    context: SharedContext, method: Method, seed: int, zoo: ZooPairs
-) -> SharedContext:
+def method_context(context: RunContext, method: Method, seed: int, zoo: ZooPairs) -> RunContext:
     """Return the context of one method with one seed, which shares the models that are loaded.
 
     Its configuration is composed of the running command's words and the method's own, see
@@ -97,7 +95,7 @@ def method_context(
             adapted = {site.role for adapter in zoo.source.values() for site in adapter}
             roles = [role.value for role in Role if role in adapted]
             OmegaConf.update(config, "mapper.roles", roles)
-    return SharedContext(config, context.loaded)
+    return RunContext(config, context.loaded)
 
 
 class CachedRun(NamedTuple):
@@ -145,7 +143,7 @@ class MethodPorts:
     """
 
     def __init__(
-        self, context: SharedContext, method: Method, zoo: ZooPairs, tasks: Mapping[str, Task]
+        self, context: RunContext, method: Method, zoo: ZooPairs, tasks: Mapping[str, Task]
     ) -> None:
         self.context, self.method, self.zoo, self.tasks = context, method, zoo, tasks
         self.store = Store(context.cache)
@@ -288,7 +286,7 @@ class MethodPorts:
         return load_mapper(self.store.made_folder(self._fit_key, fit) / "mapper.ckpt")
 
 
-def _anchor_names(context: SharedContext, zoo: ZooPairs) -> list[str]:
+def _anchor_names(context: RunContext, zoo: ZooPairs) -> list[str]:
     held_out = set(context.config.tasks.held_out)
     return [name for name in zoo.source if name not in held_out]
 
@@ -303,14 +301,14 @@ def texts_hash(source: TextSource) -> str:
     return digest.hexdigest()
 
 
-def _options(context: SharedContext, *keys: str) -> str:
+def _options(context: RunContext, *keys: str) -> str:
     """Return parts of the configuration as JSON, interpolations as written: paths do not count."""
     config: Any = OmegaConf.to_container(context.config, resolve=False)
     # As one text, since a key takes no infinite number, such as a ridge's strength.
     return json.dumps({key: config.get(key) for key in keys}, sort_keys=True)
 
 
-def few_shot_run(context: SharedContext, count: int, task: Task, seed: int) -> CachedRun:
+def few_shot_run(context: RunContext, count: int, task: Task, seed: int) -> CachedRun:
     """Return an adapter of the target that is trained on a few labelled examples of a task.
 
     It takes as many steps as the recipe of the pair's adapters, and sees ``count`` examples, which
@@ -377,7 +375,7 @@ class Benchmark:
         ConfigurationError: no anchor is left.
     """
 
-    def __init__(self, context: SharedContext, zoo: ZooPairs, tasks: Mapping[str, Task]) -> None:
+    def __init__(self, context: RunContext, zoo: ZooPairs, tasks: Mapping[str, Task]) -> None:
         self.context, self.zoo, self.tasks = context, zoo, tasks
         self._cache, self._console = context.scores, Console(stderr=True)
         self._asked = listed(context.config, "evaluation.controls", str)
@@ -532,7 +530,7 @@ AskedModels = dict[Condition, LoraAdapter | None]
 """The models that suites are asked: conditions, and the adapter of each on the target."""
 
 
-def built_suites(context: SharedContext) -> list[Suite]:
+def built_suites(context: RunContext) -> list[Suite]:
     """Return the suites of ``suite=``.
 
     Raises:
@@ -546,7 +544,7 @@ def built_suites(context: SharedContext) -> list[Suite]:
 
 
 def asked_models(
-    context: SharedContext, oracles: Mapping[str, LoraAdapter], runs: Sequence[MethodRun]
+    context: RunContext, oracles: Mapping[str, LoraAdapter], runs: Sequence[MethodRun]
 ) -> AskedModels:
     """Return the target without an adapter, with each oracle, and with what was ported.
 
@@ -575,7 +573,7 @@ def first_seed(runs: Sequence[MethodRun]) -> list[MethodRun]:
 
 
 def suite_results(
-    context: SharedContext, suites: Sequence[Suite], asked: AskedModels
+    context: RunContext, suites: Sequence[Suite], asked: AskedModels
 ) -> tuple[SuiteResult, ...]:
     """Return what every model scores on every suite; what is known is read from the cache."""
     if not suites:
@@ -596,7 +594,7 @@ def suite_results(
 
 
 def divergences(
-    context: SharedContext, suites: Sequence[Suite], asked: AskedModels
+    context: RunContext, suites: Sequence[Suite], asked: AskedModels
 ) -> tuple[Divergence, ...]:
     """Return how far every adapter moves the target on generic text and on the suites' prompts."""
     most = option(context.config, "drift.texts", int)
@@ -619,7 +617,7 @@ def divergences(
 
 
 def calibration(
-    context: SharedContext, adapters: Mapping[str, LoraAdapter], runs: Sequence[MethodRun]
+    context: RunContext, adapters: Mapping[str, LoraAdapter], runs: Sequence[MethodRun]
 ) -> CalibrationResult | None:
     """Compare what is known before a transfer with what came of it; None where nobody asks.
 

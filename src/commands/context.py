@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from datasets.utils.logging import disable_progress_bar
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -202,11 +201,6 @@ def shown_bars(unit: str = "") -> Progress:
     return Progress(*columns, console=Console(stderr=True), transient=True)
 
 
-def chosen_name(group: str) -> str:
-    """Return what a choice of the running command is called, for reports and messages."""
-    return str(HydraConfig.get().runtime.choices[group])
-
-
 def costliest(*classes: str) -> str:
     """Return which of some classes of data access may use the most.
 
@@ -218,7 +212,6 @@ def costliest(*classes: str) -> str:
 
 # For commands that still read the configuration as Hydra composed it.
 
-SharedContext = RunContext
 _GROUPS = ("diagnosis", "data", "refine", "sparsify", "objective")  # `none` is an empty node there
 
 Kind = TypeVar("Kind", bool, int, float, str)

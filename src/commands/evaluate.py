@@ -41,7 +41,7 @@ from .benchmark import (
 )
 from .collect import collect
 from .compatibility import check_compatibility, known_compatibility
-from .context import SharedContext, Stopwatch, build, plain_config, quiet_libraries
+from .context import RunContext, Stopwatch, build, plain_config, quiet_libraries
 from .train import zoo_pairs
 
 
@@ -62,7 +62,7 @@ def run(config: DictConfig) -> None:
     if settings.collect is not None:
         report(_collected(settings.collect), config)
         return
-    context, watch = SharedContext(config), Stopwatch()
+    context, watch = RunContext(config), Stopwatch()
     suites = built_suites(context)
     with watch.step("diagnose"):
         check_compatibility(context)
@@ -145,7 +145,7 @@ def _collected(folder: Path) -> BenchmarkResults:
     return results.model_copy(update={"verdicts": verdicts(results.methods, results.suites)})
 
 
-def held_out_tasks(context: SharedContext, zoo: ZooPairs) -> dict[str, Task]:
+def held_out_tasks(context: RunContext, zoo: ZooPairs) -> dict[str, Task]:
     """Return the held-out tasks that the zoo has adapters of.
 
     Raises:
@@ -184,7 +184,7 @@ def examples(
     return shown
 
 
-def provenance(context: SharedContext, zoo: ZooPairs, tasks: dict[str, Task]) -> Provenance:
+def provenance(context: RunContext, zoo: ZooPairs, tasks: dict[str, Task]) -> Provenance:
     """Return versions, and the hashes of models, adapters and tasks."""
     models = [context.model(side) for side in SIDES]
     hashes = {f"model/{model.name}": model.fingerprint for model in models}

@@ -1,6 +1,8 @@
 """A workspace as a user has it: two models on disk, tasks in a folder, a zoo, and the commands."""
 
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -47,6 +49,9 @@ QUICK_REFINEMENT = {
 QUICK_MAPPER = {
     "cast": ("mapper.hidden=4", "trainer.max_epochs=1", "mapper.export_rows=64"),
 }
+
+
+ROOT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)
@@ -198,6 +203,26 @@ def workspace(
     tmp_path: Path, models_and_tasks: Path, pico_source: BaseModel, pico_target: BaseModel
 ) -> Workspace:
     return new_workspace(tmp_path, models_and_tasks, {"source": pico_source, "target": pico_target})
+
+
+def start_command(script: str, cache: Path, *options: str) -> subprocess.Popen[str]:
+    """Start a command as a user does, in a process group of its own."""
+    return subprocess.Popen(
+        [sys.executable, ROOT / f"{script}.py", *options, f"paths.cache={cache}"],
+        cwd=cache,
+        env=os.environ | {"WANDB_MODE": "offline"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    """Wait for a command that ends well, and return what it said."""
+    out, _ = process.communicate()
+    assert process.returncode == 0, out
+    return out
 
 
 def run_command(folder: Path, script: str, *options: str) -> int:

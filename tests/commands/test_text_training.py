@@ -4,7 +4,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,8 +16,9 @@ from loraport.evaluation.records import Results
 from loraport.store import Key, Store
 from loraport.tiny.tasks import TinyTasks
 
+from .conftest import finish, start_command
+
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).parents[2]
 NAMES = TinyTasks().names()[:4]
 OPTIONS = (
     f"tasks.names=[{','.join(NAMES)}]",
@@ -32,24 +32,7 @@ CAST = ("mapper=cast", "mapper.hidden=64", "trainer.max_epochs=4")
 
 def start(cache: Path, run: str, *options: str) -> subprocess.Popen[str]:
     """Start training as a user does, in a process group of its own."""
-    return subprocess.Popen(
-        [
-            *(sys.executable, str(ROOT / "train.py"), *OPTIONS, *options),
-            *(f"paths.cache={cache}", f"hydra.run.dir={cache / run}"),
-        ],
-        cwd=cache,
-        env=os.environ | {"WANDB_MODE": "offline"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def finish(process: subprocess.Popen[str]) -> str:
-    out, _ = process.communicate()
-    assert process.returncode == 0, out
-    return out
+    return start_command("train", cache, *OPTIONS, *options, f"hydra.run.dir={cache / run}")
 
 
 def stop(process: subprocess.Popen[str], when: Callable[[], bool], how: signal.Signals) -> str:

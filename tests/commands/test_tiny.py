@@ -4,8 +4,6 @@ import hashlib
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from operator import mul
 from pathlib import Path
@@ -22,29 +20,11 @@ from loraport.models import attached
 from loraport.tiny.models import TinyModel
 from loraport.tiny.tasks import TinyTasks
 
+from .conftest import finish, start_command
+
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).parents[2]
 SEEDS = (0, 1, 2)
 LEARNED = ("global_ridge", "pertensor_ridge", "pca_ridge", "pca_mlp")
-
-
-def start(script: str, cache: Path, *options: str) -> subprocess.Popen[str]:
-    """Start a command as a user does, in a process group of its own."""
-    return subprocess.Popen(
-        [sys.executable, ROOT / f"{script}.py", *options, f"paths.cache={cache}"],
-        cwd=cache,
-        env=os.environ | {"WANDB_MODE": "offline"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def finish(process: subprocess.Popen[str]) -> str:
-    out, _ = process.communicate()
-    assert process.returncode == 0, out
-    return out
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -65,7 +45,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def demo(cache: Path) -> Path:
     """The first command on an empty cache; two of them at once, as nobody promises to wait."""
     options = ("mapper=pca_mlp", "logger=csv")
-    both = [start("train", cache, *options, f"hydra.run.dir=demo{n}") for n in (0, 1)]
+    both = [start_command("train", cache, *options, f"hydra.run.dir=demo{n}") for n in (0, 1)]
     for process in both:
         finish(process)
     assert contents(cache / "demo0/adapters").keys() == contents(cache / "demo1/adapters").keys()
@@ -94,7 +74,7 @@ def test_there_is_something_to_interpolate_and_it_is_found(demo: Path, cache: Pa
     """Other tastes, other rows, other A: base, oracle, mean and the best learned mapper."""
     sweep = cache / f"sweep{seed}"
     finish(
-        start(
+        start_command(
             "train",
             cache,
             "-m",
@@ -133,7 +113,7 @@ def test_the_default_port_brings_the_adapters_skill(demo: Path, cache: Path):
     # Whose taste has least to do with the first one's; all are asked alike.
     stranger = min(tasks.names(), key=lambda name: abs(sum(map(mul, tasks.taste(name), taste))))
     ports = [
-        start("transfer", cache, f"adapter={name}", f"output={cache / 'ported' / name}")
+        start_command("transfer", cache, f"adapter={name}", f"output={cache / 'ported' / name}")
         for name in ("speaker_33", stranger)
     ]
     told, _ = (finish(process) for process in ports)
@@ -167,15 +147,15 @@ def test_killed_at_any_moment_the_next_start_ends_with_the_same_files(cache: Pat
     options = (f"tasks.names=[{names}]", f"tasks.held_out=[{names[:10]}]", "pair.workers=1")
     whole = cache / "whole"
     whole.mkdir()
-    finish(start("anchors", whole, *options, f"paths.zoo={whole / 'zoo'}"))
+    finish(start_command("anchors", whole, *options, f"paths.zoo={whole / 'zoo'}"))
     broken = cache / "broken"
     broken.mkdir()
     for patience in (5.0, 9.0, 14.0, 19.0):  # in the imports, the pre-training, the adapters
-        process = start("anchors", broken, *options, f"paths.zoo={broken / 'zoo'}")
+        process = start_command("anchors", broken, *options, f"paths.zoo={broken / 'zoo'}")
         time.sleep(patience)
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()  # closes its pipe, too
-    finish(start("anchors", broken, *options, f"paths.zoo={broken / 'zoo'}"))
+    finish(start_command("anchors", broken, *options, f"paths.zoo={broken / 'zoo'}"))
     for part in ("zoo", "tiny"):
         assert contents(whole / part) == contents(broken / part)
     assert json.loads((broken / "zoo/manifest.json").read_text())["pair"] == "tiny"
