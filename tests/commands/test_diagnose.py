@@ -24,13 +24,13 @@ OF_PAIR = {"coverage", "identification"}
 DIRECTIONS = {"r2_reads", "r2_writes"}
 
 
-def context(workspace: Workspace, *options: str) -> RunContext:
+def context(workspace: Workspace, *options: str, command: str = "evaluate") -> RunContext:
     quick = ["pairing=relative_depth"]
     if "diagnosis=none" not in options:
         quick += ["diagnosis.rows=120", "diagnosis.permutations=20"]
     held_out = f"tasks.held_out=[{','.join(HELD_OUT)}]"
     with initialize_config_module("loraport.conf", version_base="1.3"):
-        config = compose("evaluate", [*workspace.options(), *quick, held_out, *options])
+        config = compose(command, [*workspace.options(), *quick, held_out, *options])
     return RunContext(config)
 
 
@@ -84,7 +84,8 @@ def test_the_numbers_are_those_of_their_definitions(workspace: Workspace, pico_s
 
 
 def test_directions_are_those_of_a_diagnosis(workspace: Workspace, texts: str):
-    chosen = context(workspace, texts, "data.tokens=300", "data.held_out_tokens=120")
+    quick = ("data.tokens=300", "data.held_out_tokens=120")
+    chosen = context(workspace, texts, *quick, command="diagnose")
     source, target = chosen.model("source"), chosen.model("target")
     corpus = build(
         chosen.config.data, source_tokenizer=source.tokenizer, target_tokenizer=target.tokenizer
