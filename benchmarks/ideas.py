@@ -98,7 +98,7 @@ def main() -> None:
     quiet_libraries()
     options = arguments()
     context = benchmark_for(options, "noop")
-    zoo, held_out = context.zoo().read(None), set(context.config.tasks.held_out)
+    zoo, held_out = context.zoo().read(None), set(context.settings.tasks.held_out)
     anchors = [name for name in zoo.source if name not in held_out]
     tasks = rows(context, options.tasks, options.rows)
     given = {name: zoo.source[name] for name in options.tasks if name in anchors}

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import platformdirs
-from hydra import compose, initialize_config_module
 from rich.console import Console
 
 from loraport.adapters import LoraAdapter, read_adapter
-from loraport.commands.context import build, quiet_libraries
+from loraport.commands.context import quiet_libraries
 from loraport.data import TaskFolder
 from loraport.evaluation.scoring import LikelihoodScorer, ScoreCache
+from loraport.settings import load
 from loraport.store import Store
 
 from .setting import TEMPLATE
@@ -52,16 +52,13 @@ def conditions(
         yield f"{name} alone", adapter, 0.0
     for method in METHODS:
         for rank in (None, own[0][next(iter(own[0]))].rank):
-            merged = build(_config(options, method).merge.method)(own, rank=rank)
+            merged = _settings(options, method).merge.method.build()(own, rank=rank)
             at = "sum of the ranks" if rank is None else f"rank {rank}"
             yield f"`{method}`, {at}", merged.adapter, merged.total_lost_energy
 
 
-def _config(options: argparse.Namespace, method: str) -> Any:
-    with initialize_config_module("loraport.conf", version_base="1.3"):
-        return compose(
-            "transfer", overrides=[f"pair={options.pair}", f"merge={method}", "adapter=given"]
-        )
+def _settings(options: argparse.Namespace, method: str) -> Any:
+    return load("transfer", [f"pair={options.pair}", f"merge={method}", "adapter=given"])
 
 
 def main() -> None:
@@ -74,7 +71,7 @@ def main() -> None:
         task.limited(options.rows)
         for task in TaskFolder(options.tasks_folder).load(list(options.tasks)).values()
     ]
-    base = build(_config(options, "linear").pair[options.side]).load(cache)
+    base = getattr(_settings(options, "linear").pair, options.side).build().load(cache)
     scores = ScoreCache(Store(cache), LikelihoodScorer(), TEMPLATE)
     console = Console(width=200)
     console.print(f"| adapter | {' | '.join(options.tasks)} | mean | lost energy |")

@@ -18,13 +18,12 @@ import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from hydra import compose, initialize_config_module
 from rich.console import Console
 from rich.progress import track
 
 from loraport.adapters import LoraAdapter
 from loraport.commands.anchors import CPU_TRAINER, builds_zoo, train_zoo
-from loraport.commands.context import RunContext, build, quiet_libraries
+from loraport.commands.context import RunContext, quiet_libraries
 from loraport.commands.port import base_pair
 from loraport.commands.porting import porting_for
 from loraport.data import AnchorSet, Task, ZooPairs
@@ -36,6 +35,7 @@ from loraport.files import write_whole
 from loraport.mappers import Mapper, load_mapper
 from loraport.mappers.controls import MeanMapper
 from loraport.models.hooks import Attachable
+from loraport.settings import load
 
 METHODS = (*("cross_lora:mapper.variant=typed", "cross_lora", "rebasin", "optimal_transport"),)
 CONTROLS = ("copy", "random")
@@ -79,8 +79,7 @@ def benchmark_for(options: argparse.Namespace, method: str) -> RunContext:
             overrides.append(f"paths.zoo_{side}={options.zoo}/{place}")
     if options.tasks_folder:
         overrides.append(f"paths.tasks={options.tasks_folder}")
-    with initialize_config_module("loraport.conf", version_base="1.3"):
-        return RunContext(compose("transfer", overrides=overrides))
+    return RunContext(load("transfer", overrides))
 
 
 class Method:
@@ -96,7 +95,7 @@ class Method:
 
     def __init__(self, options: argparse.Namespace, name: str) -> None:
         context, path = benchmark_for(options, name), checkpoint(name)
-        self.mapper: Mapper = build(context.config.mapper) if path is None else load_mapper(path)
+        self.mapper: Mapper = context.settings.mapper.build() if path is None else load_mapper(path)
         pair = base_pair(context)
         self.mapper.use(pair)
         self.porting = porting_for(context.settings, self.mapper, pair.target.sites)
@@ -135,7 +134,7 @@ def scored(options: argparse.Namespace) -> Scores:
     context = benchmark_for(options, "noop")
     if builds_zoo(context):
         train_zoo(context, SIDES, list(context.task_source().names()), CPU_TRAINER)
-    zoo, held_out = context.zoo().read(None), list(context.config.tasks.held_out)
+    zoo, held_out = context.zoo().read(None), list(context.settings.tasks.held_out)
     names = options.tasks or [name for name in held_out if name in zoo.source]
     tasks = rows(context, names, options.rows)
     given = {name: zoo.source[name] for name in names}

@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from omegaconf import DictConfig, OmegaConf
 
 from benchmarks.setting import stopwatch
 from benchmarks.transfers import benchmark_for, rows
 from loraport.adapters import LoraAdapter, LowRank, read_adapter, write_adapter
 from loraport.commands.anchors import CPU_TRAINER, builds_zoo, train_zoo
-from loraport.commands.context import build
+from loraport.component import Component
 from loraport.data import AnchorSet, Interleaved, PromptTemplate, Task, TextSource, ZooPairs
 from loraport.data.corpora import TaskPrompts
 from loraport.data.prompts import PromptSpec
@@ -73,11 +72,11 @@ class Trial:
         if builds_zoo(self.context) and not self.context.has_zoo():
             train_zoo(self.context, SIDES, list(self.context.task_source().names()), CPU_TRAINER)
         self.zoo: ZooPairs = self.context.zoo().read(None)
-        self.held_out = [n for n in self.context.config.tasks.held_out if n in self.zoo.source]
+        self.held_out = [n for n in self.context.settings.tasks.held_out if n in self.zoo.source]
         self.every = [*self.held_out, *self._treated_as_new()]
         self.names: list[str] = options.tasks or self.every
         self.cache = cache or self.context.cache
-        self._configs: dict[str, DictConfig] = {}
+        self._chosen: dict[str, Component] = {}
 
     def _texts(self) -> list[str]:
         """Return the overrides that choose generic texts."""
@@ -107,7 +106,7 @@ class Trial:
     @cached_property
     def texts(self) -> TextSource:
         """Generic texts."""
-        source: TextSource = build(self.context.config.corpus)
+        source: TextSource = self.context.settings.corpus.build()
         return source
 
     @cached_property
@@ -130,25 +129,28 @@ class Trial:
         """A name for folders."""
         return f"{self.options.pair}{'-backwards' if self.options.backwards else ''}"
 
-    def _config(self, method: str) -> DictConfig:
+    def _component(self, method: str) -> Component:
         """Return the options of a refinement, composed once: that takes a second."""
-        if method not in self._configs:
+        if method not in self._chosen:
             name, _, rest = method.partition(":")
             overrides = [*self._texts(), f"refine={name}", *filter(None, rest.split(","))]
             context = benchmark_for(self.options, f"noop:{','.join(overrides)}")
-            self._configs[method] = context.config.refine
-        return self._configs[method]
+            self._chosen[method] = context.settings.refine
+        return self._chosen[method]
 
     def refinement(self, method: str) -> Refinement:
         """Build a refinement from its YAML: ``NAME`` or ``NAME:refine.option=value,...``."""
-        built: Refinement = build(self._config(method))
+        built: Refinement = self._component(method).build()
         return built
 
     def folder(self, method: str, start: str, called: str) -> Path:
         """Return where a method's ports lie: another for every option, text and start."""
-        options = OmegaConf.to_container(self._config(method), resolve=True)
-        corpus = OmegaConf.to_container(self.context.config.corpus, resolve=True)
-        texts = [corpus, self.options.anchor_texts, self.options.dtype]
+        options = self._component(method).model_dump()
+        texts = [
+            self.context.settings.corpus.model_dump(),
+            self.options.anchor_texts,
+            self.options.dtype,
+        ]
         key_parts = json.dumps([options, texts, start, called], sort_keys=True)
         key = hashlib.sha256(key_parts.encode()).hexdigest()[:8]
         return self.options.output / self.direction / f"{called}-{key}"

@@ -27,11 +27,10 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from .composing import compose
 from .exceptions import ConfigurationError, LoraportError
 from .extras import missing_plugin
-from .settings import read, resolved
+from .settings import DiagnoseSettings, read
 
 _CONFIGS = "pkg://loraport.conf"
 _MODULES = {"transfer": "port"}  # the module of a command that has another name
-_UNTYPED = ("diagnose", "evaluate")  # commands that still take a DictConfig
 _REFUSED, _STOPPED = ConfigurationError.exit_code, 130
 
 
@@ -56,7 +55,7 @@ def _diagnose(config: DictConfig) -> float | None:
     from .commands.diagnose import enforce
 
     # What was found stays where it was written, whatever comes of it.
-    return _clean_after(partial(enforce, content=content), config)
+    return _clean_after(lambda config: enforce(DiagnoseSettings.of(config), content), config)
 
 
 @hydra.main(version_base="1.3", config_path=_CONFIGS, config_name="evaluate")
@@ -67,8 +66,7 @@ def _evaluate(config: DictConfig) -> None:
 def _run(command: str, config: DictConfig) -> Any:
     """Run a command whose configuration can be used; nothing else is imported before that."""
     settings = read(command, config)
-    module = import_module(f".commands.{_MODULES.get(command, command)}", __package__)
-    return module.run(resolved(settings, config) if command in _UNTYPED else settings)
+    return import_module(f".commands.{_MODULES.get(command, command)}", __package__).run(settings)
 
 
 def train() -> None:

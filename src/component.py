@@ -63,6 +63,10 @@ class Component(BaseModel):
         """What users call it: the class's ``name``, or the last part of the target."""
         return str(getattr(self.type, "name", self.target.rpartition(".")[2]))
 
+    def with_options(self, **changed: Any) -> "Component":
+        """Return the same with some options changed."""
+        return self.model_copy(update={"options": {**self.options, **changed}})
+
     def is_called(self, name: str) -> bool:
         """Return whether the target's last part is ``name``; nothing is imported."""
         return self.target.rpartition(".")[2] == name

@@ -820,21 +820,6 @@ def read(command: str, config: DictConfig) -> Settings:
     return SETTINGS[command].of(config)
 
 
-def read_any(config: DictConfig) -> Settings:
-    """Return the settings of whatever command a configuration was composed for.
-
-    Of evaluate.py it may be that of one method.
-    """
-    marks: dict[str, type[Settings]] = {
-        "overwrite": TransferSettings,
-        "methods": MethodSettings,
-        "side": AnchorsSettings,
-        "transport": DiagnoseSettings,
-    }
-    kinds = [kind for mark, kind in marks.items() if mark in config]
-    return (kinds[0] if kinds else TrainSettings).of(config)
-
-
 def load(command: str, words: Sequence[str] = ()) -> Settings:
     """Return the settings of a command for some words of its command line, from Python.
 
@@ -870,49 +855,3 @@ def options(command: str) -> list[Option]:
     Options of what is built (a mapper, a corpus, ...) are those of its class, see there.
     """
     return list(listed(SETTINGS[command]))
-
-
-# For commands that still read the DictConfig.
-
-
-def resolved(settings: Settings, config: DictConfig) -> DictConfig:
-    """Return a configuration with the values of its settings, for what still reads it as such.
-
-    Only what differs is written: interpolations stay as they are.
-    """
-    changed = config.copy()
-    OmegaConf.set_struct(changed, False)
-    before: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=False)
-    found = list(_differing(before, settings.plain()))
-    # Behind those that others refer to come those that refer to others, if they still differ.
-    for key, value in sorted(found, key=lambda one: _refers(changed, one[0])):
-        now = OmegaConf.select(changed, key)
-        plain = OmegaConf.to_container(now, resolve=True) if OmegaConf.is_config(now) else now
-        if plain != value:
-            OmegaConf.update(changed, key, value, merge=False)
-    if "chosen" in changed.get("refine", {}):
-        del changed.refine["chosen"]
-    OmegaConf.set_struct(changed, True)
-    return changed
-
-
-def _differing(before: Any, now: Any, above: str = "") -> Iterator[tuple[str, Any]]:
-    """Give the dotted names of what is not as it was, with what it is now."""
-    if isinstance(before, Mapping) and isinstance(now, Mapping):
-        for key in before:
-            if key in now:
-                yield from _differing(before[key], now[key], f"{above}.{key}".lstrip("."))
-    elif before == {} and now is None:
-        return
-    elif before != now and not (above == "adapter" and [before] == now):
-        yield above, {} if isinstance(before, Mapping) and now is None else now
-
-
-def _refers(config: DictConfig, key: str) -> bool:
-    """Return whether an option, or a node above it, is an interpolation."""
-    node: Any = config
-    for part in key.split("."):
-        if OmegaConf.is_interpolation(node, part):
-            return True
-        node = node[part]
-    return False

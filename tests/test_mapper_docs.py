@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 import yaml
-from omegaconf import OmegaConf
 
-from loraport.commands.context import build
+from loraport.component import Component
 from loraport.exceptions import ConfigurationError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -136,6 +135,6 @@ def test_readme_has_the_same_class() -> None:
 
 def test_an_error_in_a_mappers_module_is_shown_with_its_line(folder: Path) -> None:
     (folder / "broken.py").write_text("import math\n\nmath.no_such_function()\n")
-    node = OmegaConf.create({"_target_": "broken.Mapper"})
+    component = Component.model_validate({"_target_": "broken.Mapper"})
     with pytest.raises(ConfigurationError, match=r"no_such_function.*broken\.py, line 3"):
-        build(node)
+        component.build()

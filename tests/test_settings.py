@@ -25,7 +25,6 @@ from loraport.settings import (
     TransferSettings,
     load,
     options,
-    resolved,
 )
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
@@ -416,18 +415,6 @@ def test_settings_are_plain_data_again():
     assert plain["mapper"]["_target_"].endswith("GlobalRidgeMapper")
     assert plain["mapper"]["strengths"][-1] == float("inf")
     assert plain["recipe"]["roles"] == ["v", "o", "down"]
-
-
-def test_what_still_reads_a_configuration_sees_what_is_resolved(monkeypatch, tmp_path):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    words = [r"prompt.template='{text}\n?'", "paths.corpus='~/c'", "corpus=folder", "ckpt=F"]
-    with as_running("transfer", ["adapter=A", *words]) as config:
-        found = resolved(TransferSettings.of(config), config)
-    assert found.prompt.template == "{text}\n?"
-    assert found.corpus.folder == found.paths.corpus == f"{tmp_path}/c"
-    assert OmegaConf.is_interpolation(found.corpus, "folder")
-    assert found.refine == {}
-    assert found.adapter == "A"
 
 
 # What is built.

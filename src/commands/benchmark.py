@@ -19,11 +19,10 @@ from math import ceil
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from omegaconf import OmegaConf
 from rich.console import Console
 
 from ..adapters import LoraAdapter, Role, cosine, read_adapter, relative_error, write_adapter
-from ..composing import compose, given_words
+from ..composing import compose
 from ..data import AnchorSet, Task, TextSource, ZooPairs
 from ..data.corpora import TRAIN, VALIDATION
 from ..data.zoo import SIDES
@@ -46,10 +45,11 @@ from ..mappers import BasePair, LearnedMapper, Mapper, load_mapper
 from ..mappers.controls import MeanMapper
 from ..models.loading import learning_dtype, one_thread
 from ..refinement.base import Refinement, RefinementProgress, silent
-from ..settings import Method, MethodSettings, Recipe, resolved
+from ..settings import Method, MethodSettings, Recipe
 from ..store import Key, Store
 from .anchors import CPU_TRAINER, train_adapter
-from .context import RunContext, build, costliest, listed, option, shown_bars
+from .compatibility import compatibility_key
+from .context import RunContext, costliest, shown_bars
 from .diagnose import diagnostics
 from .port import base_pair
 from .porting import (
@@ -61,14 +61,14 @@ from .porting import (
     refining_progress,
     taught_by,
 )
-from .train import Fitting, check_base
+from .train import Fitting, check_base, paired_anchors
 
 Conditions = dict[str, TaskScore]
 """Score of one task under each condition."""
 
 # The options that each step of a method depends on, beside models, adapters and texts.
 _FITTED_BY = ("data", "trainer", "callbacks")
-_TEXT_FITTED_BY = ("corpus", "pairing", "diagnosis", "probes", "anchor_questions", "prompt")
+_TEXT_FITTED_BY = ("pairing", "anchor_questions", "prompt")
 _PORTED_BY = ("sparsify", "merge", "output_rank", "scale", "dtype")
 _REFINED_BY = ("refine", "refine_texts", "recipe")
 
@@ -87,15 +87,13 @@ def method_context(context: RunContext, method: Method, seed: int, zoo: ZooPairs
         ConfigurationError: an option of the method cannot be taken.
         HydraException: a word of it names what does not exist.
     """
-    config = compose("evaluate", [*given_words(), *method.words, f"seed={seed}"])
-    config = resolved(MethodSettings.of(config), config)
-    if "roles" in config.mapper:
-        default = compose("evaluate", [f"mapper={method.mapper}"]).mapper
-        if config.mapper.roles == default.get("roles"):
-            adapted = {site.role for adapter in zoo.source.values() for site in adapter}
-            roles = [role.value for role in Role if role in adapted]
-            OmegaConf.update(config, "mapper.roles", roles)
-    return RunContext(config, context.loaded)
+    settings: MethodSettings = context.settings.of_method(method, seed)
+    roles = settings.mapper.options.get("roles")
+    if roles and roles == compose("evaluate", [f"mapper={method.mapper}"]).mapper.get("roles"):
+        adapted = {site.role for adapter in zoo.source.values() for site in adapter}
+        mapper = settings.mapper.with_options(roles=[r.value for r in Role if r in adapted])
+        settings = settings.model_copy(update={"mapper": mapper})
+    return RunContext(settings, context.loaded)
 
 
 class CachedRun(NamedTuple):
@@ -147,7 +145,7 @@ class MethodPorts:
     ) -> None:
         self.context, self.method, self.zoo, self.tasks = context, method, zoo, tasks
         self.store = Store(context.cache)
-        self._built: Mapper = build(context.config.mapper)
+        self._built: Mapper = context.settings.mapper.build()
         self._depends = self._mapper_depends()
         self._fit_key = Key.of("fits", **self._depends)
 
@@ -204,9 +202,10 @@ class MethodPorts:
     def _mapper_depends(self) -> dict[str, Any]:
         """Return everything that the mapper's maps depend on; files count by their content."""
         context, built = self.context, self._built
+        settings: MethodSettings = context.settings
         depends: dict[str, Any] = {
             "mapper": _options(context, "mapper"),
-            "seed": context.config.seed,
+            "seed": settings.seed,
             "models": [context.model(side).fingerprint for side in SIDES],
         }
         if isinstance(built, LearnedMapper):
@@ -217,11 +216,15 @@ class MethodPorts:
             ]
         if built.learns_from == "text":
             depends["text_fitted_by"] = _options(context, *_TEXT_FITTED_BY)
-            depends["texts"] = texts_hash(build(context.config.corpus))
+            # Not the options of corpus and probes: where texts lie does not count.
+            depends["texts"] = texts_hash(settings.corpus.build())
+            if settings.diagnosis is not None:
+                diagnosis, probes = settings.diagnosis.build(), settings.probes.build()
+                depends["similarity"] = compatibility_key(context, diagnosis, probes).name
         return depends
 
     def _refining_depends(self, refining: Refining) -> dict[str, Any]:
-        named = option(self.context.config, "refine_dtype", str)
+        named = self.context.settings.refine_dtype
         return {
             "options": _options(self.context, *_REFINED_BY),
             "dtypes": [learning_dtype(named, self.context.model(side)) for side in SIDES],
@@ -242,11 +245,12 @@ class MethodPorts:
         training rows without their labels, its labelled examples the first with them.
         """
         context = self.context
-        if "_target_" not in context.config.refine:
+        settings: MethodSettings = context.settings
+        if settings.refine is None:
             return None
-        refinement: Refinement = build(context.config.refine)
-        inputs = option(context.config, "unlabelled", int) if "inputs" in refinement.takes else 0
-        examples = option(context.config, "examples", int) if "examples" in refinement.takes else 0
+        refinement: Refinement = settings.refine.build()
+        inputs = settings.unlabelled if "inputs" in refinement.takes else 0
+        examples = settings.examples if "examples" in refinement.takes else 0
         return Refining(
             context=context,
             refinement=refinement,
@@ -255,7 +259,7 @@ class MethodPorts:
             generic=generic_texts(context),
             inputs=tuple(row.text for row in task.train[:inputs]),
             examples=task.train[:examples],
-            written=context.settings.refine_texts.written,
+            written=settings.refine_texts.written,
         )
 
     @cached_property
@@ -274,8 +278,7 @@ class MethodPorts:
             return self._built
         mapper, data = self._built, None
         if mapper.learns_from == "anchors":
-            held_out = list(self.context.config.tasks.held_out)
-            data = build(self.context.config.data, zoo=self.zoo, held_out=held_out)
+            data = paired_anchors(self.context.settings, self.zoo)
 
         def fit(folder: Path) -> None:
             begin = time.perf_counter()
@@ -287,7 +290,7 @@ class MethodPorts:
 
 
 def _anchor_names(context: RunContext, zoo: ZooPairs) -> list[str]:
-    held_out = set(context.config.tasks.held_out)
+    held_out = set(context.settings.tasks.held_out)
     return [name for name in zoo.source if name not in held_out]
 
 
@@ -302,10 +305,10 @@ def texts_hash(source: TextSource) -> str:
 
 
 def _options(context: RunContext, *keys: str) -> str:
-    """Return parts of the configuration as JSON, interpolations as written: paths do not count."""
-    config: Any = OmegaConf.to_container(context.config, resolve=False)
+    """Return parts of the settings as JSON."""
+    plain_settings = context.settings.plain()
     # As one text, since a key takes no infinite number, such as a ridge's strength.
-    return json.dumps({key: config.get(key) for key in keys}, sort_keys=True)
+    return json.dumps({key: plain_settings[key] for key in keys}, sort_keys=True)
 
 
 def few_shot_run(context: RunContext, count: int, task: Task, seed: int) -> CachedRun:
@@ -378,7 +381,7 @@ class Benchmark:
     def __init__(self, context: RunContext, zoo: ZooPairs, tasks: Mapping[str, Task]) -> None:
         self.context, self.zoo, self.tasks = context, zoo, tasks
         self._cache, self._console = context.scores, Console(stderr=True)
-        self._asked = listed(context.config, "evaluation.controls", str)
+        self._asked = list(context.settings.evaluation.controls)
         anchors = _anchor_names(context, zoo)
         if not anchors:
             raise ConfigurationError(
@@ -405,7 +408,7 @@ class Benchmark:
             "name": method.name,
             "mapper": method.mapper,
             "refine": None if method.refine == "none" else method.refine,
-            "pair": self.context.config.pair.name,
+            "pair": self.context.settings.pair.name,
             "seed": seed,
         }
         try:
@@ -475,7 +478,7 @@ class Benchmark:
         }
         if "copy" in self._asked:
             method = Method("copy")
-            own = method_context(self.context, method, self.context.config.seed, self.zoo)
+            own = method_context(self.context, method, self.context.settings.seed, self.zoo)
             try:
                 ports = MethodPorts(own, method, self.zoo, self.tasks)
                 columns["copy"] = {name: ports.port(name, silent).adapter for name in self.tasks}
@@ -490,7 +493,7 @@ class Benchmark:
         if "random" in self._asked:
             drawn = random_adapter(self._anchors.target, self._anchors.target_base, seed)
             columns["random"] = dict.fromkeys(self.tasks, drawn)
-        for count in listed(self.context.config, "few_shot", int):
+        for count in self.context.settings.few_shot:
             columns[f"few_shot_{count}"] = {
                 name: few_shot_run(self.context, count, task, seed).adapter
                 for name, task in self.tasks.items()
@@ -537,8 +540,8 @@ def built_suites(context: RunContext) -> list[Suite]:
         LoraportError: one of them cannot be read, or asks for a permission that it does not have.
     """
     found: list[Suite] = []
-    for node in (context.config.get("suite") or {}).values():
-        built = build(node)
+    for suite in context.settings.suite.values():
+        built = suite.build()
         found += built if isinstance(built, list) else [built]
     return found
 
@@ -551,9 +554,9 @@ def asked_models(
     Of the methods those of ``suite_methods``, with the first seed, of the tasks those of
     ``suite_tasks``.
     """
-    config, pair = context.config, context.config.pair.name
-    methods = None if config.suite_methods is None else listed(config, "suite_methods", str)
-    tasks = list(oracles) if config.suite_tasks is None else listed(config, "suite_tasks", str)
+    settings: MethodSettings = context.settings
+    pair, methods = settings.pair.name, settings.suite_methods
+    tasks = list(oracles) if settings.suite_tasks is None else settings.suite_tasks
     asked: AskedModels = {Condition(pair=pair, method="base"): None}
     for task in tasks:
         if task in oracles:
@@ -580,7 +583,7 @@ def suite_results(
         return ()
     cache, base, found = SuiteCache(Store(context.cache)), next(iter(asked)), []
     model = context.model("target")
-    target = model.converted(learning_dtype(option(context.config, "suite_dtype", str), model))
+    target = model.converted(learning_dtype(context.settings.suite_dtype, model))
     for suite in suites:
         scores = {}
         with shown_bars() as progress:
@@ -589,7 +592,7 @@ def suite_results(
                 scores[condition] = cache.score(target, adapter, suite)
                 progress.advance(bar)
         bases = {condition: base for condition in asked if condition != base}
-        found.append(suite_result(suite.name, suite.metrics, scores, bases, context.config.seed))
+        found.append(suite_result(suite.name, suite.metrics, scores, bases, context.settings.seed))
     return tuple(found)
 
 
@@ -597,10 +600,9 @@ def divergences(
     context: RunContext, suites: Sequence[Suite], asked: AskedModels
 ) -> tuple[Divergence, ...]:
     """Return how far every adapter moves the target on generic text and on the suites' prompts."""
-    most = option(context.config, "drift.texts", int)
-    if most < 1:
+    measured, seed = context.settings.drift, context.settings.seed
+    if measured.texts < 1:
         return ()
-    positions, seed = option(context.config, "drift.positions", int), context.config.seed
     texts = {GENERIC: tuple(generic_texts(context).texts(VALIDATION))}
     texts |= {suite.name: suite.prompts() for suite in suites}
     adapters = {condition: adapter for condition, adapter in asked.items() if adapter is not None}
@@ -608,10 +610,12 @@ def divergences(
     with shown_bars() as progress:
         bar = progress.add_task("drift", total=len(texts) * len(adapters))
         for name, said in texts.items():
-            gauge = TextDivergences(target, said, Store(context.cache), most, positions, seed)
+            gauge = TextDivergences(
+                target, said, Store(context.cache), measured.texts, measured.positions, seed
+            )
             for condition, adapter in adapters.items():
-                measured = asdict(gauge.of(adapter))
-                found.append(Divergence(condition=condition, texts=name, **measured))
+                moved = asdict(gauge.of(adapter))
+                found.append(Divergence(condition=condition, texts=name, **moved))
                 progress.advance(bar)
     return tuple(found)
 
@@ -628,7 +632,7 @@ def calibration(
         adapters: The source's, of the held-out tasks.
         runs: What the methods made of them.
     """
-    if not option(context.config, "calibration", bool):
+    if not context.settings.calibration:
         return None
     known, points = diagnostics(context, adapters), []
     for run in first_seed(runs):
@@ -646,4 +650,4 @@ def calibration(
                     diagnostics={**known[task], **before},
                 )
             )
-    return calibrate(points, seed=context.config.seed)
+    return calibrate(points, seed=context.settings.seed)

@@ -33,11 +33,12 @@ from ..data.text_corpus import AlignedBatch, TextCorpus, TokenBatch
 from ..data.zoo import SIDES
 from ..evaluation.records import CompatibilityRecord
 from ..exceptions import ConfigurationError, DataError, IncompatibleError
-from ..models import BaseModel, ModelSource
+from ..models import BaseModel
 from ..models.capture import PairedCapture
 from ..models.hooks import Tap
+from ..settings import TextSettings
 from ..store import Key, Store
-from .context import RunContext, build, option, shown_bars
+from .context import RunContext, shown_bars
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and of how much."""
@@ -415,18 +416,18 @@ def check_compatibility(context: RunContext) -> CompatibilityRecord | None:
         ModelError: a base model cannot be found or read.
         DataError: the probes cannot be read.
     """
-    force = option(context.config, "force", bool)
-    if "_target_" not in context.config.diagnosis:
+    settings: TextSettings = context.settings
+    if settings.diagnosis is None:
         return None
-    diagnosis: Diagnosis = build(context.config.diagnosis)
-    record = compatibility_of(context, diagnosis).record(diagnosis.minimum, force=force)
+    diagnosis: Diagnosis = settings.diagnosis.build()
+    record = compatibility_of(context, diagnosis).record(diagnosis.minimum, force=settings.force)
     refuse_incompatible(context, record)
     return record
 
 
 def compatibility_of(context: RunContext, diagnosis: Diagnosis) -> Compatibility:
     """Return how alike the pair's models are: as it is kept, or as it is found now."""
-    probes: ProbeSet = build(context.config.probes)
+    probes: ProbeSet = context.settings.probes.build()
 
     def compare() -> dict[str, Any]:
         with diagnosis_progress() as progress:
@@ -439,10 +440,10 @@ def compatibility_of(context: RunContext, diagnosis: Diagnosis) -> Compatibility
 
 def known_compatibility(context: RunContext) -> Compatibility | None:
     """Return how alike the pair's models are, where that is kept already."""
-    if "_target_" not in context.config.diagnosis:
+    settings: TextSettings = context.settings
+    if settings.diagnosis is None:
         return None
-    config = context.config
-    key = compatibility_key(context, build(config.diagnosis), build(config.probes))
+    key = compatibility_key(context, settings.diagnosis.build(), settings.probes.build())
     kept = Store(context.cache).get(key)
     return None if kept is None else Compatibility.of(kept)
 
@@ -450,7 +451,7 @@ def known_compatibility(context: RunContext) -> Compatibility | None:
 def compatibility_key(context: RunContext, diagnosis: Diagnosis, probes: ProbeSet) -> Key:
     """Return the key of a pair's compatibility: both models, the probes and the options."""
     store = Store(context.cache)
-    sources: list[ModelSource] = [build(context.config.pair[side]) for side in SIDES]
+    sources = [context.model_source(side) for side in SIDES]
     return Key.of(
         "diagnoses",
         models=[store.folder_hash(source.weights(context.cache).folder) for source in sources],
@@ -464,14 +465,14 @@ def refuse_incompatible(context: RunContext, record: CompatibilityRecord) -> Non
     """Raise IncompatibleError where the coverage is too low and ``force`` is not set."""
     if record.coverage >= record.minimum or record.forced:
         return
-    pair = context.config.pair
-    source, target = (str(build(pair[side]).name) for side in SIDES)
+    pair = context.settings.pair.name
+    source, target = (context.model_source(side).name for side in SIDES)
     raise IncompatibleError(
-        f"{source} and {target} (pair={pair.name}) represent text too "
+        f"{source} and {target} (pair={pair}) represent text too "
         f"differently: only {record.coverage:.0%} of the target's layers have a counterpart in the "
         f"source (calibrated mutual k-NN of {record.rows} word ends), and at least "
         f"{record.minimum:.0%} are needed, so that an adapter would not work. `python diagnose.py "
-        f"pair={pair.name}` shows more; force=true goes on nevertheless, and diagnosis=none "
+        f"pair={pair}` shows more; force=true goes on nevertheless, and diagnosis=none "
         "leaves this check out"
     )
 

@@ -5,24 +5,20 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from datasets.utils.logging import disable_progress_bar
-from omegaconf import DictConfig, ListConfig, OmegaConf
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers.utils import logging as transformers_logging
 
-from ..component import Component
 from ..data import PromptTemplate, Task, TaskFolder, TaskSource, Zoo
 from ..evaluation.records import DATA_ACCESS
 from ..evaluation.scoring import ScoreCache
-from ..exceptions import AdapterError, ConfigurationError
-from ..models import BaseModel, StreamedWeights
+from ..exceptions import AdapterError
+from ..models import BaseModel, ModelSource, StreamedWeights
 from ..models.loading import learning_dtype
-from ..settings import read_any
 from ..store import Store
 
 log = logging.getLogger(__name__)
@@ -34,29 +30,13 @@ class RunContext:
     Each base model is loaded once, whatever uses it.
 
     Args:
-        settings: Of the command, see :mod:`loraport.settings`; or the configuration that Hydra
-            composed, which is read at the first use.
+        settings: Of the command, see :mod:`loraport.settings`; their type is the reader's to know.
         loaded: Models that another context of the same pair has loaded; they are shared.
     """
 
     def __init__(self, settings: Any, loaded: dict[str, BaseModel] | None = None) -> None:
-        self._given = settings
+        self.settings = settings
         self.loaded: dict[str, BaseModel] = {} if loaded is None else loaded
-
-    @cached_property
-    def settings(self) -> Any:
-        """The settings: those of the command, so that their type is the reader's to know."""
-        return read_any(self._given) if isinstance(self._given, DictConfig) else self._given
-
-    @cached_property
-    def config(self) -> DictConfig:
-        """The settings as a configuration, for what still reads them as such."""
-        if isinstance(self._given, DictConfig):
-            return self._given
-        plain = self.settings.plain()
-        return OmegaConf.create(
-            {key: {} if value is None and key in _GROUPS else value for key, value in plain.items()}
-        )
 
     @property
     def cache(self) -> Path:
@@ -86,15 +66,18 @@ class RunContext:
         loaded = self.task_source().load(names)
         return {name: task.limited(self.settings.tasks.limit) for name, task in loaded.items()}
 
+    def model_source(self, side: str) -> ModelSource:
+        """Return where the base model of a side comes from."""
+        source: ModelSource = getattr(self.settings.pair, side).build()
+        return source
+
     def weights(self, side: str) -> StreamedWeights:
         """Open the weights of a side's base model on disk.
 
         Raises:
             ModelError: it cannot be found, or its architecture is not known.
         """
-        source = getattr(self.settings.pair, side).build()
-        weights: StreamedWeights = source.weights(self.cache)
-        return weights
+        return self.model_source(side).weights(self.cache)
 
     def model(self, side: str) -> BaseModel:
         """Load the base model of a side, once.
@@ -103,7 +86,7 @@ class RunContext:
             ModelError: it cannot be found or read.
         """
         if side not in self.loaded:
-            self.loaded[side] = getattr(self.settings.pair, side).build().load(self.cache)
+            self.loaded[side] = self.model_source(side).load(self.cache)
         return self.loaded[side]
 
     def learner(self, side: str) -> BaseModel:
@@ -208,73 +191,3 @@ def costliest(*classes: str) -> str:
     'generic text'
     """
     return max(classes, key=DATA_ACCESS.index)
-
-
-# For commands that still read the configuration as Hydra composed it.
-
-_GROUPS = ("diagnosis", "data", "refine", "sparsify", "objective")  # `none` is an empty node there
-
-Kind = TypeVar("Kind", bool, int, float, str)
-_CALLED = {
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    str: "text",
-}
-
-
-def option(config: DictConfig, key: str, kind: type[Kind]) -> Kind:
-    """Return the option ``key``; a whole number is a number too.
-
-    Raises:
-        ConfigurationError: it is of another kind.
-    """
-    return _of_kind(OmegaConf.select(config, key), key, kind)
-
-
-def optional(config: DictConfig, key: str, kind: type[Kind]) -> Kind | None:
-    """Return the option ``key``, which may be null.
-
-    Raises:
-        ConfigurationError: it is of another kind.
-    """
-    value = OmegaConf.select(config, key)
-    return None if value is None else _of_kind(value, key, kind)
-
-
-def listed(config: DictConfig, key: str, kind: type[Kind]) -> list[Kind]:
-    """Return the option ``key``, one value or several, as a list.
-
-    Raises:
-        ConfigurationError: a value is of another kind, or there is null in its place.
-    """
-    given = OmegaConf.select(config, key)
-    values = list(given) if isinstance(given, ListConfig) else [given]
-    return [_of_kind(value, key, kind) for value in values]
-
-
-def _of_kind(value: Any, key: str, kind: type[Kind]) -> Kind:
-    fits = isinstance(value, kind) or (kind is float and isinstance(value, int))
-    if not fits or (kind is not bool and isinstance(value, bool)):
-        shown = "null" if value is None else repr(value)
-        raise ConfigurationError(f"{key} is {shown}; it takes {_CALLED[kind]}")
-    return kind(value)
-
-
-def build(node: DictConfig, **arguments: Any) -> Any:
-    """Build what a node's ``_target_`` names.
-
-    Raises:
-        ConfigurationError: its module cannot be imported (the message has the file and the line),
-            or an option does not exist or has a value that cannot be taken.
-    """
-    options = OmegaConf.to_container(node, resolve=True)
-    return Component.model_validate(options).build(**arguments)
-
-
-def plain_config(config: DictConfig) -> dict[str, Any]:
-    """Return a configuration as plain data, interpolations resolved."""
-    container = OmegaConf.to_container(config, resolve=True)
-    return (
-        {str(key): value for key, value in container.items()} if isinstance(container, dict) else {}
-    )

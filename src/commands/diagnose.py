@@ -16,7 +16,6 @@ from typing import NamedTuple
 import torch
 from hydra.core.hydra_config import HydraConfig
 from jaxtyping import Float, Int
-from omegaconf import DictConfig
 from rich.console import Console
 from safetensors.torch import save
 from torch import Tensor
@@ -49,7 +48,7 @@ from ..evaluation.records import (
 )
 from ..evaluation.verdict import compatibility_summary, fit_warnings
 from ..files import write_whole
-from ..models import BaseModel, ModelSource, StreamedWeights
+from ..models import BaseModel, StreamedWeights
 from ..models.capture import PairedCapture
 from ..models.hooks import Tap
 from ..models.statistics import RunningTotals, StatisticsStore, TapPair
@@ -68,7 +67,7 @@ from .compatibility import (
     diagnosis_progress,
     refuse_incompatible,
 )
-from .context import RunContext, Stopwatch, build, option, plain_config, quiet_libraries
+from .context import RunContext, Stopwatch, quiet_libraries
 from .porting import given_adapter
 from .train import check_base
 
@@ -85,25 +84,23 @@ _TITLES = {
 _TOKENS, _HELD_OUT_TOKENS = 8000, 2000
 
 
-def run(config: DictConfig) -> IntersectionMap:
+def run(settings: DiagnoseSettings) -> IntersectionMap:
     """Compare the models of a pair, write everything into the run's folder, and print it.
 
     Raises:
         LoraportError: an option, a model, the adapter, the probes or the corpus cannot be used.
     """
     quiet_libraries()
-    settings = DiagnoseSettings.of(config)
-    context, watch = RunContext(config), Stopwatch()
+    context, watch = RunContext(settings), Stopwatch()
     folder = Path(HydraConfig.get().runtime.output_dir)
     # Whatever cannot be read is refused before any model is loaded.
     with watch.step("read"):
-        diagnosis: Diagnosis = build(config.diagnosis)
-        probes: ProbeSet = build(config.probes)
-        measures: dict[str, LayerMeasure] = {n: build(m) for n, m in config.measures.items()}
-        pairing: Pairing = build(config.pairing)
+        diagnosis: Diagnosis = settings.diagnosis.build()
+        probes: ProbeSet = settings.probes.build()
+        measures: dict[str, LayerMeasure] = {n: m.build() for n, m in settings.measures.items()}
+        pairing: Pairing = settings.pairing.build()
         adapter = None if settings.adapter is None else given_adapter(context, settings.adapter)
-        if settings.has_corpus:
-            build(config.corpus)
+        texts = settings.corpus.build() if settings.has_corpus else None
     with diagnosis_progress() as progress:
         with watch.step("load"):
             source, target = (context.model(side) for side in SIDES)
@@ -129,9 +126,9 @@ def run(config: DictConfig) -> IntersectionMap:
         covered = diagnosis.coverage(states, near)
         modules: tuple[ModuleFit, ...] = ()
         with watch.step("modules"):
-            if settings.has_corpus:
-                corpus: TextCorpus = build(
-                    config.data,
+            if texts is not None:
+                corpus: TextCorpus = settings.data.build(
+                    texts=texts,
                     source_tokenizer=source.tokenizer,
                     target_tokenizer=target.tokenizer,
                 )
@@ -141,22 +138,18 @@ def run(config: DictConfig) -> IntersectionMap:
                 modules = fitted.fits(adapter, progress)
     record = compatibility.record(diagnosis.minimum, force=settings.force)
     choices = HydraConfig.get().runtime.choices
-    sources: dict[str, ModelSource] = {side: build(config.pair[side]) for side in SIDES}
-    store, weights = Store(context.cache), {}
-    for side, model in sources.items():
-        weights[f"{side} model"] = store.folder_hash(model.weights(context.cache).folder)
+    store = Store(context.cache)
+    weights = {f"{side} model": store.folder_hash(context.weights(side).folder) for side in SIDES}
     words = compatibility_summary(
-        sources["source"].name,
-        sources["target"].name,
+        source.name,
+        target.name,
         record.coverage,
         record.minimum,
         record.identification,
     )
     content = IntersectionMap(
-        config=plain_config(config),
-        pair=PairRecord(
-            name=settings.pair.name, source=sources["source"].name, target=sources["target"].name
-        ),
+        config=settings.plain(),
+        pair=PairRecord(name=settings.pair.name, source=source.name, target=target.name),
         probes=Probes(
             name=str(choices["probes"]),
             texts=len(set(states.documents.tolist())),
@@ -178,7 +171,7 @@ def run(config: DictConfig) -> IntersectionMap:
         adapter=settings.adapter,
         modules=modules,
         warnings=tuple(fit_warnings(modules, adapter is not None)),
-        timing={name: round(value, 2) for name, value in watch.seconds.items()},
+        timing=watch.rounded(),
         provenance=Provenance(
             versions=library_versions(),
             hashes=weights,
@@ -191,13 +184,13 @@ def run(config: DictConfig) -> IntersectionMap:
     return content
 
 
-def enforce(config: DictConfig, content: IntersectionMap) -> float:
+def enforce(settings: DiagnoseSettings, content: IntersectionMap) -> float:
     """Return the coverage.
 
     Raises:
         IncompatibleError: it is too low, and ``force`` is not set.
     """
-    refuse_incompatible(RunContext(config), content.verdict.record(content.probes.rows))
+    refuse_incompatible(RunContext(settings), content.verdict.record(content.probes.rows))
     return content.verdict.coverage
 
 
@@ -539,25 +532,24 @@ def diagnostics(
     """
     if not adapters:
         return {}
-    config, store = context.config, Store(context.cache)
-    sources: list[ModelSource] = [build(config.pair[side]) for side in SIDES]
-    source, target = (found.weights(context.cache) for found in sources)
+    settings, store = context.settings, Store(context.cache)
+    source, target = (context.weights(side) for side in SIDES)
     diagnosis: Diagnosis | None = None
     corpus: TextCorpus | None = None
-    if "_target_" in config.diagnosis:
-        diagnosis = build(config.diagnosis)
-        if "folder" not in config.corpus or config.corpus.folder is not None:
+    if settings.diagnosis is not None:
+        diagnosis = settings.diagnosis.build()
+        if settings.has_corpus:
             corpus = TextCorpus(
-                build(config.corpus),
+                settings.corpus.build(),
                 source.tokenizer,
                 target.tokenizer,
                 tokens=_TOKENS,
                 held_out_tokens=_HELD_OUT_TOKENS,
-                seed=option(config, "seed", int),
+                seed=settings.seed,
             )
     anchors: dict[str, LoraAdapter] = {}
     if context.has_zoo():
-        zoo, held_out = context.zoo(), set(config.tasks.held_out)
+        zoo, held_out = context.zoo(), set(settings.tasks.held_out)
         names = [name for name in zoo.names() if name not in held_out]
         anchors = {name: read_adapter(zoo.source / name) for name in names}
     others = {
@@ -565,10 +557,10 @@ def diagnostics(
     }
     pair: object = store.folder_hash(source.folder)
     if diagnosis is not None:
-        probes: ProbeSet = build(config.probes)
+        probes: ProbeSet = settings.probes.build()
         pair = [
             compatibility_key(context, diagnosis, probes).name,
-            plain_config(config)["pairing"],
+            settings.plain()["pairing"],
             None if corpus is None else corpus.content_hash(),
         ]
     keys = {
@@ -618,7 +610,7 @@ def _of_models(
     of_pair = {"coverage": found.coverage, "identification": found.identification}
     numbers = {name: dict(of_pair) for name in adapters}
     if corpus is not None:
-        pairing: Pairing = build(context.config.pairing)
+        pairing: Pairing = context.settings.pairing.build()
         used = {role for adapter in adapters.values() for role in adapter.roles}
         paired = pairing.pair(torch.tensor(found.similarity))
         pairs = module_pairs(paired, [role for role in Role if role in used])

@@ -10,7 +10,6 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.loggers import Logger
-from omegaconf import DictConfig
 from rich.console import Console
 
 from ..data import Task, ZooPairs
@@ -41,11 +40,11 @@ from .benchmark import (
 )
 from .collect import collect
 from .compatibility import check_compatibility, known_compatibility
-from .context import RunContext, Stopwatch, build, plain_config, quiet_libraries
+from .context import RunContext, Stopwatch, quiet_libraries
 from .train import zoo_pairs
 
 
-def run(config: DictConfig) -> None:
+def run(settings: EvaluateSettings) -> None:
     """Run the whole of ``evaluate.py``, or gather what others have run.
 
     It returns no number: a sweep that chose options by one would choose by held-out tasks.
@@ -55,14 +54,13 @@ def run(config: DictConfig) -> None:
             not compatible.
     """
     quiet_libraries()
-    settings = EvaluateSettings.of(config)
     if settings.dashboard is not None:
         make_dashboard(settings.dashboard, settings)
         return
     if settings.collect is not None:
-        report(_collected(settings.collect), config)
+        report(_collected(settings.collect), settings)
         return
-    context, watch = RunContext(config), Stopwatch()
+    context, watch = RunContext(settings), Stopwatch()
     suites = built_suites(context)
     with watch.step("diagnose"):
         check_compatibility(context)
@@ -83,7 +81,7 @@ def run(config: DictConfig) -> None:
     source, target = (context.model(side) for side in SIDES)
     methods = tuple(made.result for made in runs)
     results = BenchmarkResults(
-        config=plain_config(config),
+        config=settings.plain(),
         pairs={
             settings.pair.name: PairRecord(
                 name=settings.pair.name, source=source.name, target=target.name
@@ -98,17 +96,17 @@ def run(config: DictConfig) -> None:
         else {settings.pair.name: [list(row) for row in compatibility.similarity]},
         verdicts=verdicts(methods, suite_scores),
         examples=examples(tasks, runs, settings.shown_examples),
-        timing={name: round(value, 2) for name, value in watch.seconds.items()},
+        timing=watch.rounded(),
         provenance=provenance(context, zoo, tasks),
     )
-    report(results, config)
+    report(results, settings)
 
 
-def report(results: BenchmarkResults, config: DictConfig) -> None:
+def report(results: BenchmarkResults, settings: EvaluateSettings) -> None:
     """Write results and report, log them, print the table and where things lie."""
     folder = Path(HydraConfig.get().runtime.output_dir)
     written = [results.write(folder / "results.json"), *write_report(results, folder)]
-    loggers: list[Logger] = [build(node) for node in (config.get("logger") or {}).values()]
+    loggers: list[Logger] = [logger.build() for logger in settings.logger.values()]
     log_benchmark(loggers, results, written)
     records = finish_loggers(loggers)
     print_benchmark(results)
@@ -151,7 +149,7 @@ def held_out_tasks(context: RunContext, zoo: ZooPairs) -> dict[str, Task]:
     Raises:
         ConfigurationError: there is none.
     """
-    asked = list(context.config.tasks.held_out)
+    asked = list(context.settings.tasks.held_out)
     names = [name for name in asked if name in zoo.source]
     if not names:
         raise ConfigurationError(

@@ -48,7 +48,7 @@ from ..reporting.cards import adapter_card
 from ..reporting.console import print_results
 from ..reporting.figures import write_chart
 from ..reporting.loggers import finish_loggers, log_results
-from ..settings import Settings, TrainSettings
+from ..settings import MethodSettings, Settings, TrainSettings
 from .anchors import CPU_TRAINER, builds_zoo, train_zoo
 from .compatibility import check_compatibility, known_compatibility
 from .context import RunContext, Stopwatch, quiet_libraries, shown_bars
@@ -151,15 +151,21 @@ def anchor_pairs(context: RunContext, mapper: LearnedMapper) -> AnchorPairs | No
     if on_text and not (builds_zoo(context) or context.has_zoo()):
         return None
     pairs, held_out = zoo_pairs(context), list(settings.tasks.held_out)
-    if on_text or settings.data is None:
-        data = AnchorPairs(pairs, held_out=held_out)
-    else:
-        data = settings.data.build(zoo=pairs, held_out=held_out)
+    data = AnchorPairs(pairs, held_out=held_out) if on_text else paired_anchors(settings, pairs)
     if not data.held_out:
         raise ConfigurationError(
             f"none of tasks.held_out={held_out} is in the zoo, so that nothing is left to predict; "
             f"it has {', '.join(pairs.source)}: name at least one of them"
         )
+    return data
+
+
+def paired_anchors(settings: TrainSettings | MethodSettings, pairs: ZooPairs) -> AnchorPairs:
+    """Return the adapters that a mapper learns from, those of held-out tasks set aside."""
+    held_out = list(settings.tasks.held_out)
+    if settings.data is None:
+        return AnchorPairs(pairs, held_out=held_out)
+    data: AnchorPairs = settings.data.build(zoo=pairs, held_out=held_out)
     return data
 
 
@@ -463,6 +469,8 @@ class Fitting:
         settings: TrainSettings = self.context.settings
         callbacks: list[Callback] = [callback.build() for callback in settings.callbacks.values()]
         chosen = [callback for callback in callbacks if isinstance(callback, ModelCheckpoint)]
+        for callback in chosen:
+            callback.dirpath = callback.dirpath or str(folder / "checkpoints")
         # The matrices of anchors are small: more threads would wait rather than work.
         with nullcontext() if self.text else one_thread(), self._resumable(chosen) as unfinished:
             if unfinished is not None:

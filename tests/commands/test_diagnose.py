@@ -6,17 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_module
 from matplotlib.image import imread
 from safetensors.torch import load_file
 
 from loraport.adapters import LoraAdapter, LowRank, cosine, read_adapter
-from loraport.commands.context import RunContext, build
+from loraport.commands.context import RunContext
 from loraport.commands.diagnose import ModuleMaps, diagnostics, module_pairs
 from loraport.evaluation.records import IntersectionMap
 from loraport.exceptions import AdapterError
 
-from .conftest import HELD_OUT, TASKS, Command, Outcome, Workspace, write_texts
+from .conftest import HELD_OUT, TASKS, Command, Outcome, Workspace, context_of, write_texts
 
 ALONE = {"relative_norm", "effective_rank", "concentration"}
 BESIDE = {"mean_cosine", "anchor_span"}
@@ -29,9 +28,7 @@ def context(workspace: Workspace, *options: str, command: str = "evaluate") -> R
     if "diagnosis=none" not in options:
         quick += ["diagnosis.rows=120", "diagnosis.permutations=20"]
     held_out = f"tasks.held_out=[{','.join(HELD_OUT)}]"
-    with initialize_config_module("loraport.conf", version_base="1.3"):
-        config = compose(command, [*workspace.options(), *quick, held_out, *options])
-    return RunContext(config)
+    return context_of(command, *workspace.options(), *quick, held_out, *options)
 
 
 def kept(workspace: Workspace, kind: str) -> list[Path]:
@@ -87,11 +84,13 @@ def test_directions_are_those_of_a_diagnosis(workspace: Workspace, texts: str):
     quick = ("data.tokens=300", "data.held_out_tokens=120")
     chosen = context(workspace, texts, *quick, command="diagnose")
     source, target = chosen.model("source"), chosen.model("target")
-    corpus = build(
-        chosen.config.data, source_tokenizer=source.tokenizer, target_tokenizer=target.tokenizer
+    corpus = chosen.settings.data.build(
+        texts=chosen.settings.corpus.build(),
+        source_tokenizer=source.tokenizer,
+        target_tokenizer=target.tokenizer,
     )
     given = sources(workspace, "books", "games")
-    pairing = build(chosen.config.pairing).pair(torch.rand(3, 2))
+    pairing = chosen.settings.pairing.build().pair(torch.rand(3, 2))
     pairs = module_pairs(pairing, given["books"].roles)
 
     def silent(*_: object) -> None: ...
@@ -130,7 +129,7 @@ def test_what_is_not_there_is_left_out(workspace: Workspace) -> None:
 def test_a_pair_that_a_transfer_refuses_is_told_all_the_same(workspace: Workspace) -> None:
     chosen = context(workspace)
     (found,) = diagnostics(chosen, sources(workspace, "books")).values()
-    assert found["coverage"] < chosen.config.diagnosis.minimum
+    assert found["coverage"] < chosen.settings.diagnosis.build().minimum
 
 
 def test_what_is_kept_depends_on_adapter_anchors_and_options(workspace: Workspace, texts: str):
