@@ -136,7 +136,9 @@ class AskedPrompt(Prompt):
 class Scoring(Options):
     """How adapters are scored on tasks."""
 
-    scoring: Text = Field("likelihood", description="One of evaluation.scorers.")
+    scoring: Text = Field(
+        "likelihood", description="One of evaluation.scorers: `likelihood` or `generate`."
+    )
     batch_tokens: Count = Field(4096, description="Tokens a forward pass.")
     scorers: Components = Field(description="Ways to score, by name.")
 

@@ -1,8 +1,10 @@
-"""The examples in docstrings run and give what they show."""
+"""The examples in docstrings run and give what they show, and docs/options.md is up to date."""
 
 import doctest
 import importlib
 import pkgutil
+import runpy
+from pathlib import Path
 
 import pytest
 
@@ -24,3 +26,10 @@ def test_there_are_examples():
     finder = doctest.DocTestFinder(exclude_empty=True)
     modules = [importlib.import_module(name) for name in MODULES]
     assert sum(bool(test.examples) for module in modules for test in finder.find(module)) >= 5
+
+
+def test_the_page_of_options_is_that_of_the_configuration():
+    written = runpy.run_path(str(Path(__file__).parent.parent / "docs" / "options.py"))
+    assert written["PAGE"].read_text(encoding="utf-8") == written["page"](), (
+        "write it again by `python docs/options.py`"
+    )
