@@ -1,36 +1,31 @@
 """The mistakes that :mod:`mutate` makes, one at a time, and the tests that have to notice.
 
-The text of a mistake is looked for in the whole of ``src``, so that code may move; where its
-wording changes, the mutant gets the new wording as a further change. Test files are looked for by
-name in the whole of ``tests``; all that are there are run.
+The text of a mistake is looked for in the whole of ``src``, so that code may move; where the code's
+wording changes, so does the entry. Test files are looked for below ``tests`` by name, or by folder
+and name; every name must be there, else nothing is run.
 """
 
 from typing import NamedTuple
 
 
 class Mutant(NamedTuple):
-    """One mistake.
-
-    Attributes:
-        name: What is wrong.
-        changes: Text of the code and what it becomes; the first that is found is made.
-        tests: Names of test files.
-    """
+    """One mistake: what is wrong, text of the code, what it becomes, and test files by name."""
 
     name: str
-    changes: tuple[tuple[str, str], ...]
+    old: str
+    new: str
     tests: tuple[str, ...]
 
 
 def mutant(name: str, old: str, new: str, *tests: str) -> Mutant:
-    """Return a mistake with one wording."""
-    return Mutant(name, ((old, new),), tests)
+    """Return a mistake."""
+    return Mutant(name, old, new, tests)
 
 
-_RIDGE = ("test_ridge.py", "test_global_ridge.py")
+_RIDGE = ("test_ridge.py",)
 _MERGE = ("test_merge.py",)
-_STATISTICS = ("test_statistics.py",)
-_TREE = ("test_label_tree.py", "test_scoring.py", "test_likelihood.py")
+_STATISTICS = ("evaluation/test_statistics.py",)
+_TREE = ("test_scoring.py", "test_likelihood.py")
 _AXES = ("test_permutations.py",)
 _ALIGN = ("test_token_alignment.py",)
 
@@ -74,21 +69,18 @@ MUTANTS = (
         "pca-ridge-left-out-is-in-the-components",
         "others = [place for place in range(n) if place != left_out]",
         "others = list(range(n))",
-        "test_pca_ridge.py",
         "test_pca.py",
     ),
     mutant(
         "pca-ridge-error-not-a-square",
         "target[left_out, left_out] - 2 * c @ target[left_out, others]",
         "target[left_out, left_out] - c @ target[left_out, others]",
-        "test_pca_ridge.py",
         "test_pca.py",
     ),
     mutant(
         "pca-ridge-penalty-of-mean-variance",
         "strength * source.variances.sum()",
         "strength * source.variances.mean()",
-        "test_pca_ridge.py",
         "test_pca.py",
     ),
     mutant(
@@ -116,7 +108,6 @@ MUTANTS = (
         "negative = -svd.U.amin(dim=0) > svd.U.amax(dim=0)",
         "negative = svd.U.amin(dim=0) > svd.U.amax(dim=0)",
         "test_cross_lora.py",
-        "test_lora_x.py",
     ),
     # Merging and sparsifying
     mutant(
@@ -184,7 +175,6 @@ MUTANTS = (
         "rebasin-permutes-the-wrong-axis",
         "if source.role in OUTPUT_PROJECTIONS:\n            read, written",
         "if source.role not in OUTPUT_PROJECTIONS:\n            read, written",
-        "test_rebasin.py",
         "test_matching.py",
     ),
     mutant(
@@ -308,14 +298,12 @@ MUTANTS = (
         "prompt-not-cut",
         'self.prompt.replace("{text}", text[: self.text_chars])',
         'self.prompt.replace("{text}", text)',
-        "test_question.py",
         "test_prompts.py",
     ),
     mutant(
         "gguf-kept-under-its-name-alone",
         'Key.of("models", gguf=self.gguf_hash(cache))',
         'Key.of("models", gguf=self.name)',
-        "test_gguf.py",
         "test_loading.py",
         "test_store.py",
     ),
@@ -376,28 +364,24 @@ MUTANTS = (
         "teacher-temperature-multiplied",
         "(scores / temperature).softmax(dim=1)",
         "(scores * temperature).softmax(dim=1)",
-        "test_label_teacher.py",
         "test_label_distillation.py",
     ),
     mutant(
         "student-scale-lost",
         "(u[:, :kept] * sigma[:kept] / (row * self.scale)).to(b)",
         "(u[:, :kept] * sigma[:kept] / row).to(b)",
-        "test_student.py",
         "test_trainer.py",
     ),
     mutant(
         "chunk-likelihood-not-normalised",
         "chosen - logits.logsumexp(dim=2)",
         "chosen - logits.amax(dim=2)",
-        "test_chunk_likelihoods.py",
         "test_teacher_generations.py",
     ),
     mutant(
         "chunk-divergence-weighted-by-the-student",
         "same = log_p.exp() * (log_p - log_q)",
         "same = log_q.exp() * (log_p - log_q)",
-        "test_likelihood_matching.py",
         "test_sequence_distillation.py",
     ),
     # KL divergence
@@ -405,15 +389,12 @@ MUTANTS = (
         "kl-backwards",
         "gain = other - base\n    share = base.exp()",
         "base, other = other, base\n    gain = other - base\n    share = base.exp()",
-        "test_drift.py",
-        "test_divergences.py",
         "test_kl.py",
     ),
     mutant(
         "js-not-halved",
         "shares.clamp_min(0).sum(dim=-1) / 2",
         "shares.clamp_min(0).sum(dim=-1)",
-        "test_divergences.py",
         "test_kl.py",
     ),
     # Statistics and verdicts
@@ -438,29 +419,22 @@ MUTANTS = (
         "usable = gap > 0",
         *_STATISTICS,
     ),
-    Mutant(
+    mutant(
         "mcnemar-one-sided",
-        (
-            ("Fraction(2 * tail, 2**changed)", "Fraction(tail, 2**changed)"),
-            (
-                "binomtest(gained, changed).pvalue",
-                'binomtest(gained, changed, alternative="less").pvalue',
-            ),
-        ),
-        ("test_paired_tests.py", *_STATISTICS),
+        "binomtest(gained, changed).pvalue",
+        'binomtest(gained, changed, alternative="less").pvalue',
+        *_STATISTICS,
     ),
     mutant(
         "mcnemar-counts-what-lost-twice",
         "gained = int(((before == 0) & (after == 1)).sum())",
         "gained = int(((before == 1) & (after == 0)).sum())",
-        "test_paired_tests.py",
         *_STATISTICS,
     ),
     mutant(
         "spearman-ties-do-not-share-ranks",
         "weights @ (below + alike / 2)",
         "weights @ below",
-        "test_rank_correlation.py",
         *_STATISTICS,
     ),
     mutant(
@@ -475,18 +449,10 @@ MUTANTS = (
         "math.ceil(len(y) * _LEVEL)",
         "test_expected_recovery.py",
     ),
-    Mutant(
+    mutant(
         "h1-supported-without-a-lower-end",
-        (
-            (
-                "self.gap > RECOVERED and self.interval.low > SURELY_RECOVERED",
-                "self.gap > RECOVERED",
-            ),
-            (
-                "low is not None and low > SURELY_RECOVERED and _gap(method) > RECOVERED",
-                "_gap(method) > RECOVERED",
-            ),
-        ),
-        ("test_falsification.py", "test_verdict.py"),
+        "low is not None and low > SURELY_RECOVERED and _gap(method) > RECOVERED",
+        "_gap(method) > RECOVERED",
+        "test_verdict.py",
     ),
 )

@@ -3,10 +3,10 @@
     python -m tests.mutation.mutate [NAME ...] [--list] [--no-baseline] [--root DIR]
 
 The mistakes stand in ``mutants.py``. A mutant is *killed* where its tests fail, *survived* where
-they pass, *not found* where its text is not exactly once in the code below ``src``, *untested*
-where no test file of the given names is there, and *broken* where pytest cannot run it at all.
-Tests that fail without any mistake are named and left out. Exit code: 0 where all mutants are
-killed, else 1.
+they pass, *not found* where its text is not exactly once in the code below ``src``, and *broken*
+where pytest cannot run it at all. Tests that fail without any mistake are named and left out.
+Exit code: 0 where all mutants are killed, else 1; 2, and nothing is run, where a named test file is
+not there.
 
 The code is copied to a temporary folder (what git tracks and what it does not ignore), so that the
 checkout is never touched. Libraries are imported once; each mutant is tried in a fork of that
@@ -60,17 +60,11 @@ def copied(root: Path, place: Path) -> Path:
     return copy
 
 
-def found(root: Path, mutant: Mutant) -> tuple[Path, str, str] | None:
-    """Return the file that a mutant changes, the text there, and what stands for it then.
-
-    A mutant may have several wordings; the first that is exactly once in the code is taken.
-    """
+def found(root: Path, mutant: Mutant) -> Path | None:
+    """Return the file that has a mutant's text exactly once and nowhere else, if there is one."""
     code = {path: path.read_text() for path in sorted((root / "src").rglob("*.py"))}
-    for old, new in mutant.changes:
-        places = [path for path, text in code.items() if old in text]
-        if len(places) == 1 and code[places[0]].count(old) == 1:
-            return places[0], old, new
-    return None
+    places = [path for path, text in code.items() if mutant.old in text]
+    return places[0] if len(places) == 1 and code[places[0]].count(mutant.old) == 1 else None
 
 
 def test_files(root: Path, names: Iterable[str]) -> list[str]:
@@ -129,15 +123,12 @@ def summary(log: Path) -> str:
 
 def outcome(root: Path, mutant: Mutant, left_out: Sequence[str], log: Path) -> tuple[str, str]:
     """Try one mutant in the copy; return what became of it and a detail."""
-    place, tests = found(root, mutant), test_files(root, mutant.tests)
-    if place is None:
-        return "not found", mutant.changes[0][0].strip().splitlines()[0]
-    if not tests:
-        return "untested", f"none of {', '.join(mutant.tests)}"
-    path, old, new = place
+    path, tests = found(root, mutant), test_files(root, mutant.tests)
+    if path is None:
+        return "not found", mutant.old.strip().splitlines()[0]
     text, stat = path.read_text(), path.stat()
     try:
-        path.write_text(text.replace(old, new))
+        path.write_text(text.replace(mutant.old, mutant.new))
         # Bytecode is recognised by size and whole seconds: no two mutants may share them.
         changed = next(_CLOCK)
         os.utime(path, (changed, changed))
@@ -164,11 +155,19 @@ def main() -> int:
     os.environ.update(dict.fromkeys(_THREADS, "1"))
     with tempfile.TemporaryDirectory(prefix="loraport-mutants-") as folder:
         root, log = copied(asked.root.resolve(), Path(folder)), Path(folder, "log")
+        if absent := [
+            f"{mutant.name}: {name}"
+            for mutant in chosen
+            for name in mutant.tests
+            if not test_files(root, [name])
+        ]:
+            print("test files that are not there:", *absent, sep="\n  ", file=sys.stderr)
+            return 2
         if asked.list:
             for mutant in chosen:
-                place, tests = found(root, mutant), test_files(root, mutant.tests)
-                where = place[0].relative_to(root) if place else "NOT FOUND"
-                print(f"{mutant.name}: {where}; {' '.join(tests) or 'NO TESTS'}")
+                path = found(root, mutant)
+                where = path.relative_to(root) if path else "NOT FOUND"
+                print(f"{mutant.name}: {where}; {' '.join(test_files(root, mutant.tests))}")
             return 0
         for library in _LIBRARIES:
             with contextlib.suppress(ImportError):
