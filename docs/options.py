@@ -35,7 +35,7 @@ def _commands() -> Iterator[str]:
     seen: dict[tuple[str, str, str], list[str]] = {}
     for command in SETTINGS:
         for option in options(command):
-            seen.setdefault(tuple(option), []).append(command)
+            seen.setdefault((option.name, option.takes, option.meaning), []).append(command)
     common = [option for option, used in seen.items() if len(used) == len(SETTINGS)]
     yield from _table("All commands", common)
     for command in SETTINGS:
@@ -71,7 +71,9 @@ def _groups() -> Iterator[str]:
 
 def _choice(lines: list[str]) -> tuple[list[str], list[tuple[str, str, str]]]:
     """Return what a YAML says of itself, and its options with their values and comments."""
-    head, rows, above = [], [], []
+    head: list[str] = []
+    rows: list[tuple[str, str, str]] = []
+    above: list[str] = []
     for line in lines:
         if line.startswith("# ") and not rows and not line.startswith("# @"):
             head.append(line.removeprefix("# "))
