@@ -24,7 +24,7 @@ def compose(
     ``--config-dir`` and ``hydra.searchpath`` are found.
 
     Args:
-        command: One of :data:`SETTINGS`.
+        command: One of :data:`SETTINGS`, or a choice of a group such as ``refine/auto``.
         words: Such as ``mapper=cross_lora``.
         beside: Folders of more YAML files, where no command is running yet.
 

@@ -844,7 +844,7 @@ def _without_bare_data(given: Any) -> Any:
 
 def _refine_options(config: DictConfig) -> list[str]:
     """Return the options of ``refine: auto`` that are not as its YAML has them."""
-    default = compose("transfer", ["adapter=DIR", "refine=auto"])
+    default = compose("refine/auto")
     kept, now = (OmegaConf.to_container(one.refine, resolve=False) for one in (default, config))
     if not isinstance(kept, dict) or not isinstance(now, dict):
         return []
