@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
-import torch
 from safetensors.torch import load_file, save_file
 
 from loraport.adapters import LowRank, read_adapter
@@ -74,13 +73,8 @@ class TestAdapters:
         [
             ("missing", ["is no folder", "films, games"]),
             ("wrong model", ["'pico/target'", "pair's source pico/source", "choose the pair"]),
-            ("NaN", ["1 NaN or infinite entries"]),
-            ("DoRA", ["use_dora"]),
-            ("pickle", ["adapter_model.bin", "can run code"]),
             ("truncated", ["truncated or damaged"]),
-            ("empty", ["is not a PEFT adapter"]),
             ("untrained", ["zero at every site", "that was trained"]),
-            ("config", ["adapter_config.json", "not valid JSON"]),
         ],
     )
     def test_an_adapter_that_cannot_be_ported(
@@ -102,27 +96,14 @@ class TestAdapters:
 
 
 def damage(folder: Path, kind: str) -> None:
-    weights, config = folder / "adapter_model.safetensors", folder / "adapter_config.json"
+    weights = folder / "adapter_model.safetensors"
     tensors = load_file(weights)
     if kind == "missing":
         shutil.rmtree(folder)
-    elif kind == "NaN":
-        next(iter(tensors.values()))[0, 0] = torch.nan
-        save_file(tensors, weights)
-    elif kind == "DoRA":
-        config.write_text(json.dumps(json.loads(config.read_text()) | {"use_dora": True}))
-    elif kind == "pickle":
-        weights.unlink()
-        torch.save(tensors, folder / "adapter_model.bin")
     elif kind == "truncated":
         weights.write_bytes(weights.read_bytes()[:-100])
-    elif kind == "empty":
-        shutil.rmtree(folder)
-        folder.mkdir()
     elif kind == "untrained":
         save_file({k: 0 * t if "lora_B" in k else t for k, t in tensors.items()}, weights)
-    elif kind == "config":
-        config.write_text("{")
 
 
 class TestModels:
@@ -139,12 +120,8 @@ class TestModels:
         assert len(list((models / "target").glob("model-*.safetensors"))) > 2
         return models / "target"
 
-    def test_whole_shards_are_fine(self, attempt: Attempt, target: Path) -> None:
-        assert attempt.call().code == 0
-
-    @pytest.mark.parametrize("side", ["source", "target"])
-    def test_an_unknown_architecture(self, attempt: Attempt, target: Path, side: str) -> None:
-        config = target.parent / side / "config.json"
+    def test_an_unknown_architecture(self, attempt: Attempt, target: Path) -> None:
+        config = target / "config.json"
         config.write_text(json.dumps(json.loads(config.read_text()) | {"model_type": "gpt2"}))
         message = attempt.refused()
         assert "'gpt2'" in message
@@ -176,9 +153,8 @@ class TestModels:
         assert str(target) in attempt.refused()
 
     def test_shapes_that_the_printed_formula_is_not_defined_for(self, attempt: Attempt) -> None:
-        for variant in ("paper", "lora_x"):
-            message = attempt.refused("mapper=cross_lora", f"mapper.variant={variant}")
-            assert "mapper.variant=typed or sign_fixed" in message
+        message = attempt.refused("mapper=cross_lora", "mapper.variant=lora_x")
+        assert "mapper.variant=typed or sign_fixed" in message
 
 
 class TestOptions:
@@ -188,24 +164,15 @@ class TestOptions:
             ("mapper=nonsense", ["nonsense", "cross_lora", "pca_mlp"]),
             ("mapper.rnak=3", ["mapper.rnak", "did you mean rank?"]),
             ("mapper.variant=wide", ["'wide'", "lora_x, paper, typed, sign_fixed"]),
-            ("sparsify=all", ["all", "dare", "magnitude", "rank"]),
-            ("merge=soup", ["soup", "weight_average", "ties"]),
-            ("scale=0", ["scale is 0", "mapper=noop"]),
+            ("sparsify.p=1.5 sparsify=rank", ["sparsify.p is 1.5"]),
             ("merge.weights=[1,2]", ["merge.weights is [1.0, 2.0]", "1 adapters"]),
             ("choose.anchors=[bookz]", ["bookz", "songs"]),
         ],
     )
     def test_a_wrong_option(self, attempt: Attempt, option: str, named: list[str]) -> None:
-        message = attempt.refused("mapper=cross_lora", option)
+        message = attempt.refused("mapper=cross_lora", *option.split())
         for part in named:
             assert part in message
-
-    @pytest.mark.parametrize(
-        ("sparsify", "p"), [("dare", "1.0"), ("magnitude", "-0.1"), ("rank", "1.5")]
-    )
-    def test_a_share_out_of_its_range(self, attempt: Attempt, sparsify: str, p: str) -> None:
-        message = attempt.refused(f"sparsify={sparsify}", f"sparsify.p={p}")
-        assert f"sparsify.p is {p}" in message
 
     def test_factors_that_the_dtype_cannot_hold(self, attempt: Attempt) -> None:
         given = read_adapter(attempt.adapter)
@@ -237,7 +204,7 @@ class TestPlaces:
         assert "file/factors" in message
         assert "cannot be written" in message
 
-    @pytest.mark.parametrize("step", ["weights", "report", "rename"])
+    @pytest.mark.parametrize("step", ["report", "rename"])
     def test_a_disk_that_fills_up(
         self, attempt: Attempt, monkeypatch: pytest.MonkeyPatch, step: str
     ) -> None:
@@ -252,9 +219,7 @@ class TestPlaces:
         def full_at_last(one: Any, other: Any) -> None:
             return full() if Path(one).name == "whole" else rename(one, other)
 
-        if step == "weights":
-            monkeypatch.setattr(peft_folder, "save_file", full)
-        elif step == "report":
+        if step == "report":
             monkeypatch.setattr(Path, "write_text", full_for_reports)
         else:
             monkeypatch.setattr(os, "replace", full_at_last)
@@ -289,41 +254,26 @@ class TestPlaces:
 class TestVerification:
     """What was written is not what was meant: nothing of it is left, and the exit code is 1."""
 
-    @pytest.mark.parametrize(
-        ("kind", "named"),
-        [
-            ("lacks a site", "q_proj"),
-            ("is zero", "norm 0.0 instead"),
-            ("is not finite", "not finite"),
-        ],
-    )
     def test_what_was_written_wrongly(
-        self, attempt: Attempt, monkeypatch: pytest.MonkeyPatch, kind: str, named: str
+        self, attempt: Attempt, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def spoilt(adapter: Any, folder: Path) -> None:
             peft_folder.write_peft_files(adapter, folder)
             file = folder / "adapter_model.safetensors"
             tensors = load_file(file)
-            names = [name for name in tensors if "layers.1.self_attn.q_proj" in name]
-            for name in names:
-                if kind == "lacks a site":
-                    del tensors[name]
-                else:
-                    tensors[name] = tensors[name] * (0 if kind == "is zero" else torch.nan)
-            save_file(tensors, file)
+            kept = {n: t for n, t in tensors.items() if "layers.1.self_attn.q_proj" not in n}
+            save_file(kept, file)
 
         monkeypatch.setattr(module, "write_peft_files", spoilt)
-        assert named in attempt.refused(code=1)
-
-    def test_an_adapter_that_changes_no_logit(self, attempt: Attempt) -> None:
-        assert "should change" in attempt.refused("scale=1e-30", code=1)
+        assert "q_proj" in attempt.refused(code=1)
 
     def test_what_was_there_before_stays(
         self, attempt: Attempt, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         assert attempt.call().code == 0
         shutil.rmtree(attempt.workspace.root / "work" / "outputs")
-        attempt.refused("overwrite=true", "scale=1e-30", code=1)
+        message = attempt.refused("overwrite=true", "scale=1e-30", code=1)
+        assert "should change" in message
 
 
 class TestStopped:
