@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
 
 from loraport import cli
@@ -241,6 +242,9 @@ def run_command(folder: Path, script: str, *options: str) -> int:
     work.mkdir(exist_ok=True)
     GlobalHydra.instance().clear()
     with pytest.MonkeyPatch.context() as patch:
+        if not any(word.startswith("sweep=") for word in options):
+            # Hydra composes a configuration once more to see whether it asks for a sweep.
+            patch.setattr(Hydra, "get_mode", lambda *_, **__: None)
         patch.chdir(work)
         patch.setattr(sys, "argv", [f"{script}.py", *options])
         patch.setenv("HYDRA_FULL_ERROR", "1")

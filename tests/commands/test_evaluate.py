@@ -13,7 +13,9 @@ METHODS = "methods=[global_ridge,cross_lora]"
 
 
 def evaluation(workspace: Workspace, *options: str) -> list[str]:
-    return [*workspace.training(), "logger=none", "few_shot=[4]", "drift.texts=0", *options]
+    """Options of a small benchmark; but for one test it has neither few-shot nor other controls."""
+    few = "few_shot=[4]" if METHODS in options else "few_shot=[]"
+    return [*workspace.training(), "logger=none", few, "drift.texts=0", *options]
 
 
 def evaluated(workspace: Workspace, run: int = -1) -> BenchmarkResults:
@@ -42,74 +44,49 @@ def noted_ports(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     return noted
 
 
-def test_every_method_has_every_column_of_the_protocol(workspace: Workspace, command: Command):
-    end = command("evaluate", *evaluation(workspace, METHODS, "seeds=[0,1]"))
+def test_runs_have_every_column_and_are_made_once(
+    workspace: Workspace, command: Command, monkeypatch: pytest.MonkeyPatch
+):
+    """A second run makes nothing, a further method only its own, another option all anew."""
+    options = evaluation(workspace, METHODS, "seeds=[0,1]")
+    end = command("evaluate", *options)
     assert end.code == 0, end.err
-    results = evaluated(workspace)
-    assert [(m.name, m.seed) for m in results.methods] == [
+    first = evaluated(workspace)
+    assert [(m.name, m.seed) for m in first.methods] == [
         *(("global_ridge", 0), ("cross_lora", 0)),
         *(("global_ridge", 1), ("cross_lora", 1)),
     ]
     columns = {"base", "source_base", "source", "oracle", "copy", "mean", "random", "swapped"}
-    for method in results.methods:
+    for method in first.methods:
         assert method.refused is None
         assert set(method.tasks) == set(HELD_OUT)
         for task in method.tasks.values():
             assert set(task.scores) == columns | {"few_shot_4", "predicted"}
             assert None not in task.scores.values()
-    classes = {method.name: method.data_access for method in results.methods}
+    classes = {method.name: method.data_access for method in first.methods}
     assert classes == {"global_ridge": "anchors", "cross_lora": "weights only"}
 
+    ported = noted_ports(monkeypatch)
+    with monkeypatch.context() as patch:
+        patch.setattr(Fitting, "fit", lambda *_: pytest.fail("a mapper was fitted again"))
+        end = command("evaluate", *options)
+    assert end.code == 0, end.err
+    assert ported == []
+    assert numbers(evaluated(workspace)) == numbers(first)
 
-def test_swapped_is_the_port_of_another_task(workspace: Workspace, command: Command):
     command("evaluate", *evaluation(workspace, "methods=[mean,global_ridge]"))
+    assert ported == [("mean", name) for name in HELD_OUT]
+    # The swapped control is the port of another task.
     mean, ridge = evaluated(workspace).methods
     for task in mean.tasks.values():
         assert task.scores["swapped"] == task.scores["predicted"] == task.scores["mean"]
     assert any(task.nll["swapped"] != task.nll["predicted"] for task in ridge.tasks.values())
 
-
-def test_a_second_run_makes_nothing_and_ends_with_the_same(
-    workspace: Workspace, command: Command, monkeypatch: pytest.MonkeyPatch
-):
-    options = evaluation(workspace, METHODS)
-    command("evaluate", *options)
-
-    def refuse(*_arguments: object, **_options: object) -> None:
-        raise AssertionError("a run that is kept was made again")
-
-    monkeypatch.setattr(Fitting, "fit", refuse)
-    monkeypatch.setattr(MethodPorts, "_ported", refuse)
-    end = command("evaluate", *options)
-    assert end.code == 0, end.err
-    assert numbers(evaluated(workspace, 0)) == numbers(evaluated(workspace, 1))
-
-
-def test_a_further_method_computes_only_its_own(
-    workspace: Workspace, command: Command, monkeypatch: pytest.MonkeyPatch
-):
-    command("evaluate", *evaluation(workspace, "methods=[global_ridge]"))
-    ported = noted_ports(monkeypatch)
-    command("evaluate", *evaluation(workspace, "methods=[global_ridge,cross_lora]"))
-    assert ported == [("cross_lora", name) for name in HELD_OUT]
-
-
-def ridged(ported: list[tuple[str, str]]) -> list[str]:
-    """Which tasks global_ridge has ported, the control copy apart."""
-    return [name for method, name in ported if method == "global_ridge"]
-
-
-def test_what_a_port_depends_on_makes_it_anew(
-    workspace: Workspace, command: Command, monkeypatch: pytest.MonkeyPatch
-):
-    command("evaluate", *evaluation(workspace, "methods=[global_ridge]"))
-    ported = noted_ports(monkeypatch)
-    options = "method_options={global_ridge: ['mapper.space=factors']}"
-    end = command("evaluate", *evaluation(workspace, "methods=[global_ridge]", options))
-    assert end.code == 0, end.err
-    assert ridged(ported) == list(HELD_OUT)
-    command("evaluate", *evaluation(workspace, "methods=[global_ridge]", "output_rank=1"))
-    assert ridged(ported) == [*HELD_OUT, *HELD_OUT]
+    for other in ("method_options={global_ridge: ['mapper.space=factors']}", "output_rank=1"):
+        ported.clear()
+        end = command("evaluate", *evaluation(workspace, "methods=[global_ridge]", other))
+        assert end.code == 0, end.err
+        assert [name for method, name in ported if method == "global_ridge"] == list(HELD_OUT)
 
 
 def test_a_refinement_is_given_what_its_class_allows(workspace: Workspace, command: Command):
@@ -215,9 +192,8 @@ mapper:
 """
 
 
-@pytest.mark.parametrize("found_by", ["--config-dir={}", "hydra.searchpath=[file://{}]"])
 def test_a_mapper_from_outside_the_package_is_a_method(
-    workspace: Workspace, command: Command, monkeypatch: pytest.MonkeyPatch, found_by: str
+    workspace: Workspace, command: Command, monkeypatch: pytest.MonkeyPatch
 ):
     outside = workspace.root / "outside"
     (outside / "mapper").mkdir(parents=True)
@@ -225,7 +201,9 @@ def test_a_mapper_from_outside_the_package_is_a_method(
     (outside / "mapper" / "outside.yaml").write_text(OUTSIDE_YAML)
     monkeypatch.syspath_prepend(outside)
     words = ("methods=[copy,outside]", "method_options={outside: ['mapper.factor=2.0']}")
-    end = command("evaluate", found_by.format(outside), *evaluation(workspace, *words))
+    end = command(
+        "evaluate", f"hydra.searchpath=[file://{outside}]", *evaluation(workspace, *words)
+    )
     assert end.code == 0, end.err
     copied, doubled = evaluated(workspace).methods
     assert (doubled.name, doubled.refused) == ("outside", None)

@@ -23,7 +23,6 @@ from loraport.commands.train import (
     layer_pairing,
     text_corpus,
 )
-from loraport.data import Zoo
 from loraport.evaluation.records import CompatibilityRecord, Results
 from loraport.evaluation.scoring import TaskScore
 from loraport.exceptions import ConfigurationError
@@ -251,15 +250,6 @@ def only_run(work: Path) -> Path:
     return folder
 
 
-def test_leave_one_out_is_that_of_the_mapper(workspace: Workspace, command: Command) -> None:
-    options = ("mapper=global_ridge", "mapper.strengths=[0.1]", "objective=leave_one_out")
-    end = command("train", *workspace.training(), *options)
-    assert end.code == 0, end.err
-    report = Results.read(only_run(workspace.root / "work") / "results.json").mapper_report
-    told = report["objective"]
-    assert told == {"name": "leave_one_out", "value": report["loo_error_relative_to_mean"]}
-
-
 def test_a_mapper_without_leave_one_out_is_refused(workspace: Workspace, command: Command) -> None:
     end = command("train", *workspace.training(), "mapper=mean", "objective=leave_one_out")
     assert end.code == 2
@@ -304,19 +294,16 @@ def test_an_optimiser_without_an_objective_is_refused(
     assert "may not do so by the held-out tasks" in end.err
 
 
-def run_folder(work: Path) -> Path:
-    (folder,) = work.glob("outputs/train/*")
-    return folder
-
-
-@pytest.mark.parametrize("mapper", ["mean", "global_ridge", "pertensor_ridge"])
-@pytest.mark.parametrize("space", ["delta", "factors"])
+@pytest.mark.parametrize(
+    ("mapper", "space"), [("global_ridge", "delta"), ("pertensor_ridge", "factors")]
+)
 def test_a_run_leaves_results_chart_adapters_and_checkpoint(
     workspace: Workspace, command: Command, mapper: str, space: str
 ):
-    end = command("train", *workspace.training(), f"mapper={mapper}", f"mapper.space={space}")
+    options = (f"mapper={mapper}", f"mapper.space={space}", "objective=leave_one_out")
+    end = command("train", *workspace.training(), *options)
     assert end.code == 0, end.err
-    folder = run_folder(workspace.root / "work")
+    folder = only_run(workspace.root / "work")
     results = Results.read(folder / "results.json")
     assert (results.mapper, results.space, set(results.tasks)) == (mapper, space, set(HELD_OUT))
     assert results.controls == ("mean", "random", "swapped")
@@ -324,60 +311,49 @@ def test_a_run_leaves_results_chart_adapters_and_checkpoint(
         assert task.n == 6
         assert None not in task.scores.values()
         assert name in end.out
+    report = results.mapper_report
+    chosen_by = {"name": "leave_one_out", "value": report["loo_error_relative_to_mean"]}
+    assert report["objective"] == chosen_by
     assert (folder / "scores.png").stat().st_size > 1000
     mapped = load_mapper(folder / "mapper.ckpt").map(read_adapter(workspace.zoo / "source/books"))
     assert relative_error(mapped, read_adapter(folder / "adapters/books")) == 0.0
 
-
-def test_predicted_adapters_load_with_peft_and_change_the_logits(
-    workspace: Workspace, command: Command
-):
-    command("train", *workspace.training(), "mapper=global_ridge")
-    folder = run_folder(workspace.root / "work")
-    source = LocalModel(str(workspace.root / "models/target"), "pico/target")
+    base = LocalModel(str(workspace.root / "models/target"), "pico/target").load(workspace.root)
     ids = torch.tensor([[1, 5, 6, 7]])
-    plain = source.load(workspace.root).network(ids).logits
-    for name in HELD_OUT:
-        base = source.load(workspace.root)
-        model = PeftModel.from_pretrained(base.network, str(folder / "adapters" / name))
-        assert not torch.allclose(model(input_ids=ids).logits, plain, atol=1e-3)
-        assert "gap recovered" in (folder / "adapters" / name / "README.md").read_text()
+    plain = base.network(ids).logits
+    model = PeftModel.from_pretrained(base.network, str(folder / "adapters" / "books"))
+    assert not torch.allclose(model(input_ids=ids).logits, plain, atol=1e-3)
+    assert "gap recovered" in (folder / "adapters" / "books" / "README.md").read_text()
 
 
 def test_the_mean_mapper_is_the_mean_control(workspace: Workspace, command: Command):
-    command("train", *workspace.training(), "mapper=mean")
-    results = Results.read(run_folder(workspace.root / "work") / "results.json")
-    for task in results.tasks.values():
-        assert task.scores["predicted"] == task.scores["mean"]
-        assert task.nll["predicted"] == task.nll["mean"]
-
-
-def test_pca_mlp_keeps_its_best_weights(workspace: Workspace, command: Command):
+    """Of two folders of same-named adapters, of which every fold holds out a part."""
+    options = [o for o in workspace.training() if not o.startswith("paths.zoo=")]
     end = command(
         "train",
-        *workspace.training(),
-        "mapper=pca_mlp",
-        "mapper.components=1",
-        "data.validation=0.34",
-        "trainer.max_epochs=4",
+        *options,
+        *("mapper=mean", "data.folds=2", "data.fold=1", "evaluation.scoring=generate"),
+        *(f"paths.zoo_{side}={workspace.zoo / side}" for side in ("source", "target")),
     )
     assert end.code == 0, end.err
-    folder = run_folder(workspace.root / "work")
-    mapper = load_mapper(folder / "mapper.ckpt")
-    assert len(mapper.report()["anchors"]) == 2  # three anchors, one left out for validation
+    results = Results.read(only_run(workspace.root / "work") / "results.json")
+    assert len(results.tasks) == 2
+    assert set(results.mapper_report["anchors"]) == set(TASKS) - set(results.tasks)
+    for task in results.tasks.values():
+        assert task.scores["predicted"] == task.scores["mean"]
+        assert all(value is None for value in task.nll.values())  # answers are written
 
 
-def test_the_same_seed_gives_the_same_bits(workspace: Workspace, command: Command):
+def test_pca_mlp_keeps_its_best_weights_and_the_same_seed_gives_the_same_bits(
+    workspace: Workspace, command: Command
+):
     hashes = []
     for number in (1, 2):
         end = command(
             "train",
             *workspace.training(),
-            "mapper=pca_mlp",
-            "mapper.components=1",
-            "data.validation=0.34",
-            "trainer.max_epochs=3",
-            f"hydra.run.dir=run{number}",
+            *("mapper=pca_mlp", "mapper.components=1", "data.validation=0.34"),
+            *("trainer.max_epochs=3", f"hydra.run.dir=run{number}"),
         )
         assert end.code == 0, end.err
         folder = workspace.root / "work" / f"run{number}"
@@ -385,21 +361,8 @@ def test_the_same_seed_gives_the_same_bits(workspace: Workspace, command: Comman
             {name: read_adapter(folder / "adapters" / name).content_hash() for name in HELD_OUT}
         )
     assert hashes[0] == hashes[1]
-
-
-def test_generate_scoring_has_no_likelihood(workspace: Workspace, command: Command):
-    end = command("train", *workspace.training(), "mapper=mean", "evaluation.scoring=generate")
-    assert end.code == 0, end.err
-    results = Results.read(run_folder(workspace.root / "work") / "results.json")
-    assert all(value is None for task in results.tasks.values() for value in task.nll.values())
-
-
-def test_folds_hold_out_a_part_of_all_tasks(workspace: Workspace, command: Command):
-    end = command("train", *workspace.training(), "mapper=mean", "data.folds=2", "data.fold=1")
-    assert end.code == 0, end.err
-    results = Results.read(run_folder(workspace.root / "work") / "results.json")
-    assert len(results.tasks) == 2
-    assert set(results.mapper_report["anchors"]) == set(TASKS) - set(results.tasks)
+    # Of three anchors one is left out for validation.
+    assert len(load_mapper(folder / "mapper.ckpt").report()["anchors"]) == 2
 
 
 def test_a_sweep_is_one_group_of_runs(workspace: Workspace, command: Command):
@@ -408,16 +371,14 @@ def test_a_sweep_is_one_group_of_runs(workspace: Workspace, command: Command):
         "-m",
         *workspace.training(),
         "logger=csv_wandb",
-        "mapper=mean,global_ridge",
+        "mapper=mean",
         "seed=0,1",
     )
     assert end.code == 0, end.err
     (sweep,) = (workspace.root / "work" / "multirun/train").iterdir()
     found = [json.loads(path.read_text()) for path in sorted(sweep.glob("*/results.json"))]
-    assert {(run["mapper"], run["seed"]) for run in found} == {
-        (mapper, seed) for mapper in ("mean", "global_ridge") for seed in (0, 1)
-    }
-    assert len(list(sweep.glob("*/wandb/offline-run-*"))) == 4
+    assert [(run["mapper"], run["seed"]) for run in found] == [("mean", 0), ("mean", 1)]
+    assert len(list(sweep.glob("*/wandb/offline-run-*"))) == 2
 
 
 def damaged(workspace: Workspace, kind: str) -> None:
@@ -431,16 +392,8 @@ def damaged(workspace: Workspace, kind: str) -> None:
         halved = {k: v[:1] if "lora_A" in k else v[:, :1] for k, v in tensors.items()}
         save_file({k: v.contiguous() for k, v in halved.items()}, weights)
         config.write_text(json.dumps(options | {"r": 1}))
-    elif kind == "nan":
-        next(iter(tensors.values()))[0, 0] = torch.nan
-        save_file(tensors, weights)
     elif kind == "truncated":
         weights.write_bytes(weights.read_bytes()[:-100])
-    elif kind == "pickle":
-        weights.unlink()
-        torch.save(tensors, folder / "adapter_model.bin")
-    elif kind == "dora":
-        config.write_text(json.dumps(options | {"use_dora": True}))
     elif kind == "base":
         config.write_text(json.dumps(options | {"base_model_name_or_path": "another/model"}))
 
@@ -450,10 +403,7 @@ def damaged(workspace: Workspace, kind: str) -> None:
     [
         ("partner", "films has no partner"),
         ("rank", "has rank 1"),
-        ("nan", "NaN"),
         ("truncated", "truncated"),
-        ("pickle", "adapter_model.bin"),
-        ("dora", "use_dora"),
         ("base", "another/model"),
     ],
 )
@@ -475,7 +425,6 @@ def test_a_bad_zoo_is_refused_in_one_message(
         ("mapper=nonsense", ["nonsense", "global_ridge", "pca_mlp"]),
         ("mapper.spaec=delta", ["mapper.spaec", "did you mean space?"]),
         ("trainer.max_epoch=3", ["trainer.max_epoch", "max_epochs"]),
-        ("mapper.space=wide", ["wide", "delta", "factors"]),
         ("+mapper.nothing=1", ["nothing"]),
         ("tasks.held_out=[bookz]", ["bookz", "books"]),
         ("tasks.names=[films,plays]", ["held_out", "films, plays"]),
@@ -508,16 +457,3 @@ def test_too_many_components_name_the_way_out(workspace: Workspace, command: Com
     end = command("train", *workspace.training(), "mapper=pca_ridge")
     assert end.code == 2
     assert "set mapper.components=2" in end.err
-
-
-def test_two_folders_of_same_named_adapters_are_a_zoo(workspace: Workspace, command: Command):
-    options = [o for o in workspace.training() if not o.startswith("paths.zoo=")]
-    end = command(
-        "train",
-        *options,
-        "mapper=mean",
-        f"paths.zoo_source={workspace.zoo / 'source'}",
-        f"paths.zoo_target={workspace.zoo / 'target'}",
-    )
-    assert end.code == 0, end.err
-    assert Zoo.open(workspace.zoo).names() == tuple(sorted(TASKS))
