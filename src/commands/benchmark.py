@@ -175,7 +175,7 @@ class MethodPorts:
             **self._depends,
             adapter=adapter,
             device=self._pair.device,
-            ported_by=_options(self.context, *_PORTED_BY),
+            ported_by=self.context.options(*_PORTED_BY),
             refined_by=None if refining is None else self._refining_depends(refining),
         )
         return cached_run(self.store, key, lambda: self._ported(name, adapter, refining, progress))
@@ -204,18 +204,18 @@ class MethodPorts:
         context, built = self.context, self._built
         settings: MethodSettings = context.settings
         depends: dict[str, Any] = {
-            "mapper": _options(context, "mapper"),
+            "mapper": context.options("mapper"),
             "seed": settings.seed,
             "models": [context.model(side).fingerprint for side in SIDES],
         }
         if isinstance(built, LearnedMapper):
-            depends["fitted_by"] = _options(context, *_FITTED_BY)
+            depends["fitted_by"] = context.options(*_FITTED_BY)
             depends["anchors"] = [
                 [name, self.zoo.source[name], self.zoo.target[name]]
                 for name in sorted(_anchor_names(context, self.zoo))
             ]
         if built.learns_from == "text":
-            depends["text_fitted_by"] = _options(context, *_TEXT_FITTED_BY)
+            depends["text_fitted_by"] = context.options(*_TEXT_FITTED_BY)
             # Not the options of corpus and probes: where texts lie does not count.
             depends["texts"] = texts_hash(settings.corpus.build())
             if settings.diagnosis is not None:
@@ -226,7 +226,7 @@ class MethodPorts:
     def _refining_depends(self, refining: Refining) -> dict[str, Any]:
         named = self.context.settings.refine_dtype
         return {
-            "options": _options(self.context, *_REFINED_BY),
+            "options": self.context.options(*_REFINED_BY),
             "dtypes": [learning_dtype(named, self.context.model(side)) for side in SIDES],
             "prompt": refining.question(),
             "inputs": refining.inputs,
@@ -302,13 +302,6 @@ def texts_hash(source: TextSource) -> str:
             digest.update(f"{len(text)}:{text}".encode())
         digest.update(b"|")
     return digest.hexdigest()
-
-
-def _options(context: RunContext, *keys: str) -> str:
-    """Return parts of the settings as JSON."""
-    plain_settings = context.settings.plain()
-    # As one text, since a key takes no infinite number, such as a ridge's strength.
-    return json.dumps({key: plain_settings[key] for key in keys}, sort_keys=True)
 
 
 def few_shot_run(context: RunContext, count: int, task: Task, seed: int) -> CachedRun:

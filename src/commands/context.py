@@ -1,5 +1,6 @@
 """What every command has at hand: settings, cache, models, and how it shows its work."""
 
+import json
 import logging
 import time
 import warnings
@@ -43,6 +44,14 @@ class RunContext:
         """Folder for everything that is built once."""
         folder: Path = self.settings.paths.cache_folder
         return folder
+
+    def options(self, *keys: str) -> str:
+        """Return options of the first level as JSON, for keys of the store.
+
+        They are one text, since a key takes no infinite number, such as a ridge's strength.
+        """
+        plain = self.settings.plain()
+        return json.dumps({key: plain[key] for key in keys}, sort_keys=True)
 
     @property
     def template(self) -> PromptTemplate:

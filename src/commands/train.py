@@ -3,8 +3,6 @@
 :func:`run` tells it from checking to reporting; what it calls stands behind it in the same order.
 """
 
-import hashlib
-import json
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -49,6 +47,7 @@ from ..reporting.console import print_results
 from ..reporting.figures import write_chart
 from ..reporting.loggers import finish_loggers, log_results
 from ..settings import MethodSettings, Settings, TrainSettings
+from ..store import Key, Store
 from .anchors import CPU_TRAINER, builds_zoo, train_zoo
 from .compatibility import check_compatibility, known_compatibility
 from .context import RunContext, Stopwatch, quiet_libraries, shown_bars
@@ -497,22 +496,21 @@ class Fitting:
         if self.text is None or not self.mapper.automatic_optimization:
             yield None
             return
-        folder = self.context.cache / "training" / self._key(self.text)
+        store, key = Store(self.context.cache), self._key(self.text)
+        folder = store.working_folder(key)
+        assert folder is not None  # a command's store has a root
         for callback in chosen:
             callback.dirpath = str(folder / "best")
         yield ModelCheckpoint(dirpath=folder, filename="last", enable_version_counter=False)
-        shutil.rmtree(folder, ignore_errors=True)
+        store.drop(key)
 
-    def _key(self, text: TextFit) -> str:
-        """Return a hash of all that the training depends on."""
-        config = self.context.settings.plain()
-        key_parts = {
-            part: config[part] for part in ("mapper", "data", "corpus", "pairing", "trainer")
-        }
-        key_parts["models"] = [m.fingerprint for m in vars(text.models).values()]
-        key_parts["text"] = text.corpus.content_hash()
-        content = json.dumps(key_parts, sort_keys=True, default=str)
-        return hashlib.sha256(content.encode()).hexdigest()[:32]
+    def _key(self, text: TextFit) -> Key:
+        return Key.of(
+            "training",
+            options=self.context.options("mapper", "data", "pairing", "trainer"),
+            models=[text.models.source.fingerprint, text.models.target.fingerprint],
+            text=text.corpus.content_hash(),
+        )
 
 
 def _last(unfinished: ModelCheckpoint | None) -> str | None:

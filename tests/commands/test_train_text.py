@@ -219,8 +219,8 @@ class TestStopped:
         assert end.code == 130, end.err
         assert not (trains.folder / "mapper.ckpt").exists()
         kept = trains.workspace.root / "cache/training"
-        assert list(kept.glob("*/last.ckpt"))
+        assert list(kept.rglob("last.ckpt"))
         end = trains.call("cast", *more, "hydra.run.dir=again")
         assert end.code == 0, end.err
         assert same(whole, trains.checkpoint["state_dict"])
-        assert not list(kept.glob("*/last.ckpt"))
+        assert not list(kept.rglob("last.ckpt"))
