@@ -56,10 +56,10 @@ class Combiner(ABC):
         weights: Sequence[float] | None = None,
         rank: int | None = None,
     ) -> Combined:
-        """Merge adapters.
+        """Merge adapters, which may adapt different sites at different ranks.
 
         Args:
-            adapters: At least one; they may adapt different sites, at different ranks.
+            adapters: At least one.
             weights: One for each adapter; None: 1 each.
             rank: The most that a site of the result may have. None: the sum of the ranks that
                 the site has in the adapters, at which the exact combiners lose nothing and those
@@ -151,7 +151,7 @@ class DenseCombiner(Combiner):
     """A combiner whose result has no low rank of its own: one site is dense at a time."""
 
     def merge(self, site: Site, terms: Sequence[Term], rank: int | None) -> CombinedSite:
-        """Merge the dense updates, and cut back to ``rank`` or to the sum of the ranks."""
+        """Merge dense updates, and cut the result to ``rank`` or to the sum of their ranks."""
         merged = self.merge_dense(site, terms)
         most = sum(term.update.rank for term in terms) if rank is None else rank
         near, lost = low_rank(merged, min(most, *merged.shape))
@@ -259,13 +259,10 @@ _NEGLIGIBLE = 1e-6
 
 
 class Orthogonalised(NamedTuple):
-    """Factors perturbed towards orthogonality, and their overlap ``sum_{i != j} |a_i a_j^T|^2``.
+    """Factors of the adapters, perturbed towards orthogonality, and figures for the report.
 
-    Attributes:
-        factors: One for each adapter; its rows are perturbed.
-        before: Overlap of the normalised input factors.
-        after: Overlap of the perturbed ones.
-        perturbation: ``(sum_i |delta_i|^2 / sum_i |a_i|^2)^(1/2)``.
+    ``before`` and ``after`` are the overlaps ``sum_{i != j} |a_i a_j^T|^2`` of the normalised
+    factors, ``perturbation`` is ``(sum_i |delta_i|^2 / sum_i |a_i|^2)^(1/2)``.
     """
 
     factors: list[Tensor]
@@ -317,12 +314,11 @@ class Decoupled(Combiner):
     lr: float = 1.0
 
     def __post_init__(self) -> None:
-        ranges = {
-            "gamma": (0 < self.gamma < math.inf, "a number above 0"),
-            "steps": (self.steps >= 0, "0 or a positive whole number"),
-            "lr": (0 < self.lr < 2, "a number between 0 and 2"),
-        }
-        for option, (fits, takes) in ranges.items():
+        for option, fits, takes in (
+            ("gamma", 0 < self.gamma < math.inf, "a number above 0"),
+            ("steps", self.steps >= 0, "0 or a positive whole number"),
+            ("lr", 0 < self.lr < 2, "a number between 0 and 2"),
+        ):
             if not fits:
                 raise ConfigurationError(
                     f"merge.method.{option} is {getattr(self, option)!r}, it takes {takes}; "
@@ -365,8 +361,8 @@ class Decoupled(Combiner):
                 a - step * (4 * (a @ gram - a @ a.mT @ a) + 2 * self.gamma * (a - first))
                 for a, first in zip(now, start, strict=True)
             ]
-        moved = math.fsum(float((a - b).square().sum()) for a, b in zip(now, start, strict=True))
-        size = math.fsum(float(a.square().sum()) for a in start)
+        moved = float(torch.cat([a - b for a, b in zip(now, start, strict=True)]).square().sum())
+        size = float(torch.cat(start).square().sum())
         return Orthogonalised(
             [norm * a @ basis.mT for a, norm in zip(now, norms, strict=True)],
             _overlap(start),
