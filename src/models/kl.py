@@ -186,7 +186,7 @@ class KlToBaseGauge:
 
     @torch.inference_mode()
     def divergences(self, adapter: LoraAdapter, scale: float = 1.0) -> Float[Tensor, " positions"]:
-        """Return what :meth:`of` sums up: the KL of every position, texts of like length together."""
+        """Return what :meth:`of` sums up: the KL of each position, like texts together."""
         scaled = adapter.map(lambda update: update.scaled(scale))
         return self._finite(torch.cat([divergence(*pair) for pair in self._compared(scaled)]))
 

@@ -3,18 +3,19 @@
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from ..alignment.moments import PairedMoments
 from ..data.text_corpus import AlignedBatch
 from ..exceptions import DataError
 from ..store import Key, Store
-from .capture import PairedCapture, Progress
+from .capture import paired_readings
 from .hooks import SIDES, Tap
 
 TapPair = tuple[Tap, Tap]
@@ -209,6 +210,7 @@ class RunningTotals:
     """Statistics of training and held-out text, as far as they have been gathered.
 
     Attributes:
+        key: What they are kept under.
         train: Statistics of the text that maps are fitted on.
         held_out: Statistics of the text that their strengths are chosen on.
         train_batches: How many batches are in ``train``.
@@ -216,6 +218,7 @@ class RunningTotals:
         complete: Whether these are all.
     """
 
+    key: str
     train: PairStatistics
     held_out: PairStatistics
     train_batches: int = 0
@@ -223,9 +226,9 @@ class RunningTotals:
     complete: bool = False
 
     @classmethod
-    def empty(cls, pairs: Sequence[TapPair]) -> "RunningTotals":
+    def empty(cls, key: str, pairs: Sequence[TapPair]) -> "RunningTotals":
         """Return the totals before the first batch."""
-        return cls(PairStatistics(pairs), PairStatistics(pairs))
+        return cls(key, PairStatistics(pairs), PairStatistics(pairs))
 
 
 class StatisticsStore:
@@ -240,16 +243,18 @@ class StatisticsStore:
     def __init__(self, cache: Path | None, *, seconds: float = 60.0) -> None:
         self._store = Store(cache)
         self._seconds = seconds
+        self._saved = time.monotonic()
 
     def gather(
         self,
         key: str,
         pairs: Sequence[TapPair],
-        capture: PairedCapture,
+        source: PreTrainedModel,
+        target: PreTrainedModel,
         train: Iterable[AlignedBatch],
         held_out: Iterable[AlignedBatch],
         *,
-        progress: Progress | None = None,
+        progress: Callable[[int], None] = lambda done: None,
     ) -> RunningTotals:
         """Return the statistics of all batches, those that are kept and those still to be run.
 
@@ -257,7 +262,8 @@ class StatisticsStore:
             key: Says all that the activations depend on, but not the pairs and the device: both
                 models, what is attached to them, and the batches.
             pairs: The taps whose activations are related.
-            capture: Runs the models.
+            source: The source model.
+            target: The target model.
             train: The batches to fit on, in the order they always have.
             held_out: The batches to choose on.
             progress: Called with the number of finished batches, of both kinds together.
@@ -265,40 +271,51 @@ class StatisticsStore:
         Raises:
             OutputError: the disk is full, or the folder forbidden.
         """
-        key = f"{key} {capture.device.type}"
-        totals = self.resume(key, pairs)
+        totals = self.resume(f"{key} {source.device.type}", pairs)
         if totals.complete:
             return totals
-        saver = self.saver(key, totals)
-        source_taps, target_taps = ({pair[side] for pair in totals.train.pairs} for side in (0, 1))
-        for read in capture.run(train, source_taps, target_taps, skip=totals.train_batches):
-            totals.train.add(read.source, read.target)
+        taps = ({pair[0] for pair in totals.train.pairs}, {pair[1] for pair in totals.train.pairs})
+        for read in paired_readings(
+            source, target, islice(train, totals.train_batches, None), taps
+        ):
+            totals.train.add(*read)
             totals.train_batches += 1
-            saver.step(progress)
+            self.step(totals)
+            progress(totals.train_batches)
         totals.train.settle()
-        for read in capture.run(held_out, source_taps, target_taps, skip=totals.held_out_batches):
-            totals.held_out.add(read.source, read.target)
+        for read in paired_readings(
+            source, target, islice(held_out, totals.held_out_batches, None), taps
+        ):
+            totals.held_out.add(*read)
             totals.held_out_batches += 1
-            saver.step(progress)
+            self.step(totals)
+            progress(totals.train_batches + totals.held_out_batches)
         totals.held_out.settle()
         totals.complete = True
-        self.save(key, totals)
+        self.save(totals)
         return totals
 
     def resume(self, key: str, pairs: Sequence[TapPair]) -> RunningTotals:
         """Return what is kept under a key for these pairs; empty totals where that is nothing."""
+        self._saved = time.monotonic()
         kept = self._store.get_tensors(_key(key, pairs))
         if kept is None:
-            return RunningTotals.empty(pairs)
+            return RunningTotals.empty(key, pairs)
         tensors, state = kept
         split: dict[str, dict[str, Tensor]] = {"train": {}, "held_out": {}}
         for name, tensor in tensors.items():
             part, _, own = name.partition(".")
             split[part][own] = tensor
         train, held_out = (PairStatistics.from_tensors(pairs, part) for part in split.values())
-        return RunningTotals(train, held_out, **state)
+        return RunningTotals(key, train, held_out, **state)
 
-    def save(self, key: str, totals: RunningTotals) -> None:
+    def step(self, totals: RunningTotals) -> None:
+        """Note that the totals have grown by a batch; they are kept from time to time."""
+        if time.monotonic() - self._saved >= self._seconds:
+            self.save(totals)
+            self._saved = time.monotonic()
+
+    def save(self, totals: RunningTotals) -> None:
         """Keep the totals, in place of what was kept before, without a copy of them in memory.
 
         Raises:
@@ -314,32 +331,12 @@ class StatisticsStore:
             "held_out_batches": totals.held_out_batches,
             "complete": totals.complete,
         }
-        self._store.put_tensors(_key(key, totals.train.pairs), tensors, state)
-
-    def saver(self, key: str, totals: RunningTotals) -> "Saver":
-        """Return what keeps totals under a key from time to time, as they grow."""
-        return Saver(self, key, totals)
+        self._store.put_tensors(_key(totals.key, totals.train.pairs), tensors, state)
 
 
 def _key(key: str, pairs: Sequence[TapPair]) -> Key:
     labels = sorted({(x.label, y.label) for x, y in pairs})
     return Key.of("statistics", activations=key, pairs=labels)
-
-
-class Saver:
-    """Keeps running totals from time to time."""
-
-    def __init__(self, store: StatisticsStore, key: str, totals: RunningTotals) -> None:
-        self._store, self._key, self._totals = store, key, totals
-        self._saved = time.monotonic()
-
-    def step(self, progress: Progress | None = None) -> None:
-        """Note that a batch is done."""
-        if time.monotonic() - self._saved >= self._store._seconds:
-            self._store.save(self._key, self._totals)
-            self._saved = time.monotonic()
-        if progress is not None:
-            progress(self._totals.train_batches + self._totals.held_out_batches)
 
 
 def layer_blocks(
@@ -353,7 +350,7 @@ def layer_blocks(
     budget by itself is a block of its own: a layer is never split.
 
     Args:
-        pairs: Source and target taps.
+        pairs: The taps.
         widths: Of the source's taps and of the target's (:func:`~.hooks.tap_widths`).
         budget_gb: Gigabytes (10^9 bytes) for the statistics of training and held-out text
             together, and the rows that wait to be multiplied.
