@@ -27,7 +27,7 @@ from ..alignment.svd import has_matrix_units
 from ..exceptions import ConfigurationError, ModelError
 from ..store import Key, Store
 from .architectures import SiteTable
-from .streaming import StreamedWeights
+from .streaming import StreamedWeights, read_config, read_tokenizer
 
 DTYPES = {
     "float32": torch.float32,
@@ -136,21 +136,17 @@ class ModelSource(ABC):
                 f"a base model's dtype is {self.dtype!r}, but it takes one of {', '.join(DTYPES)}"
             )
         folder = self.folder(cache)
-        if not (folder / "config.json").is_file():
-            raise ModelError(
-                f"the base model folder {folder} has no config.json, but it takes what "
-                "`save_pretrained` of a model and of its tokenizer write; correct the path"
-            )
+        read_config(folder)
         try:
             network = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=DTYPES[self.dtype], local_files_only=True
             )
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError, SafetensorError) as error:
             raise ModelError(
                 f"the base model in {folder} could not be read ({str(error).splitlines()[0]}); "
-                "it takes config.json, *.safetensors and tokenizer.json"
+                "it takes config.json and *.safetensors, as `save_pretrained` writes them"
             ) from error
+        tokenizer = read_tokenizer(folder)
         if not tokenizer.is_fast:
             raise ModelError(
                 f"the tokenizer of {self.name} is a slow one, but loraport takes fast tokenizers "
