@@ -86,9 +86,7 @@ class TinyLanguage:
     """The language: a lexicon drawn from a seed, a grammar, and documents.
 
     Attributes:
-        nouns: How many there are.
-        adjectives: How many there are.
-        verbs: How many there are.
+        nouns: How many there are; likewise ``adjectives`` and ``verbs``.
         leanings: Number of attributes that each word leans to, by 1, to a side drawn at random.
         questions: Questions a document asks about its sentence, the verdict among them.
         taste_share: Share of the verdicts that are a taste; the others name an attribute.
