@@ -419,8 +419,8 @@ def test_every_setting_and_the_content_are_the_key_and_not_the_name(
     cache = tmp_path / "cache"
     weights = StreamedWeights.open(folder, "pico/source")
     first = svd(cache, weights)
-    for other in ({"rank": 5}, {"oversampling": 3}, {"power_iterations": 2}, {"seed": 1}):
-        svd(cache, weights, **other)
+    for name in SETTINGS:
+        svd(cache, weights, DOWN, **{name: 5})
     assert len(computed) == len(files(cache)) == 5
     folder.rename(tmp_path / "moved")
     moved = StreamedWeights.open(tmp_path / "moved", "another/name")
