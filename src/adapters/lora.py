@@ -48,9 +48,6 @@ _MODULE_NAME = re.compile(
 class Site(NamedTuple):
     """One adapted linear module: its layer, counted from 0, and its role in that layer.
 
-    Its name in all supported architectures is ``model.layers.{layer}.{block}.{role}_proj``, the
-    block being ``self_attn`` or ``mlp``.
-
     >>> Site(3, Role.Q).module_name
     'model.layers.3.self_attn.q_proj'
     >>> Site.parse("model.layers.3.mlp.up_proj")
@@ -100,12 +97,9 @@ class Truncation(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class LowRank:
-    """The update ``scale * B @ A`` of one linear module.
+    """The update ``scale * B @ A`` of one linear module, never materialised.
 
-    Attributes:
-        A: Input projection.
-        B: Output projection.
-        scale: PEFT's ``lora_alpha / r`` (``/ sqrt(r)`` with rsLoRA), already resolved.
+    ``scale`` is PEFT's ``lora_alpha / r`` (``/ sqrt(r)`` with rsLoRA), already resolved.
     """
 
     A: Float[Tensor, "rank in"]
@@ -182,8 +176,8 @@ class LowRank:
     def canonical(self) -> "LowRank":
         """Return the same update with balanced factors: ``B = U sqrt(S)``, ``A = sqrt(S) V^T``.
 
-        Two pairs of factors that differ by a change of gauge ``(B G^-1, G A)`` have the same
-        canonical form, up to rounding and to rotations among equal singular values.
+        They do not depend on the gauge ``(B G^-1, G A)`` of the given ones, up to rounding and to
+        rotations among equal singular values.
         """
         return self.truncated(self.rank).matrix
 

@@ -30,7 +30,7 @@ from .sparsify import (
 
 
 class Term(NamedTuple):
-    """One adapter's part in a site: its position among the adapters, its weight, its update."""
+    """One adapter's part in a site; ``position`` is the adapter's among those that are merged."""
 
     position: int
     weight: float
@@ -43,12 +43,10 @@ class Combiner(ABC):
     A single adapter is returned as it is, times its weight, by every combiner: nothing
     interferes with it. The same holds at a site that only one of several adapters has; the others
     are zero there.
-
-    Attributes:
-        averages: Whether the weights are divided by their sum, so that a single adapter's is 1.
     """
 
     averages: ClassVar[bool] = False
+    """Whether the weights are divided by their sum, so that a single adapter's is 1."""
 
     def __call__(
         self,
@@ -181,15 +179,12 @@ class Ties(DenseCombiner):
     """Trim, elect signs, and take the mean of the entries that agree.
 
     Source: Yadav et al., 2023 (TIES-Merging, arXiv 2306.01708). The updates of each site are
-    trimmed by themselves. Weights multiply the trimmed updates before signs are elected; the mean
-    divides by the number of agreeing entries, so that the same weight for all is the paper's
-    lambda (1 without validation).
-
-    Attributes:
-        density: Share of entries of each update that trimming keeps, in (0, 1].
+    trimmed by themselves, to the share ``density`` of their entries. Weights multiply the trimmed
+    updates before signs are elected; the mean divides by the number of agreeing entries, so that
+    the same weight for all is the paper's lambda (1 without validation).
 
     Raises:
-        ConfigurationError: the density is out of its range.
+        ConfigurationError: the density is not in (0, 1].
     """
 
     density: float = 0.2
@@ -209,18 +204,14 @@ class Ties(DenseCombiner):
 
 @dataclass(frozen=True)
 class Dare(DenseCombiner):
-    """Drops entries of each update at random, divides by ``1 - p``, and sums by weight.
+    """Drops entries of each update with probability p, divides by ``1 - p``, and sums by weight.
 
     Each adapter has its own draw at each site. Unbiased: the mean over seeds is :class:`Linear`.
     Source: Yu et al., 2024 (DARE, arXiv 2311.03099). Why not entries of the factors:
     :class:`loraport.adapters.sparsify.Dare`.
 
-    Attributes:
-        p: Probability that an entry is dropped, in [0, 1).
-        seed: Of the draws.
-
     Raises:
-        ConfigurationError: p is out of its range.
+        ConfigurationError: p is not in [0, 1).
     """
 
     p: float = 0.9

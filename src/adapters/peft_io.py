@@ -233,13 +233,9 @@ def write_adapter(
     extra: Mapping[str, str] | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Write a PEFT folder, whole or not at all.
+    """Write a PEFT folder, whole or not at all, with ``extra`` text files by their names.
 
-    Args:
-        adapter: What to write; its own config is kept where it still describes the adapter.
-        folder: The folder to make.
-        extra: Text files to put beside the weights, by name, such as ``README.md``.
-        overwrite: Replace a folder that is there already.
+    The adapter's own config is kept where it still describes the adapter.
 
     Raises:
         OutputError: the folder exists and is not to be replaced, or it cannot be written.

@@ -29,17 +29,11 @@ _POWER_ITERATIONS = 4
 
 
 class CombinedSite(NamedTuple):
-    """One site of a processed adapter.
-
-    Attributes:
-        matrix: The processed update.
-        lost_energy: Share of its squared norm that the cut back to a rank lost.
-        notes: Figures for the report, such as the share of entries kept.
-    """
+    """One site of a processed adapter."""
 
     matrix: LowRank
-    lost_energy: float = 0.0
-    notes: Mapping[str, float] = {}
+    lost_energy: float = 0.0  # share of the squared norm that the cut back to a rank lost
+    notes: Mapping[str, float] = {}  # for the report, such as the share of entries kept
 
 
 class Combined(NamedTuple):
@@ -166,13 +160,10 @@ def largest(delta: Float[Tensor, "out in"], share: float) -> Float[Tensor, "out 
 
 @dataclass(frozen=True)
 class Sparsifier(ABC):
-    """Drops a part of every update of an adapter.
-
-    Attributes:
-        p: Share that is dropped, in [0, 1); at 0 the adapter comes back as it is.
+    """Drops the share p of every update of an adapter; at 0 the adapter comes back as it is.
 
     Raises:
-        ConfigurationError: p is out of its range.
+        ConfigurationError: p is not in [0, 1).
     """
 
     p: float = 0.9
@@ -183,13 +174,10 @@ class Sparsifier(ABC):
     def __call__(
         self, adapter: LoraAdapter, rank: int | None = None, *, index: int = 0
     ) -> Combined:
-        """Sparsify every site.
+        """Sparsify every site, and cut it back to ``rank`` or to the rank that it had.
 
-        Args:
-            adapter: Whose updates are sparsified.
-            rank: To which each is cut back; None: to the rank that it had.
-            index: Of the adapter among those that are sparsified and then merged: two of them
-                must not lose the same entries by the same draw.
+        ``index`` is the adapter's among those that are sparsified and then merged: two of them must
+        not lose the same entries by the same draw.
         """
         if self.p == 0:
             return cut(adapter, rank)

@@ -49,12 +49,8 @@ def readings(
     gradients say which directions of two models have the same effect, whether or not activations
     ever vary along them.
 
-    Args:
-        network: The model.
-        tokens: Texts as it reads them.
-        places: Tokens by their places in ``tokens.input_ids.flatten()``; in rising order where a
-            tap asks for gradients.
-        taps: Where to read.
+    Tokens are given by their places in ``tokens.input_ids.flatten()``, in rising order where a tap
+    asks for gradients.
     """
     wanted = set(taps)
     at = places.to(network.device)
@@ -248,13 +244,9 @@ class ActivationCache:
         batches: Iterable[AlignedBatch],
         taps: ModelTaps,
     ) -> None:
-        """Write the rows that are not there yet, each under its tap's ``label_on``.
+        """Write the rows of all batches that are not there yet, each under its tap's ``label_on``.
 
-        Args:
-            source: The source model; neither is run for what is written.
-            target: The target model.
-            batches: All of the texts, in the order they always have.
-            taps: Where they are read.
+        Neither model is run for what is written.
 
         Raises:
             ConfigurationError: they are not the batches that the cache was begun with.
@@ -278,12 +270,7 @@ class ActivationCache:
             )
 
     def write(self, batch: Mapping[str, Float[Tensor, "rows _"]]) -> None:
-        """Write the next rows of all labels, equally many of each.
-
-        Raises:
-            ConfigurationError: they are not those of all labels, or too many.
-            OutputError: the disk is full.
-        """
+        """Write the next rows of all labels, equally many of each; errors as of :meth:`fill`."""
         (count,) = {len(rows) for rows in batch.values()}
         found = {label: rows.shape[1] for label, rows in batch.items()}
         if found != self.widths or self.done + count > self.rows:

@@ -83,21 +83,13 @@ class KlToBase:
 
 @dataclass(frozen=True)
 class Divergences:
-    """Means over positions of what lies between a model without and with an adapter.
-
-    Attributes:
-        positions: How many were compared.
-        kl: Mean of ``KL(base || with the adapter)``, in nats.
-        kl_p95: Its 95th percentile.
-        js: Mean Jensen-Shannon divergence, in nats; 0 the same, ln 2 nothing in common.
-        top1: Share of the positions at which both find the same token most likely.
-    """
+    """Means over positions of what lies between a model without and with an adapter, in nats."""
 
     positions: int
-    kl: float
-    kl_p95: float
-    js: float
-    top1: float
+    kl: float  # KL(base || with the adapter)
+    kl_p95: float  # its 95th percentile
+    js: float  # Jensen-Shannon; 0 the same, ln 2 nothing in common
+    top1: float  # share of the positions at which both find the same token most likely
 
 
 class KlToBaseGauge:
@@ -109,8 +101,7 @@ class KlToBaseGauge:
 
     Args:
         base: The model without adapter.
-        texts: Generic texts; those without a token are left out, and each is cut to 400
-            characters.
+        texts: Generic texts, each cut to 400 characters; those without a token are left out.
         most: So many texts are looked at, or as many as memory has room for at a position each,
             drawn at random; None takes all.
         positions: Positions a text at most, drawn at random behind its first 4 tokens, where a
@@ -180,7 +171,8 @@ class KlToBaseGauge:
         """Return the KL to base of ``scale`` times the adapter.
 
         Raises:
-            ModelError: the adapter does not fit the base model, or makes it say NaN.
+            ModelError: the adapter does not fit the base model, or makes it say NaN; so do the
+                methods below.
         """
         return KlToBase.over(self.divergences(adapter, scale))
 
@@ -192,11 +184,7 @@ class KlToBaseGauge:
 
     @torch.inference_mode()
     def measures(self, adapter: LoraAdapter | Attachable) -> Divergences:
-        """Return how far an adapter moves the model by all measures, in one pass.
-
-        Raises:
-            LoraportError: the adapter does not fit the base model, or makes it say NaN.
-        """
+        """Return how far an adapter moves the model by all measures, in one pass."""
         parts = [
             (divergence(*pair), js_divergence(*pair), same_choice(*pair))
             for pair in self._compared(adapter)

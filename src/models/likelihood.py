@@ -77,7 +77,7 @@ class LabelTree:
     one token add nothing to the prompt.
 
     Attributes:
-        tokens: The token of each node; the prompt's end is not a node.
+        tokens: Of each node; the prompt's end is not a node.
         parents: The node before each node, or -1 where that is the prompt's end.
         steps: For each label, the node behind which each of its tokens is predicted.
     """
@@ -174,11 +174,10 @@ def behind_prompts(
 def attention_masks(
     inputs: TreeInputs, config: PretrainedConfig, dtype: torch.dtype, device: torch.device
 ) -> Tensor | Mapping[str, Tensor]:
-    """Return additive masks in the form that the architecture takes.
+    """Return additive masks, one for each kind of layer where an architecture mixes kinds.
 
     Masks of four dimensions are used as they are, so a sliding window has to be cut here: a
-    token sees those that are fewer than ``sliding_window`` positions before it. Architectures
-    that mix both kinds of layers take one mask for each kind.
+    token sees those that are fewer than ``sliding_window`` positions before it.
     """
 
     def additive(sees: Bool[Tensor, "rows tokens tokens"]) -> Tensor:
@@ -249,14 +248,8 @@ def log_likelihoods(
     """Return the total log-likelihood of every label for every text's prompt, in float32.
 
     Exact for labels of several tokens and for labels that begin alike. Prompts of like length go
-    through the model together; neither the batches nor the padding change a number.
-
-    Args:
-        base: The model, with what is attached to it.
-        question: What is asked of each text.
-        texts: What it is asked of.
-        batch_tokens: Tokens a forward pass, padding included; bounds memory and sets the speed.
-        batch_rows: Rows a forward pass at most.
+    through the model together: at most ``batch_rows``, with ``batch_tokens`` tokens, padding
+    included, which bounds memory and sets the speed. Neither changes a number.
     """
     prompts = prompt_tokens(base.tokenizer, question, texts)
     tree = label_tree(base, question)

@@ -25,11 +25,7 @@ from .loading import BaseModel
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Raise KeyboardInterrupt where the trainer would end the process without a word.
-
-    Raises:
-        KeyboardInterrupt: the work was stopped, at the keyboard or by the system.
-    """
+    """Raise KeyboardInterrupt where the trainer would end the process without a word."""
     handler = signal.getsignal(signal.SIGINT)
     try:
         yield
@@ -61,9 +57,7 @@ class LoraTraining(LightningModule):
         lr: Learning rate of AdamW after the warm-up, without weight decay.
         warmup_steps: Over which it rises from zero; from there it falls linearly to zero.
 
-    Attributes:
-        sites: The adapted modules.
-        losses: The loss of every step so far.
+    ``losses`` has the loss of every step so far.
     """
 
     def __init__(

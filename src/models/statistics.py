@@ -37,14 +37,7 @@ class PairStatistics:
     A tap that several pairs read is multiplied by itself once. Products are float32, their sums
     over batches float64. Of a Gram only the slabs right of the diagonal are computed and kept.
     The same batches in the same order give the same bits, also when the statistics were saved by
-    :meth:`tensors` and restored in between.
-
-    Args:
-        pairs: The taps whose activations are related; all their rows are paired tokens.
-
-    Attributes:
-        pairs: The same, each once.
-        rows: How many pairs of tokens came in.
+    :meth:`tensors` and restored in between. ``rows`` counts the pairs of tokens.
     """
 
     def __init__(self, pairs: Sequence[TapPair]) -> None:
@@ -68,12 +61,7 @@ class PairStatistics:
         source: Mapping[Tap, Float[Tensor, "rows _"]],
         target: Mapping[Tap, Float[Tensor, "rows _"]],
     ) -> None:
-        """Take in a batch; taps that no pair names are passed over.
-
-        Args:
-            source: What the source model's taps gave, a row a token.
-            target: What the target model's gave for the tokens that the source's are paired with.
-        """
+        """Take in a batch, whose rows are paired tokens; taps of no pair are passed over."""
         sides = (source, target)
         rows = 0
         for name, (side, tap) in self._names.items():
@@ -99,11 +87,7 @@ class PairStatistics:
             self._waiting_rows = 0
 
     def moments(self, source_tap: Tap, target_tap: Tap) -> PairedMoments:
-        """Return the moments of a pair: x is the source's activation, y the target's.
-
-        Raises:
-            DataError: no rows have come in.
-        """
+        """Return the moments of a pair; DataError where no rows have come in."""
         if self.rows == 0:
             raise DataError(
                 "the corpus has no token at which both models have read the same text, so that "
@@ -122,10 +106,7 @@ class PairStatistics:
         )
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return everything that came in, for a file: also the rows that still wait.
-
-        They are the sums themselves, which the next batch changes.
-        """
+        """Return all that came in, also the rows that still wait; the next batch changes it."""
         waiting = {
             f"waiting.{name}": _joined(parts) for name, parts in self._waiting.items() if parts
         }
@@ -147,11 +128,9 @@ class PairStatistics:
         return statistics
 
     def reduced(self, reduce: Callable[[Tensor], Tensor]) -> "PairStatistics":
-        """Return the statistics of all devices together.
+        """Return the statistics of all devices together, by a sum of a tensor over the devices.
 
-        Args:
-            reduce: Gives the sum of a tensor over the devices; it is called for the same tensors
-                in the same order on each.
+        It is called for the same tensors in the same order on each.
         """
         self.settle()
         together = PairStatistics(self.pairs)
@@ -196,7 +175,6 @@ def gram_entries(width: int) -> int:
 
 
 def _slabs(width: int) -> range:
-    """Return the first row of each slab of a Gram."""
     return range(0, width, SLAB)
 
 
@@ -207,15 +185,9 @@ def _joined(parts: Sequence[Tensor]) -> Float[Tensor, "rows width"]:
 
 @dataclass
 class RunningTotals:
-    """Statistics of training and held-out text, as far as they have been gathered.
+    """Statistics of the text that maps are fitted on, and of that which strengths are chosen on.
 
-    Attributes:
-        key: What they are kept under.
-        train: Statistics of the text that maps are fitted on.
-        held_out: Statistics of the text that their strengths are chosen on.
-        train_batches: How many batches are in ``train``.
-        held_out_batches: How many are in ``held_out``.
-        complete: Whether these are all.
+    They are kept under ``key``, as far as they have been gathered.
     """
 
     key: str
@@ -267,9 +239,6 @@ class StatisticsStore:
             train: The batches to fit on, in the order they always have.
             held_out: The batches to choose on.
             progress: Called with the number of finished batches, of both kinds together.
-
-        Raises:
-            OutputError: the disk is full, or the folder forbidden.
         """
         totals = self.resume(f"{key} {source.device.type}", pairs)
         if totals.complete:
@@ -316,11 +285,7 @@ class StatisticsStore:
             self._saved = time.monotonic()
 
     def save(self, totals: RunningTotals) -> None:
-        """Keep the totals, in place of what was kept before, without a copy of them in memory.
-
-        Raises:
-            OutputError: the disk is full, or the folder forbidden.
-        """
+        """Keep the totals in place of what was kept before; OutputError where the disk is full."""
         tensors = {
             f"{part}.{name}": tensor
             for part, statistics in (("train", totals.train), ("held_out", totals.held_out))
@@ -349,11 +314,7 @@ def layer_blocks(
     Each block costs one more pass of both models, up to its deepest tap. A layer that is over the
     budget by itself is a block of its own: a layer is never split.
 
-    Args:
-        pairs: The taps.
-        widths: Of the source's taps and of the target's (:func:`~.hooks.tap_widths`).
-        budget_gb: Gigabytes (10^9 bytes) for the statistics of training and held-out text
-            together, and the rows that wait to be multiplied.
+    The budget, in 10^9 bytes, is for what :func:`statistics_bytes` counts.
     """
     ordered = sorted(dict.fromkeys(pairs), key=lambda pair: pair[1].layer)
     blocks: list[tuple[TapPair, ...]] = []
@@ -370,10 +331,7 @@ def layer_blocks(
 def statistics_bytes(
     pairs: Sequence[TapPair], widths: tuple[Mapping[Tap, int], Mapping[Tap, int]]
 ) -> int:
-    """Return what two :class:`PairStatistics` of some pairs hold, in bytes.
-
-    Two, as held-out text has its own; and one set of rows that wait.
-    """
+    """Return what the statistics of training and held-out text hold, and the rows that wait."""
     read = [widths[side][tap] for side in (0, 1) for tap in {pair[side] for pair in pairs}]
     grams = sum(gram_entries(width) + width for width in read)
     crosses = sum(widths[0][x] * widths[1][y] for x, y in set(pairs))

@@ -1,8 +1,4 @@
-"""The weights of a base model on disk, one tensor at a time.
-
-They are read by themselves, by a network that never is whole in memory, and for their truncated
-SVDs, which are kept.
-"""
+"""The weights of a base model on disk, a tensor at a time: to read, to run and to factorise."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -48,7 +44,7 @@ class StreamedWeights:
 
     Attributes:
         name: The hub id that adapters for the model carry.
-        folder: The folder, in the layout that ``save_pretrained`` writes.
+        folder: In the layout that ``save_pretrained`` writes.
         config: The model's config.
         shards: The file of each tensor by the tensor's name.
     """
@@ -93,12 +89,10 @@ class StreamedWeights:
     def tensor(self, name: str) -> Tensor:
         """Return a tensor in the dtype that it is stored in, on the CPU.
 
-        A checkpoint that was saved without its head names its tensors without ``model.``; they
-        are found by either name.
-
         Raises:
             ModelError: there is no such tensor, or its shard is missing or damaged.
         """
+        # A checkpoint that was saved without its head names its tensors without ``model.``.
         stored = name if name in self.shards else name.removeprefix("model.")
         if stored not in self.shards:
             raise ModelError(
@@ -152,11 +146,7 @@ class StreamedWeights:
 
 
 def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """Return the tokenizer in a model's folder.
-
-    Raises:
-        ModelError: there is none, or it cannot be read.
-    """
+    """Return the tokenizer in a model's folder; ModelError where it cannot be read."""
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
@@ -168,11 +158,7 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def read_config(folder: Path) -> PretrainedConfig:
-    """Return the config of the model in the folder.
-
-    Raises:
-        ModelError: there is none, or it cannot be read.
-    """
+    """Return the config of the model in a folder; ModelError where it cannot be read."""
     file = folder / "config.json"
     if not file.is_file():
         raise ModelError(
@@ -238,10 +224,10 @@ def _opened(file: Path) -> Iterator[Any]:
 
 
 def hollow_network(weights: StreamedWeights) -> PreTrainedModel:
-    """Return a model's network whose parameters take no memory and hold zeros.
+    """Return a model's network whose parameters are one zero each, expanded to their shapes.
 
-    Each is one zero, expanded to its shape: other libraries see a network on the CPU, to which
-    PEFT can add an adapter.
+    They take no memory, but other libraries see a network on the CPU, to which PEFT can add an
+    adapter.
     """
     with init_empty_weights(include_buffers=False):
         network = AutoModelForCausalLM.from_config(weights.config, dtype=torch.float32)
@@ -258,11 +244,7 @@ def streaming(network: nn.Module, weights: StreamedWeights) -> Iterator[None]:
 
     Only an embedding, of which few rows are used, is looked up in the dtype in which it is stored,
     and gemma's factor multiplied in that. When the block ends, however it ends, the network is
-    hollow again.
-
-    Args:
-        network: A hollow network, or a PEFT model around one; what PEFT added is left alone.
-        weights: Where the parameters come from.
+    hollow again. It may be a PEFT model around a hollow network; what PEFT added is left alone.
     """
     fed: list[tuple[nn.Module, dict[str, nn.Parameter]]] = []
     heads, handles = [], []
@@ -320,10 +302,7 @@ def _place(module: nn.Module, name: str, tensor: Tensor) -> None:
 class FactorCache:
     """Truncated SVDs of base weights, each computed once and kept under the weight's content.
 
-    So one serves every adapter, pair and copy of the model.
-
-    Args:
-        cache: Folder of the :class:`~loraport.store.Store`; None keeps nothing.
+    So one serves every adapter, pair and copy of the model. Without a folder nothing is kept.
     """
 
     def __init__(self, cache: Path | None) -> None:

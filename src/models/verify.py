@@ -20,21 +20,13 @@ _TOLERANCE = 1e-2
 
 @dataclass(frozen=True)
 class Verification:
-    """What PEFT made of an adapter's folder.
+    """What PEFT made of an adapter's folder, and what that does on a short probe."""
 
-    Attributes:
-        sites: Modules that PEFT put an update on.
-        smallest_norm: The least Frobenius norm among the updates.
-        largest_norm: The greatest.
-        logit_change: Greatest absolute change of a next-token logit over a short probe.
-        changed_top_token: Share of the probe's positions whose most likely token changed.
-    """
-
-    sites: int
-    smallest_norm: float
+    sites: int  # modules that PEFT put an update on
+    smallest_norm: float  # Frobenius norm among the updates
     largest_norm: float
-    logit_change: float
-    changed_top_token: float
+    logit_change: float  # greatest absolute change of a next-token logit
+    changed_top_token: float  # share of the positions whose most likely token changed
 
 
 def verify(
@@ -43,13 +35,8 @@ def verify(
     """Load a folder through PEFT onto its base model and compare it with what was meant.
 
     The base model's weights are streamed, so that it never is whole in memory. An adapter that
-    is zero everywhere, as that of ``mapper=noop``, must leave the logits as they are.
-
-    Args:
-        folder: With the two files of a PEFT adapter.
-        target: The base model.
-        adapter: What the folder should hold.
-        called: What the folder is called in messages, where its own name is a passing one.
+    is zero everywhere, as that of ``mapper=noop``, must leave the logits as they are. Messages call
+    the folder ``called``, where its own name is a passing one.
 
     Raises:
         VerificationError: PEFT lacks a site, has one too many, or another update there; an

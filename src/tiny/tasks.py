@@ -30,7 +30,7 @@ class TinyTasks:
     Args:
         count: How many speakers there are.
         rows_train: Training rows a task.
-        rows_test: Test rows a task. No sentence is a training row of one task and a test row of
+        rows_test: Likewise. No sentence is a training row of one task and a test row of
             any.
         margin: Least distance of a sentence from a taste's boundary.
         seed: Draws tastes and sentences.
