@@ -1,13 +1,10 @@
 import itertools
 from collections.abc import Callable
-from importlib.resources import files
 
 import numpy as np
 import pytest
 import torch
-from hydra.utils import instantiate
 from numpy.typing import NDArray
-from omegaconf import OmegaConf
 from torch import Tensor
 
 from loraport.adapters import LoraAdapter, LowRank, Role, Site, cosine, sparsify
@@ -303,13 +300,3 @@ class TestDropComponents:
             assert result.notes[site]["kept_energy"] == pytest.approx(1 - lost, abs=1e-6)
 
         assert DropComponents(0.5)(drawn(20, (V,))).adapter[V].rank == 6, "of the smaller side, 12"
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [("dare", Dare(0.9, seed=7)), ("magnitude", Magnitude(0.9)), ("rank", DropComponents(0.9))],
-)
-def test_the_defaults_of_the_choices_are_those_of_the_classes(name: str, expected: object) -> None:
-    recipe = (files("loraport.conf") / "sparsify" / f"{name}.yaml").read_text()
-    config = OmegaConf.create({"seed": 7, "sparsify": OmegaConf.create(recipe)})
-    assert instantiate(config.sparsify) == expected

@@ -86,23 +86,6 @@ def test_taps_give_what_the_modules_read_and_write(base: BaseModel) -> None:
     torch.testing.assert_close(normed, states.last_hidden_state.flatten(0, 1)[places])
 
 
-def test_padding_changes_nothing(base: BaseModel) -> None:
-    batch = texts()
-    together = readings(base.network, batch, all_places(batch), all_taps(base))
-    first = 0
-    for text, length in enumerate(LENGTHS):
-        alone = TokenBatch(
-            batch.input_ids[text : text + 1, :length],
-            batch.attention_mask[text : text + 1, :length],
-        )
-        found = readings(base.network, alone, torch.arange(length), all_taps(base))
-        for tap, rows in found.items():
-            torch.testing.assert_close(
-                together[tap][first : first + length], rows, rtol=1e-4, atol=1e-5
-            )
-        first += length
-
-
 def test_nothing_above_the_deepest_tap_is_run(pico_target: BaseModel) -> None:
     batch = texts()
     deepest = Tap.output(Site(1, Role.K))
@@ -208,7 +191,7 @@ def test_gradient_is_that_of_the_tokens_between_the_first_and_last_aligned_ends(
 
 
 def test_texts_do_not_mix(gradient_base: BaseModel) -> None:
-    batch, taps = texts(GRADIENT_LENGTHS), [Tap.gradient(site) for site in SITES]
+    batch, taps = texts(GRADIENT_LENGTHS), TAPS
     together = readings(gradient_base.network, batch, PLACES, taps)
     first = 0
     for text, aligned in enumerate(ALIGNED):
