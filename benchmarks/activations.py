@@ -33,13 +33,13 @@ import platformdirs
 import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from transformers import PreTrainedModel
 
 from loraport.adapters import Role, Site
 from loraport.alignment.layer_matching import relative_depth
 from loraport.data.corpora import CorpusFolder
 from loraport.data.text_corpus import AlignedBatch, TextCorpus, TokenBatch
 from loraport.models import BaseModel, SiteTable
-from loraport.models.capture import PairedCapture
 from loraport.models.hooks import Tap, tap_widths
 from loraport.models.statistics import StatisticsStore, TapPair, gram_entries, layer_blocks
 
@@ -73,9 +73,9 @@ class Setting:
         """Tokens at which both models have read the same."""
         return sum(len(batch.source_places) for batch in self.batches)
 
-    def capture(self) -> PairedCapture:
-        """Return what runs both models."""
-        return PairedCapture(self.source.network, self.target.network)
+    def networks(self) -> tuple[PreTrainedModel, PreTrainedModel]:
+        """Return what is run."""
+        return self.source.network, self.target.network
 
     def pairs(self, roles: tuple[Role, ...]) -> list[TapPair]:
         """Return inputs and outputs of modules, each target layer's with one source layer's."""
@@ -130,7 +130,7 @@ def bare(setting: Setting) -> None:
 
 def gather(setting: Setting, pairs: Sequence[TapPair]) -> None:
     """Gather the statistics of some pairs and drop them."""
-    StatisticsStore(None).gather("", pairs, setting.capture(), setting.batches, [])
+    StatisticsStore(None).gather("", pairs, *setting.networks(), setting.batches, [])
 
 
 def gather_blocks(setting: Setting, blocks: Sequence[Sequence[TapPair]]) -> None:
@@ -182,22 +182,22 @@ def costs(setting: Setting, repeats: int, budget: float) -> None:
 
 def stopped(setting: Setting) -> None:
     """Stop a capture half-way, let it go on, and print what that took."""
-    pairs, capture = setting.pairs((Role.Q, Role.V)), setting.capture()
+    pairs, networks = setting.pairs((Role.Q, Role.V)), setting.networks()
     half = (len(setting.batches) + 1) // 2
 
     def stop(done: int) -> None:
         if done == half:
             raise KeyboardInterrupt
 
-    straight = StatisticsStore(None).gather("", pairs, capture, setting.batches, []).train
+    straight = StatisticsStore(None).gather("", pairs, *networks, setting.batches, []).train
     with tempfile.TemporaryDirectory() as name:
         store = StatisticsStore(Path(name), seconds=0.0)
         with stopwatch() as first, suppress(KeyboardInterrupt):
-            store.gather("", pairs, capture, setting.batches, [], progress=stop)
+            store.gather("", pairs, *networks, setting.batches, [], progress=stop)
         with stopwatch() as second:
-            resumed = store.gather("", pairs, capture, setting.batches, []).train
+            resumed = store.gather("", pairs, *networks, setting.batches, []).train
         with stopwatch() as third:
-            store.gather("", pairs, capture, setting.batches, [])
+            store.gather("", pairs, *networks, setting.batches, [])
     one, other = straight.tensors(), resumed.tensors()
     same = one.keys() == other.keys() and all(torch.equal(one[x], other[x]) for x in one)
     print(

@@ -1,9 +1,4 @@
-"""LoRA adapters as immutable values.
-
-A :class:`Site` names a linear module of a decoder by layer and :class:`Role`; a :class:`LowRank` is
-the update of one, never materialised; a :class:`LoraAdapter` maps sites to updates. Functions at
-the end describe an adapter, alone and beside others.
-"""
+"""LoRA adapters as immutable values, and figures that describe one alone and beside others."""
 
 import hashlib
 import math
@@ -52,9 +47,6 @@ _MODULE_NAME = re.compile(
 
 class Site(NamedTuple):
     """One adapted linear module: its layer, counted from 0, and its role in that layer.
-
-    Its name in all supported architectures is ``model.layers.{layer}.{block}.{role}_proj``, the
-    block being ``self_attn`` or ``mlp``.
 
     >>> Site(3, Role.Q).module_name
     'model.layers.3.self_attn.q_proj'
@@ -105,12 +97,9 @@ class Truncation(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class LowRank:
-    """The update ``scale * B @ A`` of one linear module.
+    """The update ``scale * B @ A`` of one linear module, never materialised.
 
-    Attributes:
-        A: Input projection.
-        B: Output projection.
-        scale: PEFT's ``lora_alpha / r`` (``/ sqrt(r)`` with rsLoRA), already resolved.
+    ``scale`` is PEFT's ``lora_alpha / r`` (``/ sqrt(r)`` with rsLoRA), already resolved.
     """
 
     A: Float[Tensor, "rank in"]
@@ -187,8 +176,8 @@ class LowRank:
     def canonical(self) -> "LowRank":
         """Return the same update with balanced factors: ``B = U sqrt(S)``, ``A = sqrt(S) V^T``.
 
-        Two pairs of factors that differ by a change of gauge ``(B G^-1, G A)`` have the same
-        canonical form, up to rounding and to rotations among equal singular values.
+        They do not depend on the gauge ``(B G^-1, G A)`` of the given ones, up to rounding and to
+        rotations among equal singular values.
         """
         return self.truncated(self.rank).matrix
 
@@ -204,7 +193,7 @@ class LoraAdapter(Mapping[Site, LowRank]):
     """A LoRA update of one base model: a mapping from sites to low-rank updates.
 
     Attributes:
-        sites: The update of each adapted module, ordered by layer and role.
+        sites: Ordered by layer and role.
         base_model: What PEFT calls ``base_model_name_or_path``.
         config: The ``adapter_config.json`` that the adapter was read from, unchanged, so that
             writing it again keeps every option; ``None`` for an adapter that was computed.
@@ -296,7 +285,6 @@ def relative_error(predicted: LoraAdapter, true: LoraAdapter) -> float:
 
 
 def _energy_shares(adapter: LoraAdapter) -> Float[Tensor, " sites"]:
-    """Return each site's share of the squared norm."""
     energies = torch.tensor([u.inner(u) for u in adapter.values()], dtype=torch.float64)
     total = float(energies.sum())
     return energies / total if total > 0 else energies
@@ -345,8 +333,6 @@ def span_share(adapter: LoraAdapter, others: Sequence[LoraAdapter]) -> float:
         for column, other in enumerate(others[: row + 1]):
             gram[row, column] = gram[column, row] = one.inner(other)
     inner = torch.tensor([adapter.inner(other) for other in others], dtype=torch.float64)
-    values, vectors = torch.linalg.eigh(gram)
     # Smaller eigenvalues are rounding.
-    kept = values > 1e-10 * values[-1]
-    along = (vectors.mT @ inner)[kept]
-    return min(1.0, float((along.square() / values[kept]).sum()) / norm)
+    inverse = torch.linalg.pinv(gram, rtol=1e-10, hermitian=True)
+    return min(1.0, float(inner @ inverse @ inner) / norm)

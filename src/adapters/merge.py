@@ -30,7 +30,7 @@ from .sparsify import (
 
 
 class Term(NamedTuple):
-    """One adapter's part in a site: its position among the adapters, its weight, its update."""
+    """One adapter's part in a site; ``position`` is the adapter's among those that are merged."""
 
     position: int
     weight: float
@@ -43,12 +43,10 @@ class Combiner(ABC):
     A single adapter is returned as it is, times its weight, by every combiner: nothing
     interferes with it. The same holds at a site that only one of several adapters has; the others
     are zero there.
-
-    Attributes:
-        averages: Whether the weights are divided by their sum, so that a single adapter's is 1.
     """
 
     averages: ClassVar[bool] = False
+    """Whether the weights are divided by their sum, so that a single adapter's is 1."""
 
     def __call__(
         self,
@@ -56,10 +54,10 @@ class Combiner(ABC):
         weights: Sequence[float] | None = None,
         rank: int | None = None,
     ) -> Combined:
-        """Merge adapters.
+        """Merge adapters, which may adapt different sites at different ranks.
 
         Args:
-            adapters: At least one; they may adapt different sites, at different ranks.
+            adapters: At least one.
             weights: One for each adapter; None: 1 each.
             rank: The most that a site of the result may have. None: the sum of the ranks that
                 the site has in the adapters, at which the exact combiners lose nothing and those
@@ -151,7 +149,7 @@ class DenseCombiner(Combiner):
     """A combiner whose result has no low rank of its own: one site is dense at a time."""
 
     def merge(self, site: Site, terms: Sequence[Term], rank: int | None) -> CombinedSite:
-        """Merge the dense updates, and cut back to ``rank`` or to the sum of the ranks."""
+        """Merge dense updates, and cut the result to ``rank`` or to the sum of their ranks."""
         merged = self.merge_dense(site, terms)
         most = sum(term.update.rank for term in terms) if rank is None else rank
         near, lost = low_rank(merged, min(most, *merged.shape))
@@ -181,15 +179,12 @@ class Ties(DenseCombiner):
     """Trim, elect signs, and take the mean of the entries that agree.
 
     Source: Yadav et al., 2023 (TIES-Merging, arXiv 2306.01708). The updates of each site are
-    trimmed by themselves. Weights multiply the trimmed updates before signs are elected; the mean
-    divides by the number of agreeing entries, so that the same weight for all is the paper's
-    lambda (1 without validation).
-
-    Attributes:
-        density: Share of entries of each update that trimming keeps, in (0, 1].
+    trimmed by themselves, to the share ``density`` of their entries. Weights multiply the trimmed
+    updates before signs are elected; the mean divides by the number of agreeing entries, so that
+    the same weight for all is the paper's lambda (1 without validation).
 
     Raises:
-        ConfigurationError: the density is out of its range.
+        ConfigurationError: the density is not in (0, 1].
     """
 
     density: float = 0.2
@@ -209,18 +204,14 @@ class Ties(DenseCombiner):
 
 @dataclass(frozen=True)
 class Dare(DenseCombiner):
-    """Drops entries of each update at random, divides by ``1 - p``, and sums by weight.
+    """Drops entries of each update with probability p, divides by ``1 - p``, and sums by weight.
 
     Each adapter has its own draw at each site. Unbiased: the mean over seeds is :class:`Linear`.
     Source: Yu et al., 2024 (DARE, arXiv 2311.03099). Why not entries of the factors:
     :class:`loraport.adapters.sparsify.Dare`.
 
-    Attributes:
-        p: Probability that an entry is dropped, in [0, 1).
-        seed: Of the draws.
-
     Raises:
-        ConfigurationError: p is out of its range.
+        ConfigurationError: p is not in [0, 1).
     """
 
     p: float = 0.9
@@ -259,13 +250,10 @@ _NEGLIGIBLE = 1e-6
 
 
 class Orthogonalised(NamedTuple):
-    """Factors perturbed towards orthogonality, and their overlap ``sum_{i != j} |a_i a_j^T|^2``.
+    """Factors of the adapters, perturbed towards orthogonality, and figures for the report.
 
-    Attributes:
-        factors: One for each adapter; its rows are perturbed.
-        before: Overlap of the normalised input factors.
-        after: Overlap of the perturbed ones.
-        perturbation: ``(sum_i |delta_i|^2 / sum_i |a_i|^2)^(1/2)``.
+    ``before`` and ``after`` are the overlaps ``sum_{i != j} |a_i a_j^T|^2`` of the normalised
+    factors, ``perturbation`` is ``(sum_i |delta_i|^2 / sum_i |a_i|^2)^(1/2)``.
     """
 
     factors: list[Tensor]
@@ -317,12 +305,11 @@ class Decoupled(Combiner):
     lr: float = 1.0
 
     def __post_init__(self) -> None:
-        ranges = {
-            "gamma": (0 < self.gamma < math.inf, "a number above 0"),
-            "steps": (self.steps >= 0, "0 or a positive whole number"),
-            "lr": (0 < self.lr < 2, "a number between 0 and 2"),
-        }
-        for option, (fits, takes) in ranges.items():
+        for option, fits, takes in (
+            ("gamma", 0 < self.gamma < math.inf, "a number above 0"),
+            ("steps", self.steps >= 0, "0 or a positive whole number"),
+            ("lr", 0 < self.lr < 2, "a number between 0 and 2"),
+        ):
             if not fits:
                 raise ConfigurationError(
                     f"merge.method.{option} is {getattr(self, option)!r}, it takes {takes}; "
@@ -365,8 +352,8 @@ class Decoupled(Combiner):
                 a - step * (4 * (a @ gram - a @ a.mT @ a) + 2 * self.gamma * (a - first))
                 for a, first in zip(now, start, strict=True)
             ]
-        moved = math.fsum(float((a - b).square().sum()) for a, b in zip(now, start, strict=True))
-        size = math.fsum(float(a.square().sum()) for a in start)
+        moved = float(torch.cat([a - b for a, b in zip(now, start, strict=True)]).square().sum())
+        size = float(torch.cat(start).square().sum())
         return Orthogonalised(
             [norm * a @ basis.mT for a, norm in zip(now, norms, strict=True)],
             _overlap(start),

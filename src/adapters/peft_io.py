@@ -1,17 +1,16 @@
 """Reading and writing PEFT adapter folders, exactly: what a low-rank update cannot hold is refused.
 
-Source: peft 0.21, ``tuners/lora/model.py`` (``_create_and_replace``) and
-``tuners/tuners_utils.py`` (``check_target_module_exists``).
+Which rank, alpha and module an option means is asked of PEFT itself, which is imported only then:
+the command line knows adapters long before it needs a library that takes seconds.
 """
 
 import json
-import re
 import shutil
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
 
 import torch
 from safetensors import SafetensorError
@@ -113,48 +112,29 @@ class PeftConfig:
         table = self.raw.get(patterns) or {}
         if not isinstance(table, Mapping):
             raise AdapterError(f"adapter {self.name}: {patterns} is {table!r}, it takes a mapping")
+        from peft.utils.other import get_pattern_key
+
         option, value = default, self.raw.get(default, _DEFAULT_R_AND_ALPHA)
-        for pattern, override in table.items():
-            if re.match(rf"(.*\.)?({pattern})$", site.module_name):
-                option, value = f"{patterns}[{pattern!r}]", override
-                break
+        pattern = get_pattern_key(list(table), site.module_name)
+        if pattern in table:
+            option, value = f"{patterns}[{pattern!r}]", table[pattern]
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise AdapterError(f"adapter {self.name}: {option} is {value!r}, it takes a number")
         return float(value)
 
     def targets(self, site: Site) -> bool:
         """Return whether PEFT would load weights for this site."""
-        module, targets = site.module_name, self.raw.get("target_modules")
-        excluded = self.raw.get("exclude_modules")
-        if excluded and _matches(excluded, module):
-            return False
-        if targets == "all-linear":
-            return True
-        if isinstance(targets, str) or not targets:
-            return bool(targets) and _matches(targets, module)
-        # PEFT targets a full name whatever layers_to_transform is.
-        full = isinstance(targets, Collection) and module in targets
-        return full or (_matches(targets, module) and self._transforms(module))
+        from peft.tuners.tuners_utils import check_target_module_exists
 
-    def _transforms(self, module: str) -> bool:
-        layers: Any = self.raw.get("layers_to_transform")
-        if layers is None or layers == []:
-            return True
-        patterns: Any = self.raw.get("layers_pattern") or "layers"
-        for pattern in [patterns] if isinstance(patterns, str) else patterns:
-            match = re.match(rf"(?:^|.*?\.){pattern}\.(?P<layer>\d+)\.", module)
-            if match:
-                return int(match["layer"]) in ([layers] if isinstance(layers, int) else layers)
-        return False
-
-
-def _matches(names: object, module: str) -> bool:
-    """A string is a regular expression for the whole name; a list holds names or suffixes."""
-    if isinstance(names, str):
-        return re.fullmatch(names, module) is not None
-    if not isinstance(names, list | tuple | set):
-        return False
-    return any(module == name or module.endswith(f".{name}") for name in names)
+        names = self.raw.get("target_modules") or []
+        filters = ("exclude_modules", "layers_to_transform", "layers_pattern")
+        options = SimpleNamespace(
+            # PEFT resolves all-linear against the model, whose linear modules hold every site.
+            target_modules=".*" if names == "all-linear" else names,
+            target_parameters=None,
+            **{option: self.raw.get(option) for option in filters},
+        )
+        return bool(check_target_module_exists(options, site.module_name))
 
 
 def read_adapter(folder: str | Path) -> LoraAdapter:
@@ -253,13 +233,9 @@ def write_adapter(
     extra: Mapping[str, str] | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Write a PEFT folder, whole or not at all.
+    """Write a PEFT folder, whole or not at all, with ``extra`` text files by their names.
 
-    Args:
-        adapter: What to write; its own config is kept where it still describes the adapter.
-        folder: The folder to make.
-        extra: Text files to put beside the weights, by name, such as ``README.md``.
-        overwrite: Replace a folder that is there already.
+    The adapter's own config is kept where it still describes the adapter.
 
     Raises:
         OutputError: the folder exists and is not to be replaced, or it cannot be written.

@@ -9,7 +9,7 @@ reports them.
 import hashlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -29,28 +29,18 @@ _POWER_ITERATIONS = 4
 
 
 class CombinedSite(NamedTuple):
-    """One site of a processed adapter.
-
-    Attributes:
-        matrix: The processed update.
-        lost_energy: Share of its squared norm that the cut back to a rank lost.
-        notes: Figures for the report, such as the share of entries kept.
-    """
+    """One site of a processed adapter."""
 
     matrix: LowRank
-    lost_energy: float = 0.0
-    notes: Mapping[str, float] = {}
+    lost_energy: float = 0.0  # share of the squared norm that the cut back to a rank lost
+    notes: Mapping[str, float] = {}  # for the report, such as the share of entries kept
 
 
 class Combined(NamedTuple):
-    """A processed adapter with the losses and figures of each site.
+    """A processed adapter with the losses and figures of each site, as :class:`CombinedSite`.
 
-    Attributes:
-        adapter: The result. Factors that had to be computed are in float32 at least, whatever
-            the inputs were in, so that nothing is rounded before it is written.
-        lost_energy: Share of the squared norm of each site's processed update that the cut back
-            to a rank lost; 0 where the result is exact.
-        notes: Figures of each site, by name; none at a site that was not processed.
+    Factors that had to be computed are in float32 at least, whatever the inputs were in, so that
+    nothing is rounded before it is written.
     """
 
     adapter: LoraAdapter
@@ -58,16 +48,9 @@ class Combined(NamedTuple):
     notes: dict[Site, dict[str, float]]
 
     @classmethod
-    def of(
-        cls, sites: Mapping[Site, CombinedSite], base_model: str, adapter: LoraAdapter | None = None
-    ) -> "Combined":
-        """Gather the processed sites of an adapter of ``base_model``.
-
-        ``adapter`` is what they are where it exists already.
-        """
-        if adapter is None:
-            updates = {site: processed.matrix for site, processed in sites.items()}
-            adapter = LoraAdapter(updates, base_model)
+    def of(cls, sites: Mapping[Site, CombinedSite], base_model: str) -> "Combined":
+        """Gather the processed sites of an adapter."""
+        adapter = LoraAdapter({site: done.matrix for site, done in sites.items()}, base_model)
         return cls(
             adapter,
             {site: sites[site].lost_energy for site in adapter},
@@ -102,8 +85,9 @@ def cut_site(update: LowRank, rank: int | None) -> CombinedSite:
 def cut(adapter: LoraAdapter, rank: int | None) -> Combined:
     """Return an adapter cut to at most ``rank``; itself where no site's rank is above that."""
     sites = {site: cut_site(update, rank) for site, update in adapter.items()}
+    combined = Combined.of(sites, adapter.base_model)
     same = all(sites[site].matrix is adapter[site] for site in adapter)
-    return Combined.of(sites, adapter.base_model, adapter if same else None)
+    return combined._replace(adapter=adapter) if same else combined
 
 
 def low_rank(matrix: Float[Tensor, "out in"], rank: int) -> Truncation:
@@ -113,10 +97,6 @@ def low_rank(matrix: Float[Tensor, "out in"], rank: int) -> Truncation:
     eigenvectors of its smaller Gram matrix in float64; a larger one by a randomised SVD from a
     fixed seed. The lost energy, ``1 - sum sigma^2 / |M|^2``, is that of the result as it is: it
     counts what the randomisation missed.
-
-    Args:
-        matrix: The update of one site.
-        rank: Columns of the result; zeros where the matrix has fewer singular values.
 
     Returns:
         Balanced canonical factors as of :meth:`LowRank.truncated`, in the matrix's dtype, and
@@ -178,31 +158,12 @@ def largest(delta: Float[Tensor, "out in"], share: float) -> Float[Tensor, "out 
     return torch.where(delta.abs() >= threshold, delta, 0.0)
 
 
-class Kept(NamedTuple):
-    """How much of an update is kept: the share of entries asked for, and of the squared norm."""
-
-    share: float
-    energy: float
-
-
-RESCALES: dict[str, Callable[[Kept], float]] = {
-    "none": lambda kept: 1.0,
-    "inverse_keep": lambda kept: 1 / kept.share,
-    "norm": lambda kept: kept.energy**-0.5,
-    "projection": lambda kept: 1 / kept.energy,
-}
-"""The factors by which :class:`Magnitude` may multiply the entries that it keeps."""
-
-
 @dataclass(frozen=True)
 class Sparsifier(ABC):
-    """Drops a part of every update of an adapter.
-
-    Attributes:
-        p: Share that is dropped, in [0, 1); at 0 the adapter comes back as it is.
+    """Drops the share p of every update of an adapter; at 0 the adapter comes back as it is.
 
     Raises:
-        ConfigurationError: p is out of its range.
+        ConfigurationError: p is not in [0, 1).
     """
 
     p: float = 0.9
@@ -213,13 +174,10 @@ class Sparsifier(ABC):
     def __call__(
         self, adapter: LoraAdapter, rank: int | None = None, *, index: int = 0
     ) -> Combined:
-        """Sparsify every site.
+        """Sparsify every site, and cut it back to ``rank`` or to the rank that it had.
 
-        Args:
-            adapter: Whose updates are sparsified.
-            rank: To which each is cut back; None: to the rank that it had.
-            index: Of the adapter among those that are sparsified and then merged: two of them
-                must not lose the same entries by the same draw.
+        ``index`` is the adapter's among those that are sparsified and then merged: two of them must
+        not lose the same entries by the same draw.
         """
         if self.p == 0:
             return cut(adapter, rank)
@@ -270,9 +228,6 @@ class Dare(EntrySparsifier):
 
     Source: Yu et al., 2024 (DARE, arXiv 2311.03099). It fails where updates are large and p is
     high (Deng et al., 2024, arXiv 2410.09344).
-
-    Attributes:
-        seed: Of the draws, one for each site.
     """
 
     seed: int = 0
@@ -282,6 +237,10 @@ class Dare(EntrySparsifier):
     ) -> tuple[Float[Tensor, "out in"], float]:
         """Keep a random choice of entries."""
         return dropped_at_random(delta, self.p, self.seed, site, index), 1 / (1 - self.p)
+
+
+RESCALES = ("none", "inverse_keep", "norm", "projection")
+"""How :class:`Magnitude` may rescale the entries that it keeps."""
 
 
 @dataclass(frozen=True)
@@ -294,9 +253,9 @@ class Magnitude(EntrySparsifier):
     scale (3.3 times at 0.8, 8.4 times at 0.99).
 
     Attributes:
-        rescale: One of :data:`RESCALES`. ``none``; ``inverse_keep``, 1 / (1 - p);
-            ``norm``, |D| / |kept|, which keeps the norm; ``projection``, |D|^2 / |kept|^2, which
-            keeps the inner product with D, and so the effect along the update itself.
+        rescale: ``none``; ``inverse_keep``, 1 / (1 - p); ``norm``, |D| / |kept|, which keeps the
+            norm; ``projection``, |D|^2 / |kept|^2, which keeps the inner product with D, and so
+            the effect along the update itself.
 
     Raises:
         ConfigurationError: p is out of its range, or there is no such rescale.
@@ -316,7 +275,9 @@ class Magnitude(EntrySparsifier):
     ) -> tuple[Float[Tensor, "out in"], float]:
         """Keep the largest entries."""
         kept = largest(delta, 1 - self.p)
-        return kept, RESCALES[self.rescale](Kept(1 - self.p, energy(kept) / energy(delta)))
+        share = energy(kept) / energy(delta)
+        factors = (1.0, 1 / (1 - self.p), share**-0.5, 1 / share)
+        return kept, dict(zip(RESCALES, factors, strict=True))[self.rescale]
 
 
 @dataclass(frozen=True)

@@ -129,18 +129,16 @@ class AdapterStack(Mapping[Site, StackedSite]):
 
 
 def _check_same_shapes(name: str, one: LoraAdapter, other_name: str, other: LoraAdapter) -> None:
-    if set(one) != set(other):
-        odd = sorted(set(one) ^ set(other), key=lambda site: site.sort_key)[0]
-        raise AdapterError(
-            f"adapter {other_name} and adapter {name} differ in their sites ({odd.module_name} is "
-            "in one of them only), but the adapters of one model in a zoo take the same ones; "
-            "train them with one recipe or leave one out by tasks.names"
+    for site in sorted({*one, *other}, key=lambda site: site.sort_key):
+        found, expected = (
+            f"rank {adapter[site].rank} and shape {adapter[site].shape}"
+            if site in adapter
+            else "nothing"
+            for adapter in (other, one)
         )
-    for site in one:
-        if (one[site].rank, one[site].shape) != (other[site].rank, other[site].shape):
+        if found != expected:
             raise AdapterError(
-                f"adapter {other_name} has rank {other[site].rank} and shape {other[site].shape} "
-                f"at {site.module_name}, but adapter {name} has rank {one[site].rank} and shape "
-                f"{one[site].shape}; the adapters of one model in a zoo take the same rank: train "
-                "them with one recipe or leave one out by tasks.names"
+                f"adapter {other_name} has {found} at {site.module_name}, but adapter {name} has "
+                f"{expected}; the adapters of one model in a zoo take the same sites and ranks: "
+                "train them with one recipe or leave one out by tasks.names"
             )

@@ -34,7 +34,7 @@ from ..data.zoo import SIDES
 from ..evaluation.records import CompatibilityRecord
 from ..exceptions import ConfigurationError, DataError, IncompatibleError
 from ..models import BaseModel
-from ..models.capture import PairedCapture
+from ..models.capture import paired_readings
 from ..models.hooks import Tap
 from ..settings import TextSettings
 from ..store import Key, Store
@@ -126,10 +126,10 @@ def read_probe_states(
     kept = [_restricted(b, mask) for b, mask in zip(batches, masks, strict=True) if mask.any()]
     taps = [[Tap.residual(layer) for layer in range(m.sites.layers)] for m in (source, target)]
     read: list[list[list[Tensor]]] = [[[] for _ in of_side] for of_side in taps]
-    capture = PairedCapture(source.network, target.network)
-    for done, states in enumerate(capture.run(kept, *taps)):
+    states = paired_readings(source.network, target.network, kept, (taps[0], taps[1]))
+    for done, of_batch in enumerate(states):
         progress("reading probes", done, len(kept))
-        for side, of_side, state in zip(read, taps, (states.source, states.target), strict=True):
+        for side, of_side, state in zip(read, taps, of_batch, strict=True):
             for layer, tap in zip(side, of_side, strict=True):
                 layer.append(state[tap].float().cpu())
     progress("reading probes", len(kept), len(kept))

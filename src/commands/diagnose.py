@@ -49,7 +49,6 @@ from ..evaluation.records import (
 from ..evaluation.verdict import compatibility_summary, fit_warnings
 from ..files import write_whole
 from ..models import BaseModel, StreamedWeights
-from ..models.capture import PairedCapture
 from ..models.hooks import Tap
 from ..models.statistics import RunningTotals, StatisticsStore, TapPair
 from ..reporting.console import print_diagnosis
@@ -443,7 +442,8 @@ class ModuleMaps:
         totals = StatisticsStore(context.cache).gather(
             f"{source.fingerprint} {target.fingerprint} {corpus.content_hash()}",
             [taps for pair in pairs for taps in (pair.inputs, pair.outputs)],
-            PairedCapture(source.network, target.network),
+            source.network,
+            target.network,
             train,
             held_out,
             progress=lambda done: progress("reading the corpus", done, batches),

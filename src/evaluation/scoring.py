@@ -20,7 +20,7 @@ from ..data.prompts import PromptSpec, answer_tokens, left_padded, prompt_tokens
 from ..exceptions import DataError
 from ..models import BaseModel, attached
 from ..models.hooks import Attachable
-from ..models.kl import DivergenceGauge, Divergences
+from ..models.kl import Divergences, KlToBaseGauge
 from ..models.likelihood import length_batches, log_likelihoods
 from ..store import Key, Store
 
@@ -249,7 +249,7 @@ class TextDivergences:
         """Return how far an adapter moves the model on the texts.
 
         Raises:
-            LoraportError: see :class:`~loraport.models.kl.DivergenceGauge`.
+            LoraportError: see :class:`~loraport.models.kl.KlToBaseGauge`.
         """
         key = Key.of(
             "divergences",
@@ -257,12 +257,12 @@ class TextDivergences:
             texts=self.texts,
             settings=[self.most, self.positions, self.seed],
         )
-        return Divergences(**self.store.made(key, lambda: asdict(self._gauge.of(adapter))))
+        return Divergences(**self.store.made(key, lambda: asdict(self._gauge.measures(adapter))))
 
     @cached_property
-    def _gauge(self) -> DivergenceGauge:
+    def _gauge(self) -> KlToBaseGauge:
         """Made only where something is not kept already: the model is run for it."""
-        return DivergenceGauge(
+        return KlToBaseGauge(
             self.base, self.texts, most=self.most, positions=self.positions, seed=self.seed
         )
 

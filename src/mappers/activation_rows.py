@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from ..data import AlignedBatch, TextCorpus
-from ..models.capture import ActivationCache, PairedCapture
+from ..models.capture import ActivationCache
 from ..models.hooks import SIDES, Tap, tap_widths
 from ..store import Key
 from .from_text import ModelPair
@@ -127,8 +127,7 @@ class ActivationRows(LightningDataModule):
         )
         cache = ActivationCache(self.folder, key, widths, rows)
         if not cache.complete:
-            capture = PairedCapture(self.models.source.network, self.models.target.network)
-            cache.fill(capture, batches, *self.taps)
+            cache.fill(self.models.source.network, self.models.target.network, batches, self.taps)
         return cache
 
 

@@ -279,7 +279,7 @@ class LinearTextMapper(CorpusMapper):
         self.automatic_optimization = False
         # DistributedDataParallel refuses a module without a parameter.
         self.unused = nn.Parameter(torch.zeros(()))
-        self._take_up_empty()
+        self._totals = RunningTotals.empty("", ())
 
     @abstractmethod
     def fit_input(self, source: Site, target: Site, gathered: Gathered) -> LinearMap:
@@ -326,16 +326,14 @@ class LinearTextMapper(CorpusMapper):
         """Take up what was gathered before for this epoch's layers."""
         if self.current_epoch == 0:
             self.maps = FittedMaps()
-        key = self._key()
-        self._totals = self.store.resume(key, self._blocks[self.current_epoch])
-        self._saver = self.store.saver(key, self._totals)
+        self._totals = self.store.resume(self._key(), self._blocks[self.current_epoch])
 
     def training_step(self, batch: AlignedBatch, batch_idx: int) -> None:
         """Add a batch to the statistics that maps are fitted on."""
         if batch_idx >= self._totals.train_batches:
             self.gather(self._totals.train, batch)
             self._totals.train_batches += 1
-            self._saver.step()
+            self.store.step(self._totals)
 
     def on_validation_start(self) -> None:
         """End the sums over training text, whose last bits depend on where they end."""
@@ -347,7 +345,7 @@ class LinearTextMapper(CorpusMapper):
             return
         self.gather(self._totals.held_out, batch)
         self._totals.held_out_batches += 1
-        self._saver.step()
+        self.store.step(self._totals)
 
     def gather(self, statistics: PairStatistics, batch: AlignedBatch) -> None:
         """Add what the taps of both models give at a batch's tokens."""
@@ -367,8 +365,8 @@ class LinearTextMapper(CorpusMapper):
         totals.held_out.settle()
         if not totals.complete:
             totals.complete = True
-            self.store.save(self._key(), totals)
-        self._take_up_empty()
+            self.store.save(totals)
+        self._totals = RunningTotals.empty("", ())
         gathered = Gathered(totals.train.reduced(self.summed), totals.held_out.reduced(self.summed))
         layers = {pair[1].layer for pair in self._blocks[self.current_epoch]}
         for source, target in self.described.site_pairs():
@@ -378,10 +376,6 @@ class LinearTextMapper(CorpusMapper):
             if shared not in self.maps.inputs:
                 self.maps.inputs[shared] = InputProjection.of(self.fit_input(*shared, gathered))
             self.maps.outputs[source, target] = self.output_projection(source, target, gathered)
-
-    def _take_up_empty(self) -> None:
-        self._totals = RunningTotals.empty(())
-        self._saver = self.store.saver("", self._totals)
 
     def _key(self) -> str:
         """Return what this device's statistics depend on."""

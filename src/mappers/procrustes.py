@@ -11,7 +11,7 @@ from ..adapters import Site
 from ..alignment.linear_maps import LinearMap, Rotated, SplitMoments
 from ..alignment.procrustes import AnchorLocks
 from ..exceptions import ConfigurationError
-from ..models.capture import Activations, activations
+from ..models.capture import Activations, readings
 from ..models.hooks import Tap
 from ..models.statistics import TapPair
 from .base import Report
@@ -72,9 +72,7 @@ class ProcrustesMapper(LinearTextMapper):
         chosen = torch.linspace(0, count - 1, min(count, self.anchors)).round().long()
         pairs, models = self._totals.train.pairs, self.models
         self._anchors = tuple(
-            dict(
-                activations(model.network, tokens, at.cpu()[chosen], [pair[side] for pair in pairs])
-            )
+            dict(readings(model.network, tokens, at.cpu()[chosen], [pair[side] for pair in pairs]))
             for side, (model, tokens, at) in enumerate(
                 (
                     (models.source, batch.source, batch.source_places),

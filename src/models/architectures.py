@@ -23,17 +23,11 @@ from ..exceptions import ModelError
 
 @dataclass(frozen=True)
 class Architecture:
-    """What distinguishes an architecture.
+    """What distinguishes an architecture: the names of norms within a layer, and their gain."""
 
-    Attributes:
-        attention_norm: Name within a layer of the RMSNorm whose output q, k and v read.
-        mlp_norm: The same for gate and up.
-        gain_offset: What RMSNorm adds to its weight before it multiplies by it.
-    """
-
-    attention_norm: str = "input_layernorm"
-    mlp_norm: str = "post_attention_layernorm"
-    gain_offset: float = 0.0
+    attention_norm: str = "input_layernorm"  # the RMSNorm whose output q, k and v read
+    mlp_norm: str = "post_attention_layernorm"  # the same for gate and up
+    gain_offset: float = 0.0  # what RMSNorm adds to its weight before it multiplies by it
 
 
 _GEMMA = Architecture(mlp_norm="pre_feedforward_layernorm", gain_offset=1.0)
@@ -62,11 +56,7 @@ INPUT_ROLE = {role: role for role in Role} | {
 
 
 def architecture_of(config: PretrainedConfig) -> Architecture:
-    """Return what distinguishes the architecture of a config.
-
-    Raises:
-        ModelError: it is not among :data:`ARCHITECTURES`.
-    """
+    """Return what distinguishes an architecture; ModelError outside of :data:`ARCHITECTURES`."""
     if config.model_type not in ARCHITECTURES:
         raise ModelError(
             f"the base model's architecture is {config.model_type!r}, whose modules loraport "
@@ -83,11 +73,9 @@ def layer_name(layer: int) -> str:
 
 
 def input_norm(config: PretrainedConfig, site: Site) -> tuple[str, float] | None:
-    """Return which RMSNorm's output a site reads.
+    """Return the weight of the RMSNorm whose output a site reads, and its gain's offset.
 
-    Returns:
-        The name of the norm's weight, and what is added to it to get the gain; None for o and
-        down, which read no normalised residual.
+    None for o and down, which read no normalised residual.
     """
     known = architecture_of(config)
     norms = {Role.Q: known.attention_norm, Role.GATE: known.mlp_norm}
@@ -132,17 +120,11 @@ def rope_theta(config: PretrainedConfig, layer: int) -> float:
 
 
 class HeadShape(NamedTuple):
-    """How many heads an attention block has, and how wide they are; the same in all layers.
+    """How many heads an attention block has, and how wide they are; the same in all layers."""
 
-    Attributes:
-        groups: Heads of keys and values.
-        heads: Query heads that share one of them.
-        dims: Width of a head.
-    """
-
-    groups: int
-    heads: int
-    dims: int
+    groups: int  # heads of keys and values
+    heads: int  # query heads that share one of them
+    dims: int  # width of a head
 
     @classmethod
     def of(cls, config: PretrainedConfig) -> "HeadShape":
@@ -177,11 +159,7 @@ class SiteTable:
 
     @classmethod
     def of(cls, config: PretrainedConfig) -> "SiteTable":
-        """Return the table of the model that ``config`` describes; no weight is needed.
-
-        Raises:
-            ModelError: the architecture is not among :data:`ARCHITECTURES`.
-        """
+        """Return the table of the model that a config describes, if of :data:`ARCHITECTURES`."""
         architecture_of(config)
         hidden, inner = int(config.hidden_size), int(config.intermediate_size)
         groups, heads, dims = HeadShape.of(config)
@@ -200,10 +178,9 @@ class SiteTable:
         return cls(config.model_type, layers, MappingProxyType(shapes))
 
     def misfit(self, adapter: LoraAdapter) -> tuple[Site, str] | None:
-        """Return the first site of an adapter that the model lacks or shapes otherwise.
+        """Return the first site that the model lacks or shapes otherwise, and what it has there.
 
-        Returns:
-            The site, and what the model has in its place; None where every site fits.
+        None where every site of the adapter fits.
         """
         for site, update in adapter.items():
             expected = self.shapes.get(site)

@@ -5,9 +5,9 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from functools import partial
-from itertools import accumulate, islice
+from itertools import accumulate
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from ..exceptions import ConfigurationError, OutputError
 from ..files import writing
 from ..store import Key, Store
 from .architectures import capped, layer_name
-from .hooks import Tap
+from .hooks import SIDES, Tap
 
 Activations = dict[Tap, Tensor]
 """One matrix (tokens x width) a tap, in the order of the tokens that were asked for."""
@@ -32,7 +32,7 @@ class _Enough(Exception):  # noqa: N818 - no error: the deepest tap has been rea
     """Ends a forward pass of which nothing more is needed."""
 
 
-def activations(
+def readings(
     network: PreTrainedModel,
     tokens: TokenBatch,
     places: Int[Tensor, " rows"],
@@ -40,23 +40,28 @@ def activations(
 ) -> Mapping[Tap, Float[Tensor, "rows _"]]:
     """Return what flows through the taps at the given tokens; an attached adapter takes part.
 
-    The head is never run, nor any layer above the deepest tap. What comes back is a copy of the
-    chosen rows: nothing of the other tokens stays in memory.
+    Without gradients the head is never run, nor any layer above the deepest tap. What comes back
+    is a copy of the chosen rows: nothing of the other tokens stays in memory.
 
-    Args:
-        network: The model.
-        tokens: Texts as it reads them.
-        places: Tokens by their places in ``tokens.input_ids.flatten()``.
-        taps: Where to read.
+    Gradients are those of the log-likelihood of what lies between a text's first and last
+    aligned tokens, so that both models say how likely the same characters are. To first order the
+    inner product with the gradient is what a change of a module's output does to that likelihood:
+    gradients say which directions of two models have the same effect, whether or not activations
+    ever vary along them.
+
+    Tokens are given by their places in ``tokens.input_ids.flatten()``, in rising order where a tap
+    asks for gradients.
     """
     wanted = set(taps)
+    at = places.to(network.device)
+    if any(tap.place == "gradient" for tap in wanted):
+        return _with_gradients(network, tokens, at, wanted)
     found: Activations = {}
     if not wanted:
         return found
-    chosen = places.to(network.device)
 
     def keep(tap: Tap, activation: Tensor) -> None:
-        found[tap] = rows_at(activation, chosen)
+        found[tap] = _rows(activation, at)
         if len(found) == len(wanted):
             raise _Enough
 
@@ -64,7 +69,7 @@ def activations(
     # on them later.
     with ExitStack() as hooks, torch.no_grad(), suppress(_Enough):
         for tap in wanted:
-            hooks.callback(hooked(network, tap, partial(keep, tap)).remove)
+            hooks.callback(_hooked(network, tap, partial(keep, tap)).remove)
         _run(network, tokens)
     return found
 
@@ -79,14 +84,14 @@ def _run(network: PreTrainedModel, tokens: TokenBatch) -> Float[Tensor, "texts t
     return states
 
 
-def rows_at(
+def _rows(
     activation: Float[Tensor, "texts tokens width"], places: Int[Tensor, " rows"]
 ) -> Float[Tensor, "rows width"]:
     """Return a copy of the rows at some places of the flattened batch."""
     return activation.flatten(0, 1).index_select(0, places)
 
 
-def hooked(network: PreTrainedModel, tap: Tap, keep: Callable[[Tensor], None]) -> RemovableHandle:
+def _hooked(network: PreTrainedModel, tap: Tap, keep: Callable[[Tensor], None]) -> RemovableHandle:
     """Hand what flows through a tap to ``keep`` in every forward pass, until it is removed."""
     if tap.role is None:
         layer = network.get_submodule(layer_name(tap.layer))
@@ -105,50 +110,29 @@ def hooked(network: PreTrainedModel, tap: Tap, keep: Callable[[Tensor], None]) -
 _POSITIONS = 256
 
 
-def readings(
-    network: PreTrainedModel,
-    tokens: TokenBatch,
-    places: Int[Tensor, " rows"],
-    taps: Iterable[Tap],
-) -> Mapping[Tap, Float[Tensor, "rows _"]]:
-    """Return what :func:`activations` does, and gradients where a tap asks for them.
-
-    The gradients are those of the log-likelihood of what lies between a text's first and last
-    aligned tokens, so that both models say how likely the same characters are. To first order the
-    inner product with the gradient is what a change of a module's output does to that likelihood:
-    gradients say which directions of two models have the same effect, whether or not activations
-    ever vary along them.
-
-    Args:
-        network: The model; an attached adapter takes part.
-        tokens: Texts as it reads them.
-        places: Tokens by their places in ``tokens.input_ids.flatten()``, in rising order.
-        taps: Where to read.
-    """
-    wanted = set(taps)
+def _with_gradients(
+    network: PreTrainedModel, tokens: TokenBatch, at: Int[Tensor, " rows"], wanted: set[Tap]
+) -> Activations:
+    """Return gradients, and activations on the way: the whole network runs anyway."""
     asked = {tap for tap in wanted if tap.place == "gradient"}
-    if not asked:
-        return activations(network, tokens, places, wanted)
-    # With gradients the whole network runs anyway: the activations are read on the way.
     outputs = {Tap(tap.layer, "output", tap.role): tap for tap in asked}
     kept: dict[Tap, Tensor] = {}
-    at = places.to(network.device)
     with ExitStack() as hooks:
         # No parameter takes a gradient: they begin at the embeddings.
         embedding: Any = network.get_input_embeddings()
         root = embedding.register_forward_hook(lambda *args: args[-1].detach().requires_grad_())
         hooks.callback(root.remove)
         for tap in (wanted - asked) | set(outputs):
-            hooks.callback(hooked(network, tap, partial(kept.__setitem__, tap)).remove)
+            hooks.callback(_hooked(network, tap, partial(kept.__setitem__, tap)).remove)
         with torch.enable_grad():
             hidden = _run(network, tokens)
         rise = _likelihood_gradient(network, tokens, at, hidden.detach())
         found = torch.autograd.grad(hidden, [kept[tap] for tap in outputs], rise, allow_unused=True)
     read: Activations = {
-        outputs[tap]: rows_at(torch.zeros_like(kept[tap]) if grad is None else grad, at)
+        outputs[tap]: _rows(torch.zeros_like(kept[tap]) if grad is None else grad, at)
         for tap, grad in zip(outputs, found, strict=True)
     }
-    return read | {tap: rows_at(kept[tap].detach(), at) for tap in wanted - asked}
+    return read | {tap: _rows(kept[tap].detach(), at) for tap in wanted - asked}
 
 
 def _likelihood_gradient(
@@ -180,70 +164,23 @@ def _predicting(places: Int[Tensor, " rows"], width: int) -> Int[Tensor, " posit
     return torch.cat([torch.arange(start, end, device=places.device) for start, end in pieces])
 
 
-Progress = Callable[[int], None]
-"""Called with the number of finished batches."""
+ModelTaps = tuple[Iterable[Tap], Iterable[Tap]]
+"""Where the source model is read, and where the target model."""
 
 
-class PairedActivations(NamedTuple):
-    """What two models hold at the same tokens of the same texts.
-
-    Attributes:
-        source: The source model's activations, a row a token.
-        target: The target model's, row by row paired with them.
-        batch: What they were computed from.
-    """
-
-    source: Activations
-    target: Activations
-    batch: AlignedBatch
-
-
-class PairedCapture:
-    """Runs both base models over aligned batches, one batch at a time.
-
-    Args:
-        source: The source model; an adapter that is attached to it takes part.
-        target: The target model, likewise.
-    """
-
-    def __init__(self, source: PreTrainedModel, target: PreTrainedModel) -> None:
-        self._source = source
-        self._target = target
-
-    @property
-    def device(self) -> torch.device:
-        """Where the source model is, and with it the target's."""
-        return self._source.device
-
-    def run(
-        self,
-        batches: Iterable[AlignedBatch],
-        source_taps: Iterable[Tap],
-        target_taps: Iterable[Tap],
-        *,
-        skip: int = 0,
-        progress: Progress | None = None,
-    ) -> Iterator[PairedActivations]:
-        """Yield the activations of each batch.
-
-        Args:
-            batches: The texts, in a fixed order.
-            source_taps: Where to read the source model.
-            target_taps: Where to read the target model.
-            skip: So many leading batches are passed over, and no model is run on them.
-            progress: Called when the receiver has done with a batch, and once with ``skip``.
-        """
-        source_taps, target_taps = tuple(source_taps), tuple(target_taps)
-        if progress is not None and skip:
-            progress(skip)
-        for done, batch in enumerate(islice(batches, skip, None), start=skip + 1):
-            yield PairedActivations(
-                dict(readings(self._source, batch.source, batch.source_places, source_taps)),
-                dict(readings(self._target, batch.target, batch.target_places, target_taps)),
-                batch,
-            )
-            if progress is not None:
-                progress(done)
+def paired_readings(
+    source: PreTrainedModel,
+    target: PreTrainedModel,
+    batches: Iterable[AlignedBatch],
+    taps: ModelTaps,
+) -> Iterator[tuple[Activations, Activations]]:
+    """Yield for each batch what both models hold at its paired tokens, row by row the same text."""
+    source_taps, target_taps = map(tuple, taps)
+    for batch in batches:
+        yield (
+            dict(readings(source, batch.source, batch.source_places, source_taps)),
+            dict(readings(target, batch.target, batch.target_places, target_taps)),
+        )
 
 
 _BYTES = 2  # of a bfloat16
@@ -260,13 +197,7 @@ class ActivationCache:
         cache: Folder of the :class:`~loraport.store.Store`.
         key: All that the rows depend on.
         widths: How wide the rows of each label are, such as ``source.3.q.input``.
-        rows: How many there will be of each.
-
-    Attributes:
-        widths: The same.
-        rows: The same.
-        folder: Where the files lie.
-        done: How many rows are written.
+        rows: How many there will be of each; ``done`` of them are written.
 
     Raises:
         ConfigurationError: there is nothing to write.
@@ -308,21 +239,14 @@ class ActivationCache:
 
     def fill(
         self,
-        capture: PairedCapture,
+        source: PreTrainedModel,
+        target: PreTrainedModel,
         batches: Iterable[AlignedBatch],
-        source_taps: Iterable[Tap],
-        target_taps: Iterable[Tap],
-        *,
-        progress: Progress | None = None,
+        taps: ModelTaps,
     ) -> None:
-        """Write the rows that are not there yet; no model is run for those that are.
+        """Write the rows of all batches that are not there yet, each under its tap's ``label_on``.
 
-        Args:
-            capture: Runs the models.
-            batches: All of the texts, in the order they always have.
-            source_taps: Read in the source model; their rows get the label ``tap.label_on``.
-            target_taps: Read in the target model.
-            progress: Called with the number of finished batches.
+        Neither model is run for what is written.
 
         Raises:
             ConfigurationError: they are not the batches that the cache was begun with.
@@ -336,21 +260,17 @@ class ActivationCache:
                 f"{ends[-1]} in {len(held)} batches that do not end there; remove the folder if "
                 "the corpus has changed"
             )
-        skip = ends.index(self.done)
-        if self.complete:
-            return
-        for read in capture.run(held, source_taps, target_taps, skip=skip, progress=progress):
-            rows = {tap.label_on("source"): x for tap, x in read.source.items()}
-            rows |= {tap.label_on("target"): x for tap, x in read.target.items()}
-            self.write(rows)
+        for read in paired_readings(source, target, held[ends.index(self.done) :], taps):
+            self.write(
+                {
+                    tap.label_on(side): rows
+                    for side, found in zip(SIDES, read, strict=True)
+                    for tap, rows in found.items()
+                }
+            )
 
     def write(self, batch: Mapping[str, Float[Tensor, "rows _"]]) -> None:
-        """Write the next rows of all labels, equally many of each.
-
-        Raises:
-            ConfigurationError: they are not those of all labels, or too many.
-            OutputError: the disk is full.
-        """
+        """Write the next rows of all labels, equally many of each; errors as of :meth:`fill`."""
         (count,) = {len(rows) for rows in batch.values()}
         found = {label: rows.shape[1] for label, rows in batch.items()}
         if found != self.widths or self.done + count > self.rows:

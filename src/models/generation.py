@@ -33,12 +33,9 @@ class MostLikely:
 
 
 class NucleusSampling:
-    """A token drawn from the most likely ones that hold ``top_p`` of the probability.
+    """A token drawn from the most likely ones that hold ``top_p`` of the probability; 1: from all.
 
-    Args:
-        generator: Draws, on the CPU.
-        temperature: Divides the logits.
-        top_p: Share of the probability; 1 draws from all tokens.
+    ``temperature`` divides the logits; the generator draws on the CPU.
 
     Source: Holtzman et al., 2020 (arXiv 1904.09751).
     """
@@ -67,14 +64,9 @@ def generate(
 ) -> list[list[int]]:
     """Return the tokens that the model writes after each prompt.
 
-    All prompts go through the model together, left padded. A row ends with the tokenizer's
-    end-of-text token where the model has come to its end, and else after ``max_new_tokens``.
-
-    Args:
-        base: The model, with what is attached to it.
-        prompts: Their tokens, at least one each.
-        max_new_tokens: Tokens a row at most.
-        choice: Chooses each next token.
+    All prompts, of at least one token each, go through the model together, left padded. A row ends
+    with the tokenizer's end-of-text token where the model has come to its end, and else after
+    ``max_new_tokens``.
     """
     network, device = base.network, base.network.device
     end = int(base.tokenizer.eos_token_id)

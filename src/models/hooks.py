@@ -20,26 +20,13 @@ class Attachable(Protocol):
     def hooks(self, network: PreTrainedModel) -> list[RemovableHandle]:
         """Let it act in every forward pass until the hooks are removed.
 
-        Raises:
-            LoraportError: it does not fit the network; then no hook is left.
+        Raises LoraportError where it does not fit the network; then no hook is left.
         """
         ...
 
     def content_hash(self) -> str:
         """Return a hash of all that determines what it does."""
         ...
-
-
-def _check(table: SiteTable, adapter: LoraAdapter) -> None:
-    """Refuse an adapter that has a site or a shape which the model has not."""
-    misfit = table.misfit(adapter)
-    if misfit is not None:
-        site, found = misfit
-        raise ModelError(
-            f"the adapter of {adapter.base_model} updates {site.module_name} by a matrix of shape "
-            f"{adapter[site].shape}, but the model ({table.architecture}, {table.layers} layers) "
-            f"has {found}; attach it to the base model that it was made for"
-        )
 
 
 def _hook(network: PreTrainedModel, site: Site, update: LowRank) -> RemovableHandle:
@@ -71,7 +58,15 @@ def attached(network: PreTrainedModel, adapter: LoraAdapter | Attachable | None)
     handles: list[RemovableHandle] = []
     try:
         if isinstance(adapter, LoraAdapter):
-            _check(SiteTable.of(network.config), adapter)
+            table = SiteTable.of(network.config)
+            if (misfit := table.misfit(adapter)) is not None:
+                site, found = misfit
+                raise ModelError(
+                    f"the adapter of {adapter.base_model} updates {site.module_name} by a matrix "
+                    f"of shape {adapter[site].shape}, but the model ({table.architecture}, "
+                    f"{table.layers} layers) has {found}; attach it to the base model that it was "
+                    "made for"
+                )
             handles = [_hook(network, site, update) for site, update in adapter.items()]
         elif adapter is not None:
             handles = adapter.hooks(network)
@@ -87,12 +82,9 @@ SIDES = ("source", "target")
 class Tap(NamedTuple):
     """Where activations are read in a network: one row a token.
 
-    Attributes:
-        layer: The decoder layer.
-        place: ``input`` or ``output`` of a role's module; ``gradient`` of the text's end with
-            respect to that output; or ``residual``: the stream behind the layer, which is what
-            the next layer reads.
-        role: Whose module; None for the residual stream.
+    ``place`` is ``input`` or ``output`` of a role's module; ``gradient`` of the text's end with
+    respect to that output; or, without a role, ``residual``: the stream behind the layer, which is
+    what the next layer reads.
     """
 
     layer: int
@@ -127,11 +119,7 @@ class Tap(NamedTuple):
         return f"{self.layer}.{self.role.value}.{self.place}"
 
     def label_on(self, side: str) -> str:
-        """Return a name that also says which model is read, such as ``source.3.q.input``.
-
-        Args:
-            side: One of :data:`SIDES`.
-        """
+        """Return a name that also says which of :data:`SIDES` is read: ``source.3.q.input``."""
         return f"{side}.{self.label}"
 
 

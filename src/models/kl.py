@@ -8,34 +8,27 @@ model's, so that no tokens need to be aligned. For a small multiple ``s`` of an 
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
-from transformers import PreTrainedModel
+from torch import Tensor
 
 from ..adapters import LoraAdapter
 from ..data.corpora import cut_at_word
 from ..data.prompts import left_padded, positions
 from ..exceptions import ConfigurationError, DataError, ModelError
 from .hooks import Attachable, attached
-from .likelihood import LOGIT_POSITIONS, length_batches
+from .likelihood import LOGIT_POSITIONS, length_batches, picked_logits
 from .loading import BaseModel
 
 # So many positions are compared at once: each intermediate result is as large as their logits.
 _COMPARED = 32
 _BYTES = 4  # of a log-probability in float32
+_MAX_CHARS = 400  # of a text
+_SKIPPED = 4  # tokens at the start of a text, where it has more
+_BATCH_TOKENS = 4096  # padding included
 
 LogProbabilities = Float[Tensor, "positions vocabulary"]
-
-
-class _Batch(NamedTuple):
-    """Texts of like length as the model reads them, and the places in the flattened batch."""
-
-    input_ids: Int[Tensor, "rows tokens"]
-    attention_mask: Int[Tensor, "rows tokens"]
-    places: Int[Tensor, " positions"]
 
 
 def divergence(base: LogProbabilities, other: LogProbabilities) -> Float[Tensor, " positions"]:
@@ -75,7 +68,7 @@ def same_choice(one: LogProbabilities, other: LogProbabilities) -> Bool[Tensor, 
 
 @dataclass(frozen=True)
 class KlToBase:
-    """Mean and 95th percentile of the divergence, in nats, and over how many positions."""
+    """Mean and 95th percentile of the KL to base, in nats, and over how many positions."""
 
     mean: float
     p95: float
@@ -88,8 +81,19 @@ class KlToBase:
         return cls(float(exact.mean()), float(exact.quantile(0.95)), len(exact))
 
 
+@dataclass(frozen=True)
+class Divergences:
+    """Means over positions of what lies between a model without and with an adapter, in nats."""
+
+    positions: int
+    kl: float  # KL(base || with the adapter)
+    kl_p95: float  # its 95th percentile
+    js: float  # Jensen-Shannon; 0 the same, ln 2 nothing in common
+    top1: float  # share of the positions at which both find the same token most likely
+
+
 class KlToBaseGauge:
-    """Measures the KL to base of any number of adapters of one model at the same positions.
+    """Measures how far any number of adapters move one model, at the same positions.
 
     The base's log-probabilities are computed once and kept in float32: half precision would
     round them by up to 4e-3, which is more than small divergences. Logits are computed at the
@@ -97,17 +101,16 @@ class KlToBaseGauge:
 
     Args:
         base: The model without adapter.
-        texts: Generic texts; those without a token are left out.
-        positions: Positions a text at most, drawn at random; None takes all.
-        skip: So many tokens at the start of a text are not looked at, where it has more: what a
-            model says there depends on hardly any text.
-        max_chars: A text is cut at the last word boundary before so many characters.
-        batch_tokens: Tokens a forward pass, padding included.
+        texts: Generic texts, each cut to 400 characters; those without a token are left out.
+        most: So many texts are looked at, or as many as memory has room for at a position each,
+            drawn at random; None takes all.
+        positions: Positions a text at most, drawn at random behind its first 4 tokens, where a
+            model says what depends on hardly any text; None takes all.
         memory_gb: For what is kept; where it does not suffice, fewer positions a text are taken.
-        seed: Of the draw.
+        seed: Of the draws.
 
     Raises:
-        ConfigurationError: a number is out of range, or memory too small for a position a text.
+        ConfigurationError: there is no position, or memory is too small for one in each text.
         DataError: none of the texts has a token.
         ModelError: the model's own logits are not finite.
     """
@@ -117,27 +120,29 @@ class KlToBaseGauge:
         base: BaseModel,
         texts: Sequence[str],
         *,
+        most: int | None = None,
         positions: int | None = 8,
-        skip: int = 4,
-        max_chars: int = 400,
-        batch_tokens: int = 4096,
         memory_gb: float = 0.5,
         seed: int = 0,
     ) -> None:
-        if (positions is not None and positions < 1) or skip < 0 or max_chars < 1:
+        if positions is not None and positions < 1:
             raise ConfigurationError(
-                f"KL to base got positions={positions}, skip={skip}, max_chars={max_chars}; it "
-                "takes 1 or more positions and characters, and skips 0 or more tokens"
+                f"KL to base got positions={positions}; it takes 1 or more, or None for all"
             )
         self.base = base
-        cut = [cut_at_word(text, max_chars) for text in texts]
+        vocabulary = int(base.network.get_output_embeddings().weight.shape[0])
+        room = int(memory_gb * 2**30 / _BYTES / vocabulary)
+        if most is not None:
+            generator = torch.Generator().manual_seed(seed)
+            order = torch.randperm(len(texts), generator=generator)[: min(most, room)]
+            texts = [texts[number] for number in order.sort().values.tolist()]
+        cut = [cut_at_word(text, _MAX_CHARS) for text in texts]
         rows = [row for row in base.tokenizer(cut)["input_ids"] if row] if cut else []
         if not rows:
             raise DataError(
                 f"KL to base of {base.name} is measured on generic text, and none of {len(texts)} "
                 "texts has a token; give texts, such as those of paths.corpus"
             )
-        room = room_for(base, memory_gb)
         each = room // len(rows)
         if each < 1:
             raise ConfigurationError(
@@ -145,151 +150,47 @@ class KlToBaseGauge:
                 f"memory_gb has room for {room} of {len(rows)} texts; raise memory_gb or take "
                 "fewer texts"
             )
-        chosen = _drawn(rows, each if positions is None else min(each, positions), skip, seed)
-        self._batches = list(_batches(base, rows, chosen, batch_tokens))
-        self._base = self._own()
+        chosen = _drawn(rows, each if positions is None else min(each, positions), seed)
+        self._batches = list(_batches(base, rows, chosen))
+        with torch.inference_mode():
+            self._base = [
+                self._logits(*batch).float().log_softmax(dim=-1).cpu() for batch in self._batches
+            ]
+        if not all(bool(part.isfinite().all()) for part in self._base):
+            raise ModelError(
+                f"{base.name} itself says NaN or infinity on these texts; KL to base takes a "
+                "model that works: load it in float32"
+            )
 
     @property
     def positions(self) -> int:
         """How many positions are looked at, of all texts together."""
-        return sum(len(batch.places) for batch in self._batches)
+        return sum(map(len, self._base))
 
     def of(self, adapter: LoraAdapter, scale: float = 1.0) -> KlToBase:
         """Return the KL to base of ``scale`` times the adapter.
 
         Raises:
-            ModelError: the adapter does not fit the base model, or makes it say NaN.
+            ModelError: the adapter does not fit the base model, or makes it say NaN; so do the
+                methods below.
         """
         return KlToBase.over(self.divergences(adapter, scale))
 
     @torch.inference_mode()
     def divergences(self, adapter: LoraAdapter, scale: float = 1.0) -> Float[Tensor, " positions"]:
-        """Return the divergence at every position, texts of like length together.
-
-        Raises:
-            ModelError: the adapter does not fit the base model, or makes it say NaN.
-        """
+        """Return what :meth:`of` sums up: the KL of each position, like texts together."""
         scaled = adapter.map(lambda update: update.scaled(scale))
-        divergences = torch.cat([divergence(own, other) for own, other in self.compared(scaled)])
-        if not divergences.isfinite().all():
-            raise ModelError(
-                f"with {scale:g} times the adapter {self.base.name} says NaN or infinity; KL to "
-                "base takes finite logits: scale the adapter down, or load the model in float32"
-            )
-        return divergences
+        return self._finite(torch.cat([divergence(*pair) for pair in self._compared(scaled)]))
 
     @torch.inference_mode()
-    def compared(
-        self, adapter: LoraAdapter | Attachable
-    ) -> Iterator[tuple[LogProbabilities, LogProbabilities]]:
-        """Give the log-probabilities without and with an adapter, some positions at a time.
-
-        Raises:
-            LoraportError: the adapter does not fit the base model.
-        """
-        with attached(self.base.network, adapter):
-            for batch, kept in zip(self._batches, self._base, strict=True):
-                logits = _logits(self.base.network, batch)
-                for first in range(0, len(kept), _COMPARED):
-                    part = slice(first, first + _COMPARED)
-                    yield kept[part], logits[part].float().log_softmax(dim=-1).cpu()
-
-    @torch.inference_mode()
-    def _own(self) -> list[Float[Tensor, "_ vocabulary"]]:
-        """Return the log-probabilities of the base model, a tensor a batch."""
-        kept = [
-            _logits(self.base.network, batch).float().log_softmax(dim=-1).cpu()
-            for batch in self._batches
-        ]
-        if not all(bool(part.isfinite().all()) for part in kept):
-            raise ModelError(
-                f"{self.base.name} itself says NaN or infinity on these texts; KL to base takes a "
-                "model that works: load it in float32"
-            )
-        return kept
-
-
-def kl_to_base(
-    base: BaseModel, adapter: LoraAdapter, texts: Sequence[str], **options: Any
-) -> KlToBase:
-    """Return one adapter's KL to base, with the options and errors of :class:`KlToBaseGauge`."""
-    return KlToBaseGauge(base, texts, **options).of(adapter)
-
-
-@dataclass(frozen=True)
-class Divergences:
-    """Means over positions of what lies between a model without and with an adapter.
-
-    Attributes:
-        positions: How many were compared.
-        kl: Mean of ``KL(base || with the adapter)``, in nats.
-        kl_p95: Its 95th percentile.
-        js: Mean Jensen-Shannon divergence, in nats; 0 the same, ln 2 nothing in common.
-        top1: Share of the positions at which both find the same token most likely.
-    """
-
-    positions: int
-    kl: float
-    kl_p95: float
-    js: float
-    top1: float
-
-
-class DivergenceGauge:
-    """Measures any number of adapters by several divergences, at the same positions.
-
-    Of more texts than asked for, or than memory has room for at a position each, some are drawn.
-
-    Args:
-        base: The model without adapter.
-        texts: Generic texts, or the prompts of a suite.
-        most: So many texts are looked at, drawn from all.
-        positions: Positions a text at most, drawn at random.
-        memory_gb: For what is kept.
-        seed: Of the draws.
-
-    Raises:
-        ConfigurationError: a number is out of range.
-        DataError: none of the texts has a token.
-        ModelError: the model's own logits are not finite.
-    """
-
-    def __init__(
-        self,
-        base: BaseModel,
-        texts: Sequence[str],
-        *,
-        most: int = 64,
-        positions: int = 4,
-        memory_gb: float = 0.5,
-        seed: int = 0,
-    ) -> None:
-        fitting = min(most, room_for(base, memory_gb))
-        generator = torch.Generator().manual_seed(seed)
-        order = torch.randperm(len(texts), generator=generator)[:fitting].sort().values.tolist()
-        drawn = [texts[number] for number in order]
-        self._gauge = KlToBaseGauge(
-            base, drawn, positions=positions, memory_gb=memory_gb, seed=seed
-        )
-
-    @torch.inference_mode()
-    def of(self, adapter: LoraAdapter | Attachable) -> Divergences:
-        """Return how far an adapter moves the model, by all measures, in one pass.
-
-        Raises:
-            LoraportError: the adapter does not fit the base model, or makes it say NaN.
-        """
+    def measures(self, adapter: LoraAdapter | Attachable) -> Divergences:
+        """Return how far an adapter moves the model by all measures, in one pass."""
         parts = [
             (divergence(*pair), js_divergence(*pair), same_choice(*pair))
-            for pair in self._gauge.compared(adapter)
+            for pair in self._compared(adapter)
         ]
         kl, js, same = (torch.cat(part) for part in zip(*parts, strict=True))
-        if not (kl.isfinite().all() and js.isfinite().all()):
-            raise ModelError(
-                f"with the adapter {self._gauge.base.name} says NaN or infinity; divergences take "
-                "finite logits: scale the adapter down, or load the model in float32"
-            )
-        summary = KlToBase.over(kl)
+        summary = KlToBase.over(self._finite(kl))
         return Divergences(
             positions=summary.positions,
             kl=summary.mean,
@@ -298,35 +199,57 @@ class DivergenceGauge:
             top1=float(same.double().mean()),
         )
 
+    def _finite(self, divergences: Tensor) -> Tensor:
+        if not divergences.isfinite().all():
+            raise ModelError(
+                f"with the adapter {self.base.name} says NaN or infinity; KL to base takes finite "
+                "logits: scale the adapter down, or load the model in float32"
+            )
+        return divergences
 
-def room_for(base: BaseModel, memory_gb: float) -> int:
-    """Return at how many positions a model's log-probabilities fit into so much memory."""
-    vocabulary = int(base.network.get_output_embeddings().weight.shape[0])
-    return int(memory_gb * 2**30 / _BYTES / vocabulary)
+    def _compared(
+        self, adapter: LoraAdapter | Attachable
+    ) -> Iterator[tuple[LogProbabilities, LogProbabilities]]:
+        """Give the log-probabilities without and with an adapter, some positions at a time."""
+        with attached(self.base.network, adapter):
+            for batch, kept in zip(self._batches, self._base, strict=True):
+                logits = self._logits(*batch)
+                for first in range(0, len(kept), _COMPARED):
+                    part = slice(first, first + _COMPARED)
+                    yield kept[part], logits[part].float().log_softmax(dim=-1).cpu()
+
+    def _logits(
+        self, ids: Int[Tensor, "rows tokens"], mask: Int[Tensor, "rows tokens"], places: Tensor
+    ) -> LogProbabilities:
+        """Return the logits at places of the flattened batch."""
+        device = self.base.network.device
+        logits = picked_logits(
+            self.base.network,
+            lambda states: states.flatten(0, 1)[places.to(states.device)][None],
+            input_ids=ids.to(device),
+            attention_mask=mask.to(device),
+            position_ids=positions(mask).to(device),
+        )
+        return logits[0]
 
 
-def _drawn(
-    rows: Sequence[Sequence[int]], most: int, skip: int, seed: int
-) -> list[Int[Tensor, " _"]]:
+def _drawn(rows: Sequence[Sequence[int]], most: int, seed: int) -> list[Int[Tensor, " _"]]:
     """Draw the places in each text, at most so many."""
     generator = torch.Generator().manual_seed(seed)
     chosen = []
     for row in rows:
-        first = min(skip, len(row) - 1)
+        first = min(_SKIPPED, len(row) - 1)
         drawn = torch.randperm(len(row) - first, generator=generator)[:most]
         chosen.append(drawn.sort().values + first)
     return chosen
 
 
 def _batches(
-    base: BaseModel,
-    rows: Sequence[Sequence[int]],
-    chosen: Sequence[Int[Tensor, " _"]],
-    batch_tokens: int,
-) -> Iterator[_Batch]:
-    """Give texts of like length together, with the chosen places in each flattened batch."""
+    base: BaseModel, rows: Sequence[Sequence[int]], chosen: Sequence[Int[Tensor, " _"]]
+) -> Iterator[tuple[Tensor, Tensor, Int[Tensor, " positions"]]]:
+    """Give texts of like length together: tokens, mask, chosen places in the flattened batch."""
     most = max(1, LOGIT_POSITIONS // max(len(places) for places in chosen))
-    for numbers in length_batches([len(row) for row in rows], batch_tokens, most):
+    for numbers in length_batches([len(row) for row in rows], _BATCH_TOKENS, most):
         ids, mask = left_padded(
             [rows[number] for number in numbers], int(base.tokenizer.pad_token_id)
         )
@@ -335,28 +258,4 @@ def _batches(
             (line + 1) * width - len(rows[number]) + chosen[number]
             for line, number in enumerate(numbers)
         ]
-        yield _Batch(ids, mask, torch.cat(places))
-
-
-def _logits(network: PreTrainedModel, batch: _Batch) -> Float[Tensor, "positions vocabulary"]:
-    """Return the logits at the batch's places, by the architecture's own forward pass.
-
-    Nothing else meets the head, and the model's scaling and capping of logits hold.
-    """
-
-    def pick(_head: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        states = arguments[0].flatten(0, 1)
-        return (states[batch.places.to(states.device)][None], *arguments[1:])
-
-    head: Any = network.get_output_embeddings()
-    handle = head.register_forward_pre_hook(pick)
-    try:
-        logits: Tensor = network(
-            input_ids=batch.input_ids.to(network.device),
-            attention_mask=batch.attention_mask.to(network.device),
-            position_ids=positions(batch.attention_mask).to(network.device),
-            use_cache=False,
-        ).logits
-    finally:
-        handle.remove()
-    return logits[0]
+        yield ids, mask, torch.cat(places)

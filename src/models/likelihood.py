@@ -4,7 +4,7 @@ The labels' tokens form a tree behind the prompt, and only the positions that pr
 meet the head.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -21,32 +21,40 @@ LOGIT_POSITIONS = 256
 """Positions whose logits are held at once: 268 MB for a vocabulary of 262,144."""
 
 
-def last_logits(
-    network: PreTrainedModel, positions: int, **inputs: Any
-) -> Float[Tensor, "rows positions vocabulary"]:
-    """Return a causal language model's logits at the last ``positions`` of every row.
+def picked_logits(
+    network: PreTrainedModel, pick: Callable[[Tensor], Tensor], **inputs: Any
+) -> Tensor:
+    """Return a causal language model's logits at some of its positions.
 
-    The rest of the sequence never meets the head, which with a vocabulary of 262,144 words
-    costs more than all layers of a small model. The architecture's own forward pass is used, so
-    that its scaling and capping of logits hold.
+    The others never meet the head, which with a vocabulary of 262,144 words costs more than all
+    layers of a small model. The architecture's own forward pass is used, so that its scaling and
+    capping of logits hold.
 
     Args:
         network: The model; PEFT's modules in it, or an attached adapter, take part.
-        positions: How many positions are asked for, at least 1.
+        pick: Takes what the head shall read from the last hidden states (rows x tokens x width).
         inputs: What the model reads: ``input_ids``, ``attention_mask``, ``position_ids``.
     """
 
-    # The cut leaves a tensor with gaps between rows, for which torch multiplies each row by the
-    # head on its own: measured nine times slower on 32 rows than one product of all rows.
-    def close_gaps(_head: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (arguments[0].contiguous(), *arguments[1:])
+    def picked(_head: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (pick(arguments[0]), *arguments[1:])
 
     head: Any = network.get_output_embeddings()
-    handle = head.register_forward_pre_hook(close_gaps)
+    handle = head.register_forward_pre_hook(picked)
     try:
-        return network(**inputs, use_cache=False, logits_to_keep=positions).logits
+        logits: Tensor = network(**inputs, use_cache=False).logits
     finally:
         handle.remove()
+    return logits
+
+
+def last_logits(
+    network: PreTrainedModel, positions: int, **inputs: Any
+) -> Float[Tensor, "rows positions vocabulary"]:
+    """Return :func:`picked_logits` at the last ``positions`` of every row, at least 1."""
+    # The cut leaves a tensor with gaps between rows, for which torch multiplies each row by the
+    # head on its own: measured nine times slower on 32 rows than one product of all rows.
+    return picked_logits(network, lambda states: states[:, -positions:].contiguous(), **inputs)
 
 
 _ROOT = -1
@@ -69,7 +77,7 @@ class LabelTree:
     one token add nothing to the prompt.
 
     Attributes:
-        tokens: The token of each node; the prompt's end is not a node.
+        tokens: Of each node; the prompt's end is not a node.
         parents: The node before each node, or -1 where that is the prompt's end.
         steps: For each label, the node behind which each of its tokens is predicted.
     """
@@ -166,11 +174,10 @@ def behind_prompts(
 def attention_masks(
     inputs: TreeInputs, config: PretrainedConfig, dtype: torch.dtype, device: torch.device
 ) -> Tensor | Mapping[str, Tensor]:
-    """Return additive masks in the form that the architecture takes.
+    """Return additive masks, one for each kind of layer where an architecture mixes kinds.
 
     Masks of four dimensions are used as they are, so a sliding window has to be cut here: a
-    token sees those that are fewer than ``sliding_window`` positions before it. Architectures
-    that mix both kinds of layers take one mask for each kind.
+    token sees those that are fewer than ``sliding_window`` positions before it.
     """
 
     def additive(sees: Bool[Tensor, "rows tokens tokens"]) -> Tensor:
@@ -209,11 +216,6 @@ def batch_log_likelihoods(
     """Return the total log-likelihood of every label behind each prompt, in one forward pass.
 
     Gradients flow to whatever in the network takes them.
-
-    Args:
-        base: The model, with what is attached to it.
-        tree: The labels.
-        prompts: Their tokens.
     """
     network, device = base.network, base.network.device
     ids, mask = left_padded(prompts, int(base.tokenizer.pad_token_id))
@@ -246,14 +248,8 @@ def log_likelihoods(
     """Return the total log-likelihood of every label for every text's prompt, in float32.
 
     Exact for labels of several tokens and for labels that begin alike. Prompts of like length go
-    through the model together; neither the batches nor the padding change a number.
-
-    Args:
-        base: The model, with what is attached to it.
-        question: What is asked of each text.
-        texts: The texts.
-        batch_tokens: Tokens a forward pass, padding included; bounds memory and sets the speed.
-        batch_rows: Rows a forward pass at most.
+    through the model together: at most ``batch_rows``, with ``batch_tokens`` tokens, padding
+    included, which bounds memory and sets the speed. Neither changes a number.
     """
     prompts = prompt_tokens(base.tokenizer, question, texts)
     tree = label_tree(base, question)

@@ -24,10 +24,10 @@ from transformers import (
 )
 
 from ..alignment.svd import has_matrix_units
-from ..exceptions import ConfigurationError, ModelError
+from ..exceptions import ModelError
 from ..store import Key, Store
 from .architectures import SiteTable
-from .streaming import StreamedWeights
+from .streaming import StreamedWeights, read_config, read_tokenizer
 
 DTYPES = {
     "float32": torch.float32,
@@ -40,7 +40,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class BaseModel:
-    """A causal language model that adapters are made for.
+    """A causal language model that adapters are made for; :meth:`frozen` makes one.
 
     Attributes:
         name: The hub id that adapters for it carry as ``base_model_name_or_path``.
@@ -77,10 +77,7 @@ class BaseModel:
         return cls(name, network, tokenizer, fingerprint)
 
     def converted(self, dtype: torch.dtype) -> "BaseModel":
-        """Return the model with a copy of its network that computes in a dtype; itself if it does.
-
-        A CPU with matrix units for bfloat16 trains with it about twice as fast as in float32.
-        """
+        """Return the model with a copy of its network in a dtype; itself where it has that."""
         if self.network.dtype == dtype:
             return self
         network = copy.deepcopy(self.network)
@@ -91,20 +88,14 @@ class BaseModel:
 
     @cached_property
     def sites(self) -> SiteTable:
-        """The modules that LoRA can adapt.
-
-        Raises:
-            ModelError: the architecture has no site table.
-        """
+        """The modules that LoRA can adapt; ModelError where the architecture is unknown."""
         return SiteTable.of(self.network.config)
 
 
 class ModelSource(ABC):
     """One way to get a base model, as a pair's YAML names it: a folder, and how to find it.
 
-    Attributes:
-        name: The hub id that adapters for the model carry as ``base_model_name_or_path``.
-        dtype: The network's: ``float32`` (right on a CPU), ``bfloat16`` or ``float16``.
+    ``dtype`` is the network's: ``float32`` (right on a CPU), ``bfloat16`` or ``float16``.
     """
 
     name: str
@@ -114,11 +105,8 @@ class ModelSource(ABC):
     def folder(self, cache: Path) -> Path:
         """Return the folder of the model, in the layout that ``save_pretrained`` writes.
 
-        Args:
-            cache: Of the store that keeps what has to be built or remembered for it.
-
-        Raises:
-            ModelError: it cannot be found or built; the message says what to do.
+        What has to be built for it is kept in ``cache``, the folder of a store. Raises ModelError
+        where it cannot be found or built, as do the methods below.
         """
 
     def fingerprint(self, folder: Path, cache: Path) -> str:
@@ -126,31 +114,23 @@ class ModelSource(ABC):
         return Store(cache).folder_hash(folder)
 
     def load(self, cache: Path) -> BaseModel:
-        """Return the model in :meth:`folder`.
-
-        Raises:
-            ModelError: it cannot be found or read; the message says what to do.
-        """
+        """Return the model in :meth:`folder`."""
         if self.dtype not in DTYPES:
             raise ModelError(
                 f"a base model's dtype is {self.dtype!r}, but it takes one of {', '.join(DTYPES)}"
             )
         folder = self.folder(cache)
-        if not (folder / "config.json").is_file():
-            raise ModelError(
-                f"the base model folder {folder} has no config.json, but it takes what "
-                "`save_pretrained` of a model and of its tokenizer write; correct the path"
-            )
+        read_config(folder)
         try:
             network = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=DTYPES[self.dtype], local_files_only=True
             )
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError, SafetensorError) as error:
             raise ModelError(
                 f"the base model in {folder} could not be read ({str(error).splitlines()[0]}); "
-                "it takes config.json, *.safetensors and tokenizer.json"
+                "it takes config.json and *.safetensors, as `save_pretrained` writes them"
             ) from error
+        tokenizer = read_tokenizer(folder)
         if not tokenizer.is_fast:
             raise ModelError(
                 f"the tokenizer of {self.name} is a slow one, but loraport takes fast tokenizers "
@@ -159,22 +139,13 @@ class ModelSource(ABC):
         return BaseModel.frozen(self.name, network, tokenizer, self.fingerprint(folder, cache))
 
     def weights(self, cache: Path) -> StreamedWeights:
-        """Open the weights in :meth:`folder` without loading them, in the dtype that they have.
-
-        Raises:
-            ModelError: it cannot be found, or holds no safetensors of a known architecture.
-        """
+        """Open the weights in :meth:`folder` without loading them, in the dtype that they have."""
         return StreamedWeights.open(self.folder(cache), self.name)
 
 
 @dataclass(frozen=True)
 class LocalModel(ModelSource):
-    """A model in a folder, as ``save_pretrained`` writes it.
-
-    Attributes:
-        path: The folder.
-        name: Empty takes the folder's own name.
-    """
+    """A model in a folder, as ``save_pretrained`` writes it; without a name it has the folder's."""
 
     path: str
     name: str = ""
@@ -208,23 +179,14 @@ _FETCHED = (
 
 @dataclass(frozen=True)
 class HubModel(ModelSource):
-    """A model of the Hugging Face hub, by its id.
-
-    Attributes:
-        name: The id, such as ``Qwen/Qwen2.5-0.5B-Instruct``.
-        revision: Branch, tag or commit; ``None`` takes the default branch.
-    """
+    """A model of the Hugging Face hub by its id, at a branch, tag or commit (None: the default)."""
 
     name: str
     revision: str | None = None
     dtype: str = "float32"
 
     def folder(self, cache: Path) -> Path:
-        """Return the snapshot in the hub's own cache, after a download where it is not there.
-
-        Raises:
-            ModelError: the hub cannot be reached, has no such model, or wants a login for it.
-        """
+        """Return the snapshot in the hub's own cache, after a download where it is not there."""
         del cache
         try:
             return Path(
@@ -264,16 +226,12 @@ class PackagedGguf(ModelSource):
     dtype: str = "float32"
 
     def fingerprint(self, folder: Path, cache: Path) -> str:
-        """Return :meth:`gguf_hash`: what is built of one file is always the same."""
+        """Return the file's hash: what is built of one file is always the same."""
         del folder
         return self.gguf_hash(cache)
 
     def gguf_hash(self, cache: Path) -> str:
-        """Return the SHA-256 of the GGUF file.
-
-        Raises:
-            ModelError: the package is not installed.
-        """
+        """Return the SHA-256 of the GGUF file."""
         return Store(cache).file_hash(self.gguf_file(cache))
 
     def gguf_file(self, scratch: Path) -> Path:
@@ -289,13 +247,7 @@ class PackagedGguf(ModelSource):
         return path
 
     def folder(self, cache: Path) -> Path:
-        """Return the folder of the dequantised model, which is built where it is missing.
-
-        Several processes may ask for it at once: one of them builds, the others wait.
-
-        Raises:
-            ModelError: the package is not installed.
-        """
+        """Return the folder of the dequantised model; where it is missing one process builds it."""
 
         def build(folder: Path) -> None:
             _log.info("dequantising %s (once, about a minute)", self.name)
@@ -343,7 +295,7 @@ class ChunkedGguf(PackagedGguf):
 
 
 def dequantised(gguf: Path, folder: Path) -> None:
-    """Write the model and the tokenizer of a GGUF file into ``folder`` in fp32.
+    """Write the model and the tokenizer of a GGUF file into ``folder`` in float32.
 
     transformers leaves a ``quantization_config`` in the config of a model that it read from
     GGUF, although nothing is quantised any more, and then refuses to save it. So its weights
@@ -370,27 +322,16 @@ _LARGE = 50_000_000
 
 
 def learning_dtype(name: str, base: BaseModel) -> torch.dtype:
-    """Return the dtype that a name stands for.
+    """Return the dtype that one of :data:`DTYPES` or ``auto`` stands for.
 
-    Args:
-        name: ``float32``, ``bfloat16``, ``float16``, or ``auto``: bfloat16 for networks of 50
-            million parameters and more where the processor has matrix units for it, which makes
-            training about twice as fast; else as the network is.
-        base: The model.
-
-    Raises:
-        ConfigurationError: there is no such dtype.
+    ``auto`` is bfloat16 for networks of 50 million parameters and more where the processor has
+    matrix units for it, which makes training about twice as fast; else as the network is.
     """
-    if name == "auto":
-        network = base.network
-        units = has_matrix_units(network.device)
-        large = network.num_parameters() >= _LARGE
-        return torch.bfloat16 if units and large else network.dtype
-    if name not in DTYPES:
-        raise ConfigurationError(
-            f"refine_dtype is {name!r}; it takes auto or one of {', '.join(DTYPES)}"
-        )
-    return DTYPES[name]
+    if name != "auto":
+        return DTYPES[name]
+    network = base.network
+    fast = has_matrix_units(network.device) and network.num_parameters() >= _LARGE
+    return torch.bfloat16 if fast else network.dtype
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from lightning import LightningModule
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
+from transformers import get_linear_schedule_with_warmup
 
 from ..adapters import LoraAdapter, LowRank, Role, Site
 from ..data.prompts import NOT_ASKED, AnswerBatch
@@ -24,11 +25,7 @@ from .loading import BaseModel
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Raise KeyboardInterrupt where the trainer would end the process without a word.
-
-    Raises:
-        KeyboardInterrupt: the work was stopped, at the keyboard or by the system.
-    """
+    """Raise KeyboardInterrupt where the trainer would end the process without a word."""
     handler = signal.getsignal(signal.SIGINT)
     try:
         yield
@@ -60,9 +57,7 @@ class LoraTraining(LightningModule):
         lr: Learning rate of AdamW after the warm-up, without weight decay.
         warmup_steps: Over which it rises from zero; from there it falls linearly to zero.
 
-    Attributes:
-        sites: The adapted modules.
-        losses: The loss of every step so far.
+    ``losses`` has the loss of every step so far.
     """
 
     def __init__(
@@ -91,9 +86,8 @@ class LoraTraining(LightningModule):
         generator = torch.Generator().manual_seed(init_seed)
         for site in self.sites:
             a, b = self._factors(site)
-            drawn = nn.init.kaiming_uniform_(
-                torch.empty(a.shape), a=math.sqrt(5), generator=generator
-            )
+            drawn = torch.empty(a.shape)
+            nn.init.kaiming_uniform_(drawn, a=math.sqrt(5), generator=generator)
             a.data.copy_(drawn)
             b.data.zero_()
 
@@ -120,14 +114,9 @@ class LoraTraining(LightningModule):
         """Return AdamW and its schedule, which moves with every step."""
         trained = [parameter for site in self.sites for parameter in self._factors(site)]
         optimizer = torch.optim.AdamW(trained, lr=self.lr, weight_decay=0.0)
-        steps = self.planned_steps()
-
-        def share(step: int) -> float:
-            if step < self.warmup_steps:
-                return step / self.warmup_steps
-            return max(0.0, (steps - step) / max(1, steps - self.warmup_steps))
-
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
+        schedule = get_linear_schedule_with_warmup(
+            optimizer, self.warmup_steps, self.planned_steps()
+        )
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
@@ -178,14 +167,11 @@ class LoraFineTuning(LoraTraining):
             adapter = tuning.adapter()
 
     Args:
-        base: The model to adapt.
+        base: As of :class:`LoraTraining`, with ``lr`` and ``warmup_steps``.
         rank: Columns of every B.
         alpha: PEFT's ``lora_alpha``: the update is scaled by ``alpha / rank``.
         roles: Which modules of every layer are adapted.
-        init_seed: Draws every A. Adapters of one base that share it start from the same A; B
-            starts at zero.
-        lr: Learning rate of AdamW after the warm-up, without weight decay.
-        warmup_steps: Over which it rises from zero; from there it falls linearly to zero.
+        init_seed: Adapters of one base that share it start from the same A.
     """
 
     def __init__(

@@ -3,18 +3,19 @@
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from ..alignment.moments import PairedMoments
 from ..data.text_corpus import AlignedBatch
 from ..exceptions import DataError
 from ..store import Key, Store
-from .capture import PairedCapture, Progress
+from .capture import paired_readings
 from .hooks import SIDES, Tap
 
 TapPair = tuple[Tap, Tap]
@@ -36,14 +37,7 @@ class PairStatistics:
     A tap that several pairs read is multiplied by itself once. Products are float32, their sums
     over batches float64. Of a Gram only the slabs right of the diagonal are computed and kept.
     The same batches in the same order give the same bits, also when the statistics were saved by
-    :meth:`tensors` and restored in between.
-
-    Args:
-        pairs: The taps whose activations are related; all their rows are paired tokens.
-
-    Attributes:
-        pairs: The same, each once.
-        rows: How many pairs of tokens came in.
+    :meth:`tensors` and restored in between. ``rows`` counts the pairs of tokens.
     """
 
     def __init__(self, pairs: Sequence[TapPair]) -> None:
@@ -67,12 +61,7 @@ class PairStatistics:
         source: Mapping[Tap, Float[Tensor, "rows _"]],
         target: Mapping[Tap, Float[Tensor, "rows _"]],
     ) -> None:
-        """Take in a batch; taps that no pair names are passed over.
-
-        Args:
-            source: What the source model's taps gave, a row a token.
-            target: What the target model's gave for the tokens that the source's are paired with.
-        """
+        """Take in a batch, whose rows are paired tokens; taps of no pair are passed over."""
         sides = (source, target)
         rows = 0
         for name, (side, tap) in self._names.items():
@@ -98,11 +87,7 @@ class PairStatistics:
             self._waiting_rows = 0
 
     def moments(self, source_tap: Tap, target_tap: Tap) -> PairedMoments:
-        """Return the moments of a pair: x is the source's activation, y the target's.
-
-        Raises:
-            DataError: no rows have come in.
-        """
+        """Return the moments of a pair; DataError where no rows have come in."""
         if self.rows == 0:
             raise DataError(
                 "the corpus has no token at which both models have read the same text, so that "
@@ -121,10 +106,7 @@ class PairStatistics:
         )
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return everything that came in, for a file: also the rows that still wait.
-
-        They are the sums themselves, which the next batch changes.
-        """
+        """Return all that came in, also the rows that still wait; the next batch changes it."""
         waiting = {
             f"waiting.{name}": _joined(parts) for name, parts in self._waiting.items() if parts
         }
@@ -146,11 +128,9 @@ class PairStatistics:
         return statistics
 
     def reduced(self, reduce: Callable[[Tensor], Tensor]) -> "PairStatistics":
-        """Return the statistics of all devices together.
+        """Return the statistics of all devices together, by a sum of a tensor over the devices.
 
-        Args:
-            reduce: Gives the sum of a tensor over the devices; it is called for the same tensors
-                in the same order on each.
+        It is called for the same tensors in the same order on each.
         """
         self.settle()
         together = PairStatistics(self.pairs)
@@ -195,7 +175,6 @@ def gram_entries(width: int) -> int:
 
 
 def _slabs(width: int) -> range:
-    """Return the first row of each slab of a Gram."""
     return range(0, width, SLAB)
 
 
@@ -206,16 +185,12 @@ def _joined(parts: Sequence[Tensor]) -> Float[Tensor, "rows width"]:
 
 @dataclass
 class RunningTotals:
-    """Statistics of training and held-out text, as far as they have been gathered.
+    """Statistics of the text that maps are fitted on, and of that which strengths are chosen on.
 
-    Attributes:
-        train: Statistics of the text that maps are fitted on.
-        held_out: Statistics of the text that their strengths are chosen on.
-        train_batches: How many batches are in ``train``.
-        held_out_batches: How many are in ``held_out``.
-        complete: Whether these are all.
+    They are kept under ``key``, as far as they have been gathered.
     """
 
+    key: str
     train: PairStatistics
     held_out: PairStatistics
     train_batches: int = 0
@@ -223,9 +198,9 @@ class RunningTotals:
     complete: bool = False
 
     @classmethod
-    def empty(cls, pairs: Sequence[TapPair]) -> "RunningTotals":
+    def empty(cls, key: str, pairs: Sequence[TapPair]) -> "RunningTotals":
         """Return the totals before the first batch."""
-        return cls(PairStatistics(pairs), PairStatistics(pairs))
+        return cls(key, PairStatistics(pairs), PairStatistics(pairs))
 
 
 class StatisticsStore:
@@ -240,16 +215,18 @@ class StatisticsStore:
     def __init__(self, cache: Path | None, *, seconds: float = 60.0) -> None:
         self._store = Store(cache)
         self._seconds = seconds
+        self._saved = time.monotonic()
 
     def gather(
         self,
         key: str,
         pairs: Sequence[TapPair],
-        capture: PairedCapture,
+        source: PreTrainedModel,
+        target: PreTrainedModel,
         train: Iterable[AlignedBatch],
         held_out: Iterable[AlignedBatch],
         *,
-        progress: Progress | None = None,
+        progress: Callable[[int], None] = lambda done: None,
     ) -> RunningTotals:
         """Return the statistics of all batches, those that are kept and those still to be run.
 
@@ -257,53 +234,58 @@ class StatisticsStore:
             key: Says all that the activations depend on, but not the pairs and the device: both
                 models, what is attached to them, and the batches.
             pairs: The taps whose activations are related.
-            capture: Runs the models.
+            source: The source model.
+            target: The target model.
             train: The batches to fit on, in the order they always have.
             held_out: The batches to choose on.
             progress: Called with the number of finished batches, of both kinds together.
-
-        Raises:
-            OutputError: the disk is full, or the folder forbidden.
         """
-        key = f"{key} {capture.device.type}"
-        totals = self.resume(key, pairs)
+        totals = self.resume(f"{key} {source.device.type}", pairs)
         if totals.complete:
             return totals
-        saver = self.saver(key, totals)
-        source_taps, target_taps = ({pair[side] for pair in totals.train.pairs} for side in (0, 1))
-        for read in capture.run(train, source_taps, target_taps, skip=totals.train_batches):
-            totals.train.add(read.source, read.target)
+        taps = ({pair[0] for pair in totals.train.pairs}, {pair[1] for pair in totals.train.pairs})
+        for read in paired_readings(
+            source, target, islice(train, totals.train_batches, None), taps
+        ):
+            totals.train.add(*read)
             totals.train_batches += 1
-            saver.step(progress)
+            self.step(totals)
+            progress(totals.train_batches)
         totals.train.settle()
-        for read in capture.run(held_out, source_taps, target_taps, skip=totals.held_out_batches):
-            totals.held_out.add(read.source, read.target)
+        for read in paired_readings(
+            source, target, islice(held_out, totals.held_out_batches, None), taps
+        ):
+            totals.held_out.add(*read)
             totals.held_out_batches += 1
-            saver.step(progress)
+            self.step(totals)
+            progress(totals.train_batches + totals.held_out_batches)
         totals.held_out.settle()
         totals.complete = True
-        self.save(key, totals)
+        self.save(totals)
         return totals
 
     def resume(self, key: str, pairs: Sequence[TapPair]) -> RunningTotals:
         """Return what is kept under a key for these pairs; empty totals where that is nothing."""
+        self._saved = time.monotonic()
         kept = self._store.get_tensors(_key(key, pairs))
         if kept is None:
-            return RunningTotals.empty(pairs)
+            return RunningTotals.empty(key, pairs)
         tensors, state = kept
         split: dict[str, dict[str, Tensor]] = {"train": {}, "held_out": {}}
         for name, tensor in tensors.items():
             part, _, own = name.partition(".")
             split[part][own] = tensor
         train, held_out = (PairStatistics.from_tensors(pairs, part) for part in split.values())
-        return RunningTotals(train, held_out, **state)
+        return RunningTotals(key, train, held_out, **state)
 
-    def save(self, key: str, totals: RunningTotals) -> None:
-        """Keep the totals, in place of what was kept before, without a copy of them in memory.
+    def step(self, totals: RunningTotals) -> None:
+        """Note that the totals have grown by a batch; they are kept from time to time."""
+        if time.monotonic() - self._saved >= self._seconds:
+            self.save(totals)
+            self._saved = time.monotonic()
 
-        Raises:
-            OutputError: the disk is full, or the folder forbidden.
-        """
+    def save(self, totals: RunningTotals) -> None:
+        """Keep the totals in place of what was kept before; OutputError where the disk is full."""
         tensors = {
             f"{part}.{name}": tensor
             for part, statistics in (("train", totals.train), ("held_out", totals.held_out))
@@ -314,32 +296,12 @@ class StatisticsStore:
             "held_out_batches": totals.held_out_batches,
             "complete": totals.complete,
         }
-        self._store.put_tensors(_key(key, totals.train.pairs), tensors, state)
-
-    def saver(self, key: str, totals: RunningTotals) -> "Saver":
-        """Return what keeps totals under a key from time to time, as they grow."""
-        return Saver(self, key, totals)
+        self._store.put_tensors(_key(totals.key, totals.train.pairs), tensors, state)
 
 
 def _key(key: str, pairs: Sequence[TapPair]) -> Key:
     labels = sorted({(x.label, y.label) for x, y in pairs})
     return Key.of("statistics", activations=key, pairs=labels)
-
-
-class Saver:
-    """Keeps running totals from time to time."""
-
-    def __init__(self, store: StatisticsStore, key: str, totals: RunningTotals) -> None:
-        self._store, self._key, self._totals = store, key, totals
-        self._saved = time.monotonic()
-
-    def step(self, progress: Progress | None = None) -> None:
-        """Note that a batch is done."""
-        if time.monotonic() - self._saved >= self._store._seconds:
-            self._store.save(self._key, self._totals)
-            self._saved = time.monotonic()
-        if progress is not None:
-            progress(self._totals.train_batches + self._totals.held_out_batches)
 
 
 def layer_blocks(
@@ -352,11 +314,7 @@ def layer_blocks(
     Each block costs one more pass of both models, up to its deepest tap. A layer that is over the
     budget by itself is a block of its own: a layer is never split.
 
-    Args:
-        pairs: Source and target taps.
-        widths: Of the source's taps and of the target's (:func:`~.hooks.tap_widths`).
-        budget_gb: Gigabytes (10^9 bytes) for the statistics of training and held-out text
-            together, and the rows that wait to be multiplied.
+    The budget, in 10^9 bytes, is for what :func:`statistics_bytes` counts.
     """
     ordered = sorted(dict.fromkeys(pairs), key=lambda pair: pair[1].layer)
     blocks: list[tuple[TapPair, ...]] = []
@@ -373,10 +331,7 @@ def layer_blocks(
 def statistics_bytes(
     pairs: Sequence[TapPair], widths: tuple[Mapping[Tap, int], Mapping[Tap, int]]
 ) -> int:
-    """Return what two :class:`PairStatistics` of some pairs hold, in bytes.
-
-    Two, as held-out text has its own; and one set of rows that wait.
-    """
+    """Return what the statistics of training and held-out text hold, and the rows that wait."""
     read = [widths[side][tap] for side in (0, 1) for tap in {pair[side] for pair in pairs}]
     grams = sum(gram_entries(width) + width for width in read)
     crosses = sum(widths[0][x] * widths[1][y] for x, y in set(pairs))

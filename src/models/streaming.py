@@ -1,15 +1,10 @@
-"""The weights of a base model on disk, one tensor at a time.
-
-They are read by themselves, by a network that never is whole in memory, and for their truncated
-SVDs, which are kept.
-"""
+"""The weights of a base model on disk, a tensor at a time: to read, to run and to factorise."""
 
 import json
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +44,7 @@ class StreamedWeights:
 
     Attributes:
         name: The hub id that adapters for the model carry.
-        folder: The folder, in the layout that ``save_pretrained`` writes.
+        folder: In the layout that ``save_pretrained`` writes.
         config: The model's config.
         shards: The file of each tensor by the tensor's name.
     """
@@ -67,7 +62,7 @@ class StreamedWeights:
             ModelError: the folder holds no model, its architecture is unknown, its weights are
                 quantised or no safetensors, or a shard is missing or damaged.
         """
-        config = _config(folder)
+        config = read_config(folder)
         SiteTable.of(config)  # An unknown architecture is refused before any weight is read.
         if getattr(config, "quantization_config", None) is not None:
             raise ModelError(
@@ -88,29 +83,16 @@ class StreamedWeights:
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The model's tokenizer, which is read when it is first asked for.
-
-        Raises:
-            ModelError: the folder has none, or it cannot be read.
-        """
-        try:
-            return AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
-        except (OSError, ValueError) as error:
-            raise ModelError(
-                f"the tokenizer in {self.folder} could not be read "
-                f"({str(error).splitlines()[0]}); it takes tokenizer.json and "
-                "tokenizer_config.json, as `save_pretrained` of a tokenizer writes them"
-            ) from error
+        """The model's tokenizer, which is read when it is first asked for."""
+        return read_tokenizer(self.folder)
 
     def tensor(self, name: str) -> Tensor:
         """Return a tensor in the dtype that it is stored in, on the CPU.
 
-        A checkpoint that was saved without its head names its tensors without ``model.``; they
-        are found by either name.
-
         Raises:
             ModelError: there is no such tensor, or its shard is missing or damaged.
         """
+        # A checkpoint that was saved without its head names its tensors without ``model.``.
         stored = name if name in self.shards else name.removeprefix("model.")
         if stored not in self.shards:
             raise ModelError(
@@ -127,42 +109,33 @@ class StreamedWeights:
 
         Raises:
             ModelError: the model has no such site, its tensor is missing or damaged, or has not
-                the shape that the config gives it.
+                the shape that the config gives it; so do the methods below.
         """
         if site not in self.sites.shapes:
             raise ModelError(
                 f"{self.name} ({self.config.model_type}, {self.sites.layers} layers) has no module "
                 f"{site.module_name}; give the base model that the site belongs to"
             )
-        name = f"{site.module_name}.weight"
-        return self._shaped(name, self.tensor(name), self.sites.shapes[site])
+        return self._shaped(f"{site.module_name}.weight", self.sites.shapes[site])
 
     def embedding(self) -> Float[Tensor, "tokens width"]:
-        """Return the input embedding of each token, without gemma's factor sqrt(width).
-
-        Raises:
-            ModelError: the tensor is missing, damaged or has not the shape that the config says.
-        """
-        shape = int(self.config.vocab_size), int(self.config.hidden_size)
-        return self._shaped(EMBEDDING, self.tensor(EMBEDDING), shape)
+        """Return the input embedding of each token, without gemma's factor sqrt(width)."""
+        return self._shaped(EMBEDDING, (int(self.config.vocab_size), int(self.config.hidden_size)))
 
     def input_gain(self, site: Site) -> Float[Tensor, " in"] | None:
         """Return by what RMSNorm multiplies the normalised residual in front of the site.
 
-        Returns:
-            The gain in float32, or None for o and down, which read no normalised residual.
-
-        Raises:
-            ModelError: the tensor is missing, damaged or has not the model's width.
+        In float32; None for o and down, which read no normalised residual.
         """
         norm = input_norm(self.config, site)
         if norm is None:
             return None
         name, offset = norm
-        gain = self._shaped(name, self.tensor(name), (int(self.config.hidden_size),)).float()
+        gain = self._shaped(name, (int(self.config.hidden_size),)).float()
         return gain + offset if offset else gain
 
-    def _shaped(self, name: str, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+    def _shaped(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        tensor = self.tensor(name)
         if tuple(tensor.shape) != shape:
             raise ModelError(
                 f"{name} in {self.folder} has the shape {tuple(tensor.shape)}, but config.json "
@@ -172,8 +145,20 @@ class StreamedWeights:
         return tensor
 
 
-def _config(folder: Path) -> PretrainedConfig:
-    """Return the config of the model in the folder."""
+def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """Return the tokenizer in a model's folder; ModelError where it cannot be read."""
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"the tokenizer in {folder} could not be read ({str(error).splitlines()[0]}); it takes "
+            "tokenizer.json and tokenizer_config.json, as `save_pretrained` of a tokenizer writes "
+            "them"
+        ) from error
+
+
+def read_config(folder: Path) -> PretrainedConfig:
+    """Return the config of the model in a folder; ModelError where it cannot be read."""
     file = folder / "config.json"
     if not file.is_file():
         raise ModelError(
@@ -239,10 +224,10 @@ def _opened(file: Path) -> Iterator[Any]:
 
 
 def hollow_network(weights: StreamedWeights) -> PreTrainedModel:
-    """Return a model's network whose parameters take no memory and hold zeros.
+    """Return a model's network whose parameters are one zero each, expanded to their shapes.
 
-    Each is one zero, expanded to its shape: other libraries see a network on the CPU, to which
-    PEFT can add an adapter.
+    They take no memory, but other libraries see a network on the CPU, to which PEFT can add an
+    adapter.
     """
     with init_empty_weights(include_buffers=False):
         network = AutoModelForCausalLM.from_config(weights.config, dtype=torch.float32)
@@ -257,69 +242,57 @@ def hollow_network(weights: StreamedWeights) -> PreTrainedModel:
 def streaming(network: nn.Module, weights: StreamedWeights) -> Iterator[None]:
     """Let each module read its weights before it runs and drop them after, in float32.
 
-    Only an embedding is looked up in the dtype in which it is stored, and gemma's factor multiplied
-    in that. When the block ends, however it ends, the network is hollow again.
-
-    Args:
-        network: A hollow network, or a PEFT model around one; what PEFT added is left alone.
-        weights: Where the parameters come from.
+    Only an embedding, of which few rows are used, is looked up in the dtype in which it is stored,
+    and gemma's factor multiplied in that. When the block ends, however it ends, the network is
+    hollow again. It may be a PEFT model around a hollow network; what PEFT added is left alone.
     """
-    with ExitStack() as stack:
+    fed: list[tuple[nn.Module, dict[str, nn.Parameter]]] = []
+    heads, handles = [], []
+    try:
         for name, module in network.named_modules():
-            names = [own for own, _ in module.named_parameters(recurse=False)]
-            if not names or "lora_" in name:
+            hollow = dict(module.named_parameters(recurse=False))
+            if not hollow or "lora_" in name:
                 continue
             base = name.removeprefix("base_model.model.").replace(".base_layer", "")
+            fed.append((module, hollow))
             if f"{base}.weight" == HEAD:
-                stack.enter_context(_headed(module, weights))
+                vars(module)["forward"] = partial(_head_product, weights)
+                heads.append(module)
             else:
-                stack.enter_context(_fed(module, base, names, weights))
-        yield
-
-
-@contextmanager
-def _fed(
-    module: nn.Module, base: str, names: list[str], weights: StreamedWeights
-) -> Iterator[None]:
-    empty = dict(module.named_parameters(recurse=False))
-
-    def read(_module: nn.Module, _inputs: Any) -> None:
-        for name in names:
-            stored = weights.tensor(f"{base}.{name}")
-            # Of an embedding only a few rows are used: it stays as it is stored.
-            table = isinstance(module, nn.Embedding)
-            _place(module, name, stored if table else stored.float())
-
-    def drop(_module: nn.Module, _inputs: Any, output: Any) -> Any:
-        for name in names:
-            _place(module, name, empty[name].data)
-        return output.float() if isinstance(module, nn.Embedding) else output
-
-    handles = module.register_forward_pre_hook(read), module.register_forward_hook(drop)
-    try:
+                read = partial(_fill, weights, base)
+                handles.append(module.register_forward_pre_hook(read))
+                handles.append(module.register_forward_hook(partial(_drop, hollow)))
         yield
     finally:
         for handle in handles:
             handle.remove()
-        for name in names:  # where the module raised, nothing has dropped them
-            _place(module, name, empty[name].data)
+        for module, hollow in fed:
+            if module in heads:
+                del vars(module)["forward"]  # that of its class is back
+            module._parameters.update(hollow)  # where a module raised, nothing has dropped them
 
 
-@contextmanager
-def _headed(module: nn.Module, weights: StreamedWeights) -> Iterator[None]:
+def _fill(weights: StreamedWeights, base: str, module: nn.Module, _inputs: Any) -> None:
+    """Give a module its weights."""
+    for name in dict(module.named_parameters(recurse=False)):
+        stored = weights.tensor(f"{base}.{name}")
+        _place(module, name, stored if isinstance(module, nn.Embedding) else stored.float())
+
+
+def _drop(hollow: Mapping[str, nn.Parameter], module: nn.Module, _inputs: Any, output: Any) -> Any:
+    """Take a module's weights away."""
+    module._parameters.update(hollow)
+    return output.float() if isinstance(module, nn.Embedding) else output
+
+
+def _head_product(
+    weights: StreamedWeights, x: Float[Tensor, "*batch width"]
+) -> Float[Tensor, "*batch tokens"]:
     """Multiply by the head some rows at a time: it is the largest matrix of a small model."""
-
-    def forward(x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch tokens"]:
-        head = weights.tensor(head_name(weights.config))
-        starts = range(0, head.shape[0], _HEAD_ROWS)
-        parts = [x @ head[start : start + _HEAD_ROWS].float().mT for start in starts]
-        return torch.cat(parts, dim=-1)
-
-    object.__setattr__(module, "forward", forward)
-    try:
-        yield
-    finally:
-        object.__delattr__(module, "forward")  # that of its class is back
+    head = weights.tensor(head_name(weights.config))
+    starts = range(0, head.shape[0], _HEAD_ROWS)
+    parts = [x @ head[start : start + _HEAD_ROWS].float().mT for start in starts]
+    return torch.cat(parts, dim=-1)
 
 
 def _place(module: nn.Module, name: str, tensor: Tensor) -> None:
@@ -329,16 +302,11 @@ def _place(module: nn.Module, name: str, tensor: Tensor) -> None:
 class FactorCache:
     """Truncated SVDs of base weights, each computed once and kept under the weight's content.
 
-    So one serves every adapter, pair and copy of the model.
-
-    Args:
-        cache: Folder of the :class:`~loraport.store.Store`; None keeps nothing.
+    So one serves every adapter, pair and copy of the model. Without a folder nothing is kept.
     """
 
     def __init__(self, cache: Path | None) -> None:
         self._store = Store(cache)
-        # What is being written, by one thread, while the next weight is factorised.
-        self._pending: tuple[Key, Future[None]] | None = None
 
     def svd(
         self,
@@ -358,8 +326,7 @@ class FactorCache:
 
         Raises:
             ModelError: the weight cannot be read, or has entries that are not finite.
-            OutputError: the factorisation before this one could not be kept: the disk is full,
-                or the folder forbidden.
+            OutputError: it cannot be kept: the disk is full, or the folder forbidden.
         """
         weight = weights.weight(site)
         options = {
@@ -371,8 +338,6 @@ class FactorCache:
         key = None
         if self._store.root is not None:
             key = Key.of("factors", weight=weight, device=device, **options)
-            if self._pending is not None and key == self._pending[0]:  # a model ported to itself
-                self.flush()
             kept = self._store.get_tensors(key)
             if kept is not None:
                 tensors, energy = kept
@@ -386,23 +351,5 @@ class FactorCache:
                 f"weights in {weights.folder} again"
             ) from error
         if key is not None:
-            self.flush()
-            tensors = dict(zip(_FACTORS, svd[:3], strict=True))
-            put = _writer().submit(self._store.put_tensors, key, tensors, svd.energy)
-            self._pending = key, put
+            self._store.put_tensors(key, dict(zip(_FACTORS, svd[:3], strict=True)), svd.energy)
         return svd
-
-    def flush(self) -> None:
-        """Wait until everything is kept.
-
-        Raises:
-            OutputError: it cannot be kept: the disk is full, or the folder forbidden.
-        """
-        pending, self._pending = self._pending, None
-        if pending is not None:
-            pending[1].result()
-
-
-@cache
-def _writer() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(1, thread_name_prefix="factor-cache")

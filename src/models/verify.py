@@ -5,11 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
 from peft import PeftModel
 from safetensors import SafetensorError
-from torch import Tensor, nn
-from transformers import PreTrainedModel
+from torch import nn
 
 from ..adapters import LoraAdapter, LowRank, Site
 from ..exceptions import VerificationError
@@ -22,21 +20,13 @@ _TOLERANCE = 1e-2
 
 @dataclass(frozen=True)
 class Verification:
-    """What PEFT made of an adapter's folder.
+    """What PEFT made of an adapter's folder, and what that does on a short probe."""
 
-    Attributes:
-        sites: Modules that PEFT put an update on.
-        smallest_norm: The least Frobenius norm among the updates.
-        largest_norm: The greatest.
-        logit_change: Greatest absolute change of a next-token logit over a short probe.
-        changed_top_token: Share of the probe's positions whose most likely token changed.
-    """
-
-    sites: int
-    smallest_norm: float
+    sites: int  # modules that PEFT put an update on
+    smallest_norm: float  # Frobenius norm among the updates
     largest_norm: float
-    logit_change: float
-    changed_top_token: float
+    logit_change: float  # greatest absolute change of a next-token logit
+    changed_top_token: float  # share of the positions whose most likely token changed
 
 
 def verify(
@@ -45,13 +35,8 @@ def verify(
     """Load a folder through PEFT onto its base model and compare it with what was meant.
 
     The base model's weights are streamed, so that it never is whole in memory. An adapter that
-    is zero everywhere, as that of ``mapper=noop``, must leave the logits as they are.
-
-    Args:
-        folder: With the two files of a PEFT adapter.
-        target: The base model.
-        adapter: What the folder should hold.
-        called: What the folder is called in messages, where its own name is a passing one.
+    is zero everywhere, as that of ``mapper=noop``, must leave the logits as they are. Messages call
+    the folder ``called``, where its own name is a passing one.
 
     Raises:
         VerificationError: PEFT lacks a site, has one too many, or another update there; an
@@ -63,16 +48,6 @@ def verify(
     with torch.inference_mode(), streaming(network, target):
         before = network(input_ids=ids).logits
     name = called or folder
-    model = _loaded(network, folder, f"{name} on {target.name}")
-    norms = _compared(_updates(model), adapter, name)
-    with torch.inference_mode(), streaming(model, target):
-        after = model(input_ids=ids).logits
-    change = _change(before, after, name, expected=adapter.norm() > 0)
-    changed = (before.argmax(-1) != after.argmax(-1)).double().mean()
-    return Verification(len(norms), min(norms), max(norms), change, float(changed))
-
-
-def _loaded(network: PreTrainedModel, folder: Path, what: str) -> nn.Module:
     try:
         # PEFT draws the factors that it is about to overwrite.
         with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
@@ -80,8 +55,21 @@ def _loaded(network: PreTrainedModel, folder: Path, what: str) -> nn.Module:
             model: nn.Module = PeftModel.from_pretrained(network, str(folder))
     except (OSError, SafetensorError, RuntimeError, ValueError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise VerificationError(f"PEFT cannot put the adapter in {what}: {reason}") from error
-    return model
+        raise VerificationError(
+            f"PEFT cannot put the adapter in {name} on {target.name}: {reason}"
+        ) from error
+    norms = _compared(_updates(model), adapter, name)
+    with torch.inference_mode(), streaming(model, target):
+        after = model(input_ids=ids).logits
+    change, expected = float((after - before).abs().max()), adapter.norm() > 0
+    if not torch.isfinite(after).all() or (change > 0) != expected:
+        raise VerificationError(
+            f"with the adapter in {name} the target's logits change by {change} at most, but "
+            f"they should {'change' if expected else 'stay as they are'} and be finite; check "
+            "scale= and the source adapter"
+        )
+    changed = (before.argmax(-1) != after.argmax(-1)).double().mean()
+    return Verification(len(norms), min(norms), max(norms), change, float(changed))
 
 
 def _updates(model: nn.Module) -> dict[Site, LowRank]:
@@ -99,6 +87,7 @@ def _updates(model: nn.Module) -> dict[Site, LowRank]:
 
 
 def _compared(updates: dict[Site, LowRank], adapter: LoraAdapter, folder: Path) -> list[float]:
+    """Return the norms of what PEFT has read, where that is what was meant."""
     odd = sorted(set(updates) ^ set(adapter), key=lambda site: site.sort_key)
     if odd:
         what = "lacks" if odd[0] in adapter else "has too many by"
@@ -118,19 +107,3 @@ def _compared(updates: dict[Site, LowRank], adapter: LoraAdapter, folder: Path) 
             )
         norms.append(read.norm())
     return norms
-
-
-def _change(
-    before: Float[Tensor, "one probe tokens"],
-    after: Float[Tensor, "one probe tokens"],
-    folder: Path,
-    expected: bool,
-) -> float:
-    change = float((after - before).abs().max())
-    if not torch.isfinite(after).all() or (change > 0) != expected:
-        raise VerificationError(
-            f"with the adapter in {folder} the target's logits change by {change} at most, but "
-            f"they should {'change' if expected else 'stay as they are'} and be finite; check "
-            "scale= and the source adapter"
-        )
-    return change

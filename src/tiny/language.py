@@ -86,9 +86,7 @@ class TinyLanguage:
     """The language: a lexicon drawn from a seed, a grammar, and documents.
 
     Attributes:
-        nouns: How many there are.
-        adjectives: How many there are.
-        verbs: How many there are.
+        nouns: How many there are; likewise ``adjectives`` and ``verbs``.
         leanings: Number of attributes that each word leans to, by 1, to a side drawn at random.
         questions: Questions a document asks about its sentence, the verdict among them.
         taste_share: Share of the verdicts that are a taste; the others name an attribute.
@@ -178,10 +176,7 @@ class TinyLanguage:
         return [self.document(draw) for _ in range(count)]
 
     def fingerprint(self) -> str:
-        """Return the SHA-256 of the lexicon and of sample documents.
-
-        Any change of the words, of the grammar or of how documents are made changes it.
-        """
+        """Return the SHA-256 of the lexicon and of sample documents, and so of the grammar."""
         content = json.dumps([self.lexicon, self.documents(200, seed=0)])
         return hashlib.sha256(content.encode()).hexdigest()
 
@@ -224,11 +219,7 @@ class TinyTexts:
         self.language = language or TinyLanguage()
 
     def texts(self, split: str) -> Iterator[str]:
-        """Yield the split's documents.
-
-        Raises:
-            DataError: there is no such split.
-        """
+        """Yield the split's documents; DataError where there is no such split."""
         check_split(split)
         draw = random.Random(f"texts {self.language.seed} {self.seed} {split}")
         left = self.documents
@@ -254,11 +245,7 @@ class TinySentences:
         self.language = language or TinyLanguage()
 
     def texts(self, split: str) -> Iterator[str]:
-        """Yield sentences of the split.
-
-        Raises:
-            DataError: there is no such split.
-        """
+        """Yield sentences of the split; DataError where there is no such split."""
         check_split(split)
         draw = random.Random(f"sentences {self.language.seed} {self.seed} {split}")
         while True:

@@ -1,10 +1,10 @@
 """The tiny pair: two small base models of different families, pre-trained where they are needed."""
 
+import math
 import multiprocessing
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -36,20 +36,14 @@ _IGNORED = -100
 
 @dataclass(frozen=True, kw_only=True)
 class Pretraining:
-    """Settings of a pre-training.
+    """Settings of a pre-training with AdamW.
 
-    Attributes:
-        steps: Optimiser steps.
-        batch_size: Documents a step.
-        lr: Learning rate of AdamW after the warm-up; from there it falls linearly to zero.
-        warmup_steps: Over which it rises from zero.
-        weight_decay: Of AdamW.
-        clip_norm: Largest norm of the gradient.
-        seed: Order of the documents.
+    The learning rate rises over ``warmup_steps`` to ``lr`` and falls linearly to zero; ``seed``
+    orders the documents.
     """
 
     steps: int = 400
-    batch_size: int = 32
+    batch_size: int = 32  # documents a step
     lr: float = 8e-3
     warmup_steps: int = 40
     weight_decay: float = 0.05
@@ -85,13 +79,9 @@ def pretrain(
     settings: Pretraining,
     report: Callable[[int, float], None] = lambda step, loss: None,
 ) -> None:
-    """Train the network in place to predict every token of the documents.
+    """Train a network in place to predict every token of the documents, given as token numbers.
 
-    Args:
-        network: With its weights drawn; left in evaluation mode.
-        documents: Token numbers, each with the tokens that begin and end a document.
-        settings: How.
-        report: Called after each step with the number of steps done and the loss in nats a token.
+    ``report`` is called after each step with the number of steps done and the loss in nats a token.
     """
     optimizer = torch.optim.AdamW(
         network.parameters(),
@@ -217,19 +207,6 @@ class _Side:
     entries: Mapping[str, Any]
     tokens: int | None  # of byte-level BPE; None: whole words
 
-    def tokenizer(self, documents: Sequence[str]) -> PreTrainedTokenizerFast:
-        if self.tokens is None:
-            return word_level(documents)
-        return byte_pairs(documents, self.tokens)
-
-    def network(self, vocabulary: int, seed: int) -> PreTrainedModel:
-        """Return the network with its weights drawn from the seed."""
-        config = self.config(vocab_size=vocabulary, **self.entries)
-        # transformers draws weights from the global generator, which belongs to nobody here.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-
 
 _SIDES = {
     "source": _Side(LlamaConfig, _SOURCE, tokens=480),
@@ -285,36 +262,37 @@ class TinyModel(ModelSource):
         return Pretraining(steps=self.steps, seed=self.seed)
 
     def folder(self, cache: Path) -> Path:
-        """Return the folder of the model, which is built where it is missing.
-
-        Several processes may ask for it at once: one of them builds, the others wait. A build
-        that is killed leaves nothing that a later one would take for a model.
-        """
+        """Return the folder of the model, which is built where it is missing, by one process."""
         return Store(cache).made_folder(self.key, self._write)
 
     def _write(self, folder: Path) -> None:
         side = _SIDES[self.side]
         documents = TinyLanguage().documents(self.documents, self.seed)
-        tokenizer = side.tokenizer(documents)
+        tokenizer = (
+            word_level(documents) if side.tokens is None else byte_pairs(documents, side.tokens)
+        )
         rows = [[*row, EOS] for row in tokenizer(documents)["input_ids"]]
-        network = side.network(len(tokenizer), self.seed)
+        config = side.config(vocab_size=len(tokenizer), **side.entries)
+        # transformers draws weights from the global generator, which belongs to nobody here.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            network = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         # In a process of a pool the one that started it shows the progress.
-        shown = multiprocessing.parent_process() is None
-        with one_thread(), _bar(f"pre-training {self.name}", self.steps, shown) as report:
-            pretrain(network, rows, self._pretraining, report)
+        hidden = multiprocessing.parent_process() is not None
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed}/{task.total} steps, loss {task.fields[loss]:.2f}"),
+            TimeRemainingColumn(),
+        )
+        console = Console(file=sys.stderr)
+        with one_thread(), Progress(*columns, console=console, disable=hidden) as progress:
+            task = progress.add_task(f"pre-training {self.name}", total=self.steps, loss=math.nan)
+            pretrain(
+                network,
+                rows,
+                self._pretraining,
+                lambda step, loss: progress.update(task, completed=step, loss=loss),
+            )
         network.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-
-
-@contextmanager
-def _bar(title: str, steps: int, shown: bool) -> Iterator[Callable[[int, float], None]]:
-    """Show a progress bar on stderr; yields what is called with the finished steps and the loss."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed}/{task.total} steps, loss {task.fields[loss]:.2f}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(file=sys.stderr), disable=not shown) as progress:
-        task = progress.add_task(title, total=steps, loss=float("nan"))
-        yield lambda step, loss: progress.update(task, completed=step, loss=loss)

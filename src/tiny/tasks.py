@@ -30,7 +30,7 @@ class TinyTasks:
     Args:
         count: How many speakers there are.
         rows_train: Training rows a task.
-        rows_test: Test rows a task. No sentence is a training row of one task and a test row of
+        rows_test: Likewise. No sentence is a training row of one task and a test row of
             any.
         margin: Least distance of a sentence from a taste's boundary.
         seed: Draws tastes and sentences.
@@ -75,7 +75,16 @@ class TinyTasks:
         """
         wanted = self._names if names is None else tuple(names)
         refuse_unknown(wanted, self._names, "the tiny language")
-        return {name: self._task(name) for name in wanted}
+        return {
+            name: Task(
+                name=name,
+                instruction=VERDICT,
+                labels=TASTES,
+                train=self._rows(name, "train", self.rows_train),
+                test=self._rows(name, "test", self.rows_test),
+            )
+            for name in wanted
+        }
 
     def taste(self, name: str) -> tuple[float, ...]:
         """Return the speaker's direction, a unit vector over the language's attributes."""
@@ -86,17 +95,11 @@ class TinyTasks:
         length = math.hypot(*drawn)
         return tuple(sign * entry / length for entry in drawn)
 
-    def _task(self, name: str) -> Task:
-        return Task(
-            name=name,
-            instruction=VERDICT,
-            labels=TASTES,
-            train=self._rows(name, "train", self.rows_train),
-            test=self._rows(name, "test", self.rows_test),
-        )
-
     def _rows(self, name: str, split: str, count: int) -> tuple[Example, ...]:
-        """Draw distinct sentences of one split until each label has its half of the rows."""
+        """Draw distinct sentences until each label has its half of the rows.
+
+        The hash of a sentence says which split of every task it may be in.
+        """
         draw = random.Random(f"rows {self.seed} {name} {split}")
         taste = self.taste(name)
         left = {TASTES[0]: count - count // 2, TASTES[1]: count // 2}
@@ -105,7 +108,8 @@ class TinyTasks:
             text = self.language.sentence(draw)
             score = sum(map(mul, taste, self.language.meaning(text)))
             label = TASTES[0] if score > 0 else TASTES[1]
-            if _split(text) == split and abs(score) >= self.margin and text not in rows:
+            own = "test" if zlib.crc32(text.encode()) % _TEST_SHARE == 0 else "train"
+            if own == split and abs(score) >= self.margin and text not in rows:
                 if left[label]:
                     left[label] -= 1
                     rows[text] = Example(text, label)
@@ -115,8 +119,3 @@ class TinyTasks:
             f"the tiny language has too few sentences for {count} {split} rows of {name} with a "
             f"margin of {self.margin}; ask for fewer rows or for a smaller margin"
         )
-
-
-def _split(text: str) -> str:
-    """Return which split of every task a sentence may be in."""
-    return "test" if zlib.crc32(text.encode()) % _TEST_SHARE == 0 else "train"

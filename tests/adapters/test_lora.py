@@ -1,4 +1,3 @@
-import itertools
 import math
 from dataclasses import replace
 
@@ -42,13 +41,7 @@ def test_other_modules_are_no_sites(name: str) -> None:
 
 
 def test_order_is_by_layer_as_a_number_then_as_in_a_layer() -> None:
-    for shuffled in itertools.islice(itertools.permutations(EVERY), 0, 5000, 617):
-        assert sorted(shuffled, key=lambda site: site.sort_key) == EVERY
-
-
-def test_label_that_is_none_is_refused() -> None:
-    with pytest.raises(ValueError, match="qkv"):
-        Site.from_label("3.qkv")
+    assert sorted(reversed(EVERY), key=lambda site: site.sort_key) == EVERY
 
 
 # (out, in, rank): also a rank above the smaller side, and the smallest there is.
@@ -85,13 +78,10 @@ def reference(update: LowRank) -> Tensor:
 
 @pytest.mark.parametrize(("out", "in_", "rank"), SHAPES)
 class TestAgainstDenseMatrices:
-    def test_shape_rank_and_dense(self, out: int, in_: int, rank: int) -> None:
-        update = drawn(out, in_, rank, scale=-0.5)
-        assert (update.shape, update.rank) == ((out, in_), rank)
-        torch.testing.assert_close(update.dense(), reference(update))
-
     def test_inner_and_norm(self, out: int, in_: int, rank: int) -> None:
         one, other = drawn(out, in_, rank, 1, 0.3), drawn(out, in_, rank + 2, 2, -1.7)
+        assert (one.shape, one.rank) == ((out, in_), rank)
+        torch.testing.assert_close(one.dense(), reference(one))
         expected = float((reference(one) * reference(other)).sum())
         assert one.inner(other) == pytest.approx(expected, rel=1e-12)
         assert one.norm() == pytest.approx(float(reference(one).norm()), rel=1e-12)
@@ -105,19 +95,18 @@ class TestAgainstDenseMatrices:
         torch.testing.assert_close(u @ sigma.diag() @ vt, reference(update))
         torch.testing.assert_close(u.mT @ u, torch.eye(k, dtype=torch.float64))
         torch.testing.assert_close(vt @ vt.mT, torch.eye(k, dtype=torch.float64))
-        largest = u.gather(0, u.abs().argmax(dim=0, keepdim=True))
-        assert (largest > 0).all()
+        assert (u.gather(0, u.abs().argmax(dim=0, keepdim=True)) > 0).all()
 
     def test_truncation_is_that_of_eckart_and_young(self, out: int, in_: int, rank: int) -> None:
         update = drawn(out, in_, rank, scale=1.5)
         u, sigma, vt = np.linalg.svd(reference(update).numpy(), full_matrices=False)
         for kept in range(1, rank + 1):
-            truncation = update.truncated(kept)
+            matrix, lost = update.truncated(kept)
             best = (u[:, :kept] * sigma[:kept]) @ vt[:kept]
-            np.testing.assert_allclose(truncation.matrix.dense().numpy(), best, atol=1e-10)
-            lost = (sigma[kept:] ** 2).sum() / (sigma**2).sum()
-            assert truncation.lost_energy == pytest.approx(lost, abs=1e-12)
-            assert truncation.matrix.rank == kept
+            np.testing.assert_allclose(matrix.dense().numpy(), best, atol=1e-10)
+            share = (sigma[kept:] ** 2).sum() / (sigma**2).sum()
+            assert lost == pytest.approx(share, abs=1e-12)
+            assert matrix.rank == kept
 
     def test_canonical_form_is_balanced_and_free_of_the_gauge(
         self, out: int, in_: int, rank: int
@@ -126,26 +115,24 @@ class TestAgainstDenseMatrices:
         canonical = update.canonical()
         torch.testing.assert_close(canonical.dense(), reference(update))
         torch.testing.assert_close(canonical.B.mT @ canonical.B, canonical.A @ canonical.A.mT)
-        for seed in range(5):
-            moved = in_another_gauge(update, seed)
-            assert not torch.allclose(moved.A, update.A)
-            again = moved.canonical()
-            # The square root of a vanishing singular value is only exact to 1e-8.
-            torch.testing.assert_close(again.A, canonical.A, rtol=1e-7, atol=1e-7)
-            torch.testing.assert_close(again.B, canonical.B, rtol=1e-7, atol=1e-7)
+        moved = in_another_gauge(update, 0)
+        assert not torch.allclose(moved.A, update.A)
+        again = moved.canonical()
+        # The square root of a vanishing singular value is only exact to 1e-8.
+        torch.testing.assert_close(again.A, canonical.A, rtol=1e-7, atol=1e-7)
+        torch.testing.assert_close(again.B, canonical.B, rtol=1e-7, atol=1e-7)
 
 
 def test_truncation_to_a_higher_rank_pads_with_zeros() -> None:
     update = drawn(5, 4, 2)
     matrix, lost = update.truncated(6)
     assert (matrix.A.shape, matrix.B.shape, lost) == ((6, 4), (5, 6), 0.0)
-    assert matrix.A[2:].count_nonzero() == matrix.B[:, 2:].count_nonzero() == 0
     torch.testing.assert_close(matrix.dense(), reference(update))
     zero, lost = LowRank(torch.ones(2, 4), torch.zeros(5, 2)).truncated(1)
     assert (int(zero.dense().count_nonzero()), lost) == (0, 0.0)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 def test_factors_keep_their_dtype_and_inner_products_are_in_float64(dtype: torch.dtype) -> None:
     update = drawn(6, 8, 3, scale=0.25, dtype=dtype)
     assert (update.canonical().A.dtype, update.canonical().B.dtype) == (dtype, dtype)
@@ -162,8 +149,6 @@ def test_stacked_is_the_weighted_sum() -> None:
     expected = torch.stack([c * reference(term) for c, term in pairs]).sum(dim=0)
     torch.testing.assert_close(total.dense(), expected)
     assert total.rank == 7
-    with pytest.raises(ValueError, match="zip"):
-        stacked(terms, [1.0])
 
 
 Q, V, DOWN = Site(0, Role.Q), Site(1, Role.V), Site(1, Role.DOWN)
@@ -191,20 +176,12 @@ def flat(adapter: LoraAdapter) -> Tensor:
     return torch.cat(parts)
 
 
-def test_it_is_a_mapping_in_the_order_of_the_layers() -> None:
-    adapter = drawn_adapter(0)
-    assert list(adapter) == [Q, V, DOWN]
-    assert len(adapter) == 3
-    assert adapter.roles == (Role.Q, Role.V, Role.DOWN)
-    assert adapter[V].shape == (4, 6)
-    assert Site(7, Role.Q) not in adapter
-
-
-def test_it_cannot_be_changed() -> None:
+def test_it_is_a_mapping_in_the_order_of_the_layers_that_cannot_be_changed() -> None:
     updates = dict(drawn_adapter(0).sites)
     adapter = LoraAdapter(updates, "some/base")
     del updates[Q]
-    assert Q in adapter
+    assert list(adapter) == [Q, V, DOWN]
+    assert adapter.roles == (Role.Q, Role.V, Role.DOWN)
     with pytest.raises(TypeError, match="item assignment"):
         adapter.sites[Q] = adapter[V]  # type: ignore[index]
 
@@ -214,8 +191,7 @@ def test_no_site_is_refused() -> None:
         LoraAdapter({}, "some/base")
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("factor", ["A", "B"])
+@pytest.mark.parametrize(("value", "factor"), [(float("nan"), "A"), (float("inf"), "B")])
 def test_entries_that_are_not_finite_are_counted_and_named(value: float, factor: str) -> None:
     good = drawn_adapter(0)
     broken = {"A": good[V].A.clone(), "B": good[V].B.clone()}
@@ -226,22 +202,16 @@ def test_entries_that_are_not_finite_are_counted_and_named(value: float, factor:
         replace(good, sites={**good.sites, V: good[V].scaled(value)})
 
 
-def test_inner_products_equal_those_of_the_dense_updates() -> None:
+def test_figures_of_two_adapters_equal_those_of_the_dense_updates() -> None:
     one, other, part = drawn_adapter(1), drawn_adapter(2, scale=-3.0), drawn_adapter(3, (V,))
     for left, right in ((one, other), (one, part), (part, one), (one, one)):
-        expected = float(flat(left) @ flat(right))
-        assert left.inner(right) == pytest.approx(expected, rel=1e-9)
+        x, y = flat(left), flat(right)
+        assert left.inner(right) == pytest.approx(float(x @ y), rel=1e-9)
+        assert cosine(left, right) == pytest.approx(float(x @ y / x.norm() / y.norm()))
+        error = float((x - y).norm() / y.norm())
+        assert relative_error(left, right) == pytest.approx(error, abs=1e-6)
     assert one.norm() == pytest.approx(float(flat(one).norm()))
     assert part.inner(drawn_adapter(3, (Q,))) == 0.0
-
-
-def test_cosine_and_relative_error_equal_those_of_the_dense_updates() -> None:
-    one, other = drawn_adapter(1), drawn_adapter(2, (Q, DOWN))
-    x, y = flat(one), flat(other)
-    assert cosine(one, other) == pytest.approx(float(x @ y / x.norm() / y.norm()))
-    assert cosine(one, one) == pytest.approx(1.0)
-    assert relative_error(one, other) == pytest.approx(float((x - y).norm() / y.norm()))
-    assert relative_error(one, one) == pytest.approx(0.0, abs=1e-6)
 
 
 def test_cosine_and_relative_error_with_a_zero_update() -> None:
@@ -258,32 +228,26 @@ def test_map_changes_every_site_and_forgets_the_config() -> None:
     assert (double.base_model, double.config) == ("some/base", None)
 
 
-class TestContentHash:
-    def test_it_is_of_what_the_adapter_computes_alone(self) -> None:
-        adapter = drawn_adapter(1)
-        backwards = dict(reversed(list(adapter.sites.items())))
-        assert LoraAdapter(backwards, "other/base", {"r": 2}).content_hash() == (
-            adapter.content_hash()
-        )
-        strided = {site: LowRank(u.A.mT.clone().mT, u.B, u.scale) for site, u in adapter.items()}
-        assert LoraAdapter(strided, "some/base").content_hash() == adapter.content_hash()
-
-    def test_every_part_changes_it(self) -> None:
-        adapter = drawn_adapter(1)
-        a, b = adapter[Q].A.clone(), adapter[Q].B.clone()
-        a[1, 2] += 1e-6
-        b[0, 0] = -b[0, 0]
-        rest = {site: update for site, update in adapter.items() if site != Q}
-        variants = [
-            adapter,
-            replace(adapter, sites=rest),
-            replace(adapter, sites={**rest, Site(1, Role.Q): adapter[Q]}),
-            replace(adapter, sites={**rest, Q: LowRank(a, adapter[Q].B, 0.5)}),
-            replace(adapter, sites={**rest, Q: LowRank(adapter[Q].A, b, 0.5)}),
-            replace(adapter, sites={**rest, Q: adapter[Q].scaled(1 + 1e-12)}),
-            replace(adapter, sites={**rest, Q: adapter[Q].to(torch.bfloat16)}),
-        ]
-        assert len({variant.content_hash() for variant in variants}) == len(variants)
+def test_the_hash_is_of_all_that_the_adapter_computes_and_of_nothing_else() -> None:
+    adapter = drawn_adapter(1)
+    backwards = dict(reversed(list(adapter.sites.items())))
+    strided = {site: LowRank(u.A.mT.clone().mT, u.B, u.scale) for site, u in adapter.items()}
+    for same in (LoraAdapter(backwards, "other/base", {"r": 2}), LoraAdapter(strided, "b")):
+        assert same.content_hash() == adapter.content_hash()
+    a, b = adapter[Q].A.clone(), adapter[Q].B.clone()
+    a[1, 2] += 1e-6
+    b[0, 0] = -b[0, 0]
+    rest = {site: update for site, update in adapter.items() if site != Q}
+    variants = [
+        adapter,
+        replace(adapter, sites=rest),
+        replace(adapter, sites={**rest, Site(1, Role.Q): adapter[Q]}),
+        replace(adapter, sites={**rest, Q: LowRank(a, adapter[Q].B, 0.5)}),
+        replace(adapter, sites={**rest, Q: LowRank(adapter[Q].A, b, 0.5)}),
+        replace(adapter, sites={**rest, Q: adapter[Q].scaled(1 + 1e-12)}),
+        replace(adapter, sites={**rest, Q: adapter[Q].to(torch.bfloat16)}),
+    ]
+    assert len({variant.content_hash() for variant in variants}) == len(variants)
 
 
 def planted(*spectra: list[float]) -> LoraAdapter:
@@ -297,15 +261,12 @@ def planted(*spectra: list[float]) -> LoraAdapter:
     return LoraAdapter(updates, "base")
 
 
-def test_the_effective_rank_of_equal_values_is_their_number() -> None:
+def test_the_effective_rank_is_the_exponential_of_the_entropy_weighted_by_the_sites() -> None:
     assert effective_rank(planted([2.0] * 4)) == pytest.approx(4.0, rel=1e-5)
     assert effective_rank(planted([3.0])) == pytest.approx(1.0, rel=1e-5)
     share = [0.75, 0.25]
     entropy = -sum(s * math.log(s) for s in share)
     assert effective_rank(planted([3.0, 1.0])) == pytest.approx(math.exp(entropy), rel=1e-4)
-
-
-def test_sites_are_weighted_by_their_squared_norm() -> None:
     # |D|^2 of 4 with rank 4, and of 12 with rank 3.
     found = effective_rank(planted([1.0] * 4, [2.0] * 3))
     assert found == pytest.approx((4 * 4 + 12 * 3) / 16, rel=1e-4)
@@ -323,9 +284,8 @@ def test_the_mean_cosine() -> None:
     assert math.isnan(mean_cosine(one, []))
 
 
-@pytest.mark.parametrize("seed", [5, 6])
-def test_the_span_share_is_that_of_least_squares_whatever_is_doubled(seed: int) -> None:
-    one, others = drawn_adapter(seed), [drawn_adapter(other) for other in range(4)]
+def test_the_span_share_is_that_of_least_squares_whatever_is_doubled() -> None:
+    one, others = drawn_adapter(5), [drawn_adapter(other) for other in range(4)]
     basis = torch.stack([flat(other) for other in others], dim=1)
     best = torch.linalg.lstsq(basis, flat(one)[:, None]).solution
     wanted = float((basis @ best).square().sum() / flat(one).square().sum())

@@ -1,16 +1,11 @@
-from itertools import pairwise
-
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_module
-from hydra.utils import instantiate
-from numpy.typing import NDArray
 from peft.utils import merge_utils
 from scipy.optimize import brentq, minimize
 from torch import Tensor
 
-from loraport.adapters import LoraAdapter, LowRank, Role, Site, cosine, relative_error
+from loraport.adapters import LoraAdapter, LowRank, Role, Site, relative_error
 from loraport.adapters.merge import (
     Combiner,
     Dare,
@@ -30,7 +25,6 @@ SHAPES = {Q: (10, 20), V: (5, 20), UP: (15, 20)}
 COMBINERS = [Linear(), WeightAverage(), Ties(), Dare(), DareTies(), Decoupled()]
 ids = [type(combiner).__name__ for combiner in COMBINERS]
 each = pytest.mark.parametrize("combiner", COMBINERS, ids=ids)
-AVERAGES = [combiner for combiner in COMBINERS if combiner.averages]
 
 
 def drawn(
@@ -50,11 +44,8 @@ def drawn(
 
 
 @each
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_a_single_adapter_is_itself_times_its_weight_and_cut_on_request(
-    combiner: Combiner, dtype: torch.dtype
-) -> None:
-    adapter = drawn(0, dtype=dtype)
+def test_a_single_adapter_is_itself_times_its_weight_and_cut_on_request(combiner: Combiner) -> None:
+    adapter = drawn(0, dtype=torch.bfloat16)
     result = combiner([adapter])
     assert result.adapter is adapter
     assert result.lost_energy == dict.fromkeys(adapter, 0.0)
@@ -62,9 +53,8 @@ def test_a_single_adapter_is_itself_times_its_weight_and_cut_on_request(
         assert combiner([adapter], [0.3]).adapter is adapter
     else:
         scaled = combiner([adapter], [-0.5]).adapter
-        for site, update in adapter.items():
-            assert (scaled[site].A is update.A, scaled[site].B is update.B) == (True, True)
-            assert scaled[site].scale == -0.25
+        assert all(scaled[site].A is update.A for site, update in adapter.items())
+        assert {update.scale for update in scaled.values()} == {-0.25}
     result = combiner([adapter], rank=1)
     for site, update in adapter.items():
         near, lost = update.to(torch.float32).truncated(1)
@@ -125,55 +115,30 @@ def test_a_site_of_zeros_takes_part(combiner: Combiner) -> None:
     assert combiner([drawn(0, (V,)), nothing]).adapter[V].norm() > 0
 
 
-@each
-def test_shapes_that_differ_are_refused_by_site(combiner: Combiner) -> None:
+def test_shapes_that_differ_are_refused_by_site() -> None:
     odd = LoraAdapter({V: LowRank(torch.ones(2, 20), torch.ones(8, 2))}, "some/base")
     message = r"adapter 3 .*\(8, 20\) at model\.layers\.1\.self_attn\.v_proj.* 2 .*\(5, 20\)"
     with pytest.raises(AdapterError, match=message):
-        combiner([drawn(0, (Q,)), drawn(1), odd])
+        Linear()([drawn(0, (Q,)), drawn(1), odd])
 
 
-@each
-@pytest.mark.parametrize("weights", [[1.0], [1.0, 2.0, 3.0], [1.0, float("nan")], []])
-def test_weights_that_do_not_fit_are_refused(combiner: Combiner, weights: list[float]) -> None:
+@pytest.mark.parametrize("weights", [[1.0], [1.0, float("nan")], []])
+def test_weights_that_do_not_fit_are_refused(weights: list[float]) -> None:
     with pytest.raises(ConfigurationError, match=r"merge\.weights is .* but 2 adapters"):
-        combiner([drawn(0), drawn(1)], weights)
+        Linear()([drawn(0), drawn(1)], weights)
 
 
-@pytest.mark.parametrize("combiner", AVERAGES)
-@pytest.mark.parametrize("weights", [[0.0, 0.0], [2.0, -1.0]])
-def test_an_average_takes_no_negative_weights(combiner: Combiner, weights: list[float]) -> None:
-    with pytest.raises(ConfigurationError, match=r"merge\.weights is .*merge=linear"):
-        combiner([drawn(0), drawn(1)], weights)
-
-
-def test_no_adapter_is_refused() -> None:
+def test_no_adapter_and_negative_weights_of_an_average_are_refused() -> None:
     with pytest.raises(ConfigurationError, match="at least one"):
         Linear()([])
+    for weights in ([0.0, 0.0], [2.0, -1.0]):
+        with pytest.raises(ConfigurationError, match=r"merge\.weights is .*merge=linear"):
+            WeightAverage()([drawn(0), drawn(1)], weights)
 
 
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("linear", Linear()),
-        ("weight_average", WeightAverage()),
-        ("ties", Ties(0.2)),
-        ("dare", Dare(0.9, seed=7)),
-        ("dare_ties", DareTies(0.9, seed=7)),
-        ("do_merge", Decoupled()),
-    ],
-)
-def test_every_choice_composes(name: str, expected: Combiner) -> None:
-    with initialize_config_module("loraport.conf", version_base="1.3"):
-        config = compose("train", overrides=[f"+merge={name}", "seed=7"])
-    assert (config.merge["with"], config.merge.weights) == ([], None)
-    assert instantiate(config.merge.method) == expected
-
-
-# Against PEFT's dense functions, where they are right, and against the papers' formulas in numpy.
-# PEFT's ``linear``, ``ties`` and ``dare_*`` work on A and B separately (cross terms), so that only
-# the dense functions behind them are compared; ``ties`` elects signs before it applies the weights,
-# so it is given updates that are weighted already.
+# Against PEFT's dense functions. Its ``linear``, ``ties`` and ``dare_*`` work on A and B separately
+# (cross terms), so that only those behind them are compared; ``ties`` elects signs before it
+# applies the weights, so it is given updates that are weighted already.
 
 WEIGHTS = [0.5, -2.0, 1.5]
 FULL = 20  # a rank at which no site loses anything
@@ -190,27 +155,6 @@ def weighted(site: Site) -> Tensor:
     return sum((w * d for w, d in zip(WEIGHTS, deltas(site), strict=True)), torch.zeros(()))
 
 
-def ties_of_the_paper(
-    taus: list[NDArray[np.float32]], density: float, lambda_: float = 1.0
-) -> NDArray[np.float32]:
-    """Algorithm 1 of Yadav et al., 2023, entry by entry."""
-    trimmed = []
-    for tau in taus:
-        keep = np.argsort(-np.abs(tau), axis=None)[: round(density * tau.size)]
-        kept = np.zeros(tau.size, tau.dtype)
-        kept[keep] = tau.reshape(-1)[keep]
-        trimmed.append(kept)
-    merged = np.zeros(taus[0].size, taus[0].dtype)
-    for entry in range(merged.size):
-        entries = [float(tau[entry]) for tau in trimmed]
-        positive = sum(e for e in entries if e > 0)
-        negative = -sum(e for e in entries if e < 0)
-        sign = 1 if positive >= negative else -1
-        agreeing = [e for e in entries if e * sign > 0]
-        merged[entry] = lambda_ * np.mean(agreeing) if agreeing else 0
-    return merged.reshape(taus[0].shape)
-
-
 class TestSums:
     def test_linear_is_the_weighted_sum_and_exact(self) -> None:
         result = Linear()(ADAPTERS, WEIGHTS)
@@ -220,17 +164,9 @@ class TestSums:
             torch.testing.assert_close(result.adapter[site].dense(), expected)
             assert result.adapter[site].rank == 9
         assert result.lost_energy == {Q: 0.0, V: 0.0}
-
-    def test_a_rank_cuts_the_sum_and_says_what_is_lost(self) -> None:
-        result = Linear()(ADAPTERS, WEIGHTS, rank=2)
-        u, sigma, vt = torch.linalg.svd(weighted(Q).double())
-        expected = (u[:, :2] * sigma[:2]) @ vt[:2]
-        torch.testing.assert_close(
-            result.adapter[Q].dense().double(), expected, rtol=1e-4, atol=1e-4
-        )
-        lost = float(sigma[2:].square().sum() / sigma.square().sum())
-        assert result.lost_energy[Q] == pytest.approx(lost, rel=1e-5)
-        assert result.adapter[Q].rank == 2
+        cut = Linear()(ADAPTERS, WEIGHTS, rank=2)
+        sigma = torch.linalg.svdvals(weighted(Q).double()).square()
+        assert cut.lost_energy[Q] == pytest.approx(float(sigma[2:].sum() / sigma.sum()), rel=1e-5)
 
     def test_weight_average_divides_by_the_sum_of_the_weights(self) -> None:
         mean = WeightAverage()(ADAPTERS).adapter
@@ -241,46 +177,25 @@ class TestSums:
 
 
 class TestTies:
-    @pytest.mark.parametrize("density", [0.2, 0.5, 1.0])
-    def test_it_is_that_of_the_paper(self, density: float) -> None:
-        result = Ties(density)(ADAPTERS, rank=FULL)
-        for site in (Q, V):
-            expected = ties_of_the_paper([d.numpy() for d in deltas(site)], density)
-            np.testing.assert_allclose(result.adapter[site].dense(), expected, atol=2e-5)
-            share = np.count_nonzero(expected) / expected.size
-            assert result.notes[site] == {"kept_share": pytest.approx(share)}
-
-    def test_equal_weights_are_the_lambda_of_the_paper(self) -> None:
-        result = Ties(0.2)(ADAPTERS, [0.4] * 3, FULL)
-        expected = ties_of_the_paper([d.numpy() for d in deltas(V)], 0.2, 0.4)
-        np.testing.assert_allclose(result.adapter[V].dense(), expected, atol=2e-5)
-
     @pytest.mark.parametrize("weights", [None, WEIGHTS])
-    def test_it_is_that_of_peft_on_weighted_updates(self, weights: list[float] | None) -> None:
-        result = Ties(0.3)(ADAPTERS, weights, FULL)
+    @pytest.mark.parametrize("density", [0.2, 0.5, 1.0])
+    def test_it_is_that_of_peft_on_weighted_updates(
+        self, density: float, weights: list[float] | None
+    ) -> None:
+        result = Ties(density)(ADAPTERS, weights, FULL)
         for site in (Q, V):
             parts = [w * d for w, d in zip(weights or [1.0] * 3, deltas(site), strict=True)]
-            expected = merge_utils.ties(parts, torch.ones(3), 0.3)
+            expected = merge_utils.ties(parts, torch.ones(3), density)
             torch.testing.assert_close(result.adapter[site].dense(), expected, rtol=1e-4, atol=2e-5)
-        # With weights that differ, PEFT's own order elects other signs.
-        other = merge_utils.ties(deltas(Q), torch.tensor(WEIGHTS), 0.3)
-        weighted_first = [w * d for w, d in zip(WEIGHTS, deltas(Q), strict=True)]
-        assert not torch.allclose(other, merge_utils.ties(weighted_first, torch.ones(3), 0.3))
+            share = int(expected.count_nonzero()) / expected.numel()
+            assert result.notes[site] == {"kept_share": pytest.approx(share)}
+        sigma = torch.linalg.svdvals(expected.double()).square()
+        lost = Ties(density)(ADAPTERS, weights, 3).lost_energy[V]
+        assert lost == pytest.approx(float(sigma[3:].sum() / sigma.sum()), 1e-5)
 
     def test_zeros_are_not_counted_and_a_tie_goes_to_plus(self) -> None:
         given = [torch.tensor([[3.0, 0.0, 2.0, -4.0]]), torch.tensor([[1.0, 5.0, -2.0, 1.0]])]
         assert torch.equal(disjoint_mean(given), torch.tensor([[2.0, 5.0, 2.0, -4.0]]))
-
-    def test_what_is_cut_to_a_rank_is_said(self) -> None:
-        result = Ties(0.2)(ADAPTERS, rank=3)
-        expected = ties_of_the_paper([d.numpy() for d in deltas(V)], 0.2)
-        sigma = torch.linalg.svdvals(torch.from_numpy(expected).double()).square()
-        assert result.lost_energy[V] == pytest.approx(float(sigma[3:].sum() / sigma.sum()), 1e-5)
-
-    @pytest.mark.parametrize("density", [0.0, 1.1, -0.2, float("nan")])
-    def test_a_density_out_of_range_is_refused(self, density: float) -> None:
-        with pytest.raises(ConfigurationError, match=r"merge\.method\.density is .* up to 1"):
-            Ties(density)
 
 
 class TestDare:
@@ -297,12 +212,6 @@ class TestDare:
             elected = merge_utils.calculate_majority_sign_mask(left)
             expected = merge_utils.disjoint_merge(left, elected)
             torch.testing.assert_close(voted.adapter[site].dense(), expected, rtol=1e-4, atol=5e-5)
-
-    @pytest.mark.parametrize("method", [Dare, DareTies])
-    @pytest.mark.parametrize("p", [1.0, -0.1])
-    def test_a_share_out_of_range_is_refused(self, method: type[Dare], p: float) -> None:
-        with pytest.raises(ConfigurationError, match=r"merge\.method\.p is "):
-            method(p)
 
 
 def at_q(update: LowRank) -> LoraAdapter:
@@ -335,7 +244,7 @@ def loss(now: list[Tensor], start: list[Tensor], gamma: float) -> Tensor:
 
 
 class TestOrthogonalisation:
-    @pytest.mark.parametrize("gamma", [0.3, 1.0, 5.0])
+    @pytest.mark.parametrize("gamma", [0.3, 1.0])
     def test_it_descends_to_a_minimum_of_the_loss(self, gamma: float) -> None:
         start = normalised((0, 1, 2))
         shape = torch.stack(start).shape
@@ -347,7 +256,7 @@ class TestOrthogonalisation:
             return float(value.detach()), gradient.numpy().ravel()
 
         found = minimize(objective, torch.stack(start).numpy().ravel(), jac=True, tol=1e-12)
-        ours = Decoupled(gamma, steps=3000).orthogonalised(start)
+        ours = Decoupled(gamma, steps=1500).orthogonalised(start)
         assert float(loss(ours.factors, start, gamma)) == pytest.approx(found.fun, rel=1e-6)
         np.testing.assert_allclose(
             torch.stack(ours.factors).numpy().ravel(), found.x, rtol=1e-3, atol=1e-3
@@ -358,22 +267,8 @@ class TestOrthogonalisation:
         overlap = float(loss(ours.factors, ours.factors, 0.0))
         assert ours.after == pytest.approx(overlap, rel=1e-9)
         assert ours.before == pytest.approx(float(loss(start, start, 0.0)), rel=1e-9)
-
-    @pytest.mark.parametrize("lr", [0.2, 1.9])
-    def test_every_step_descends(self, lr: float) -> None:
-        start = normalised((3, 4, 5, 6), rank=5)
-        values = [
-            float(loss(Decoupled(steps=steps, lr=lr).orthogonalised(start).factors, start, 1.0))
-            for steps in range(12)
-        ]
-        assert all(after < before for before, after in pairwise(values))
-
-    def test_the_defaults_come_close_to_the_minimum(self) -> None:
-        start = normalised((0, 1))
-        near = Decoupled().orthogonalised(start)
-        at = Decoupled(steps=5000).orthogonalised(start)
-        assert near.after == pytest.approx(at.after, rel=1e-3)
-        assert near.after < 0.5 * near.before
+        if gamma == Decoupled.gamma:
+            assert Decoupled().orthogonalised(start).after == pytest.approx(ours.after, rel=1e-3)
 
     def test_a_direction_that_two_share_in_full_shrinks_to_what_the_docstring_says(self) -> None:
         shared = torch.zeros(1, 6, dtype=torch.float64)
@@ -420,14 +315,6 @@ class TestDecoupling:
         assert notes["perturbation_read"] == read.perturbation > 0
         assert notes["perturbation_written"] == written.perturbation > 0
 
-    def test_an_adapter_of_large_norm_has_no_larger_say_in_the_direction(self) -> None:
-        small, large = wide(0), wide(1, scale=50.0)
-        apart = Decoupled()([small, large]).adapter
-        together = WeightAverage()([small, large]).adapter
-        assert cosine(together, small) < 0.1
-        assert cosine(apart, small) > 0.5
-        assert cosine(apart, large) > 0.5
-
     def test_it_is_free_of_the_gauge_and_of_the_rank_of_zeros(self) -> None:
         adapters = [wide(0), wide(1)]
         expected = Decoupled()(adapters).adapter
@@ -439,11 +326,6 @@ class TestDecoupling:
         again = Decoupled()([at_q(moved), at_q(padded)]).adapter
         assert relative_error(again, expected) < 1e-7
 
-    def test_an_adapter_with_itself_is_itself_without_perturbation(self) -> None:
-        adapter = wide(0)
-        result = Decoupled(gamma=1e9)([adapter, adapter], [2.0, 5.0]).adapter
-        assert relative_error(result, adapter) < 1e-6
-
     def test_columns_of_zeros_have_no_direction(self) -> None:
         one, other = wide(0), wide(1)
         a = one[Q].A.clone()
@@ -453,15 +335,18 @@ class TestDecoupling:
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("method", "options", "message"),
     [
-        ({"gamma": 0.0}, r"method\.gamma is 0\.0, it takes a number above 0; the default is 1\.0"),
-        ({"gamma": float("inf")}, r"method\.gamma is inf"),
-        ({"steps": -1}, r"method\.steps is -1, it takes 0 or .* the default is 100"),
-        ({"lr": 2.0}, r"method\.lr is 2\.0, it takes a number between 0 and 2"),
-        ({"lr": float("nan")}, r"method\.lr is nan"),
+        (Ties, {"density": 0.0}, r"merge\.method\.density is 0\.0.* up to 1"),
+        (Ties, {"density": 1.1}, r"merge\.method\.density is 1\.1"),
+        (DareTies, {"p": 1.0}, r"merge\.method\.p is 1\.0"),
+        (Decoupled, {"gamma": 0.0}, r"gamma is 0\.0, it takes a number above 0; the default is 1"),
+        (Decoupled, {"steps": -1}, r"method\.steps is -1, it takes 0 or .* the default is 100"),
+        (Decoupled, {"lr": 2.0}, r"method\.lr is 2\.0, it takes a number between 0 and 2"),
     ],
 )
-def test_options_out_of_range_are_refused(options: dict[str, float], message: str) -> None:
+def test_options_out_of_range_are_refused(
+    method: type[Combiner], options: dict[str, float], message: str
+) -> None:
     with pytest.raises(ConfigurationError, match=message):
-        Decoupled(**options)  # type: ignore[arg-type]
+        method(**options)

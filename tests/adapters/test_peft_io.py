@@ -29,7 +29,6 @@ from loraport.models import BaseModel, attached
 Q_AND_V = ["q_proj", "v_proj"]
 ALL_SITES = [Site(layer, role) for layer in (0, 1) for role in Role]
 OPTIONS: dict[str, dict[str, Any]] = {
-    "plain": {"target_modules": Q_AND_V},
     "rslora": {"target_modules": Q_AND_V, "use_rslora": True},
     "first of two patterns": {
         "target_modules": Q_AND_V,
@@ -40,43 +39,19 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "target_modules": Q_AND_V,
         "rank_pattern": {"proj": 2, "_proj": 3},
     },
-    "both patterns with rslora": {
+    "negative alpha, of zero at one module": {
         "target_modules": Q_AND_V,
-        "rank_pattern": {"v_proj": 3},
-        "alpha_pattern": {"v_proj": 5},
-        "use_rslora": True,
+        "lora_alpha": -4,
+        "alpha_pattern": {"v_proj": 0},
     },
-    "negative alpha": {"target_modules": Q_AND_V, "lora_alpha": -4},
-    "alpha of zero at one module": {"target_modules": Q_AND_V, "alpha_pattern": {"v_proj": 0}},
-    "layers": {"target_modules": Q_AND_V, "layers_to_transform": [1]},
     "one layer": {"target_modules": Q_AND_V, "layers_to_transform": 0},
-    "no layers": {"target_modules": Q_AND_V, "layers_to_transform": []},
     "layers pattern": {
-        "target_modules": Q_AND_V,
+        "target_modules": [*Q_AND_V, "model.layers.0.self_attn.k_proj"],
         "layers_to_transform": [1],
-        "layers_pattern": ["h", "layers"],
+        "layers_pattern": ["h", "lay.*"],
     },
-    "layers pattern as an expression": {
-        "target_modules": Q_AND_V,
-        "layers_to_transform": [1],
-        "layers_pattern": "(blocks|lay.*)",
-    },
-    "full name beside layers": {
-        "target_modules": ["model.layers.0.self_attn.q_proj", "v_proj"],
-        "layers_to_transform": [1],
-    },
-    "expression": {"target_modules": r".*\.1\.(self_attn\.[qk]|mlp\.up)_proj"},
     "expression for a part of the name": {"target_modules": r".*0\.mlp\.gate_proj|v_proj"},
-    "all linear": {"target_modules": "all-linear"},
     "all linear but some": {"target_modules": "all-linear", "exclude_modules": ["down_proj"]},
-    "full names": {
-        "target_modules": ["model.layers.0.self_attn.q_proj", "model.layers.1.mlp.up_proj"]
-    },
-    "partial names": {"target_modules": ["0.self_attn.q_proj", "mlp.up_proj"]},
-    "excluded by name": {
-        "target_modules": Q_AND_V,
-        "exclude_modules": ["model.layers.0.self_attn.q_proj"],
-    },
     "excluded by expression": {
         "target_modules": Q_AND_V,
         "exclude_modules": r".*layers\.1\..*q_.*",
@@ -120,17 +95,14 @@ def test_what_the_file_leaves_out_has_the_defaults_of_peft() -> None:
     ("options", "message"),
     [
         ({"peft_type": "IA3"}, r"mine has peft_type 'IA3'.*only LORA"),
-        ({"peft_type": None}, r"mine has peft_type None"),
         ({"bias": "lora_only"}, r"mine has bias='lora_only'"),
-        ({"fan_in_fan_out": True}, r"fan_in_fan_out=True.*transposed"),
+        ({"use_dora": True}, r"mine has use_dora=True: DoRA rescales .*magnitudes"),
+        ({"modules_to_save": ["lm_head"]}, r"modules_to_save=\['lm_head'\]: it replaces"),
         ({"layer_replication": [[0, 2]]}, r"layer_replication=\[\[0, 2\]\].*copies of layers"),
         ({"use_qalora": True}, r"use_qalora=True.*not known to be exact"),
-        ({"target_parameters": ["experts.up"]}, r"target_parameters=\['experts.up'\]"),
-        ({"alora_invocation_tokens": [5]}, r"alora_invocation_tokens=\[5\]"),
-        ({"use_of_the_future": "yes"}, r"use_of_the_future='yes'.*without this option"),
+        ({"use_of_the_future": 0.5}, r"use_of_the_future=0\.5.*without this option"),
+        ({"init_lora_weights": "pissa"}, r"init_lora_weights='pissa', which changed the base"),
         ({"init_lora_weights": "corda"}, r"init_lora_weights='corda'.*path_initial_model"),
-        ({"init_lora_weights": "loftq"}, r"init_lora_weights='loftq'.*base weights"),
-        ({"init_lora_weights": "pissa_niter_16"}, r"init_lora_weights='pissa_niter_16'"),
     ],
 )
 def test_what_is_not_exact_is_refused_by_name(options: dict[str, Any], message: str) -> None:
@@ -138,13 +110,15 @@ def test_what_is_not_exact_is_refused_by_name(options: dict[str, Any], message: 
         PeftConfig({"peft_type": "LORA", "r": 4, **options}, "mine")
 
 
+def test_an_unknown_option_that_is_not_set_is_let_through() -> None:
+    PeftConfig({"peft_type": "LORA", "use_of_the_future": False, "other": None}, "mine")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"r": 0}, r"mine has rank 0\.0 at model\.layers\.0\.self_attn\.q_proj.*positive"),
-        ({"r": 2.5}, r"rank 2\.5 .*whole"),
         ({"r": "four"}, r"mine: r is 'four', it takes a number"),
-        ({"lora_alpha": None}, r"lora_alpha is None, it takes a number"),
         ({"lora_alpha": True}, r"lora_alpha is True, it takes a number"),
         ({"rank_pattern": {"q_proj": "four"}}, r"rank_pattern\['q_proj'\] is 'four'"),
         ({"alpha_pattern": ["q_proj"]}, r"alpha_pattern is \['q_proj'\], it takes a mapping"),
@@ -164,21 +138,18 @@ Q_KEY = "base_model.model.model.layers.0.self_attn.q_proj"
 O_KEY, A = Q_KEY.replace("q_proj", "o_proj"), torch.ones(4, 32)
 VISION_KEY = "base_model.model.vision.model.layers.0.mlp.up_proj.lora_A.weight"
 EXACT: dict[str, dict[str, object]] = {
-    "plain": {},
     "patterns with rslora": {
         "rank_pattern": {"q_proj": 2, r"layers\.1\..*v_proj": 3},
         "alpha_pattern": {"v_proj": 11, "layers.0.self_attn.q_proj": 0.7},
         "use_rslora": True,
     },
     "negative alpha, rank 1, layers": {"r": 1, "lora_alpha": -5, "layers_to_transform": [1]},
-    "regex": {"target_modules": r".*\.1\.(self_attn\.[ko]|mlp\.down)_proj"},
-    "excluded by regex": {"target_modules": "all-linear", "exclude_modules": r".*mlp.*"},
-    "gaussian with dropout": {"init_lora_weights": "gaussian", "lora_dropout": 0.3},
-    "orthogonal": {"init_lora_weights": "orthogonal"},
-    "mica": {"init_lora_weights": "mica"},
-    "random B": {"init_lora_weights": False},
-    "float16": {"dtype": torch.float16},
-    "bfloat16, rslora, rank 3": {"dtype": torch.bfloat16, "use_rslora": True, "r": 3},
+    "regex, gaussian with dropout": {
+        "target_modules": r".*\.1\.(self_attn\.[ko]|mlp\.down)_proj",
+        "init_lora_weights": "gaussian",
+        "lora_dropout": 0.3,
+    },
+    "bfloat16, mica": {"dtype": torch.bfloat16, "init_lora_weights": "mica"},
 }
 
 
@@ -286,38 +257,17 @@ def test_config_that_describes_the_adapter_no_more_is_not_kept(
 
 
 class TestRefused:
-    @pytest.mark.parametrize(
-        ("options", "message"),
-        [
-            ({"use_dora": True}, r"original has use_dora=True: DoRA rescales .*magnitudes"),
-            ({"bias": "all"}, r"bias='all'"),
-            ({"lora_bias": True}, r"lora_bias=True: trained biases"),
-            ({"modules_to_save": ["lm_head"]}, r"modules_to_save=\['lm_head'\]: it replaces"),
-            ({"trainable_token_indices": [1, 2]}, r"trainable_token_indices=.*token embeddings"),
-            ({"init_lora_weights": "pissa"}, r"init_lora_weights='pissa', which changed the base"),
-            ({"init_lora_weights": "olora"}, r"init_lora_weights='olora', which changed the base"),
-            (
-                {"target_modules": ["q_proj", "embed_tokens"]},
-                r"model\.embed_tokens\.lora_embedding_A', which is no lora_A or lora_B of a",
-            ),
-            (
-                {"target_modules": ["q_proj", "lm_head"]},
-                r"lm_head\.lora_A\.weight', which is no lora_A or lora_B of a decoder",
-            ),
-        ],
-        ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
-    )
-    def test_what_peft_makes_that_no_low_rank_update_can_hold(
-        self, options: dict[str, object], message: str, peft_folder: MakeFolder
+    @pytest.mark.parametrize("module", ["embed_tokens", "lm_head"])
+    def test_modules_that_peft_adapts_and_no_decoder_layer_has(
+        self, module: str, peft_folder: MakeFolder
     ) -> None:
-        with pytest.raises(AdapterError, match=message):
-            read_adapter(peft_folder(**options))
+        with pytest.raises(AdapterError, match=rf"{module}\..*, which is no lora_A or lora_B of"):
+            read_adapter(peft_folder(target_modules=["q_proj", module]))
 
     @pytest.mark.parametrize(
         ("tensors", "message"),
         [
             ({f"{Q_KEY}.lora_A.weight": None}, r"original has only lora_B of .*0\.self_attn\.q_pr"),
-            ({f"{Q_KEY}.lora_B.weight": None}, r"original has only lora_A of .*0\.self_attn\.q_pr"),
             (
                 {f"{O_KEY}.lora_A.weight": A, f"{O_KEY}.lora_B.weight": A.mT.contiguous()},
                 r"weights for model\.layers\.0\.self_attn\.o_proj, .*does not target that module",
@@ -326,7 +276,6 @@ class TestRefused:
                 {f"{Q_KEY}.lora_B.weight": torch.ones(32, 3)},
                 r"lora_A \(4, 32\) and lora_B \(32, 3\) at .*0\.self_attn\.q_proj.*gives rank 4",
             ),
-            ({f"{Q_KEY}.lora_A.weight": torch.ones(4)}, r"lora_A \(4,\) .*rank 4"),
             (
                 {f"{Q_KEY}.lora_A.weight": torch.full((4, 32), float("nan"))},
                 r"original: .* 128 NaN or infinite entries in lora_A of .*0\.self_attn\.q_proj",
@@ -335,8 +284,6 @@ class TestRefused:
                 {f"{Q_KEY}.lora_B.bias": torch.ones(32)},
                 r"q_proj\.lora_B\.bias', which is no lora_A",
             ),
-            ({f"{Q_KEY}.lora_magnitude_vector.weight": torch.ones(32)}, r"magnitude_vector"),
-            ({"base_model.model.lm_head.weight": torch.ones(2, 2)}, r"'base_model\.model\.lm_head"),
             ({"model.layers.0.mlp.up_proj.weight": torch.ones(2, 2)}, r"up_proj\.weight'"),
             ({VISION_KEY: torch.ones(4, 2)}, r"vision\.model\.layers"),
         ],
@@ -351,19 +298,6 @@ class TestRefused:
     ) -> None:
         with pytest.raises(AdapterError, match=message):
             read_adapter(edited(peft_folder(), tensors=tensors))
-
-    def test_unknown_option_is_refused_only_where_it_is_set(
-        self, peft_folder: MakeFolder, edited: Edit
-    ) -> None:
-        folder = edited(peft_folder(), config={"use_of_the_future": False, "other": None})
-        assert len(read_adapter(folder)) == 4
-        with pytest.raises(AdapterError, match=r"original has use_of_the_future=0\.5: its effect"):
-            read_adapter(edited(folder, config={"use_of_the_future": 0.5}))
-
-    def test_rank_that_the_config_does_not_say(self, peft_folder: MakeFolder, edited: Edit) -> None:
-        message = r"\(4, 32\).* at .*v_proj.* gives rank 2.*rank_patt"
-        with pytest.raises(AdapterError, match=message):
-            read_adapter(edited(peft_folder(), config={"rank_pattern": {"v_proj": 2}}))
 
     def test_empty_weights(self, peft_folder: MakeFolder, edited: Edit) -> None:
         folder = peft_folder()
@@ -385,7 +319,7 @@ class TestRefused:
         exec(code, {})
         assert read_adapter(folder).content_hash() == expected.content_hash()
 
-    @pytest.mark.parametrize("kept", [0, 5, 200, -1])
+    @pytest.mark.parametrize("kept", [0, -1])
     def test_truncated_weights(self, kept: int, peft_folder: MakeFolder) -> None:
         path = peft_folder() / "adapter_model.safetensors"
         path.write_bytes(path.read_bytes()[:kept])
@@ -397,7 +331,6 @@ class TestRefused:
         ("content", "message"),
         [
             (b'{"r": 4', r"adapter_config\.json is not valid JSON .*save the adapter again"),
-            (b"\xff\xfe\x00", r"adapter_config\.json is not valid JSON"),
             (b"[1, 2]", r"adapter_config\.json holds a list, it takes a JSON object"),
         ],
     )

@@ -1,17 +1,14 @@
-import math
+import itertools
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_module
-from hydra.utils import instantiate
 from numpy.typing import NDArray
 from torch import Tensor
 
-from loraport.adapters import LoraAdapter, LowRank, Role, Site, cosine
+from loraport.adapters import LoraAdapter, LowRank, Role, Site, cosine, sparsify
 from loraport.adapters.sparsify import (
-    EXACT_UP_TO,
     Dare,
     DropComponents,
     Magnitude,
@@ -55,35 +52,40 @@ def best_of_rank(matrix: Tensor, rank: int) -> tuple[NDArray[np.float64], float]
     return (u[:, :rank] * sigma[:rank]) @ vt[:rank], lost
 
 
-class TestCut:
-    @pytest.mark.parametrize("rank", [None, 4, 9])
-    def test_what_is_not_above_the_rank_is_returned_itself(self, rank: int | None) -> None:
-        adapter = drawn()
+def test_cut_returns_what_is_not_above_the_rank_itself() -> None:
+    adapter = drawn()
+    for rank in (None, 4):
         result = cut(adapter, rank)
         assert result.adapter is adapter
         assert result.lost_energy == dict.fromkeys(adapter, 0.0)
-        assert result.notes == {Q: {}, V: {}, DOWN: {}}
-
-    def test_only_what_is_above_the_rank_is_cut_in_float32_at_least(self) -> None:
-        for dtype, wide in (
-            (torch.bfloat16, torch.float32),
-            (torch.float16, torch.float32),
-            (torch.float64, torch.float64),
-        ):
-            adapter = drawn({Q: 4, V: 2}, (V, Q), dtype)
-            result = cut(adapter, 2)
-            assert list(result.adapter) == list(result.lost_energy) == [Q, V]
-            assert result.adapter[V] is adapter[V]
-            best, lost = best_of_rank(adapter[Q].to(torch.float64).dense(), 2)
-            assert result.adapter[Q].A.dtype == wide
-            np.testing.assert_allclose(result.adapter[Q].dense(), best, atol=1e-4)
-            assert result.lost_energy == {Q: pytest.approx(lost, rel=1e-5), V: 0.0}
-            assert lost > 0.01
 
 
-# The larger ones are cut by a randomised SVD.
-SMALL = [(7, 5), (4, 9), (6, 6), (1, 1)]
-LARGE = [(EXACT_UP_TO + 6, EXACT_UP_TO + 76), (EXACT_UP_TO + 76, EXACT_UP_TO + 6)]
+@pytest.mark.parametrize(
+    ("dtype", "wide"), [(torch.bfloat16, torch.float32), (torch.float64, torch.float64)]
+)
+def test_cut_cuts_only_what_is_above_the_rank_in_float32_at_least(
+    dtype: torch.dtype, wide: torch.dtype
+) -> None:
+    adapter = drawn({Q: 4, V: 2}, (V, Q), dtype)
+    result = cut(adapter, 2)
+    assert list(result.adapter) == list(result.lost_energy) == [Q, V]
+    assert result.adapter[V] is adapter[V]
+    best, lost = best_of_rank(adapter[Q].to(torch.float64).dense(), 2)
+    assert result.adapter[Q].A.dtype == wide
+    np.testing.assert_allclose(result.adapter[Q].dense(), best, atol=1e-4)
+    assert result.lost_energy == {Q: pytest.approx(lost, rel=1e-5), V: 0.0}
+    assert lost > 0.01
+
+
+# (out, in, rank); the last two have more columns than singular values.
+SMALL = [((7, 5), 1), ((4, 9), 3), ((6, 6), 5), ((3, 5), 7), ((1, 1), 3)]
+# Cut by a randomised SVD where the limit is as below.
+LARGE = [(106, 176), (176, 106)]
+
+
+@pytest.fixture
+def few_are_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sparsify, "EXACT_UP_TO", 100)
 
 
 def drawn_dense(
@@ -99,9 +101,8 @@ def thinned(shape: tuple[int, int], rank: int = 8) -> Tensor:
     return (product * kept / 0.1).float()
 
 
-@pytest.mark.parametrize("shape", SMALL)
-@pytest.mark.parametrize("rank", [1, 3, 5])
-def test_it_is_the_nearest_and_says_what_it_loses(shape: tuple[int, int], rank: int) -> None:
+@pytest.mark.parametrize(("shape", "rank"), SMALL)
+def test_low_rank_is_the_nearest_and_says_what_it_loses(shape: tuple[int, int], rank: int) -> None:
     matrix = drawn_dense(shape)
     near, lost = low_rank(matrix, rank)
     best, best_lost = best_of_rank(matrix, rank)
@@ -111,53 +112,42 @@ def test_it_is_the_nearest_and_says_what_it_loses(shape: tuple[int, int], rank: 
     torch.testing.assert_close(near.B.mT @ near.B, near.A @ near.A.mT, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.usefixtures("few_are_exact")
 @pytest.mark.parametrize("shape", LARGE)
 def test_a_large_one_is_as_near_as_makes_no_difference(shape: tuple[int, int]) -> None:
     matrix = thinned(shape)
+    before = torch.get_rng_state()
     near, lost = low_rank(matrix, 8)
-    sigma = torch.linalg.svdvals(matrix.double())
-    best = float(1 - sigma[:8].square().sum() / sigma.square().sum())
-    assert best <= lost + 1e-7 <= best + 2e-6
-    assert best > 0.5
+    again = low_rank(matrix, 8).matrix
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(near.A, again.A)
+    assert torch.equal(near.B, again.B)
+    best = best_of_rank(matrix, 8)[1]
+    assert best <= lost + 1e-7 <= best + 1e-4
+    assert best > 0.4
     error = (matrix - near.dense()).double().norm() / matrix.double().norm()
     assert float(error**2) == pytest.approx(lost, abs=1e-5)
 
 
+@pytest.mark.usefixtures("few_are_exact")
 def test_a_large_one_of_low_rank_comes_back_and_zero_loses_nothing() -> None:
     near, lost = low_rank(torch.zeros(4, 6), 2)
     assert (lost, int(near.dense().count_nonzero())) == (0.0, 0)
-    update = LowRank(drawn_dense((4, 1400)).float(), drawn_dense((1100, 4), seed=1).float(), 0.5)
+    update = LowRank(drawn_dense((4, 140)).float(), drawn_dense((110, 4), seed=1).float(), 0.5)
     near, lost = low_rank(update.dense(), 4)
-    assert lost < 1e-7
+    assert lost < 1e-6
     torch.testing.assert_close(near.dense(), update.dense(), rtol=1e-4, atol=1e-4)
 
 
-def test_it_draws_from_no_global_generator_and_repeats_itself() -> None:
-    matrix = thinned(LARGE[0])
-    before = torch.get_rng_state()
-    one, other = low_rank(matrix, 3).matrix, low_rank(matrix, 3).matrix
-    assert torch.equal(torch.get_rng_state(), before)
-    assert torch.equal(one.A, other.A)
-    assert torch.equal(one.B, other.B)
-
-
-def test_a_rank_above_the_smaller_side_is_filled_with_zeros() -> None:
-    matrix = drawn_dense((3, 5))
-    near, lost = low_rank(matrix, 7)
-    assert (near.A.shape, near.B.shape) == ((7, 5), (3, 7))
-    assert near.A[3:].count_nonzero() == near.B[:, 3:].count_nonzero() == 0
-    assert lost == pytest.approx(0, abs=1e-12)
-    torch.testing.assert_close(near.dense(), matrix)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.usefixtures("few_are_exact")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("shape", [(6, 8), LARGE[0]])
 def test_factors_have_the_dtype_of_the_matrix(dtype: torch.dtype, shape: tuple[int, int]) -> None:
     near = low_rank(drawn_dense(shape, dtype), 2).matrix
     assert (near.A.dtype, near.B.dtype) == (dtype, dtype)
 
 
-def entrywise_gaussian(side: int = 400) -> LoraAdapter:
+def entrywise_gaussian(side: int = 200) -> LoraAdapter:
     """An update of full rank with Gaussian entries: nothing is lost when it is cut back."""
     entries = torch.randn(side, side, generator=torch.Generator().manual_seed(1))
     return LoraAdapter({Q: LowRank(torch.eye(side), entries)}, "some/base")
@@ -170,7 +160,7 @@ def test_nothing_is_dropped_at_zero(make) -> None:
 
 
 @each
-@pytest.mark.parametrize("p", [1.0, 1.5, -0.1, float("nan")])
+@pytest.mark.parametrize("p", [1.0, -0.1, float("nan")])
 def test_a_share_out_of_range_is_refused_by_name(make, p: float) -> None:
     with pytest.raises(ConfigurationError, match=rf"sparsify\.p is .*{p}.* 0 up to") as caught:
         make(p)
@@ -210,18 +200,10 @@ class TestMasks:
 
     def test_draws_differ_by_seed_place_and_site_alone(self) -> None:
         ones = torch.ones(30, 30)
-        draws = [
-            dropped_at_random(ones, 0.5, seed, site, place)
-            for seed, site, place in [
-                (0, Q, 0),
-                (1, Q, 0),
-                (0, V, 0),
-                (0, Q, 1),
-            ]
-        ]
-        for i, one in enumerate(draws):
-            for other in draws[:i]:
-                assert float((one == other).float().mean()) == pytest.approx(0.5, abs=0.1)
+        arguments = [(0, Q, 0), (1, Q, 0), (0, V, 0), (0, Q, 1)]
+        draws = [dropped_at_random(ones, 0.5, *given) for given in arguments]
+        for one, other in itertools.combinations(draws, 2):
+            assert float((one == other).float().mean()) == pytest.approx(0.5, abs=0.1)
         assert torch.equal(dropped_at_random(ones, 0.5, 0, Q), draws[0])
 
     def test_the_largest_are_kept(self) -> None:
@@ -248,32 +230,16 @@ class TestDare:
             cosine_to = (near.double() * update.dense()).sum() / near.norm() / update.norm()
             assert result.notes[site]["cosine"] == pytest.approx(float(cosine_to), rel=1e-4)
 
-    def test_it_is_unbiased(self) -> None:
-        adapter = drawn(sites=(Q,))
-        full = adapter[Q].dense()
-        # Rank 24 holds all of it, so that the cut adds no bias.
-        runs = [Dare(0.8, seed)(adapter, rank=24).adapter[Q].dense() for seed in range(400)]
-        mean = torch.stack(runs).mean(dim=0)
-        # The variance of one is p / (1 - p) D^2 = 4 D^2, of the mean of 400 a hundredth of D^2.
-        assert float((mean - full).norm() / full.norm()) == pytest.approx(0.1, abs=0.02)
-        assert float((mean * full).sum() / full.square().sum()) == pytest.approx(1, abs=0.01)
-
-    def test_a_site_does_not_depend_on_the_others(self) -> None:
-        whole = Dare(0.9)(drawn(sites=(DOWN, V, Q))).adapter
-        alone = Dare(0.9)(drawn(sites=(V,))).adapter
-        assert torch.equal(whole[V].A, alone[V].A)
-        assert torch.equal(whole[V].B, alone[V].B)
-        assert not torch.equal(
-            Dare(0.9, 1)(drawn(sites=(V,))).adapter[V].A,
-            alone[V].A,
-        )
-
     def test_entries_of_the_update_do_what_entries_of_the_factors_do_not(self) -> None:
         # The toy of the docstring: rank 8, 768 x 768, p = 0.9.
         generator = torch.Generator().manual_seed(0)
         a = torch.randn(8, 768, generator=generator)
         adapter = LoraAdapter({Q: LowRank(a, torch.randn(768, 8, generator=generator))}, "b")
         ours = Dare(0.9)(adapter)
+        # Unbiased: along the update itself, what is left of a sum over its entries.
+        dense = adapter[Q].dense()
+        along = float((dropped_at_random(dense, 0.9, 0, Q) * 10 * dense).sum())
+        assert along / adapter[Q].norm() ** 2 == pytest.approx(1, abs=0.02)
         assert cosine(ours.adapter, adapter) == pytest.approx(0.86, abs=0.01)
         assert cosine(Magnitude(0.9)(adapter).adapter, adapter) == pytest.approx(0.89, abs=0.01)
         factors = [
@@ -304,7 +270,7 @@ class TestMagnitude:
             sparse = result.adapter
             return sparse.inner(adapter) / squared, sparse.norm() / adapter.norm()
 
-        assert gains("inverse_keep") == pytest.approx((along, norm), rel=0.03)
+        assert gains("inverse_keep") == pytest.approx((along, norm), rel=0.05)
         assert gains("none") == pytest.approx((energy, energy**0.5), rel=0.07)
         assert gains("norm")[1] == pytest.approx(1, abs=1e-5)
         assert gains("projection")[0] == pytest.approx(1, abs=1e-5)
@@ -333,26 +299,4 @@ class TestDropComponents:
             assert result.lost_energy[site] == pytest.approx(lost, abs=1e-6)
             assert result.notes[site]["kept_energy"] == pytest.approx(1 - lost, abs=1e-6)
 
-    def test_components_are_counted_up_to_the_smaller_side(self) -> None:
-        result = DropComponents(0.5)(drawn(20, (V,)))
-        assert result.adapter[V].rank == math.ceil(12 / 2)
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("dare", Dare(0.95, seed=7)),
-        ("magnitude", Magnitude(0.95, "projection")),
-        ("rank", DropComponents(0.95)),
-    ],
-)
-def test_every_choice_composes(name: str, expected: object) -> None:
-    with initialize_config_module("loraport.conf", version_base="1.3"):
-        overrides = [f"+sparsify={name}", "sparsify.p=0.95", "seed=7"]
-        config = compose("train", overrides=overrides)
-    assert instantiate(config.sparsify) == expected
-
-
-def test_none_is_empty() -> None:
-    with initialize_config_module("loraport.conf", version_base="1.3"):
-        assert not compose("train", overrides=["+sparsify=none"]).sparsify
+        assert DropComponents(0.5)(drawn(20, (V,))).adapter[V].rank == 6, "of the smaller side, 12"

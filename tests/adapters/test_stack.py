@@ -60,8 +60,7 @@ def test_factor_gram_equals_that_of_the_flattened_factors() -> None:
     np.testing.assert_allclose(gram.numpy(), np.stack(rows) @ np.stack(rows).T, rtol=1e-6)
 
 
-@pytest.mark.parametrize("rank", [1, 2, 4, 8])
-@pytest.mark.parametrize("site", [Q, V])
+@pytest.mark.parametrize(("site", "rank"), [(Q, 1), (Q, 4), (V, 2), (V, 8)])
 def test_delta_sum_is_the_nearest_update_to_the_dense_sum(site: Site, rank: int) -> None:
     # 5 adapters of rank 2 have more columns than the site has rows.
     coefficients = torch.tensor([0.5, -1.0, 0.25, 2.0, 0.0], dtype=torch.float64)
@@ -84,30 +83,25 @@ def test_factor_sum_is_that_of_the_factors() -> None:
     torch.testing.assert_close(update.B.double(), b, rtol=1e-5, atol=1e-5)
 
 
-def test_select_keeps_the_order_that_is_asked_for() -> None:
+def test_select_keeps_the_order_and_tensors_lead_back_to_the_stack() -> None:
     chosen = STACK.select([3, 0])
     assert chosen.adapters == 2
-    for site in STACK:
-        assert torch.equal(chosen[site].A, STACK[site].A[[3, 0]])
-        assert torch.equal(chosen[site].B, STACK[site].B[[3, 0]])
-    assert torch.equal(STACK.select(torch.tensor([3, 0]))[Q].A, chosen[Q].A)
-
-
-def test_tensors_lead_back_to_the_stack() -> None:
     tensors = STACK.tensors()
     assert set(tensors) == {"0.q.A", "0.q.B", "2.v.A", "2.v.B"}
     again = AdapterStack.from_tensors(tensors)
     assert list(again) == [Q, V]
     for site in STACK:
-        assert torch.equal(again[site].A, STACK[site].A)
-        assert torch.equal(again[site].B, STACK[site].B)
+        for factor in ("A", "B"):
+            whole = getattr(STACK[site], factor)
+            assert torch.equal(getattr(chosen[site], factor), whole[[3, 0]])
+            assert torch.equal(getattr(again[site], factor), whole)
 
 
 @pytest.mark.parametrize(
     ("odd", "message"),
     [
-        (drawn(9, shapes={Q: (7, 6)}), r"odd and adapter t0 differ.*2\.self_attn\.v_proj"),
-        (drawn(9, shapes=SHAPES | {Site(1, Role.UP): (3, 6)}), r"differ.*1\.mlp\.up_proj"),
+        (drawn(9, shapes={Q: (7, 6)}), r"odd has nothing at .*2\.self_attn\.v_proj"),
+        (drawn(9, shapes=SHAPES | {Site(1, Role.UP): (3, 6)}), r"1\.mlp\.up_proj.*has nothing"),
         (drawn(9, rank=3), r"odd has rank 3 .*0\.self_attn\.q_proj.* t0 has rank 2"),
         (drawn(9, shapes=SHAPES | {V: (5, 8)}), r"odd .*\(5, 8\) at .*2\.self.*t0 .*\(5, 6\)"),
     ],

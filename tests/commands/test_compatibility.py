@@ -17,7 +17,7 @@ from loraport.data.text_corpus import TextCorpus, TokenBatch
 from loraport.evaluation.records import TransferReport
 from loraport.exceptions import ConfigurationError, DataError
 from loraport.models import BaseModel
-from loraport.models.capture import activations
+from loraport.models.capture import readings
 from loraport.models.hooks import Tap
 from loraport.store import Key, Store
 
@@ -134,7 +134,7 @@ def test_states_are_those_of_the_models_at_the_same_words(
     last = Tap.residual(2)
     everything = torch.cat(
         [
-            activations(pico_target.network, batch.target, batch.target_places, [last])[last]
+            readings(pico_target.network, batch.target, batch.target_places, [last])[last]
             for batch in corpus.train_dataloader()
         ]
     )

@@ -24,7 +24,7 @@ from loraport.evaluation.scoring import (
 )
 from loraport.exceptions import DataError
 from loraport.models import ARCHITECTURES, BaseModel, attached
-from loraport.models.kl import DivergenceGauge
+from loraport.models.kl import KlToBaseGauge
 from loraport.models.likelihood import length_batches
 from loraport.store import Store
 
@@ -381,7 +381,7 @@ def test_what_is_kept_is_what_the_gauge_measures_and_runs_no_model(
     store = Store(tmp_path)
     first = [TextDivergences(pico_target, TEXTS, store).of(adapter) for adapter in adapters]
     assert first[0] != first[1]
-    assert first[0] == DivergenceGauge(pico_target, TEXTS).of(adapters[0])
+    assert first[0] == KlToBaseGauge(pico_target, TEXTS, most=64, positions=4).measures(adapters[0])
     runs.clear()
     assert [TextDivergences(pico_target, TEXTS, store).of(adapter) for adapter in adapters] == first
     assert runs == []

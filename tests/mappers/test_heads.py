@@ -32,8 +32,7 @@ from loraport.mappers.heads import (
     input_label,
     output_label,
 )
-from loraport.models import BaseModel
-from loraport.models.capture import PairedCapture, activations
+from loraport.models import BaseModel, capture
 from loraport.models.hooks import Tap
 
 TAPS = (
@@ -79,7 +78,7 @@ def forbid(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("a model was run")
         yield
 
-    monkeypatch.setattr(PairedCapture, "run", run)
+    monkeypatch.setattr(capture, "paired_readings", run)
 
 
 def at(data: ActivationRows, epoch: int, rank: int = 0, devices: int = 1) -> ActivationRows:
@@ -97,7 +96,10 @@ def test_rows_are_the_models_activations_at_aligned_tokens(
     found = data.all_rows("target.2.v.output", "held_out", 10**6)
     tap = Tap.output(Site(2, Role.V))
     expected = torch.cat(
-        [activations(models.target.network, b.target, b.target_places, [tap])[tap] for b in batches]
+        [
+            capture.readings(models.target.network, b.target, b.target_places, [tap])[tap]
+            for b in batches
+        ]
     )
     assert torch.equal(found, expected.bfloat16().float())
     served = torch.cat([batch["target.2.v.output"] for batch in data.val_dataloader()])
@@ -126,25 +128,25 @@ def test_a_capture_that_was_stopped_goes_on(
 ) -> None:
     whole = rows_of(corpus, models, tmp_path / "whole")
     whole.prepare_data()
-    run, seen = PairedCapture.run, []
+    run, seen = capture.paired_readings, []
 
-    def stopped(self: PairedCapture, *args: Any, **options: Any) -> Iterator[Any]:
-        for place, read in enumerate(run(self, *args, **options)):
+    def stopped(*args: Any) -> Iterator[Any]:
+        for place, read in enumerate(run(*args)):
             if place == 2:
                 raise KeyboardInterrupt
             yield read
 
-    def counted(self: PairedCapture, *args: Any, **options: Any) -> Iterator[Any]:
-        seen.append(options["skip"])
-        yield from run(self, *args, **options)
+    def counted(*args: Any) -> Iterator[Any]:
+        seen.append(len(args[2]))
+        yield from run(*args)
 
-    monkeypatch.setattr(PairedCapture, "run", stopped)
+    monkeypatch.setattr(capture, "paired_readings", stopped)
     with pytest.raises(KeyboardInterrupt):
         rows_of(corpus, models, tmp_path / "broken").prepare_data()
-    monkeypatch.setattr(PairedCapture, "run", counted)
+    monkeypatch.setattr(capture, "paired_readings", counted)
     rest = rows_of(corpus, models, tmp_path / "broken")
     rest.prepare_data()
-    assert seen == [2, 0]
+    assert seen == [len(corpus.train_dataloader()) - 2, len(corpus.val_dataloader())]
     for label in LABELS:
         for split in ("train", "held_out"):
             one, other = (data.all_rows(label, split, 10**6) for data in (whole, rest))

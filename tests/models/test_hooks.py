@@ -47,6 +47,8 @@ def test_base_is_bit_equal_afterwards_also_after_an_error(
     pico_target: BaseModel, random_adapter: Callable[..., LoraAdapter]
 ) -> None:
     plain = logits(pico_target.network)
+    with attached(pico_target.network, None):
+        assert torch.equal(logits(pico_target.network), plain)
     with (
         pytest.raises(RuntimeError, match="planted"),
         attached(pico_target.network, random_adapter(pico_target)),
@@ -55,34 +57,34 @@ def test_base_is_bit_equal_afterwards_also_after_an_error(
     assert torch.equal(logits(pico_target.network), plain)
 
 
-def test_none_leaves_the_base_as_it_is(pico_target: BaseModel) -> None:
-    plain = logits(pico_target.network)
-    with attached(pico_target.network, None):
-        assert torch.equal(logits(pico_target.network), plain)
-
-
-def test_site_that_the_model_lacks_is_named(
-    pico_source: BaseModel, random_adapter: Callable[..., LoraAdapter]
-) -> None:
-    update = random_adapter(pico_source)[Site(0, Role.Q)]
-    stranger = LoraAdapter({Site(7, Role.Q): update}, "pico/deep")
-    with (
-        pytest.raises(ModelError, match=r"model\.layers\.7\.self_attn\.q_proj.*2 layers"),
-        attached(pico_source.network, stranger),
-    ):
-        pass
-
-
-def test_shape_that_does_not_fit_is_named_and_nothing_stays_attached(
-    pico_source: BaseModel, random_adapter: Callable[..., LoraAdapter]
+@pytest.mark.parametrize(
+    ("site", "update", "message"),
+    [
+        (
+            Site(7, Role.Q),
+            LowRank(torch.ones(2, 32), torch.ones(32, 2)),
+            r"model\.layers\.7\.self_attn\.q_proj.*2 layers",
+        ),
+        (
+            Site(1, Role.DOWN),
+            LowRank(torch.ones(2, 5), torch.ones(32, 2)),
+            r"1\.mlp\.down_proj.*\(32, 5\).*\(32, 40\)",
+        ),
+    ],
+    ids=["site", "shape"],
+)
+def test_what_does_not_fit_is_named_and_nothing_stays_attached(
+    site: Site,
+    update: LowRank,
+    message: str,
+    pico_source: BaseModel,
+    random_adapter: Callable[..., LoraAdapter],
 ) -> None:
     adapter = random_adapter(pico_source)
-    last = Site(1, Role.DOWN)
-    wrong = LowRank(torch.ones(2, 5), torch.ones(32, 2))
     plain = logits(pico_source.network)
     with (
-        pytest.raises(ModelError, match=r"1\.mlp\.down_proj.*\(32, 5\).*\(32, 40\)"),
-        attached(pico_source.network, replace(adapter, sites={**adapter.sites, last: wrong})),
+        pytest.raises(ModelError, match=message),
+        attached(pico_source.network, replace(adapter, sites={**adapter.sites, site: update})),
     ):
         pass
     assert torch.equal(logits(pico_source.network), plain)

@@ -39,19 +39,18 @@ def folder(pico_source: BaseModel, tmp_path: Path) -> Path:
     return save(pico_source, tmp_path / "model")
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_every_site_of_every_architecture_is_read(
-    architecture: str, pico: Callable[[str], BaseModel], tmp_path: Path
+def test_every_site_is_read_from_one_file_and_from_shards(
+    pico_target: BaseModel, tmp_path: Path
 ) -> None:
-    base = pico(architecture)
-    weights = StreamedWeights.open(save(base, tmp_path), base.name)
-    assert weights.name == base.name
-    assert weights.sites == base.sites
-    for site in base.sites.shapes:
-        expected = base.network.get_parameter(f"{site.module_name}.weight")
-        assert torch.equal(weights.weight(site), expected)
-    embedding = base.network.get_parameter("model.embed_tokens.weight")
-    assert torch.equal(weights.embedding(), embedding)
+    saved_in_shards(pico_target, tmp_path / "many")
+    for folder in (save(pico_target, tmp_path / "one"), tmp_path / "many"):
+        weights = StreamedWeights.open(folder, pico_target.name)
+        assert (weights.name, weights.sites) == (pico_target.name, pico_target.sites)
+        for site in weights.sites.shapes:
+            expected = pico_target.network.get_parameter(f"{site.module_name}.weight")
+            assert torch.equal(weights.weight(site), expected)
+        embedding = pico_target.network.get_parameter("model.embed_tokens.weight")
+        assert torch.equal(weights.embedding(), embedding)
 
 
 def module_inputs(network: PreTrainedModel, sites: list[Site]) -> dict[Site, torch.Tensor]:
@@ -87,15 +86,6 @@ def test_gain_is_what_the_normalised_residual_is_multiplied_by(
         # Divided by its gain, a row has a mean square of 1.
         squares = (inputs / gain).square().mean(dim=-1)
         torch.testing.assert_close(squares, torch.ones_like(squares), rtol=1e-3, atol=0)
-
-
-def test_shards_give_what_one_file_gives(pico_target: BaseModel, tmp_path: Path) -> None:
-    one = StreamedWeights.open(save(pico_target, tmp_path / "one"), "pico/target")
-    saved_in_shards(pico_target, tmp_path / "many")
-    many = StreamedWeights.open(tmp_path / "many", "pico/target")
-    assert len(set(many.shards.values())) > 2
-    for site in one.sites.shapes:
-        assert torch.equal(one.weight(site), many.weight(site))
 
 
 def test_a_tensor_outlives_its_shard_and_keeps_its_dtype(
@@ -134,14 +124,14 @@ def test_folder_without_config_is_refused(tmp_path: Path) -> None:
         StreamedWeights.open(tmp_path, "nothing")
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"model_type": "llama", "hidden_size": "wide"}'])
+@pytest.mark.parametrize("text", ["[]", '{"model_type": "llama", "hidden_size": "wide"}'])
 def test_broken_config_is_refused(text: str, folder: Path) -> None:
     (folder / "config.json").write_text(text)
     with pytest.raises(ModelError, match=r"config\.json could not be read"):
         StreamedWeights.open(folder, "broken")
 
 
-@pytest.mark.parametrize("architecture", ["gpt2", "gemma3", "unheard-of"])
+@pytest.mark.parametrize("architecture", ["gemma3", "unheard-of"])
 def test_unknown_architecture_is_refused_before_any_weight(
     architecture: str, tmp_path: Path
 ) -> None:
@@ -173,32 +163,25 @@ def test_pickled_weights_are_refused_with_the_way_to_convert(
         StreamedWeights.open(folder, "pickled")
 
 
-def test_missing_shard_is_named(pico_target: BaseModel, tmp_path: Path) -> None:
-    shard = saved_in_shards(pico_target, tmp_path)[1]
-    shard.unlink()
-    with pytest.raises(ModelError, match=rf"{shard.name} is missing.*hf download"):
-        StreamedWeights.open(tmp_path, "missing")
-
-
-def test_truncated_shard_is_named_with_its_size(pico_target: BaseModel, tmp_path: Path) -> None:
+def test_missing_and_truncated_shards_are_named(pico_target: BaseModel, tmp_path: Path) -> None:
     shard = saved_in_shards(pico_target, tmp_path)[1]
     shard.write_bytes(shard.read_bytes()[:-100])
     size = shard.stat().st_size
     with pytest.raises(ModelError, match=rf"{shard.name} \({size} bytes long\) is damaged"):
         StreamedWeights.open(tmp_path, "truncated")
+    shard.unlink()
+    with pytest.raises(ModelError, match=rf"{shard.name} is missing.*hf download"):
+        StreamedWeights.open(tmp_path, "missing")
 
 
 def test_shard_that_vanishes_later_is_named(folder: Path) -> None:
     weights = StreamedWeights.open(folder, "pico/source")
-    (folder / "model.safetensors").write_bytes(b"short")
-    with pytest.raises(ModelError, match=r"model\.safetensors \(5 bytes long\)"):
-        weights.weight(Q0)
     (folder / "model.safetensors").unlink()
     with pytest.raises(ModelError, match=r"model\.safetensors \(missing\)"):
         weights.weight(Q0)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}"])
+@pytest.mark.parametrize("text", ["{", "{}"])
 def test_broken_index_is_refused(text: str, pico_target: BaseModel, tmp_path: Path) -> None:
     saved_in_shards(pico_target, tmp_path)
     (tmp_path / "model.safetensors.index.json").write_text(text)
@@ -262,8 +245,9 @@ def reopened(network: PreTrainedModel, folder: Path, dtype: torch.dtype) -> PreT
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
-@pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(
+    ("architecture", "tied"), [*((each, False) for each in ARCHITECTURES), ("gemma2", True)]
+)
 def test_logits_are_those_of_the_loaded_network(
     pico: Callable[[str], BaseModel], tmp_path: Path, architecture: str, tied: bool
 ) -> None:
@@ -279,8 +263,10 @@ def test_logits_are_those_of_the_loaded_network(
 
 
 # Gemma multiplies embeddings by sqrt(width) in the dtype that they are stored in.
-@pytest.mark.parametrize(("architecture", "near"), [("qwen2", 1e-5), ("gemma3_text", 5e-2)])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("architecture", "near", "dtype"),
+    [("qwen2", 1e-5, torch.float16), ("gemma3_text", 5e-2, torch.bfloat16)],
+)
 def test_weights_in_half_precision_are_multiplied_in_float32(
     pico: Callable[[str], BaseModel],
     tmp_path: Path,
@@ -315,17 +301,6 @@ def weights(pico_target: BaseModel, tmp_path: Path) -> StreamedWeights:
     return StreamedWeights.open(tmp_path / "model", "pico/target")
 
 
-def test_a_hollow_network_takes_no_memory_and_draws_nothing(weights: StreamedWeights) -> None:
-    before = torch.get_rng_state()
-    network = hollow_network(weights)
-    assert torch.equal(torch.get_rng_state(), before)
-    assert not network.training
-    assert_hollow(network)
-    shapes = {name: tuple(p.shape) for name, p in network.named_parameters()}
-    assert shapes["model.layers.2.self_attn.q_proj.weight"] == (48, 48)
-    assert shapes["model.embed_tokens.weight"] == (260, 48)
-
-
 def test_one_module_at_a_time_is_filled(weights: StreamedWeights) -> None:
     network = hollow_network(weights)
     seen: dict[str, list[str]] = {}
@@ -345,8 +320,15 @@ def test_one_module_at_a_time_is_filled(weights: StreamedWeights) -> None:
     assert seen == {name: [f"{name}.weight"] for name in seen}
 
 
-def test_the_network_is_hollow_again_afterwards(weights: StreamedWeights) -> None:
+def test_the_network_is_hollow_before_and_afterwards_and_nothing_is_drawn(
+    weights: StreamedWeights,
+) -> None:
+    before = torch.get_rng_state()
     network = hollow_network(weights)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not network.training
+    assert_hollow(network)
+    assert network.model.layers[2].self_attn.q_proj.weight.shape == (48, 48)
     with streaming(network, weights):
         first = logits_of(network)
     assert_hollow(network)
@@ -397,10 +379,8 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
 def svd(
     cache: Path | None, weights: StreamedWeights, site: Site = DOWN, **other: Any
 ) -> TruncatedSvd:
-    factors = FactorCache(cache)
-    done = factors.svd(weights, site, device=torch.device("cpu"), **{**SETTINGS, **other})
-    factors.flush()  # what is kept is written while the next weight is factorised
-    return done
+    settings = {**SETTINGS, **other}
+    return FactorCache(cache).svd(weights, site, device=torch.device("cpu"), **settings)
 
 
 def files(folder: Path) -> list[Path]:
@@ -423,18 +403,6 @@ def test_the_second_time_gives_the_same_bits_without_computing(
     assert_same(cold, randomised_svd(weights.weight(DOWN), **SETTINGS))
 
 
-def test_a_weight_that_comes_twice_at_once_is_factorised_once(
-    folder: Path, computed: list[Any], tmp_path: Path
-) -> None:
-    """As when a model is ported to itself."""
-    weights, factors = StreamedWeights.open(folder, "pico/source"), FactorCache(tmp_path / "cache")
-    one, other = (
-        factors.svd(weights, DOWN, device=torch.device("cpu"), **SETTINGS) for _ in range(2)
-    )
-    assert_same(one, other)
-    assert len(computed) == 1
-
-
 def test_without_a_folder_nothing_is_kept(
     folder: Path, computed: list[Any], tmp_path: Path
 ) -> None:
@@ -445,49 +413,28 @@ def test_without_a_folder_nothing_is_kept(
     assert files(tmp_path) == before
 
 
-@pytest.mark.parametrize(
-    "other", [{"rank": 5}, {"oversampling": 3}, {"power_iterations": 2}, {"seed": 1}]
-)
-def test_every_setting_is_in_the_key(
-    other: dict[str, Any], folder: Path, computed: list[Any], tmp_path: Path
-) -> None:
-    weights = StreamedWeights.open(folder, "pico/source")
-    svd(tmp_path / "cache", weights)
-    svd(tmp_path / "cache", weights, **other)
-    assert len(computed) == len(files(tmp_path / "cache")) == 2
-
-
-def test_content_is_the_key_and_not_the_name(
+def test_every_setting_and_the_content_are_the_key_and_not_the_name(
     folder: Path, computed: list[Any], tmp_path: Path
 ) -> None:
     cache = tmp_path / "cache"
-    first = svd(cache, StreamedWeights.open(folder, "pico/source"))
+    weights = StreamedWeights.open(folder, "pico/source")
+    first = svd(cache, weights)
+    for name in SETTINGS:
+        svd(cache, weights, DOWN, **{name: 5})
+    assert len(computed) == len(files(cache)) == 5
     folder.rename(tmp_path / "moved")
     moved = StreamedWeights.open(tmp_path / "moved", "another/name")
     assert_same(svd(cache, moved), first)
-    assert len(computed) == 1
+    assert len(computed) == 5
     stored = load_file(tmp_path / "moved" / "model.safetensors")
     name = f"{DOWN.module_name}.weight"
-    save_file({**stored, name: stored[name].half()}, tmp_path / "moved" / "model.safetensors")
-    svd(cache, StreamedWeights.open(tmp_path / "moved", "another/name"))
-    stored[name][0, 0] += 1
-    save_file(stored, tmp_path / "moved" / "model.safetensors")
-    changed = svd(cache, StreamedWeights.open(tmp_path / "moved", "another/name"))
-    assert changed.energy != first.energy
+    half = stored[name].half()
+    changed = stored[name] + torch.eye(40)[:32]
+    for weight in (half, changed):
+        save_file({**stored, name: weight}, tmp_path / "moved" / "model.safetensors")
+        svd(cache, StreamedWeights.open(tmp_path / "moved", "another/name"))
     svd(cache, moved, Site(0, Role.DOWN))
-    assert len(computed) == 4
-
-
-def test_what_is_damaged_is_computed_again(
-    folder: Path, computed: list[Any], tmp_path: Path
-) -> None:
-    weights = StreamedWeights.open(folder, "pico/source")
-    first = svd(tmp_path / "cache", weights)
-    (file,) = files(tmp_path / "cache")
-    file.write_bytes(file.read_bytes()[:-10])
-    assert_same(svd(tmp_path / "cache", weights), first)
-    assert_same(svd(tmp_path / "cache", weights), first)
-    assert len(computed) == 2
+    assert len(computed) == 8
 
 
 def test_what_cannot_be_kept_is_said(folder: Path, tmp_path: Path) -> None:

@@ -47,11 +47,6 @@ def edited(
     save_file({k: v.contiguous() for k, v in changed.items() if v is not None}, file)
 
 
-def configured(folder: Path, **options: object) -> None:
-    file = folder / "adapter_config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | options))
-
-
 def keys(site: Site) -> tuple[str, str]:
     name = f"base_model.model.{site.module_name}"
     return f"{name}.lora_A.weight", f"{name}.lora_B.weight"
@@ -88,23 +83,18 @@ def test_every_architecture_is_verified_as_peft_computes_it(
     assert found.changed_top_token == pytest.approx(float(share))
 
 
-def test_a_model_in_bfloat16_in_shards_is_verified(
-    pico_target: BaseModel, adapter: LoraAdapter, folder: Path, tmp_path: Path
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_factors_of_any_dtype_are_verified_on_a_model_in_bfloat16_in_shards(
+    pico_target: BaseModel, adapter: LoraAdapter, tmp_path: Path, dtype: torch.dtype
 ) -> None:
     network = copy.deepcopy(pico_target.network).bfloat16()
     network.save_pretrained(tmp_path / "half", max_shard_size="20KB")
     half = StreamedWeights.open(tmp_path / "half", "half")
-    assert half.embedding().dtype == torch.bfloat16
-    assert verify(folder, half, adapter).logit_change > 0.1
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_factors_of_any_dtype_are_verified(
-    target: StreamedWeights, adapter: LoraAdapter, tmp_path: Path, dtype: torch.dtype
-) -> None:
     rounded = adapter.map(lambda update: update.to(dtype))
     write_adapter(rounded, tmp_path / "adapter")
-    assert verify(tmp_path / "adapter", target, rounded).sites == 21
+    found = verify(tmp_path / "adapter", half, rounded)
+    assert found.sites == 21
+    assert found.logit_change > 0.1
 
 
 def test_some_sites_of_some_layers_are_verified(
@@ -163,15 +153,13 @@ def of_another_site(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     ("change", "message"),
     [
         (lambda _: dict.fromkeys(keys(Q)), rf"another update at {NAME}.*norm 0"),
-        (lambda _: {keys(Q)[1]: None}, rf"another update at {NAME}"),
         (spoilt(float("nan")), rf"{NAME}.*norm not finite instead"),
-        (spoilt(float("inf")), rf"{NAME}.*norm not finite instead"),
         (lambda t: {keys(Q)[1]: torch.zeros_like(t[keys(Q)[1]])}, rf"{NAME}.*norm 0\.0 instead"),
         (of_another_site, rf"another update at {NAME}"),
         # The norms are right, and the update is wrong.
         (lambda t: {keys(Q)[0]: -t[keys(Q)[0]]}, rf"another update at {NAME}"),
     ],
-    ids=["both missing", "one missing", "nan", "inf", "zero", "another site's", "sign"],
+    ids=["missing", "nan", "zero", "another site's", "sign"],
 )
 def test_other_factors_are_refused(
     change: Callable[[dict[str, Tensor]], Mapping[str, Tensor | None]],
@@ -200,7 +188,8 @@ def test_other_settings_are_refused(
     target: StreamedWeights,
     adapter: LoraAdapter,
 ) -> None:
-    configured(folder, **options)
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | options))
     refused(folder, target, adapter, message)
 
 
@@ -211,23 +200,16 @@ def test_a_site_too_many_is_refused(
     refused(folder, target, meant, rf"too many by {NAME}: of 20.*finds 21")
 
 
-@pytest.mark.parametrize("damage", ["cut", "adapter_model.safetensors", "adapter_config.json"])
+@pytest.mark.parametrize("damage", ["cut", "missing"])
 def test_damaged_or_missing_files_are_refused(
     damage: str, folder: Path, target: StreamedWeights, adapter: LoraAdapter
 ) -> None:
+    file = folder / "adapter_model.safetensors"
     if damage == "cut":
-        file = folder / "adapter_model.safetensors"
         file.write_bytes(file.read_bytes()[:-100])
     else:
-        (folder / damage).unlink()
+        file.unlink()
     refused(folder, target, adapter, re.escape(str(folder)))
-
-
-def test_an_adapter_of_another_model_is_refused(
-    folder: Path, pico: Callable[[str], BaseModel], adapter: LoraAdapter, tmp_path: Path
-) -> None:
-    pico("llama").network.save_pretrained(tmp_path / "llama")
-    refused(folder, StreamedWeights.open(tmp_path / "llama", "pico/llama"), adapter, "PEFT")
 
 
 @pytest.mark.parametrize(

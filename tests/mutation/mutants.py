@@ -130,8 +130,8 @@ MUTANTS = (
     ),
     mutant(
         "magnitude-rescale-keeps-the-norm",
-        '"projection": lambda kept: 1 / kept.energy',
-        '"projection": lambda kept: kept.energy**-0.5',
+        "share**-0.5, 1 / share)",
+        "share**-0.5, share**-0.5)",
         "test_sparsify.py",
     ),
     mutant(
