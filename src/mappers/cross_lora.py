@@ -28,10 +28,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..adapters import LoraAdapter, LowRank, Site
+from ..adapters import LowRank, Site
 from ..alignment import TruncatedSvd
 from ..exceptions import ConfigurationError
-from .base import SitePairs, WeightMapper
+from .base import WeightMapper, check_least
 
 VARIANTS = ("lora_x", "paper", "typed", "sign_fixed")
 
@@ -67,15 +67,8 @@ class CrossLoraMapper(WeightMapper):
                 f"mapper.variant is {variant!r}; it takes one of {', '.join(VARIANTS)} "
                 "(sign_fixed is the default)"
             )
-        for name, value, least in (
-            ("rank", rank, 1),
-            ("oversampling", oversampling, 0),
-            ("power_iterations", power_iterations, 0),
-        ):
-            if value < least:
-                raise ConfigurationError(
-                    f"mapper.{name} is {value}; it takes a whole number of at least {least}"
-                )
+        check_least(1, rank=rank)
+        check_least(0, oversampling=oversampling, power_iterations=power_iterations)
         self.variant = variant
         self.svd_options = {
             "rank": rank,
@@ -84,7 +77,7 @@ class CrossLoraMapper(WeightMapper):
             "seed": seed,
         }
 
-    def prepare(self, adapter: LoraAdapter, pairs: SitePairs) -> None:
+    def prepare(self, pairs: dict[Site, Site]) -> None:
         """Refuse shapes that the variant is not defined for.
 
         Raises:
@@ -93,7 +86,7 @@ class CrossLoraMapper(WeightMapper):
         if self.variant not in ("paper", "lora_x"):
             return
         source, target = self.pair.source, self.pair.target
-        for t, s in pairs:
+        for t, s in pairs.items():
             if source.sites.shapes[s] != target.sites.shapes[t]:
                 raise ConfigurationError(
                     f"the update U_t U_t^T dW V_t V_t^T is defined for equal shapes only, but "
