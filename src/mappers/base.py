@@ -200,7 +200,7 @@ def _mapper_class(path: str) -> type[LearnedMapper]:
     return kind
 
 
-def check_least(least: float, **options: float) -> None:
+def check_least(least: int, **options: int | float) -> None:
     """Raise ConfigurationError where an option of a mapper is below what it takes."""
     for name, value in options.items():
         if not value >= least:

@@ -107,44 +107,40 @@ class AnchorMapper(LearnedMapper):
         """
         self._anchors = anchors
         self.source_site = paired_sites(anchors.source, anchors.target)
-        source = {s: self.gram(anchors.source, anchors.source, s) for s in anchors.source}
-        target = {s: self.gram(anchors.target, anchors.target, s) for s in anchors.target}
-        self.solve(source, target)
+        self.solve(
+            self.inner(anchors.source, anchors.source), self.inner(anchors.target, anchors.target)
+        )
 
-    def gram(
-        self, one: AdapterStack, other: AdapterStack, site: Site
-    ) -> Float[Tensor, "adapters others"]:
-        """Return the inner products of all pairs at a site, in float64 on the CPU.
+    def inner(self, one: AdapterStack, other: AdapterStack) -> Inners:
+        """Return the inner products of all pairs of adapters at each site, float64 on the CPU.
 
         Raises:
             ConfigurationError: in factor space, the ranks differ.
         """
         if self.space == "delta":
-            return one[site].delta_gram(other[site]).cpu()
-        ranks = one[site].A.shape[1], other[site].A.shape[1]
-        if ranks[0] != ranks[1]:
-            raise ConfigurationError(
-                f"mapper.space=factors compares factors of rank {ranks[0]} with factors of "
-                f"rank {ranks[1]}; it takes one rank: use mapper.space=delta"
-            )
-        return one[site].factor_gram(other[site]).cpu()
+            return {site: one[site].delta_gram(other[site]).cpu() for site in one}
+        for site in one:
+            ranks = one[site].A.shape[1], other[site].A.shape[1]
+            if ranks[0] != ranks[1]:
+                raise ConfigurationError(
+                    f"mapper.space=factors compares factors of rank {ranks[0]} with factors of "
+                    f"rank {ranks[1]}; it takes one rank: use mapper.space=delta"
+                )
+        return {site: one[site].factor_gram(other[site]).cpu() for site in one}
 
     def map(self, adapter: LoraAdapter) -> LoraAdapter:
         """Return the predicted target adapter, of the anchors' rank, in float32."""
         anchors = self.anchors
         check_fits(adapter, anchors)
         query = AdapterStack.of({"the given adapter": adapter})
-        inner = {s: self.gram(query, anchors.source, s) for s in anchors.source}
-        weights = self.coefficients(inner)
-        return LoraAdapter(
-            {
-                site: stack.delta_sum(weights[site][0], stack.A.shape[1])
-                if self.space == "delta"
-                else stack.factor_sum(weights[site][0])
-                for site, stack in anchors.target.items()
-            },
-            anchors.target_base,
-        )
+        weights = self.coefficients(self.inner(query, anchors.source))
+        predicted = {
+            site: stack.delta_sum(weights[site][0], stack.A.shape[1])
+            if self.space == "delta"
+            else stack.factor_sum(weights[site][0])
+            for site, stack in anchors.target.items()
+        }
+        return LoraAdapter(predicted, anchors.target_base)
 
     def report(self) -> Report:
         """Return the anchors' names; subclasses add what they chose."""
