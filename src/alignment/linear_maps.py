@@ -55,13 +55,7 @@ class HeldOutError:
     def of(
         cls, matrix: Float[Tensor, "y x"], train: PairedMoments, held_out: PairedMoments
     ) -> "HeldOutError":
-        """Measure a map ``y ~ M x``.
-
-        Args:
-            matrix: M.
-            train: What it was fitted on.
-            held_out: Other samples, centred where ``train`` is.
-        """
+        """Measure a map on other samples than it was fitted on, centred where those are."""
         n = max(held_out.rows, 1)
         cross = matrix @ held_out.xy
         residual = held_out.yy - cross - cross.mT + matrix @ held_out.xx @ matrix.mT
@@ -91,13 +85,15 @@ class LinearMap:
 
     Attributes:
         matrix: M, float64.
-        strength: Of the ridge that it was fitted with; None where there was none.
+        strength: Of its ridge; None without one.
         error: On held-out samples.
+        gradient_r2: Of held-out gradients that it carries back; None where there are none.
     """
 
     matrix: Float[Tensor, "y x"]
     strength: float | None
     error: HeldOutError
+    gradient_r2: float | None = None
 
 
 def _of_least_loss(fits: Iterable[tuple[float, float, Tensor]]) -> tuple[float, Tensor]:
@@ -122,12 +118,11 @@ class Ridge:
     def forward(self, train: PairedMoments, held_out: PairedMoments) -> LinearMap:
         """Return ``Y^T X (X^T X + lambda I)^-1``.
 
-        One eigendecomposition of ``X^T X`` serves all strengths: in its basis the penalty is
-        diagonal, and the held-out error of a strength a quadratic form.
-
         Raises:
             ValueError: there is no strength.
         """
+        # One eigendecomposition of X^T X serves all strengths: in its basis the penalty is
+        # diagonal, and the held-out error of a strength a quadratic form.
         values, basis = torch.linalg.eigh(train.xx)
         values = values.clamp_min(0)
         cross, seen = basis.mT @ train.xy, basis.mT @ held_out.xy
@@ -179,14 +174,13 @@ class Rotated:
         return LinearMap(mapped, None, HeldOutError.of(mapped, train, held_out))
 
 
-@dataclass(frozen=True, eq=False)
-class ReducedRank:
-    """The linear map ``x -> B (A x)``, as a LoRA update holds it.
+class ReducedRank(NamedTuple):
+    """The linear map ``x -> B (A x)``, as a LoRA update holds it, float64.
 
     Attributes:
-        A: Input projection, float64.
+        A: Input projection.
         B: Output projection; its columns are orthonormal, unused ones are zero.
-        strength: The chosen strength, without unit.
+        strength: Of its ridge.
         r2: Share of the held-out ``sum |y|^2`` that the map explains; at or below 0 it predicts no
             better than no map at all.
     """
@@ -213,7 +207,7 @@ def reduced_rank_regression(
         train: Moments of the samples to fit.
         held_out: Moments of other samples, which choose the strength.
         rank: Of the map; where ``x`` or ``y`` has fewer dimensions the rest is zero.
-        strengths: Without unit, not negative; 0 takes an ``X`` of full rank.
+        strengths: Not negative; 0 takes an ``X`` of full rank.
 
     Raises:
         ValueError: ``X^T X + lambda I`` is singular.
@@ -274,11 +268,7 @@ class TwoSidedRidge:
     strengths: Sequence[float] = STRENGTHS_TWO_SIDED
 
     def forward(self, outputs: SplitMoments, gradients: SplitMoments) -> LinearMap:
-        """Return N.
-
-        Args:
-            outputs: Moments of centred outputs, x of the source and y of the target.
-            gradients: Moments of the gradients with respect to them, not centred.
+        """Return N from moments of centred outputs, and of the gradients as they are.
 
         Raises:
             ValueError: there is no strength.
@@ -299,7 +289,8 @@ class TwoSidedRidge:
             return scale_y * missed + scale_g * missed_back, strength, matrix
 
         strength, matrix = _of_least_loss(map(fit, sorted(self.strengths, reverse=True)))
-        return LinearMap(matrix, strength, HeldOutError.of(matrix, y, outputs.held_out))
+        error = HeldOutError.of(matrix, y, outputs.held_out)
+        return LinearMap(matrix, strength, error, gradient_r2(matrix, gradients))
 
 
 def gradient_r2(matrix: Float[Tensor, "target source"], gradients: SplitMoments) -> float:

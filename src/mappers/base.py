@@ -38,8 +38,7 @@ class BasePair:
     """The two base models of a transfer, on disk.
 
     Attributes:
-        source: The weights that the adapter was trained on.
-        target: The weights that the result is for.
+        source: Of the adapter that is mapped; likewise ``target``, of the result.
         factors: Factorisations of both, kept from one transfer to the next.
         device: Where matrices are multiplied.
     """
@@ -83,11 +82,7 @@ class Mapper(ABC):
     def use(  # noqa: B027 - a mapper that needs no base models leaves it as it is
         self, pair: BasePair, progress: Progress | None = None
     ) -> None:
-        """Called with the two base models before the first adapter is mapped; keeps nothing here.
-
-        Args:
-            pair: Both models on disk.
-            progress: Called while an adapter is mapped.
+        """Called with the base models, and what hears of progress, before the first adapter.
 
         Raises:
             ConfigurationError: the mapper was fitted for other models.
@@ -120,12 +115,10 @@ class LearnedMapper(LightningModule, Mapper):
 
     A subclass passes its own options to ``save_hyperparameters`` as plain data: a checkpoint is
     rebuilt by calling the class with them.
-
-    Attributes:
-        checkpoint_key: Under which the fitted state lies in a checkpoint.
     """
 
     checkpoint_key: ClassVar[str] = "mapper_state"
+    """Under which the fitted state lies in a checkpoint."""
 
     @property
     @abstractmethod
@@ -293,12 +286,9 @@ class WeightMapper(Mapper):
 
     @abstractmethod
     def map_site(self, source: Site, target: Site, update: LowRank) -> LowRank:
-        """Return the update of a target site.
+        """Return the update of a target site, of the shape ``pair.target.sites.shapes[target]``.
 
-        Args:
-            source: The paired site of the source.
-            target: The site, of the shape ``pair.target.sites.shapes[target]``.
-            update: The source's update there, in float32 on ``pair.device``.
+        The update of the paired source site comes in float32 on ``pair.device``.
         """
 
     def map(self, adapter: LoraAdapter) -> LoraAdapter:

@@ -114,9 +114,7 @@ class Cartridge(nn.Module):
         return _change(self.acts_at()[target], x)
 
     def hooks(self, network: PreTrainedModel) -> list[RemovableHandle]:
-        """Let the cartridge act in every forward pass until the hooks are removed.
-
-        The cartridge is moved to where the network is.
+        """Move to where the network is, and act there until the hooks are removed.
 
         Raises:
             AdapterError: the network has other modules than the cartridge was made for.

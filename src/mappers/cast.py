@@ -106,9 +106,6 @@ class CastMapper(CorpusMapper):
         export_rows: Tokens on which a cartridge is made linear; a quarter more measure it.
         seed: Of MLPs and batches.
 
-    Raises:
-        ConfigurationError: a number is out of its range.
-
     Source: CAST, arXiv 2510.17902, of which only the abstract was known: heads, losses and the
     form of the difference are this project's.
     """
@@ -187,11 +184,7 @@ class CastMapper(CorpusMapper):
         self._parts = CartridgeParts.of(self.models.source, heads.pairs, rows, self.export_rows)
 
     def training_step(self, batch: Rows, batch_idx: int) -> Tensor:
-        """Return the weighted losses of all heads.
-
-        Raises:
-            ConfigurationError: they are no longer finite.
-        """
+        """Return the weighted losses of all heads."""
         losses = self._made().losses(batch)
         for name, part in losses._asdict().items():
             self.log(f"train/{name}", part.detach(), on_step=False, on_epoch=True, sync_dist=True)
@@ -202,11 +195,7 @@ class CastMapper(CorpusMapper):
         self._r2.begin()
 
     def validation_step(self, batch: Rows, batch_idx: int) -> None:
-        """Log the losses on held-out text, which stop the training.
-
-        Raises:
-            ConfigurationError: they are not finite.
-        """
+        """Log the losses on held-out text, which stop the training."""
         heads = self._made()
         with torch.enable_grad():  # a head's derivative is part of a loss
             losses = Losses(*(part.detach() for part in heads.losses(batch)))

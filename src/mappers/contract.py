@@ -230,7 +230,7 @@ def contract_pair() -> Pair:
         weights.append(StreamedWeights.open(folder, model.name))
         adapters.append({f"task{n:02d}": _random_adapter(model, n) for n in range(12)})
     zoo = ZooPairs(*adapters)
-    return Pair(ModelPair(*models), BasePair(*weights), zoo, zoo.source[HELD_OUT])
+    return Pair(ModelPair(*models), BasePair(weights[0], weights[1]), zoo, zoo.source[HELD_OUT])
 
 
 @cache

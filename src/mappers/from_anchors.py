@@ -41,9 +41,6 @@ class AnchorMapper(LearnedMapper):
 
     Args:
         space: ``delta`` compares and combines updates, ``factors`` raw A and B.
-
-    Raises:
-        ConfigurationError: there is no such space.
     """
 
     data_access: ClassVar[str] = "anchors"
@@ -52,10 +49,7 @@ class AnchorMapper(LearnedMapper):
     def __init__(self, space: str = "delta") -> None:
         super().__init__()
         if space not in SPACES:
-            raise ConfigurationError(
-                f"mapper.space is {space!r}; it takes one of {', '.join(SPACES)} (delta is the "
-                "default)"
-            )
+            raise ConfigurationError(f"mapper.space is {space!r}; it takes delta or factors")
         self.space = space
         # A subclass saves its own options in the same way, which adds them.
         self.save_hyperparameters({"space": space})
@@ -67,11 +61,7 @@ class AnchorMapper(LearnedMapper):
 
     @abstractmethod
     def coefficients(self, inner: Inners) -> Coefficients:
-        """Return the weights of the anchors for each target site.
-
-        Args:
-            inner: Inner products of the queries with the anchors, per source site.
-        """
+        """Return each target site's weights, from the queries' inner products at source sites."""
 
     @property
     def gauge_dependent(self) -> bool:
@@ -249,16 +239,14 @@ STRENGTHS = (1e-3, 1e-2, 1e-1, 0.3, 1.0, 3.0, 10.0, math.inf)
 
 
 def checked_strengths(strengths: Sequence[float], *, finite: bool = False) -> tuple[float, ...]:
-    """Return ridge strengths as a tuple.
+    """Return ridge strengths as a tuple, none of them 0.
 
-    Args:
-        strengths: What was asked for.
-        finite: Whether infinity is refused: maps of activations have no mean to fall back to.
+    Without a penalty a regression in more dimensions than anchors meets every anchor, and
+    leave-one-out says nothing. ``finite`` refuses infinity, too: maps of activations have no mean
+    to fall back to.
 
     Raises:
-        ConfigurationError: there are none, or one is not positive: without a penalty a
-            regression in more dimensions than anchors meets every anchor, and leave-one-out
-            says nothing.
+        ConfigurationError: there are none, or one is not positive.
     """
     good = [strength > 0 and (strength < math.inf or not finite) for strength in strengths]
     if not good or not all(good):

@@ -149,7 +149,8 @@ class PairFrame:
         )
         feeds = tuple(tuple((layer, weight) for layer, weight in feeds) for feeds in state["feeds"])
         roles = tuple(Role(role) for role in state["roles"])
-        return cls(*state["names"], source, target, LayerPairing(source.layers, feeds), roles)
+        pairing, names = LayerPairing(source.layers, feeds), state["names"]
+        return cls(names[0], names[1], source, target, pairing, roles)
 
 
 ROLES = ("q", "v")
@@ -168,12 +169,6 @@ class CorpusMapper(LearnedMapper):
 
     Args:
         roles: The roles of adapters that it shall carry.
-
-    Attributes:
-        roles: The same, in the order of a layer.
-
-    Raises:
-        ConfigurationError: a role does not exist, or there is none.
     """
 
     data_access: ClassVar[str] = "generic text"
@@ -210,11 +205,9 @@ class CorpusMapper(LearnedMapper):
         self.store = store or StatisticsStore(None)
 
     def data_module(self, corpus: TextCorpus, folder: Path) -> LightningDataModule:
-        """Return the data module for the trainer, after :meth:`learn_from`.
+        """Return what the trainer takes of texts; a folder holds what a mapper makes of them.
 
-        Args:
-            corpus: The texts.
-            folder: Where a mapper may keep what it makes of them.
+        Called after :meth:`learn_from`.
         """
         del folder
         return corpus

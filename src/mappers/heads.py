@@ -25,12 +25,7 @@ class ProjectionHead(nn.Module):
     """``head(x) = M x + b + W2 gelu(W1 rmsnorm(x))``: a linear skip and a small MLP.
 
     The MLP starts at zero, so that a head begins as its skip.
-
-    Args:
-        width: Of what it takes.
-        out: Of what it gives.
-        hidden: Of the MLP; 0 leaves it out.
-        generator: Draws ``W1``.
+    ``hidden`` is the width of the MLP, 0 leaves it out; the generator draws ``W1``.
     """
 
     def __init__(self, width: int, out: int, hidden: int, generator: torch.Generator) -> None:
@@ -128,13 +123,8 @@ def output_space(source: Site, target: Site, gradients: bool = False) -> Space:
 class HeadPair(nn.Module):
     """A head from a space to its counterpart in the other model, and one that leads back.
 
-    Args:
-        space: The space.
-        width: Of x.
-        out: Of y.
-        hidden: Of each head's MLP.
-        both: Whether there is a head that leads back.
-        generator: Draws the MLPs.
+    ``width`` is that of x, ``out`` that of y, ``hidden`` that of each head's MLP; without ``both``
+    no head leads back.
 
     Attributes:
         x_mean: Of the rows that the skips were solved from; likewise ``y_mean``.
@@ -168,10 +158,7 @@ class HeadPair(nn.Module):
     ) -> LinearMap:
         """Set the skips by closed forms, and return the head's.
 
-        Args:
-            samples: Moments of x and y.
-            gradients: Moments of the gradients with respect to x and y, where they are known.
-            weight: Of the gradients beside the samples.
+        Moments of the gradients with respect to x and y count by their weight, where given.
         """
         centred = samples.centred()
         found = (
@@ -282,11 +269,9 @@ class Heads(nn.Module):
         return source, target
 
     def start(self, rows: ActivationRows, weight: float) -> dict[str, float]:
-        """Solve all skips, and return the held-out R^2 of each space's.
+        """Solve all skips from rows of the taps, and return the held-out R^2 of each space's.
 
-        Args:
-            rows: Of the taps that :meth:`taps` names.
-            weight: Of gradients beside activations.
+        ``weight`` is that of gradients beside activations.
         """
         found = {}
         for label, heads in self.by_space.items():
@@ -359,9 +344,7 @@ def reconstruction_r2(
 class HeadR2:
     """The R^2 of all heads on held-out text, defined as that of the linear mappers is.
 
-    Args:
-        linear: Of the skips that the heads started as, by space.
-        trained: Of the heads.
+    By space: of the skips that the heads started as, and of the heads.
     """
 
     def __init__(

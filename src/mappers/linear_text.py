@@ -74,9 +74,9 @@ class OutputProjection:
     gradient_r2: float | None = None
 
     @classmethod
-    def of(cls, fit: LinearMap, gradient_r2: float | None = None) -> "OutputProjection":
+    def of(cls, fit: LinearMap) -> "OutputProjection":
         """Keep a fitted map."""
-        return cls(_kept(fit.matrix), fit.strength, fit.error.r2, gradient_r2)
+        return cls(_kept(fit.matrix), fit.strength, fit.error.r2, fit.gradient_r2)
 
 
 def _kept(matrix: Tensor) -> Tensor:
@@ -204,14 +204,6 @@ class LinearTextMapper(CorpusMapper):
         match_norm: Whether each update is rescaled to be as large beside its weight as it was in
             the source.
         memory_gb: Gigabytes that statistics may take.
-
-    Attributes:
-        maps: The projections.
-        source_norms: Of the source's weights at the sites that feed others; likewise
-            ``target_norms``.
-
-    Raises:
-        ConfigurationError: a role does not exist, or there is none.
     """
 
     is_linear: ClassVar[bool] = True
@@ -245,10 +237,6 @@ class LinearTextMapper(CorpusMapper):
     @abstractmethod
     def fit_output(self, source: Site, target: Site, gathered: Gathered) -> LinearMap:
         """Return the map from what a source site writes to what a target site writes."""
-
-    def output_projection(self, source: Site, target: Site, gathered: Gathered) -> OutputProjection:
-        """Return the fitted output map with what the report says of it."""
-        return OutputProjection.of(self.fit_output(source, target, gathered))
 
     def tap_pairs(self, source: Site, target: Site) -> tuple[TapPair, ...]:
         """Return where the models are read for a pair of sites."""
@@ -336,7 +324,8 @@ class LinearTextMapper(CorpusMapper):
             shared = input_pair(source, target)
             if shared not in self.maps.inputs:
                 self.maps.inputs[shared] = InputProjection.of(self.fit_input(*shared, gathered))
-            self.maps.outputs[source, target] = self.output_projection(source, target, gathered)
+            fit = self.fit_output(source, target, gathered)
+            self.maps.outputs[source, target] = OutputProjection.of(fit)
 
     def _take_up_empty(self) -> None:
         self._totals = RunningTotals.empty(())

@@ -49,9 +49,6 @@ class OptimalTransportMapper(WeightMapper):
         sweeps: Of coordinate descent, at most.
         tokens: Shared tokens by whose embeddings the residual streams are matched, at most.
 
-    Raises:
-        ConfigurationError: there are no sweeps, or too few tokens.
-
     Source: Singh and Jaggi, 2020 (OTFusion); for transformers: Imfeld et al., 2023.
     """
 

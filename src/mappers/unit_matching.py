@@ -347,11 +347,11 @@ def head_axes(
     """
 
     def group_pair(ours: int, theirs: int) -> GroupPair:
-        parts = (
+        q, k, v, o = (
             similarity[role].block(source.rows(role, ours), target.rows(role, theirs))
             for role in ATTENTION
         )
-        return GroupPair(*parts, rope)
+        return GroupPair(q, k, v, o, rope)
 
     pairs = [[group_pair(i, j) for j in range(target.groups)] for i in range(source.groups)]
     fits = [[descent.fit(pair) for pair in row] for row in pairs]
