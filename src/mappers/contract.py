@@ -303,7 +303,11 @@ def text_for(
 
 
 def trained(
-    mapper: LearnedMapper, data: LightningDataModule, checkpoint: Path, **options: Any
+    mapper: LearnedMapper,
+    data: LightningDataModule,
+    checkpoint: Path,
+    resume: Path | None = None,
+    **options: Any,
 ) -> Path:
     """Fit a mapper on the CPU, without a word, and return its checkpoint.
 
@@ -311,6 +315,7 @@ def trained(
         mapper: The mapper.
         data: What it learns from.
         checkpoint: Where to write it.
+        resume: A checkpoint to go on from.
         options: Of the trainer, such as ``max_epochs``.
     """
     with warnings.catch_warnings():
@@ -324,6 +329,6 @@ def trained(
             enable_model_summary=False,
             **options,
         )
-        trainer.fit(mapper, datamodule=data)
+        trainer.fit(mapper, datamodule=data, ckpt_path=resume)
         trainer.save_checkpoint(checkpoint, weights_only=True)
     return checkpoint
