@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from loraport.adapters import AdapterStack, LoraAdapter, LowRank, Role, Site
 from loraport.alignment.layer_matching import LayerPairing
-from loraport.data import AnchorPairs, ZooPairs
+from loraport.data import AnchorPairs, AnchorSet, ZooPairs
 from loraport.mappers import BasePair, LearnedMapper, load_mapper
 from loraport.mappers.contract import text_for, trained
 from loraport.mappers.from_text import CorpusMapper, ModelPair
@@ -83,6 +84,24 @@ def dense() -> Callable[[AdapterStack, Site], Tensor]:
         return (stack[site].B.double() @ stack[site].A.double()).flatten(1)
 
     return rows
+
+
+@pytest.fixture(scope="session")
+def assert_best() -> Callable[[LowRank, Any], None]:
+    """Require an update to be a flat matrix cut to the anchors' rank, by numpy's SVD."""
+
+    def check(found: LowRank, flat: Any) -> None:
+        u, sigma, vt = np.linalg.svd(np.reshape(flat, found.shape), full_matrices=False)
+        best = (u[:, :RANK] * sigma[:RANK]) @ vt[:RANK]
+        np.testing.assert_allclose(found.dense().numpy(), best, atol=1e-5)
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def anchors(noisy_zoo: ZooPairs) -> AnchorSet:
+    """All tasks of the noisy zoo but the first."""
+    return AnchorSet.of(noisy_zoo, list(noisy_zoo.source)[1:])
 
 
 @pytest.fixture(scope="session")
