@@ -75,14 +75,7 @@ def layer_map(
     permutations: int = 200,
     seed: int = 0,
 ) -> LayerMap:
-    """Compare every target layer with every source layer.
-
-    Args:
-        measure: Such as :class:`MutualKnn`.
-        target: Activations of each target layer.
-        source: Activations of each source layer at the same tokens, row by row.
-        permutations: How many times the rows are permuted.
-        seed: Draws the permutations.
+    """Compare every target layer with every source layer at the same tokens, row by row.
 
     Raises:
         ValueError: the layers have different numbers of rows, or too few.
@@ -149,12 +142,6 @@ def layer_identification(
     nearly all pairs the same, or has one favourite layer, does not come back: a guess does for one
     of all layers. Where no correspondence is known this stands for the test of Kornblith et al.,
     2019, section 6.1.
-
-    Args:
-        measure: Such as :class:`MutualKnn`.
-        target: Activations of each target layer.
-        source: Activations of each source layer at the same tokens.
-        seed: Draws the halves.
 
     Raises:
         ValueError: the layers have different numbers of rows, or too few in a half.

@@ -72,12 +72,7 @@ def gromov_wasserstein(
         rows: At most so many are matched, drawn at random; the time grows with their cube.
         epsilons: Strengths of the entropy relative to the variance of distances, falling.
         seed: Draws rows and random pairings.
-
-    Raises:
-        ValueError: there are fewer than two rows.
     """
-    if len(x) < 2:
-        raise ValueError(f"{len(x)} rows have no distances")
     keep = row_orders(len(x), 1, seed)[0, :rows].sort().values
     n = len(keep)
     one, other = _distances(x[keep]), _distances(y[keep])

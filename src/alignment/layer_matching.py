@@ -92,10 +92,6 @@ class Spread:
 
     targets: int = 2
 
-    def __post_init__(self) -> None:
-        if self.targets < 1:
-            raise ValueError(f"a source layer is shared among {self.targets} layers, not 1 or more")
-
     def pair(self, similarity: Float[Tensor, "target source"]) -> LayerPairing:
         """Pair by the numbers of layers; similarities are not used."""
         target, source = similarity.shape

@@ -6,7 +6,7 @@ of outputs forwards, and on centred samples, since it acts on differences. With 
 and ``dy_T ~ N dy_S``, the update of the target is ``N dW_S M``.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -96,14 +96,6 @@ class LinearMap:
     gradient_r2: float | None = None
 
 
-def _of_least_loss(fits: Iterable[tuple[float, float, Tensor]]) -> tuple[float, Tensor]:
-    """Return strength and matrix of the fit of least loss; of equally good ones the first."""
-    best = min(fits, key=lambda fit: fit[0], default=None)
-    if best is None:
-        raise ValueError("a ridge takes at least one strength")
-    return best[1:]
-
-
 @dataclass(frozen=True)
 class Ridge:
     """Ridge regression, its strength chosen by the error on held-out samples.
@@ -116,11 +108,7 @@ class Ridge:
     strengths: Sequence[float] = STRENGTHS
 
     def forward(self, train: PairedMoments, held_out: PairedMoments) -> LinearMap:
-        """Return ``Y^T X (X^T X + lambda I)^-1``.
-
-        Raises:
-            ValueError: there is no strength.
-        """
+        """Return ``Y^T X (X^T X + lambda I)^-1``."""
         # One eigendecomposition of X^T X serves all strengths: in its basis the penalty is
         # diagonal, and the held-out error of a strength a quadratic form.
         values, basis = torch.linalg.eigh(train.xx)
@@ -135,7 +123,8 @@ class Ridge:
             weights = cross / (values + penalty)[:, None]
             return float((weights * (gram @ weights - 2 * seen)).sum()), strength, weights
 
-        strength, weights = _of_least_loss(map(fit, sorted(self.strengths, reverse=True)))
+        fits = map(fit, sorted(self.strengths, reverse=True))
+        _, strength, weights = min(fits, key=lambda found: found[0])
         matrix = (basis @ weights).mT
         return LinearMap(matrix, strength, HeldOutError.of(matrix, train, held_out))
 
@@ -268,11 +257,7 @@ class TwoSidedRidge:
     strengths: Sequence[float] = STRENGTHS_TWO_SIDED
 
     def forward(self, outputs: SplitMoments, gradients: SplitMoments) -> LinearMap:
-        """Return N from moments of centred outputs, and of the gradients as they are.
-
-        Raises:
-            ValueError: there is no strength.
-        """
+        """Return N from moments of centred outputs, and of the gradients as they are."""
         y, g = outputs.train, gradients.train
         power_y, power_g = float(y.yy.trace()), float(g.xx.trace())
         scale_y = 1 / power_y if power_y > 0 else 0.0
@@ -288,7 +273,8 @@ class TwoSidedRidge:
             missed_back = _missed(matrix.mT, gradients.held_out.swapped())
             return scale_y * missed + scale_g * missed_back, strength, matrix
 
-        strength, matrix = _of_least_loss(map(fit, sorted(self.strengths, reverse=True)))
+        fits = map(fit, sorted(self.strengths, reverse=True))
+        _, strength, matrix = min(fits, key=lambda found: found[0])
         error = HeldOutError.of(matrix, y, outputs.held_out)
         return LinearMap(matrix, strength, error, gradient_r2(matrix, gradients))
 

@@ -87,11 +87,6 @@ class AxisPlan:
 
     joint: Float[Tensor, "source target"]
 
-    @classmethod
-    def leading(cls, source: int, target: int, device: torch.device) -> "AxisPlan":
-        """Match the i-th unit to the i-th, as far as both have one."""
-        return cls(torch.eye(source, target, device=device))
-
     @property
     def weights(self) -> Float[Tensor, "source target"]:
         """The joint weights, scaled so that they sum to the smaller number of units."""

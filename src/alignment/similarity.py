@@ -389,15 +389,8 @@ class LayerFingerprint:
 
     @classmethod
     def of(cls, x: Float[Tensor, "rows width"]) -> "LayerFingerprint":
-        """Summarise a layer.
-
-        Raises:
-            ValueError: there are fewer than two rows.
-        """
-        n = len(x)
-        if n < 2:
-            raise ValueError(f"{n} rows are too few for the fingerprint of a layer")
-        x = x.double()
+        """Summarise a layer of two rows or more."""
+        n, x = len(x), x.double()
         unit = torch.nn.functional.normalize(x, dim=1)
         cosines = unit @ unit.mT
         gram = centred(x @ x.mT)

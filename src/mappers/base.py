@@ -275,10 +275,7 @@ class WeightMapper(Mapper):
         return False
 
     def prepare(self, pairs: dict[Site, Site]) -> None:
-        """Do what precedes all sites; by default nothing.
-
-        Args:
-            pairs: Each target site with the source site that feeds it.
+        """Do what precedes all sites, given each target site with the source site that feeds it.
 
         Raises:
             ConfigurationError: the method is not defined for this pair of models.
@@ -292,12 +289,7 @@ class WeightMapper(Mapper):
         """
 
     def map(self, adapter: LoraAdapter) -> LoraAdapter:
-        """Return the target adapter, in float32.
-
-        Raises:
-            AdapterError: the adapter does not belong to the source model.
-            ModelError: a weight cannot be read.
-        """
+        """Return the target adapter, in float32."""
         pair, mapped = self.pair, {}
         check_source(adapter, pair.source.name, pair.source.sites)
         pairs = paired_by_depth(adapter, pair.source.sites, pair.target.sites)

@@ -114,11 +114,7 @@ class Cartridge(nn.Module):
         return _change(self.acts_at()[target], x)
 
     def hooks(self, network: PreTrainedModel) -> list[RemovableHandle]:
-        """Move to where the network is, and act there until the hooks are removed.
-
-        Raises:
-            AdapterError: the network has other modules than the cartridge was made for.
-        """
+        """Move to where the network is, and act there until the hooks are removed."""
         acts_at, shapes = self.acts_at(), SiteTable.of(network.config).shapes
         for target, acting in acts_at.items():
             head = acting[0].output_projection, acting[0].input_projection

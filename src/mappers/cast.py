@@ -210,11 +210,7 @@ class CastMapper(CorpusMapper):
         self._r2.end(self._made(), self.summed)
 
     def cartridge(self, adapter: LoraAdapter) -> Cartridge:
-        """Return the adapter behind the heads, ready to be attached to the target.
-
-        Raises:
-            AdapterError: the adapter does not fit.
-        """
+        """Return the adapter behind the heads, ready to be attached to the target."""
         frame, heads, parts = self.frame, self._made().frozen(), self._fitted_parts()
         sites = [
             CartridgeSite(
@@ -232,11 +228,7 @@ class CastMapper(CorpusMapper):
         return Cartridge(frame.target_name, sites).eval()
 
     def map(self, adapter: LoraAdapter) -> LoraAdapter:
-        """Return the LoRA that comes nearest to the adapter's cartridge on text, in float32.
-
-        Raises:
-            AdapterError: the adapter does not fit.
-        """
+        """Return the LoRA that comes nearest to the adapter's cartridge on text, in float32."""
         cartridge, parts = self.cartridge(adapter), self._fitted_parts()
         feeding = {site.source for acting in cartridge.acts_at().values() for site in acting}
         rank = self.rank or max(update.rank for update in adapter.values())

@@ -38,7 +38,6 @@ from ..component import Component
 from ..data import AllEnds, TextCorpus, ZooPairs
 from ..exceptions import AdapterError
 from ..models import BaseModel, StreamedWeights
-from ..models.statistics import StatisticsStore
 from ..tiny.models import byte_pairs
 from .base import BasePair, LearnedMapper, Mapper, load_mapper
 from .from_text import CorpusMapper, ModelPair
@@ -106,7 +105,9 @@ class MapperContract:
         if isinstance(built, LearnedMapper):
             folder = Path(tempfile.mkdtemp(dir=_folder().name))
             if isinstance(built, CorpusMapper):
-                data = text_for(built, contract_pair().models, folder)
+                models = contract_pair().models
+                built.learn_from(models, paired_layers(models))
+                data = built.data_module(random_text(models), folder)
             else:
                 node = OmegaConf.to_container(self.config().data, resolve=True)
                 zoo = contract_pair().zoo
@@ -268,38 +269,25 @@ class Letters:
             yield "".join(draw.choices(string.ascii_letters + string.digits + " ,.!?", k=48))
 
 
-def text_for(
-    mapper: CorpusMapper,
-    models: ModelPair,
-    folder: Path,
-    pairing: LayerPairing | None = None,
-    *,
-    store: StatisticsStore | None = None,
-    tokens: int = 1500,
-) -> LightningDataModule:
-    """Give a mapper two models, and return random text as the data that it learns from.
-
-    Args:
-        mapper: The mapper.
-        models: The models.
-        folder: Where the mapper may keep what it makes of the text.
-        pairing: Which source layers feed each target layer; by default by relative depth.
-        store: Where statistics are kept.
-        tokens: To fit on; less than half as many are held out.
-    """
-    layers = models.source.sites.layers, models.target.sites.layers
-    by_depth = LayerPairing.one_to_one(layers[0], relative_depth(*layers))
-    mapper.learn_from(models, pairing or by_depth, store)
-    corpus = TextCorpus(
+def random_text(
+    models: ModelPair, tokens: int = 1500, held_out_tokens: int = 400, batch_tokens: int = 512
+) -> TextCorpus:
+    """Return random text as a mapper of these models learns from it."""
+    return TextCorpus(
         Letters(),
         models.source.tokenizer,
         models.target.tokenizer,
         tokens=tokens,
-        held_out_tokens=400,
-        batch_tokens=512,
+        held_out_tokens=held_out_tokens,
+        batch_tokens=batch_tokens,
         ends=AllEnds(),
     )
-    return mapper.data_module(corpus, folder)
+
+
+def paired_layers(models: ModelPair) -> LayerPairing:
+    """Return the pairing of two models' layers by relative depth."""
+    source, target = models.source.sites.layers, models.target.sites.layers
+    return LayerPairing.one_to_one(source, relative_depth(source, target))
 
 
 def trained(

@@ -73,11 +73,7 @@ class CrossLoraMapper(WeightMapper):
         }
 
     def prepare(self, pairs: dict[Site, Site]) -> None:
-        """Refuse shapes that the variant is not defined for.
-
-        Raises:
-            ConfigurationError: two paired weights have different shapes.
-        """
+        """Refuse shapes that the variant is not defined for."""
         if self.variant not in ("paper", "lora_x"):
             return
         source, target = self.pair.source, self.pair.target

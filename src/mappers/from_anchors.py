@@ -214,24 +214,19 @@ def paired_sites(source: AdapterStack, target: AdapterStack) -> dict[Site, Site]
 
 def check_fits(adapter: LoraAdapter, anchors: AnchorSet) -> None:
     """Raise AdapterError unless an adapter has the sites and shapes of the anchors' source side."""
-    expected = set(anchors.source)
-    if set(adapter) != expected:
-        odd = sorted(set(adapter) ^ expected, key=lambda site: site.sort_key)[0]
-        what = "lacks" if odd in expected else "has"
+    expected = {
+        site: (stack.B.shape[1], stack.A.shape[2]) for site, stack in anchors.source.items()
+    }
+    found = {site: update.shape for site, update in adapter.items()}
+    odd = [site for site in {**expected, **found} if expected.get(site) != found.get(site)]
+    if odd:
+        site = min(odd, key=lambda site: site.sort_key)
         raise AdapterError(
-            f"the adapter of {adapter.base_model} {what} {odd.module_name}, unlike the anchors of "
-            f"this mapper, which adapt {', '.join(sorted({s.role.module for s in expected}))}; "
-            "give an adapter of the same modules, or train the mapper on anchors like it"
+            f"the adapter of {adapter.base_model} has {found.get(site, 'nothing')} at "
+            f"{site.module_name}, where the anchors of this mapper, trained on "
+            f"{anchors.source_base}, have {expected.get(site, 'nothing')}; give an adapter of that "
+            "base model and those modules, or train the mapper on anchors like it"
         )
-    for site, update in adapter.items():
-        stack = anchors.source[site]
-        shape = (stack.B.shape[1], stack.A.shape[2])
-        if update.shape != shape:
-            raise AdapterError(
-                f"the adapter of {adapter.base_model} has shape {update.shape} at "
-                f"{site.module_name}, but the anchors of this mapper, trained on "
-                f"{anchors.source_base}, have {shape}; give an adapter of that base model"
-            )
 
 
 STRENGTHS = (1e-3, 1e-2, 1e-1, 0.3, 1.0, 3.0, 10.0, math.inf)

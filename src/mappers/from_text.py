@@ -8,7 +8,7 @@ modules, and travels in the checkpoint; :class:`CorpusMapper` is what ``train.py
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from lightning import LightningDataModule
 
@@ -156,8 +156,7 @@ class PairFrame:
 ROLES = ("q", "v")
 
 
-@dataclass(frozen=True, eq=False)
-class ModelPair:
+class ModelPair(NamedTuple):
     """The two base models that a mapper runs over the same texts."""
 
     source: BaseModel

@@ -61,11 +61,7 @@ class InputProjection:
 class OutputProjection:
     """The map N of a module's outputs, ``dy_T ~ N dy_S``, float32 on the CPU.
 
-    Attributes:
-        matrix: N.
-        strength: Of its ridge; None without one.
-        r2: On held-out text.
-        gradient_r2: Of the gradients that it carries back, on held-out text; None without any.
+    ``gradient_r2`` is that of held-out gradients which it carries back; None without any.
     """
 
     matrix: Float[Tensor, "target source"]
@@ -157,10 +153,7 @@ class Gathered(NamedTuple):
         return self._moments(Tap.output(source), Tap.output(target)).centred()
 
     def gradients(self, source: Site, target: Site) -> SplitMoments:
-        """Return the moments of the gradients with respect to what two sites write, as they are.
-
-        Only of a mapper whose :meth:`LinearTextMapper.tap_pairs` ask for them.
-        """
+        """Return the moments of gradients with respect to what two sites write, if asked for."""
         return self._moments(Tap.gradient(source), Tap.gradient(target))
 
     def _moments(self, source: Tap, target: Tap) -> SplitMoments:
@@ -348,11 +341,7 @@ class LinearTextMapper(CorpusMapper):
             checkpoint[self.checkpoint_key]["state"] = self.fitted_state()
 
     def map(self, adapter: LoraAdapter) -> LoraAdapter:
-        """Return the target adapter, in float32.
-
-        Raises:
-            AdapterError: the adapter does not fit, or all of it is left out.
-        """
+        """Return the target adapter, in float32."""
         frame = self.frame
         terms = {
             target: [self._term(adapter, target, *feed) for feed in feeds]

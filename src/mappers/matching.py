@@ -63,11 +63,7 @@ class OptimalTransportMapper(WeightMapper):
         self.align, self.seed, self.sweeps, self.tokens = plan, seed, sweeps, tokens
 
     def prepare(self, pairs: dict[Site, Site]) -> None:
-        """Match the dimensions of the residual streams.
-
-        Raises:
-            ModelError: the tokenizers share too few strings.
-        """
+        """Match the dimensions of the residual streams."""
         axis = residual_axis(self.pair, self.tokens, self.align)
         self._residual = axis.plan
         self._layers: tuple[int, int] | None = None

@@ -16,7 +16,7 @@ from ..adapters import Site
 from ..alignment import PrincipalScores
 from ..data import AnchorBatch
 from ..exceptions import ConfigurationError
-from .base import Report
+from .base import Report, check_least
 from .from_anchors import (
     STRENGTHS,
     AnchorMapper,
@@ -45,8 +45,7 @@ def fit_components(
         ConfigurationError: there are too few anchors for so many components, or none are asked.
     """
     anchors = next(iter(target.values())).shape[0]
-    if components < 1:
-        raise ConfigurationError(f"mapper.components is {components}; it takes 1 or more")
+    check_least(1, components=components)
     if components > anchors - 1:
         raise ConfigurationError(
             f"mapper.components is {components}, but {anchors} anchors span at most "

@@ -303,10 +303,11 @@ class CoordinateDescent:
         """Return the matchings of a pair of groups, beginning with those in stored order."""
         device = pair.k.inner.device
         ours, theirs = pair.k.inner.shape
-        heads = AxisPlan.leading(
-            pair.q.inner.shape[0] // ours, pair.q.inner.shape[1] // theirs, device
+        counts = pair.q.inner.shape[0] // ours, pair.q.inner.shape[1] // theirs
+        heads, dims = (
+            AxisPlan(torch.eye(*shape, device=device)) for shape in (counts, (ours, theirs))
         )
-        best = GroupFit(heads, AxisPlan.leading(ours, theirs, device), -float("inf"), 0)
+        best = GroupFit(heads, dims, -float("inf"), 0)
         for sweep in range(1, self.sweeps + 1):
             heads, dims = best.heads, best.dims
             for coordinate in torch.randperm(2, generator=self.generator).tolist():

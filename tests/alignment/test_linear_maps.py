@@ -328,9 +328,3 @@ def test_without_gradients_it_is_a_map_of_outputs() -> None:
     found = TwoSidedRidge(1.0, (0.1,)).forward(outputs, nothing)
     torch.testing.assert_close(found.matrix, Ridge((0.1,)).forward(*outputs).matrix)
     assert not TwoSidedRidge().forward(nothing, nothing).matrix.any()
-
-
-def test_no_strength_is_refused() -> None:
-    outputs, _ = noisy()
-    with pytest.raises(ValueError, match="at least one strength"):
-        Ridge(()).forward(*outputs)

@@ -80,8 +80,6 @@ def test_signs_are_kept():
     assert signed.input(torch.tensor([[1.0, 3.0]])).tolist() == [[3, -1]]
     assert signed.weights.tolist() == [[0, -1], [1, 0]]
     assert float(AxisPlan(SOFT).weights.sum()) == 2
-    leading = AxisPlan.leading(2, 3, torch.device("cpu"))
-    assert leading.joint.tolist() == [[1, 0, 0], [0, 1, 0]]
 
 
 def test_statistics_of_a_plan():

@@ -224,9 +224,3 @@ def test_equal_points_have_no_scores() -> None:
     assert ours.scores.count_nonzero() == 0
     mean = ours.coefficients(ours.project(torch.ones(1, 5, dtype=torch.float64)))
     assert torch.equal(mean, torch.full((1, 5), 0.2, dtype=torch.float64))
-
-
-def test_more_components_than_points_have_is_refused() -> None:
-    x = points(N, 25, 0)
-    with pytest.raises(ValueError, match="10 points have at most 9 components, not 10"):
-        PrincipalScores.fit(x @ x.mT, N)

@@ -21,7 +21,7 @@ from loraport.adapters import AdapterStack, LoraAdapter, LowRank, Role, Site
 from loraport.alignment.layer_matching import LayerPairing
 from loraport.data import AnchorPairs, AnchorSet, ZooPairs
 from loraport.mappers import BasePair, LearnedMapper, load_mapper
-from loraport.mappers.contract import text_for, trained
+from loraport.mappers.contract import paired_layers, random_text, trained
 from loraport.mappers.from_text import CorpusMapper, ModelPair
 from loraport.models import BaseModel, StreamedWeights
 from loraport.models.statistics import StatisticsStore
@@ -261,7 +261,8 @@ def fit_on_text(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
         max_epochs: int = 1,
     ) -> Path:
         folder = Path(tempfile.mkdtemp(dir=tmp_path_factory.getbasetemp()))
-        data = text_for(mapper, models, folder, pairing, store=store, tokens=tokens)
+        mapper.learn_from(models, pairing or paired_layers(models), store)
+        data = mapper.data_module(random_text(models, tokens), folder)
         return trained(mapper, data, folder / "mapper.ckpt", max_epochs=max_epochs)
 
     return fit

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from loraport.adapters import Role, Site
-from loraport.data import AllEnds, TextCorpus
+from loraport.data import TextCorpus
 from loraport.mappers.activation_rows import ActivationRows
-from loraport.mappers.contract import Letters
+from loraport.mappers.contract import random_text
 from loraport.mappers.from_text import ModelPair
 from loraport.models.capture import PairedCapture, activations
 from loraport.models.hooks import Tap
@@ -27,9 +27,7 @@ Rows = Callable[..., ActivationRows]
 
 @pytest.fixture(scope="module")
 def corpus(models: ModelPair) -> TextCorpus:
-    tokenizers = models.source.tokenizer, models.target.tokenizer
-    options = {"tokens": 700, "held_out_tokens": 250, "batch_tokens": 128}
-    return TextCorpus(Letters(), *tokenizers, **options, ends=AllEnds())
+    return random_text(models, tokens=700, held_out_tokens=250, batch_tokens=128)
 
 
 @pytest.fixture(scope="module")

@@ -11,11 +11,11 @@ from lightning.pytorch.callbacks import EarlyStopping
 
 from loraport.adapters import LoraAdapter, Role, Site
 from loraport.alignment.layer_matching import LayerPairing
-from loraport.data import AllEnds, TextCorpus
+from loraport.data import TextCorpus
 from loraport.exceptions import ConfigurationError
 from loraport.mappers import load_mapper
 from loraport.mappers.cast import CastMapper
-from loraport.mappers.contract import Letters, trained
+from loraport.mappers.contract import random_text, trained
 from loraport.mappers.from_text import ModelPair
 
 PAIRING = LayerPairing.one_to_one(2, (0, 1, 1))
@@ -23,9 +23,7 @@ PAIRING = LayerPairing.one_to_one(2, (0, 1, 1))
 
 @pytest.fixture(scope="module")
 def corpus(models: ModelPair) -> TextCorpus:
-    tokenizers = models.source.tokenizer, models.target.tokenizer
-    options = {"tokens": 2000, "held_out_tokens": 500, "batch_tokens": 1024}
-    return TextCorpus(Letters(), *tokenizers, **options, ends=AllEnds())
+    return random_text(models, tokens=2000, held_out_tokens=500)
 
 
 @pytest.fixture(scope="module")

@@ -74,16 +74,19 @@ def test_adapter_that_does_not_fit_is_refused_by_name(
     wider = LowRank(torch.ones(4, 13), torch.ones(6, 4))
     rest = {site: update for site, update in query.items() if site != odd}
     for wrong, message in (
-        (replace(query, sites=rest), r"lacks model\.layers\.1\.self_attn\.v_proj"),
+        (
+            replace(query, sites=rest),
+            r"has nothing at model\.layers\.1\.self_attn\.v_proj, .*pico/source, have \(6, 12\)",
+        ),
         (
             replace(query, sites={**query.sites, Site(1, Role.UP): wider}),
-            r"pico/source has model\.layers\.1\.mlp\.up_proj, unlike .*q_proj, v_proj",
+            r"has \(6, 13\) at model\.layers\.1\.mlp\.up_proj, .* have nothing",
         ),
         (
             replace(query, sites={**rest, odd: wider}),
-            r"\(6, 13\) at model\.layers\.1\.self_attn\.v_proj, .*pico/source, have \(6, 12\)",
+            r"has \(6, 13\) at model\.layers\.1\.self_attn\.v_proj, .* have \(6, 12\)",
         ),
-        (noisy_zoo.target["t00"], r"pico/target lacks model\.layers\.2\.self"),
+        (noisy_zoo.target["t00"], r"pico/target has \(10, 14\) at .* have \(8, 12\)"),
     ):
         with pytest.raises(AdapterError, match=message):
             ridge.map(wrong)

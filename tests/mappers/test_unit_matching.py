@@ -127,7 +127,7 @@ def pair(tmp_path_factory, models):
         folder = tmp_path_factory.mktemp("gains")
         base.network.save_pretrained(folder, state_dict=state)
         opened.append(StreamedWeights.open(folder, base.name))
-    return BasePair(*opened)
+    return BasePair(opened[0], opened[1])
 
 
 @pytest.mark.parametrize("role", list(Role))
