@@ -15,9 +15,9 @@ from torch import Tensor
 from .layer_matching import relative_depth
 from .similarity import LayerMeasure, Layers, rows_of
 
-PERMUTATIONS = 200
-LEVEL = 0.95
-BAND = 0.25
+_LEVEL = 0.95
+# Of plausible depths, to each side of the same relative depth, as a share of the source's depth.
+_BAND = 0.25
 # Scores that are the same in all permutations differ by rounding alone.
 _LEAST_DEVIATION = 1e-9
 
@@ -51,16 +51,7 @@ class LayerMap:
     @property
     def calibrated(self) -> Float[Tensor, "target source"]:
         """Each pair of layers calibrated by itself: what pairings and heat maps show."""
-        return rescaled(self.raw, self.null.quantile(LEVEL, dim=0))
-
-    @property
-    def best(self) -> Float[Tensor, " target"]:
-        """The greatest score of each target layer, calibrated as the maximum that it is.
-
-        The threshold is taken from the maximum over source layers in each permutation.
-        """
-        null = self.null.amax(dim=2).quantile(LEVEL, dim=0)
-        return rescaled(self.raw.amax(dim=1), null)
+        return rescaled(self.raw, self.null.quantile(_LEVEL, dim=0))
 
     @property
     def certain(self) -> Float[Tensor, "target source"]:
@@ -81,25 +72,18 @@ def layer_map(
     target: Layers,
     source: Layers,
     *,
-    permutations: int = PERMUTATIONS,
+    permutations: int = 200,
     seed: int = 0,
 ) -> LayerMap:
-    """Compare every target layer with every source layer.
-
-    Args:
-        measure: Such as :class:`MutualKnn`.
-        target: Activations of each target layer.
-        source: Activations of each source layer at the same tokens, row by row.
-        permutations: How many times the rows are permuted.
-        seed: Draws the permutations.
+    """Compare every target layer with every source layer at the same tokens, row by row.
 
     Raises:
         ValueError: the layers have different numbers of rows, or too few.
     """
-    comparison = measure.compare(target, source)
-    raw = comparison.matrix(torch.arange(comparison.rows))
-    orders = row_orders(comparison.rows, permutations, seed)
-    return LayerMap(raw, torch.stack([comparison.matrix(order) for order in orders]))
+    compared = measure.compare(target, source)
+    rows = len(target[0])
+    null = [compared(order) for order in row_orders(rows, permutations, seed)]
+    return LayerMap(compared(torch.arange(rows)), torch.stack(null))
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,67 +108,40 @@ class Coverage:
         return float(self.covered.double().mean())
 
 
-def depth_band(
-    target_layers: int, source_layers: int, width: float = BAND
-) -> Bool[Tensor, "target source"]:
+def depth_band(target_layers: int, source_layers: int) -> Bool[Tensor, "target source"]:
     """Return which source layers lie about as deep as each target layer.
 
-    They are at most ``width`` of the source's depth, or one layer, away from the layer at the same
-    relative depth.
+    They are at most a quarter of the source's depth, or one layer, away from the layer at the
+    same relative depth.
     """
     partners = torch.tensor(relative_depth(source_layers, target_layers))
-    reach = max(1.0, width * (source_layers - 1))
+    reach = max(1.0, _BAND * (source_layers - 1))
     return (torch.arange(source_layers) - partners[:, None]).abs() <= reach
 
 
-def coverage(similarity: LayerMap, band: float = BAND) -> Coverage:
+def coverage(similarity: LayerMap) -> Coverage:
     """Find the target layers that resemble a source layer of about their own depth.
 
     A target layer is covered if its most similar source layer (by raw score; of equal ones the
-    first) has a score above chance (:attr:`LayerMap.certain`) and lies in the band around the same
-    relative depth. A high score alone means little: similar rows are near one another in
-    almost every layer.
-
-    Args:
-        similarity: Of all layers.
-        band: Width of the band to each side, as a share of the source's depth.
+    first) has a score above chance (:attr:`LayerMap.certain`) and lies in the :func:`depth_band`.
+    A high score alone means little: similar rows are near one another in almost every layer.
     """
     best = similarity.raw.argmax(dim=1, keepdim=True)
     scores = similarity.certain.gather(1, best)[:, 0]
-    target, source = similarity.raw.shape
-    in_band = depth_band(target, source, band).gather(1, best)[:, 0]
+    in_band = depth_band(*similarity.raw.shape).gather(1, best)[:, 0]
     return Coverage(tuple(best[:, 0].tolist()), scores, in_band, (scores > 0) & in_band)
-
-
-@dataclass(frozen=True)
-class LayerIdentification:
-    """How well layers of two models identify one another.
-
-    Attributes:
-        accuracy: Share of target layers that the way back leads to again.
-        within_one: Share for which it leads to a layer at most one away.
-        chance: The accuracy of a measure that has one favourite layer, or guesses.
-    """
-
-    accuracy: float
-    within_one: float
-    chance: float
 
 
 def layer_identification(
     measure: LayerMeasure, target: Layers, source: Layers, seed: int = 0
-) -> LayerIdentification:
-    """Go from each target layer to the source layer most like it, and from there back.
+) -> float:
+    """Return the share of target layers that one comes back to by way of the source.
 
-    The way there is computed on one half of the rows, the way back on the other. A measure that
-    scores nearly all pairs the same, or has one favourite layer, does not come back. Where no
-    correspondence is known this stands for the test of Kornblith et al., 2019, section 6.1.
-
-    Args:
-        measure: Such as :class:`MutualKnn`.
-        target: Activations of each target layer.
-        source: Activations of each source layer at the same tokens.
-        seed: Draws the halves.
+    One goes from each target layer to the source layer most like it, and back from there; the way
+    there is computed on one half of the rows, the way back on the other. A measure that scores
+    nearly all pairs the same, or has one favourite layer, does not come back: a guess does for one
+    of all layers. Where no correspondence is known this stands for the test of Kornblith et al.,
+    2019, section 6.1.
 
     Raises:
         ValueError: the layers have different numbers of rows, or too few in a half.
@@ -192,15 +149,10 @@ def layer_identification(
     rows = rows_of(target, source, 2)
     order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
     there, back = (
-        measure.compare([x[half] for x in target], [y[half] for y in source]).matrix(
+        measure.compare([x[half] for x in target], [y[half] for y in source])(
             torch.arange(len(half))
         )
         for half in (order[: rows // 2], order[rows // 2 :])
     )
     reached = back.argmax(dim=0)[there.argmax(dim=1)]
-    away = (reached - torch.arange(len(target))).abs()
-    return LayerIdentification(
-        accuracy=float((away == 0).double().mean()),
-        within_one=float((away <= 1).double().mean()),
-        chance=1 / len(target),
-    )
+    return float((reached == torch.arange(len(target))).double().mean())

@@ -7,7 +7,7 @@ on the order of the rows.
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import ot
@@ -27,16 +27,14 @@ _PERMUTATIONS = 5
 _LEAST_VARIANCE = 1e-6
 
 
-@dataclass(frozen=True)
-class GromovWasserstein:
+class GromovWasserstein(NamedTuple):
     """Properties of transport plans between two spaces.
 
     Attributes:
         rows: How many rows were matched.
-        distance: Mean squared difference of distances under the plan that is reached from the
-            true pairing; distances have mean 1.
-        ratio: That distance relative to the mean reached from random pairings: 1 for spaces that
-            have nothing in common, 0 for the same space.
+        ratio: Mean squared difference of distances under the plan that is reached from the true
+            pairing, relative to the mean reached from random pairings: 1 for spaces that have
+            nothing in common, 0 for the same space.
         diagonal_mass: Share of mass that joins a row to itself in the plan found without the
             pairing; by chance ``1 / rows``.
         accuracy: Share of rows whose heaviest partner in that plan is the row itself; by chance
@@ -44,7 +42,6 @@ class GromovWasserstein:
     """
 
     rows: int
-    distance: float
     ratio: float
     diagonal_mass: float
     accuracy: float
@@ -75,12 +72,7 @@ def gromov_wasserstein(
         rows: At most so many are matched, drawn at random; the time grows with their cube.
         epsilons: Strengths of the entropy relative to the variance of distances, falling.
         seed: Draws rows and random pairings.
-
-    Raises:
-        ValueError: there are fewer than two rows.
     """
-    if len(x) < 2:
-        raise ValueError(f"{len(x)} rows have no distances")
     keep = row_orders(len(x), 1, seed)[0, :rows].sort().values
     n = len(keep)
     one, other = _distances(x[keep]), _distances(y[keep])
@@ -95,7 +87,6 @@ def gromov_wasserstein(
     plan = _annealed(one, other, np.full((n, n), 1 / n**2), epsilons)
     return GromovWasserstein(
         rows=n,
-        distance=distance,
         ratio=distance / float(random) if random > 0 else 1.0,
         diagonal_mass=float(np.trace(plan) / plan.sum()),
         accuracy=float(np.mean(plan.argmax(axis=1) == np.arange(n))),
@@ -124,11 +115,7 @@ def _annealed(
             # Inner problems that stop early only make the descent take another step.
             warnings.simplefilter("ignore")
             plan = ot.gromov.entropic_gromov_wasserstein(
-                one,
-                other,
-                masses,
-                masses,
-                "square_loss",
+                *(one, other, masses, masses, "square_loss"),
                 epsilon=epsilon * variance,
                 G0=plan,
                 max_iter=_STEPS,

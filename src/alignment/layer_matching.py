@@ -6,7 +6,7 @@ everywhere there is nothing to decide by, and layers are paired by relative dept
 
 import math
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import torch
 from jaxtyping import Float
@@ -62,7 +62,6 @@ class LayerPairing:
         return weights
 
 
-@runtime_checkable
 class Pairing(Protocol):
     """A way to pair layers."""
 
@@ -89,16 +88,9 @@ class Spread:
 
     Attributes:
         targets: How many target layers share one source layer.
-
-    Raises:
-        ValueError: there is none.
     """
 
     targets: int = 2
-
-    def __post_init__(self) -> None:
-        if self.targets < 1:
-            raise ValueError(f"a source layer is shared among {self.targets} layers, not 1 or more")
 
     def pair(self, similarity: Float[Tensor, "target source"]) -> LayerPairing:
         """Pair by the numbers of layers; similarities are not used."""
@@ -203,13 +195,8 @@ def _monotone_path(
     """Return the non-decreasing path of greatest gain, a column for each row (Viterbi).
 
     The state is (column, how many rows in succession it has been taken for), the count stopping at
-    ``free``: a further repetition costs the penalty and leaves the count there.
-
-    Args:
-        gain: Of each row and column.
-        free: How many rows in succession may take a column without a penalty.
-        penalty: What each further row costs; infinity forbids it.
-        onto: Every column must be on the path; there are more rows than columns then.
+    ``free``: a further repetition costs the penalty, which infinity forbids, and leaves the count
+    there. With ``onto`` every column must be on the path; there are more rows than columns then.
     """
     columns, counts = range(len(gain[0])), range(free)
     first = [0] if onto else columns

@@ -6,7 +6,7 @@ of outputs forwards, and on centred samples, since it acts on differences. With 
 and ``dy_T ~ N dy_S``, the update of the target is ``N dW_S M``.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -55,13 +55,7 @@ class HeldOutError:
     def of(
         cls, matrix: Float[Tensor, "y x"], train: PairedMoments, held_out: PairedMoments
     ) -> "HeldOutError":
-        """Measure a map ``y ~ M x``.
-
-        Args:
-            matrix: M.
-            train: What it was fitted on.
-            held_out: Other samples, centred where ``train`` is.
-        """
+        """Measure a map on other samples than it was fitted on, centred where those are."""
         n = max(held_out.rows, 1)
         cross = matrix @ held_out.xy
         residual = held_out.yy - cross - cross.mT + matrix @ held_out.xx @ matrix.mT
@@ -91,21 +85,15 @@ class LinearMap:
 
     Attributes:
         matrix: M, float64.
-        strength: Of the ridge that it was fitted with; None where there was none.
+        strength: Of its ridge; None without one.
         error: On held-out samples.
+        gradient_r2: Of held-out gradients that it carries back; None where there are none.
     """
 
     matrix: Float[Tensor, "y x"]
     strength: float | None
     error: HeldOutError
-
-
-def _of_least_loss(fits: Iterable[tuple[float, float, Tensor]]) -> tuple[float, Tensor]:
-    """Return strength and matrix of the fit of least loss; of equally good ones the first."""
-    best = min(fits, key=lambda fit: fit[0], default=None)
-    if best is None:
-        raise ValueError("a ridge takes at least one strength")
-    return best[1:]
+    gradient_r2: float | None = None
 
 
 @dataclass(frozen=True)
@@ -120,14 +108,9 @@ class Ridge:
     strengths: Sequence[float] = STRENGTHS
 
     def forward(self, train: PairedMoments, held_out: PairedMoments) -> LinearMap:
-        """Return ``Y^T X (X^T X + lambda I)^-1``.
-
-        One eigendecomposition of ``X^T X`` serves all strengths: in its basis the penalty is
-        diagonal, and the held-out error of a strength a quadratic form.
-
-        Raises:
-            ValueError: there is no strength.
-        """
+        """Return ``Y^T X (X^T X + lambda I)^-1``."""
+        # One eigendecomposition of X^T X serves all strengths: in its basis the penalty is
+        # diagonal, and the held-out error of a strength a quadratic form.
         values, basis = torch.linalg.eigh(train.xx)
         values = values.clamp_min(0)
         cross, seen = basis.mT @ train.xy, basis.mT @ held_out.xy
@@ -140,7 +123,8 @@ class Ridge:
             weights = cross / (values + penalty)[:, None]
             return float((weights * (gram @ weights - 2 * seen)).sum()), strength, weights
 
-        strength, weights = _of_least_loss(map(fit, sorted(self.strengths, reverse=True)))
+        fits = map(fit, sorted(self.strengths, reverse=True))
+        _, strength, weights = min(fits, key=lambda found: found[0])
         matrix = (basis @ weights).mT
         return LinearMap(matrix, strength, HeldOutError.of(matrix, train, held_out))
 
@@ -179,14 +163,13 @@ class Rotated:
         return LinearMap(mapped, None, HeldOutError.of(mapped, train, held_out))
 
 
-@dataclass(frozen=True, eq=False)
-class ReducedRank:
-    """The linear map ``x -> B (A x)``, as a LoRA update holds it.
+class ReducedRank(NamedTuple):
+    """The linear map ``x -> B (A x)``, as a LoRA update holds it, float64.
 
     Attributes:
-        A: Input projection, float64.
+        A: Input projection.
         B: Output projection; its columns are orthonormal, unused ones are zero.
-        strength: The chosen strength, without unit.
+        strength: Of its ridge.
         r2: Share of the held-out ``sum |y|^2`` that the map explains; at or below 0 it predicts no
             better than no map at all.
     """
@@ -213,7 +196,7 @@ def reduced_rank_regression(
         train: Moments of the samples to fit.
         held_out: Moments of other samples, which choose the strength.
         rank: Of the map; where ``x`` or ``y`` has fewer dimensions the rest is zero.
-        strengths: Without unit, not negative; 0 takes an ``X`` of full rank.
+        strengths: Not negative; 0 takes an ``X`` of full rank.
 
     Raises:
         ValueError: ``X^T X + lambda I`` is singular.
@@ -274,15 +257,7 @@ class TwoSidedRidge:
     strengths: Sequence[float] = STRENGTHS_TWO_SIDED
 
     def forward(self, outputs: SplitMoments, gradients: SplitMoments) -> LinearMap:
-        """Return N.
-
-        Args:
-            outputs: Moments of centred outputs, x of the source and y of the target.
-            gradients: Moments of the gradients with respect to them, not centred.
-
-        Raises:
-            ValueError: there is no strength.
-        """
+        """Return N from moments of centred outputs, and of the gradients as they are."""
         y, g = outputs.train, gradients.train
         power_y, power_g = float(y.yy.trace()), float(g.xx.trace())
         scale_y = 1 / power_y if power_y > 0 else 0.0
@@ -298,8 +273,10 @@ class TwoSidedRidge:
             missed_back = _missed(matrix.mT, gradients.held_out.swapped())
             return scale_y * missed + scale_g * missed_back, strength, matrix
 
-        strength, matrix = _of_least_loss(map(fit, sorted(self.strengths, reverse=True)))
-        return LinearMap(matrix, strength, HeldOutError.of(matrix, y, outputs.held_out))
+        fits = map(fit, sorted(self.strengths, reverse=True))
+        _, strength, matrix = min(fits, key=lambda found: found[0])
+        error = HeldOutError.of(matrix, y, outputs.held_out)
+        return LinearMap(matrix, strength, error, gradient_r2(matrix, gradients))
 
 
 def gradient_r2(matrix: Float[Tensor, "target source"], gradients: SplitMoments) -> float:

@@ -35,8 +35,7 @@ class UnitSimilarity:
 
     Attributes:
         inner: ``<w_i, w_j>`` of each source unit i and target unit j.
-        source_squared: ``<w_i, w_i>`` of each source unit.
-        target_squared: ``<w_j, w_j>`` of each target unit.
+        source_squared: ``<w_i, w_i>`` of each source unit; likewise ``target_squared``.
     """
 
     inner: Float[Tensor, "source target"]
@@ -79,22 +78,14 @@ class UnitSimilarity:
 
 @dataclass(frozen=True, eq=False)
 class AxisPlan:
-    """A matching, hard or soft, between the units of an axis of the source and of the target.
-
-    A hard matching has entries 0 and 1 and at most one of these in a row or column; a transport
-    plan spreads a unit over several; both may be signed. Rows and columns of units without a
-    partner are zero.
+    """A matching between units of the source and of the target: hard, soft, and maybe signed.
 
     Attributes:
-        joint: The weight of each pair of units, up to a common factor.
+        joint: The weight of each pair of units, up to a common factor; zero in the rows and
+            columns of units without a partner.
     """
 
     joint: Float[Tensor, "source target"]
-
-    @classmethod
-    def leading(cls, source: int, target: int, device: torch.device) -> "AxisPlan":
-        """Match the i-th unit to the i-th, as far as both have one."""
-        return cls(torch.eye(source, target, device=device))
 
     @property
     def weights(self) -> Float[Tensor, "source target"]:
@@ -119,12 +110,10 @@ class AxisPlan:
     def statistics(self, similarity: UnitSimilarity) -> dict[str, float]:
         """Describe the plan on the similarity that it was made from.
 
-        Returns:
-            ``matched``, the share of source units with a partner; ``fixed``, the share of the
-            plan's weight that joins the i-th unit to the i-th; ``partners``, the effective
-            number of partners of a matched source unit, ``exp`` of the mean entropy;
-            ``similarity`` and ``random_similarity``, the mean cosine between the weights of
-            partners, and of all pairs.
+        ``matched`` is the share of source units with a partner; ``fixed`` that of the plan's
+        weight which joins the i-th unit to the i-th; ``partners`` the effective number of
+        partners of a matched source unit, ``exp`` of the mean entropy; ``similarity`` and
+        ``random_similarity`` are the mean cosines of partners, and of all pairs.
         """
         weights = self.joint.abs()
         total, cosine = weights.sum(), similarity.cosine
@@ -200,9 +189,6 @@ class SinkhornPlan:
     Attributes:
         regularisation: Weight of the entropy relative to the mean cost; the greater, the more
             partners a unit has.
-
-    Raises:
-        ConfigurationError: it is not a positive number.
     """
 
     regularisation: float = 0.01

@@ -26,8 +26,7 @@ class Rotation(NamedTuple):
 
     Attributes:
         matrix: R with ``x R ~ y``, ``R R^T`` and ``R^T R`` being projections of rank ``rank``.
-        scale: ``c = <R, X^T Y> / |X R|^2``: the best multiple, ``x c R ~ y``. Where R keeps every
-            x this is ``tr S / |X|^2``. 0 for samples of zeros.
+        scale: ``c = <R, X^T Y> / |X R|^2``: the best multiple, ``x c R ~ y``.
         rank: In how many directions the samples determine R.
     """
 
@@ -42,10 +41,7 @@ def rotation(moments: PairedMoments, *, proper: bool = False) -> Rotation:
     Where x is not wider than y (``R R^T = I``), ``U V^T`` is the least-squares optimum. Where it
     is wider, ``|X R|`` depends on R, and ``U V^T`` would only maximise the trace: x is then
     reduced to as many principal components as y has dimensions first, and those are rotated.
-
-    Args:
-        moments: Of the samples, centred or not.
-        proper: Whether a reflection is undone; see :func:`without_reflection`.
+    ``proper`` undoes a reflection (:func:`without_reflection`).
     """
     width = moments.xy.shape[1]
     if len(moments.xx) <= width:
@@ -66,12 +62,10 @@ def best_scale(moments: PairedMoments, matrix: Float[Tensor, "x y"]) -> float:
 
 
 def polar(cross: Float[Tensor, "x y"], samples: int) -> tuple[Float[Tensor, "x y"], int]:
-    """Return ``U V^T`` of a cross product, and its rank.
+    """Return ``U V^T`` of a cross product in float64, and its rank.
 
-    Args:
-        cross: ``X^T Y``, in float64.
-        samples: How many it is the sum of, which bounds its rank; singular values that are
-            rounding do not count either.
+    The number of samples that it is the sum of bounds the rank; singular values that are rounding
+    do not count either.
     """
     u, values, vt = torch.linalg.svd(cross, full_matrices=False)
     real = int((values > _NEGLIGIBLE * values[:1]).sum())
@@ -95,13 +89,9 @@ def without_reflection(
 
 
 class LockedRotation(NamedTuple):
-    """A rotation with the anchors whose locks it violates.
+    """A rotation, the anchors whose locks it violates (``<a R, b> <= 0``), and re-weightings.
 
-    Attributes:
-        rotation: The rotation.
-        violated: Indices of the anchors with ``<a R, b> <= 0``. Good pairs have none even without
-            weights: a violation says that the pairing is bad.
-        rounds: The number of re-weightings.
+    Good pairs violate none even without weights: a violation says that the pairing is bad.
     """
 
     rotation: Rotation

@@ -202,16 +202,8 @@ class PrincipalScores:
 
     @classmethod
     def fit(cls, gram: Float[Tensor, "n n"], components: int) -> "PrincipalScores":
-        """Keep the leading components.
-
-        Each eigenvector's largest entry is made positive. At most n - 1 components exist.
-
-        Raises:
-            ValueError: more components are asked for than n - 1.
-        """
+        """Keep the leading components, at most n - 1, each with its largest entry positive."""
         n = gram.shape[0]
-        if components > n - 1:
-            raise ValueError(f"{n} points have at most {n - 1} components, not {components}")
         values, vectors = torch.linalg.eigh(centred(gram))
         values, vectors = values.flip(0)[:components], vectors.flip(1)[:, :components]
         # Without variance an eigenvector is any vector of the null space: rounding would choose.

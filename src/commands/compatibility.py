@@ -368,7 +368,7 @@ class Diagnosis:
         found = coverage(similarity)
         whole = self.measure.compare(
             [*states.target, *states.target_baselines], [*states.source, *states.source_baselines]
-        ).matrix(torch.arange(states.rows))
+        )(torch.arange(states.rows))
         targets, sources = similarity.raw.shape
         best = torch.tensor(found.best)
         of_baseline = torch.maximum(
@@ -380,12 +380,12 @@ class Diagnosis:
 
     def judge(self, states: ProbeStates, similarity: LayerMap) -> Compatibility:
         """Say what the similarity of :attr:`measure` means for the pair."""
-        found = layer_identification(self.measure, states.target, states.source, self.seed)
+        identified = layer_identification(self.measure, states.target, states.source, self.seed)
         covered = self.coverage(states, similarity)
         return Compatibility(
             similarity=tuple(tuple(row) for row in similarity.calibrated.tolist()),
             coverage=covered.share,
-            identification=found.accuracy,
+            identification=identified,
             rows=states.rows,
         )
 

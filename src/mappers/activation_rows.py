@@ -55,11 +55,10 @@ class ActivationRows(LightningDataModule):
     def open(self) -> tuple[ActivationCache, ActivationCache]:
         """Return the caches of training and of held-out text, complete."""
         if not self._caches:
-            splits: dict[str, DataLoader[AlignedBatch]] = {
-                "train": self.corpus.train_dataloader(),
-                "held_out": self.corpus.val_dataloader(),
+            self._caches = {
+                "train": self._filled("train", self.corpus.train_dataloader()),
+                "held_out": self._filled("held_out", self.corpus.val_dataloader()),
             }
-            self._caches = {name: self._filled(name, batches) for name, batches in splits.items()}
         return self._caches["train"], self._caches["held_out"]
 
     def all_rows(self, label: str, split: str, most: int) -> Float[Tensor, "rows _"]:
@@ -109,17 +108,16 @@ class ActivationRows(LightningDataModule):
     def _filled(self, name: str, loader: DataLoader[AlignedBatch]) -> ActivationCache:
         batches: list[AlignedBatch] = list(loader)
         rows = sum(len(batch.source_places) for batch in batches)
+        source, target = models = self.models.source, self.models.target
         widths = {
             tap.label_on(side): width
-            for side, model, taps in zip(
-                SIDES, (self.models.source, self.models.target), self.taps, strict=True
-            )
+            for side, model, taps in zip(SIDES, models, self.taps, strict=True)
             for tap, width in tap_widths(model.sites, taps).items()
         }
         key = Key.of(
             "activations",
-            models=[self.models.source.fingerprint, self.models.target.fingerprint],
-            device=self.models.source.network.device,
+            models=[source.fingerprint, target.fingerprint],
+            device=source.network.device,
             corpus=self.corpus.content_hash(),
             split=name,
             widths=widths,
@@ -127,7 +125,7 @@ class ActivationRows(LightningDataModule):
         )
         cache = ActivationCache(self.folder, key, widths, rows)
         if not cache.complete:
-            cache.fill(self.models.source.network, self.models.target.network, batches, self.taps)
+            cache.fill(source.network, target.network, batches, self.taps)
         return cache
 
 

@@ -7,7 +7,7 @@ A mapper turns an adapter of the source model into one of the target model. A
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -19,7 +19,7 @@ from lightning import LightningModule
 
 from ..adapters import LoraAdapter, LowRank, Site
 from ..alignment import relative_depth
-from ..exceptions import AdapterError
+from ..exceptions import AdapterError, ConfigurationError
 from ..models.architectures import SiteTable
 from ..models.streaming import FactorCache, StreamedWeights
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .cartridge import Cartridge
 
 Report = dict[str, Any]
+"""What was chosen and measured, as plain data."""
 
 Progress = Callable[[int, int], None]
 """Called with the number of finished sites and the number of all sites."""
@@ -37,8 +38,7 @@ class BasePair:
     """The two base models of a transfer, on disk.
 
     Attributes:
-        source: The weights that the adapter was trained on.
-        target: The weights that the result is for.
+        source: Of the adapter that is mapped; likewise ``target``, of the result.
         factors: Factorisations of both, kept from one transfer to the next.
         device: Where matrices are multiplied.
     """
@@ -82,11 +82,7 @@ class Mapper(ABC):
     def use(  # noqa: B027 - a mapper that needs no base models leaves it as it is
         self, pair: BasePair, progress: Progress | None = None
     ) -> None:
-        """Called with the two base models before the first adapter is mapped; keeps nothing here.
-
-        Args:
-            pair: Both models on disk.
-            progress: Called while an adapter is mapped.
+        """Called with the base models, and what hears of progress, before the first adapter.
 
         Raises:
             ConfigurationError: the mapper was fitted for other models.
@@ -103,7 +99,7 @@ class Mapper(ABC):
 
     @abstractmethod
     def report(self) -> Report:
-        """Return what was chosen and measured, as plain data for ``results.json``."""
+        """Return what ``results.json`` says of the mapper and of the last adapter."""
 
     def cartridge(self, adapter: LoraAdapter) -> "Cartridge":
         """Return the adapter behind projection heads, where :attr:`has_cartridge` says so.
@@ -119,12 +115,10 @@ class LearnedMapper(LightningModule, Mapper):
 
     A subclass passes its own options to ``save_hyperparameters`` as plain data: a checkpoint is
     rebuilt by calling the class with them.
-
-    Attributes:
-        checkpoint_key: Under which the fitted state lies in a checkpoint.
     """
 
     checkpoint_key: ClassVar[str] = "mapper_state"
+    """Under which the fitted state lies in a checkpoint."""
 
     @property
     @abstractmethod
@@ -199,55 +193,50 @@ def _mapper_class(path: str) -> type[LearnedMapper]:
     return kind
 
 
-@dataclass(frozen=True)
-class SitePairs:
-    """Which source site feeds each target site.
+def check_least(least: int, **options: int | float) -> None:
+    """Raise ConfigurationError where an option of a mapper is below what it takes."""
+    for name, value in options.items():
+        if not value >= least:
+            raise ConfigurationError(f"mapper.{name} is {value}; it takes {least} or more")
 
-    Attributes:
-        pairs: Target site to source site, in the target's order.
-        dropped: Source sites that feed no target site, since the target has fewer layers.
+
+def check_source(adapter: LoraAdapter, name: str, sites: SiteTable) -> None:
+    """Raise AdapterError unless an adapter's sites and shapes are modules of the source model."""
+    misfit = sites.misfit(adapter)
+    if misfit is not None:
+        site, found = misfit
+        raise AdapterError(
+            f"the adapter, trained on {adapter.base_model or 'an unnamed model'!r}, has shape "
+            f"{adapter[site].shape} at {site.module_name}, but the mapper's source {name} has "
+            f"{found}; choose the pair whose source the adapter was trained on"
+        )
+
+
+def paired_by_depth(adapter: LoraAdapter, source: SiteTable, target: SiteTable) -> dict[Site, Site]:
+    """Return each target site with the source site of its role at the same relative depth.
+
+    A target site whose partner is not adapted is left out.
+
+    Raises:
+        AdapterError: no target site has an adapted partner.
     """
-
-    pairs: dict[Site, Site]
-    dropped: tuple[Site, ...]
-
-    @classmethod
-    def of(cls, adapter: LoraAdapter, source: SiteTable, target: SiteTable) -> "SitePairs":
-        """Pair each target layer with the source layer at the same relative depth, role by role.
-
-        A target site whose partner is not adapted stays without an update.
-
-        Raises:
-            AdapterError: no target site has an adapted partner.
-        """
-        depth = relative_depth(source.layers, target.layers)
-        partners = {site: Site(depth[site.layer], site.role) for site in target.shapes}
-        pairs = {site: partner for site, partner in partners.items() if partner in adapter}
-        if not pairs:
-            layers = sorted({site.layer for site in adapter})
-            raise AdapterError(
-                f"the adapter of {adapter.base_model} adapts only layers {layers}, none of which "
-                f"is paired with a layer of the target: of {source.layers} source layers "
-                f"{sorted(set(depth))} feed the target's {target.layers}; train it on more layers"
-            )
-        used = set(pairs.values())
-        return cls(pairs, tuple(site for site in adapter if site not in used))
-
-    def __iter__(self) -> Iterator[tuple[Site, Site]]:
-        """Yield target site and source site."""
-        return iter(self.pairs.items())
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    @property
-    def repeated(self) -> int:
-        """How many target sites share their source site with an earlier one."""
-        return len(self.pairs) - len(set(self.pairs.values()))
+    depth = relative_depth(source.layers, target.layers)
+    partners = {site: Site(depth[site.layer], site.role) for site in target.shapes}
+    pairs = {site: partner for site, partner in partners.items() if partner in adapter}
+    if not pairs:
+        raise AdapterError(
+            f"the adapter of {adapter.base_model} adapts only layers "
+            f"{sorted({site.layer for site in adapter})}, none of which is paired with a layer of "
+            f"the target: of {source.layers} source layers {sorted(set(depth))} feed the target's "
+            f"{target.layers}; train it on more layers"
+        )
+    return pairs
 
 
-def dropped_facts(adapter: LoraAdapter, dropped: tuple[Site, ...]) -> Report:
+def dropped_facts(adapter: LoraAdapter, fed_by: Iterable[Site]) -> Report:
     """Return which sites of an adapter feed nothing, and their share of its squared norm."""
+    used = set(fed_by)
+    dropped = [site for site in adapter if site not in used]
     lost = sum(adapter[site].norm() ** 2 for site in dropped)
     total = adapter.norm() ** 2
     return {
@@ -266,12 +255,11 @@ class WeightMapper(Mapper):
         self._pair: BasePair | None = None
         self._sites: dict[Site, dict[str, Any]] = {}
         self._whole: Report = {}
-        self._progress: Progress = lambda done, total: None
+        self._progress: Progress | None = None
 
     def use(self, pair: BasePair, progress: Progress | None = None) -> None:
         """Keep the two base models, and what is called with the progress."""
-        self._pair = pair
-        self._progress = progress or (lambda done, total: None)
+        self._pair, self._progress = pair, progress
 
     @property
     def pair(self) -> BasePair:
@@ -286,8 +274,8 @@ class WeightMapper(Mapper):
         """False: a map of inputs and outputs commutes with any change of gauge."""
         return False
 
-    def prepare(self, adapter: LoraAdapter, pairs: SitePairs) -> None:
-        """Do what precedes all sites; by default nothing.
+    def prepare(self, pairs: dict[Site, Site]) -> None:
+        """Do what precedes all sites, given each target site with the source site that feeds it.
 
         Raises:
             ConfigurationError: the method is not defined for this pair of models.
@@ -295,30 +283,23 @@ class WeightMapper(Mapper):
 
     @abstractmethod
     def map_site(self, source: Site, target: Site, update: LowRank) -> LowRank:
-        """Return the update of a target site.
+        """Return the update of a target site, of the shape ``pair.target.sites.shapes[target]``.
 
-        Args:
-            source: The paired site of the source.
-            target: The site, of the shape ``pair.target.sites.shapes[target]``.
-            update: The source's update there, in float32 on ``pair.device``.
+        The update of the paired source site comes in float32 on ``pair.device``.
         """
 
     def map(self, adapter: LoraAdapter) -> LoraAdapter:
-        """Return the target adapter, in float32.
-
-        Raises:
-            AdapterError: the adapter does not belong to the source model.
-            ModelError: a weight cannot be read.
-        """
-        pair = self.pair
-        check_source(adapter, pair.source)
-        pairs = SitePairs.of(adapter, pair.source.sites, pair.target.sites)
+        """Return the target adapter, in float32."""
+        pair, mapped = self.pair, {}
+        check_source(adapter, pair.source.name, pair.source.sites)
+        pairs = paired_by_depth(adapter, pair.source.sites, pair.target.sites)
+        repeated = len(pairs) - len(set(pairs.values()))
         self._sites = {}
-        self._whole = dropped_facts(adapter, pairs.dropped) | {"repeated_sites": pairs.repeated}
-        self.prepare(adapter, pairs)
-        mapped = {}
-        for done, (target, source) in enumerate(pairs):
-            self._progress(done, len(pairs))
+        self._whole = dropped_facts(adapter, pairs.values()) | {"repeated_sites": repeated}
+        progress = self._progress or (lambda done, total: None)
+        self.prepare(pairs)
+        for done, (target, source) in enumerate(pairs.items()):
+            progress(done, len(pairs))
             update = _moved(adapter[source], pair.device)
             result = self.map_site(source, target, update)
             norm, before = result.norm(), update.norm()
@@ -326,7 +307,7 @@ class WeightMapper(Mapper):
             if before > 0:
                 self.note(target, kept_norm=norm / before)
             mapped[target] = _moved(result, torch.device("cpu"))
-        self._progress(len(pairs), len(pairs))
+        progress(len(pairs), len(pairs))
         return LoraAdapter(mapped, pair.target.name)
 
     def note(self, target: Site, **facts: float | int | str) -> None:
@@ -340,18 +321,6 @@ class WeightMapper(Mapper):
     def report(self) -> Report:
         """Return what was measured while the last adapter was mapped, in all and by site."""
         return {**self._whole, "sites": {site.label: f for site, f in self._sites.items()}}
-
-
-def check_source(adapter: LoraAdapter, source: StreamedWeights) -> None:
-    """Raise AdapterError unless an adapter's sites and shapes are modules of the source model."""
-    misfit = source.sites.misfit(adapter)
-    if misfit is not None:
-        site, expected = misfit
-        raise AdapterError(
-            f"the adapter, trained on {adapter.base_model or 'an unnamed model'!r}, has shape "
-            f"{adapter[site].shape} at {site.module_name}, but the pair's source {source.name} has "
-            f"{expected}; choose the pair whose source the adapter was trained on"
-        )
 
 
 def _moved(update: LowRank, device: torch.device) -> LowRank:

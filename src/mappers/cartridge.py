@@ -6,8 +6,8 @@ sites, attached, saved and loaded; and :func:`exported`, the LoRA that comes nea
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ class CartridgeSite(nn.Module):
     Args:
         source: The source site.
         target: The target site.
-        weight: Of what this source site gives.
+        weight: Of what the source site gives.
         input_projection: D, from the target module's input to the source's.
         output_projection: U, from the source module's output to the target's.
         module_weight: ``W_S``.
@@ -114,30 +114,30 @@ class Cartridge(nn.Module):
         return _change(self.acts_at()[target], x)
 
     def hooks(self, network: PreTrainedModel) -> list[RemovableHandle]:
-        """Let the cartridge act in every forward pass until the hooks are removed.
-
-        The cartridge is moved to where the network is.
-
-        Raises:
-            AdapterError: the network has other modules than the cartridge was made for.
-        """
-        acts_at = self.acts_at()
-        self._check(network, acts_at)
+        """Move to where the network is, and act there until the hooks are removed."""
+        acts_at, shapes = self.acts_at(), SiteTable.of(network.config).shapes
+        for target, acting in acts_at.items():
+            head = acting[0].output_projection, acting[0].input_projection
+            expected = (head[0].skip.out_features, head[1].skip.in_features)
+            if shapes.get(target) != expected:
+                raise AdapterError(
+                    f"the cartridge, made for {self.base_model}, acts on {target.module_name} of "
+                    f"shape {expected}, but this model has {shapes.get(target, 'none')} there; "
+                    "attach it to the model it was made for"
+                )
         self.to(network.device)
         return [
             network.get_submodule(target.module_name).register_forward_hook(_acting(acting))
             for target, acting in acts_at.items()
         ]
 
-    @contextmanager
-    def attached(self, network: PreTrainedModel) -> Iterator[None]:
+    def attached(self, network: PreTrainedModel) -> AbstractContextManager[None]:
         """Let the cartridge act as long as a ``with`` block lasts.
 
         Raises:
             AdapterError: the network has other modules than the cartridge was made for.
         """
-        with attached(network, self):
-            yield
+        return attached(network, self)
 
     def content_hash(self) -> str:
         """Return the SHA-256 of all that determines what the cartridge does."""
@@ -151,23 +151,6 @@ class Cartridge(nn.Module):
         """
         with staged_folder(folder, overwrite=overwrite) as staged:
             (staged / _WEIGHTS).write_bytes(self._bytes())
-
-    def _check(
-        self, network: PreTrainedModel, acts_at: Mapping[Site, Sequence[CartridgeSite]]
-    ) -> None:
-        shapes = SiteTable.of(network.config).shapes
-        for target, acting in acts_at.items():
-            first = acting[0]
-            expected = (
-                first.output_projection.skip.out_features,
-                first.input_projection.skip.in_features,
-            )
-            if shapes.get(target) != expected:
-                raise AdapterError(
-                    f"the cartridge, made for {self.base_model}, acts on {target.module_name} of "
-                    f"shape {expected}, but this model has {shapes.get(target, 'none')} there; "
-                    "attach it to the model it was made for"
-                )
 
     def _bytes(self) -> bytes:
         # Sites of one layer share an input projection, whose weights the file holds once.
@@ -203,9 +186,19 @@ def load_cartridge(folder: str | Path) -> Cartridge:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         sites: list[CartridgeSite] = []
         for index, described in enumerate(facts["sites"]):
-            owner = described["input_projection_of"]
+            prefix, owner = f"sites.{index}.", described["input_projection_of"]
             shared = sites[owner].input_projection if owner < index else None
-            sites.append(_site(tensors, f"sites.{index}.", described, shared))
+            site = CartridgeSite(
+                Site.from_label(described["source"]),
+                Site.from_label(described["target"]),
+                described["weight"],
+                shared or _head(tensors, f"{prefix}input_projection."),
+                _head(tensors, f"{prefix}output_projection."),
+                tensors[prefix + "module_weight"],
+                tensors[prefix + "module_bias"],
+                LowRank(tensors[prefix + "A"], tensors[prefix + "B"]),
+            )
+            sites.append(site)
         cartridge = Cartridge(facts["base_model"], sites)
         for name, weight in _weights(cartridge).items():
             weight.copy_(tensors[name])
@@ -242,26 +235,8 @@ def _acting(acting: Sequence[CartridgeSite]) -> Callable[[nn.Module, Any, Tensor
     return add
 
 
-def _site(
-    tensors: Mapping[str, Tensor],
-    prefix: str,
-    described: Mapping[str, object],
-    shared: ProjectionHead | None,
-) -> CartridgeSite:
-    """Return a site of the right shapes, whose heads' weights are still to be loaded."""
-    return CartridgeSite(
-        Site.from_label(str(described["source"])),
-        Site.from_label(str(described["target"])),
-        float(str(described["weight"])),
-        _head(tensors, f"{prefix}input_projection.") if shared is None else shared,
-        _head(tensors, f"{prefix}output_projection."),
-        tensors[prefix + "module_weight"],
-        tensors[prefix + "module_bias"],
-        LowRank(tensors[prefix + "A"], tensors[prefix + "B"]),
-    )
-
-
 def _head(tensors: Mapping[str, Tensor], prefix: str) -> ProjectionHead:
+    """Return a head of the right shape, whose weights are still to be loaded."""
     out, width = tensors[prefix + "skip.weight"].shape
     inner = tensors.get(prefix + "inner.weight")
     hidden = 0 if inner is None else inner.shape[0]

@@ -4,7 +4,7 @@ The heads are in :mod:`~loraport.mappers.heads`, what acts behind them in
 :mod:`~loraport.mappers.cartridge`; this file trains the ones and builds the other.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,7 +22,7 @@ from ..models.hooks import Tap
 from ..models.loading import BaseModel
 from ..models.statistics import StatisticsStore
 from .activation_rows import ActivationRows, Rows
-from .base import Report
+from .base import Report, check_least, dropped_facts
 from .cartridge import Cartridge, CartridgeSite, exported
 from .from_text import ROLES, CorpusMapper, ModelPair, PairFrame, SitePair
 from .heads import HeadR2, Heads, Losses
@@ -47,17 +47,9 @@ class CartridgeParts:
 
     @classmethod
     def of(
-        cls, source: BaseModel, pairs: Iterable[SitePair], rows: ActivationRows, most: int
+        cls, source: BaseModel, pairs: Sequence[SitePair], rows: ActivationRows, most: int
     ) -> "CartridgeParts":
-        """Copy the source's modules, and rows of the target's module inputs on text.
-
-        Args:
-            source: The source model.
-            pairs: Its sites and those of the target.
-            rows: Activations on text.
-            most: Rows of training text; of held-out text, a quarter.
-        """
-        pairs = list(pairs)
+        """Copy the modules, and at most so many rows; of held-out text a quarter."""
         labels = sorted({Tap.input(target).label_on("target") for _, target in pairs})
         return cls(
             {site.label: _module(source, site) for site in dict.fromkeys(s for s, _ in pairs)},
@@ -77,20 +69,17 @@ class CartridgeParts:
     def from_state(cls, state: Mapping[str, Any]) -> "CartridgeParts":
         """Return what :meth:`state` describes."""
         return cls(
-            {label: (kept[0], kept[1]) for label, kept in state["modules"].items()},
+            {label: (weight, bias) for label, (weight, bias) in state["modules"].items()},
             {label: rows.float() for label, rows in state["train"].items()},
             {label: rows.float() for label, rows in state["held_out"].items()},
         )
 
 
 def _module(model: BaseModel, site: Site) -> SourceModule:
-    module = model.network.get_submodule(site.module_name)
-    weight: Any = module.weight
-    bias: Any = getattr(module, "bias", None)
-    kept = weight.detach().float().cpu().clone()
-    if bias is None:
-        return kept, torch.zeros(len(kept))
-    return kept, bias.detach().float().cpu().clone()
+    module: Any = model.network.get_submodule(site.module_name)
+    weight = module.weight.detach().float().cpu().clone()
+    bias = getattr(module, "bias", None)
+    return weight, torch.zeros(len(weight)) if bias is None else bias.detach().float().cpu().clone()
 
 
 class CastMapper(CorpusMapper):
@@ -117,9 +106,6 @@ class CastMapper(CorpusMapper):
         export_rows: Tokens on which a cartridge is made linear; a quarter more measure it.
         seed: Of MLPs and batches.
 
-    Raises:
-        ConfigurationError: a number is out of its range.
-
     Source: CAST, arXiv 2510.17902, of which only the abstract was known: heads, losses and the
     form of the difference are this project's.
     """
@@ -140,13 +126,9 @@ class CastMapper(CorpusMapper):
         seed: int = 0,
     ) -> None:
         super().__init__(roles)
-        for name, number, least in (
-            *(("hidden", hidden, 0), ("cycle", cycle, 0), ("behaviour", behaviour, 0)),
-            *(("batch_rows", batch_rows, 1), ("export_rows", export_rows, 32)),
-            ("rank", 1 if rank is None else rank, 1),
-        ):
-            if number < least:
-                raise ConfigurationError(f"mapper.{name} is {number}; it takes {least} or more")
+        check_least(0, hidden=hidden, cycle=cycle, behaviour=behaviour)
+        check_least(1, batch_rows=batch_rows, rank=1 if rank is None else rank)
+        check_least(32, export_rows=export_rows)
         if not lr > 0:
             raise ConfigurationError(f"mapper.lr is {lr}; it takes a positive number")
         self.save_hyperparameters(
@@ -194,16 +176,15 @@ class CastMapper(CorpusMapper):
         """Solve the skips, and keep what a cartridge takes beside the heads."""
         if self._parts is not None:
             return  # a checkpoint has brought heads that are trained already
-        rows, heads = self._activation_rows(), self._made()
+        rows: Any = getattr(self.trainer, "datamodule", None)
+        if not isinstance(rows, ActivationRows):
+            raise RuntimeError(f"CastMapper trains on its own data_module(...), not on {rows!r}")
+        heads = self._made()
         self._r2 = HeadR2(heads.start(rows, self.behaviour))
         self._parts = CartridgeParts.of(self.models.source, heads.pairs, rows, self.export_rows)
 
     def training_step(self, batch: Rows, batch_idx: int) -> Tensor:
-        """Return the weighted losses of all heads.
-
-        Raises:
-            ConfigurationError: they are no longer finite.
-        """
+        """Return the weighted losses of all heads."""
         losses = self._made().losses(batch)
         for name, part in losses._asdict().items():
             self.log(f"train/{name}", part.detach(), on_step=False, on_epoch=True, sync_dist=True)
@@ -214,11 +195,7 @@ class CastMapper(CorpusMapper):
         self._r2.begin()
 
     def validation_step(self, batch: Rows, batch_idx: int) -> None:
-        """Log the losses on held-out text, which stop the training.
-
-        Raises:
-            ConfigurationError: they are not finite.
-        """
+        """Log the losses on held-out text, which stop the training."""
         heads = self._made()
         with torch.enable_grad():  # a head's derivative is part of a loss
             losses = Losses(*(part.detach() for part in heads.losses(batch)))
@@ -233,11 +210,7 @@ class CastMapper(CorpusMapper):
         self._r2.end(self._made(), self.summed)
 
     def cartridge(self, adapter: LoraAdapter) -> Cartridge:
-        """Return the adapter behind the heads, ready to be attached to the target.
-
-        Raises:
-            AdapterError: the adapter does not fit.
-        """
+        """Return the adapter behind the heads, ready to be attached to the target."""
         frame, heads, parts = self.frame, self._made().frozen(), self._fitted_parts()
         sites = [
             CartridgeSite(
@@ -255,12 +228,9 @@ class CastMapper(CorpusMapper):
         return Cartridge(frame.target_name, sites).eval()
 
     def map(self, adapter: LoraAdapter) -> LoraAdapter:
-        """Return the LoRA that comes nearest to the adapter's cartridge on text, in float32.
-
-        Raises:
-            AdapterError: the adapter does not fit.
-        """
+        """Return the LoRA that comes nearest to the adapter's cartridge on text, in float32."""
         cartridge, parts = self.cartridge(adapter), self._fitted_parts()
+        feeding = {site.source for acting in cartridge.acts_at().values() for site in acting}
         rank = self.rank or max(update.rank for update in adapter.values())
         made, facts = exported(cartridge, parts.train, parts.held_out, rank)
         for target, acting in cartridge.acts_at().items():
@@ -268,15 +238,13 @@ class CastMapper(CorpusMapper):
             before = sum(adapter[site.source].norm() ** 2 for site in acting) ** 0.5
             if before > 0:
                 facts[target.label]["kept_norm"] = made[target].norm() / before
-        self._mapped = {**self.frame.dropped(adapter), "sites": facts}
+        self._mapped = {**dropped_facts(adapter, feeding), "sites": facts}
         return made
 
     def report(self) -> Report:
         """Return how well held-out text is reconstructed, and what the last export lost."""
-        frame = self.frame
         return {
-            "roles": [role.value for role in frame.roles],
-            "pairing": [[list(feed) for feed in feeds] for feeds in frame.pairing.feeds],
+            **self.frame.report(),
             **self._r2.facts(self._made().pairs),
             **self._mapped,
         }
@@ -320,9 +288,3 @@ class CastMapper(CorpusMapper):
         if self._parts is None:
             raise RuntimeError("CastMapper has seen no text yet: train it first")
         return self._parts
-
-    def _activation_rows(self) -> ActivationRows:
-        data: Any = getattr(self.trainer, "datamodule", None)
-        if isinstance(data, ActivationRows):
-            return data
-        raise RuntimeError(f"CastMapper trains on its own data_module(...), not on {data!r}")

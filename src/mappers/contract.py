@@ -29,7 +29,7 @@ import torch
 from hydra import compose, initialize_config_module
 from lightning import LightningDataModule, Trainer
 from omegaconf import OmegaConf
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from ..adapters import LoraAdapter, LowRank, Role, relative_error
 from ..alignment import relative_depth
@@ -38,7 +38,6 @@ from ..component import Component
 from ..data import AllEnds, TextCorpus, ZooPairs
 from ..exceptions import AdapterError
 from ..models import BaseModel, StreamedWeights
-from ..models.architectures import SiteTable
 from ..tiny.models import byte_pairs
 from .base import BasePair, LearnedMapper, Mapper, load_mapper
 from .from_text import CorpusMapper, ModelPair
@@ -64,22 +63,6 @@ _TARGET: dict[str, Any] = _SOURCE | {
 }
 
 
-class Pair(NamedTuple):
-    """Two random base models of different families, depths and widths, and what relates them.
-
-    Attributes:
-        models: The models in memory.
-        weights: The same on disk.
-        zoo: Random adapters of q and v for both, of the same tasks.
-        adapter: The source's adapter of the held-out task.
-    """
-
-    models: ModelPair
-    weights: BasePair
-    zoo: ZooPairs
-    adapter: LoraAdapter
-
-
 class MapperContract:
     """Tests of a mapper; a subclass names it, and may add tests of its own.
 
@@ -93,13 +76,45 @@ class MapperContract:
     config_dir: ClassVar[Path | None] = None
     overrides: ClassVar[tuple[str, ...]] = ()
 
+    @classmethod
+    @cache
+    def config(cls) -> Any:
+        """Return what ``train.py mapper=NAME`` reads."""
+        search = [f"hydra.searchpath=[file://{cls.config_dir.resolve()}]"] if cls.config_dir else []
+        with initialize_config_module("loraport.conf", version_base=None):
+            return compose("train", overrides=[f"mapper={cls.mapper}", *cls.overrides, *search])
+
     def build(self) -> Mapper:
         """Return a new mapper, as its YAML says."""
-        return _built(self.mapper, self.config_dir, self.overrides)
+        node = OmegaConf.to_container(self.config().mapper, resolve=True)
+        built: Mapper = Component.model_validate(node).build()
+        return built
 
     def ready(self) -> Mapper:
         """Return the mapper, fitted and with the base models; the same one for every test."""
-        return _ready(self.mapper, self.config_dir, self.overrides)[0]
+        return self._ready()[0]
+
+    @classmethod
+    @cache
+    def _ready(cls) -> tuple[Mapper, Path | None]:
+        return cls()._fitted()
+
+    def _fitted(self) -> tuple[Mapper, Path | None]:
+        """Build a mapper, fit it where it learns, and give it the base models."""
+        built, checkpoint = self.build(), None
+        if isinstance(built, LearnedMapper):
+            folder = Path(tempfile.mkdtemp(dir=_folder().name))
+            if isinstance(built, CorpusMapper):
+                models = contract_pair().models
+                built.learn_from(models, paired_layers(models))
+                data = built.data_module(random_text(models), folder)
+            else:
+                node = OmegaConf.to_container(self.config().data, resolve=True)
+                zoo = contract_pair().zoo
+                data = Component.model_validate(node).build(zoo=zoo, held_out=[HELD_OUT])
+            checkpoint = trained(built, data, folder / "mapper.ckpt", max_epochs=2)
+        built.use(contract_pair().weights)
+        return built, checkpoint
 
     def test_name_is_that_of_the_yaml(self) -> None:
         """Reports say the name, and users choose by it."""
@@ -144,14 +159,14 @@ class MapperContract:
         """No result depends on a global generator, or on what was mapped before."""
         adapter = contract_pair().adapter
         before = adapter.content_hash()
-        again, _ = _fitted(self.mapper, self.config_dir, self.overrides)
+        again, _ = self._fitted()
         hashes = {mapper.map(adapter).content_hash() for mapper in (self.ready(), again, again)}
         assert len(hashes) == 1
         assert adapter.content_hash() == before
 
     def test_checkpoint_gives_the_same_bits(self) -> None:
         """A learned mapper is rebuilt from its checkpoint alone, which holds plain data."""
-        mapper, checkpoint = _ready(self.mapper, self.config_dir, self.overrides)
+        mapper, checkpoint = self._ready()
         if checkpoint is None:
             return
         torch.load(checkpoint, weights_only=True)
@@ -181,33 +196,42 @@ class MapperContract:
             mapper.map(contract_pair().adapter)
 
 
+class Pair(NamedTuple):
+    """Two random base models of different families, depths and widths, and what relates them.
+
+    Attributes:
+        models: The models in memory.
+        weights: The same on disk.
+        zoo: Random adapters of q and v for both, of the same tasks.
+        adapter: The source's adapter of the held-out task.
+    """
+
+    models: ModelPair
+    weights: BasePair
+    zoo: ZooPairs
+    adapter: LoraAdapter
+
+
 @cache
 def contract_pair() -> Pair:
     """Return the pair that every mapper is tested on, made once a process."""
-    folder = Path(_folder().name)
-    models = [
-        _model("source", AutoConfig.for_model("llama", **_SOURCE), 1),
-        _model("target", AutoConfig.for_model("gemma3_text", **_TARGET), 2),
-    ]
-    weights = []
-    for model in models:
-        at = folder / model.fingerprint
-        model.network.save_pretrained(at)
-        model.tokenizer.save_pretrained(at)
-        weights.append(StreamedWeights.open(at, model.name))
-    source, target = (
-        {
-            f"task{number:02d}": _random_adapter(model.sites, model.name, number)
-            for number in range(16)
-        }
-        for model in models
-    )
-    return Pair(
-        ModelPair(*models),
-        BasePair(weights[0], weights[1]),
-        ZooPairs(source, target),
-        source[HELD_OUT],
-    )
+    models, weights, adapters = [], [], []
+    for seed, (side, family, shape) in enumerate(
+        (("source", "llama", _SOURCE), ("target", "gemma3_text", _TARGET)), start=1
+    ):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            config = AutoConfig.for_model(family, **shape)
+            network = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model = BaseModel.frozen(f"contract/{side}", network, byte_pairs([], 262), side)
+        folder = Path(_folder().name) / side
+        model.network.save_pretrained(folder)
+        model.tokenizer.save_pretrained(folder)
+        models.append(model)
+        weights.append(StreamedWeights.open(folder, model.name))
+        adapters.append({f"task{n:02d}": _random_adapter(model, n) for n in range(12)})
+    zoo = ZooPairs(*adapters)
+    return Pair(ModelPair(*models), BasePair(weights[0], weights[1]), zoo, zoo.source[HELD_OUT])
 
 
 @cache
@@ -215,21 +239,14 @@ def _folder() -> "tempfile.TemporaryDirectory[str]":
     return tempfile.TemporaryDirectory(prefix="loraport-contract-")
 
 
-def _model(side: str, config: PretrainedConfig, seed: int) -> BaseModel:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    return BaseModel.frozen(f"contract/{side}", network, byte_pairs([], 262), side)
-
-
-def _random_adapter(sites: SiteTable, name: str, seed: int) -> LoraAdapter:
+def _random_adapter(model: BaseModel, seed: int) -> LoraAdapter:
     generator = torch.Generator().manual_seed(seed)
     updates = {}
-    for site in sites.of_roles(ROLES):
-        out, width = sites.shapes[site]
+    for site in model.sites.of_roles(ROLES):
+        out, width = model.sites.shapes[site]
         a = torch.randn(3, width, generator=generator) / width**0.5
         updates[site] = LowRank(a, torch.randn(out, 3, generator=generator), 0.5)
-    return LoraAdapter(updates, name)
+    return LoraAdapter(updates, model.name)
 
 
 def _regauged(adapter: LoraAdapter) -> LoraAdapter:
@@ -242,79 +259,64 @@ def _regauged(adapter: LoraAdapter) -> LoraAdapter:
     return adapter.map(changed)
 
 
-class _Letters:
+class Letters:
     """Random printable characters: more different tokens than a small model is wide."""
 
     def texts(self, split: str) -> Iterator[str]:
+        """Yield 200 texts of 48 characters, the same ones for the same split."""
         draw = random.Random(split)
         for _ in range(200):
             yield "".join(draw.choices(string.ascii_letters + string.digits + " ,.!?", k=48))
 
 
-def _config(mapper: str, folder: Path | None, overrides: tuple[str, ...]) -> Any:
-    """Compose what ``train.py mapper=NAME`` reads."""
-    search = [f"hydra.searchpath=[file://{folder.resolve()}]"] if folder else []
-    with initialize_config_module("loraport.conf", version_base=None):
-        return compose("train", overrides=[f"mapper={mapper}", *overrides, *search])
-
-
-def _built(mapper: str, folder: Path | None, overrides: tuple[str, ...]) -> Mapper:
-    node = OmegaConf.to_container(_config(mapper, folder, overrides).mapper, resolve=True)
-    built: Mapper = Component.model_validate(node).build()
-    return built
-
-
-@cache
-def _ready(
-    mapper: str, folder: Path | None, overrides: tuple[str, ...]
-) -> tuple[Mapper, Path | None]:
-    return _fitted(mapper, folder, overrides)
-
-
-def _fitted(
-    mapper: str, folder: Path | None, overrides: tuple[str, ...]
-) -> tuple[Mapper, Path | None]:
-    """Build a mapper, fit it where it learns, and give it the base models."""
-    built, pair, checkpoint = _built(mapper, folder, overrides), contract_pair(), None
-    if isinstance(built, LearnedMapper):
-        place = Path(tempfile.mkdtemp(dir=_folder().name))
-        checkpoint = place / "mapper.ckpt"
-        data = _data(built, _config(mapper, folder, overrides).data, place)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Lightning's advice about workers and optimisers
-            trainer = Trainer(
-                accelerator="cpu",
-                max_epochs=2,
-                num_sanity_val_steps=0,
-                logger=False,
-                enable_checkpointing=False,
-                enable_progress_bar=False,
-                enable_model_summary=False,
-            )
-            trainer.fit(built, datamodule=data)
-            trainer.save_checkpoint(checkpoint, weights_only=True)
-    built.use(pair.weights)
-    return built, checkpoint
-
-
-def _data(mapper: LearnedMapper, node: Any, folder: Path) -> LightningDataModule:
-    """Return what the mapper is fitted on: random text, or all adapters but the held-out task's."""
-    pair = contract_pair()
-    if not isinstance(mapper, CorpusMapper):
-        options = OmegaConf.to_container(node, resolve=True)
-        data = Component.model_validate(options).build(zoo=pair.zoo, held_out=[HELD_OUT])
-        assert isinstance(data, LightningDataModule)
-        return data
-    models = pair.models
-    layers = models.source.sites.layers, models.target.sites.layers
-    mapper.learn_from(models, LayerPairing.one_to_one(layers[0], relative_depth(*layers)))
-    corpus = TextCorpus(
-        _Letters(),
+def random_text(
+    models: ModelPair, tokens: int = 1500, held_out_tokens: int = 400, batch_tokens: int = 512
+) -> TextCorpus:
+    """Return random text as a mapper of these models learns from it."""
+    return TextCorpus(
+        Letters(),
         models.source.tokenizer,
         models.target.tokenizer,
-        tokens=1500,
-        held_out_tokens=400,
-        batch_tokens=512,
+        tokens=tokens,
+        held_out_tokens=held_out_tokens,
+        batch_tokens=batch_tokens,
         ends=AllEnds(),
     )
-    return mapper.data_module(corpus, folder)
+
+
+def paired_layers(models: ModelPair) -> LayerPairing:
+    """Return the pairing of two models' layers by relative depth."""
+    source, target = models.source.sites.layers, models.target.sites.layers
+    return LayerPairing.one_to_one(source, relative_depth(source, target))
+
+
+def trained(
+    mapper: LearnedMapper,
+    data: LightningDataModule,
+    checkpoint: Path,
+    resume: Path | None = None,
+    **options: Any,
+) -> Path:
+    """Fit a mapper on the CPU, without a word, and return its checkpoint.
+
+    Args:
+        mapper: The mapper.
+        data: What it learns from.
+        checkpoint: Where to write it.
+        resume: A checkpoint to go on from.
+        options: Of the trainer, such as ``max_epochs``.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Lightning's advice about workers and optimisers
+        trainer = Trainer(
+            accelerator="cpu",
+            num_sanity_val_steps=0,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            **options,
+        )
+        trainer.fit(mapper, datamodule=data, ckpt_path=resume)
+        trainer.save_checkpoint(checkpoint, weights_only=True)
+    return checkpoint

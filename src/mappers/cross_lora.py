@@ -25,13 +25,11 @@ Sources: Cross-LoRA (Xia et al., 2025, arXiv 2508.05232), equations 1 to 7 and a
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
-from ..adapters import LoraAdapter, LowRank, Site
+from ..adapters import LowRank, Site
 from ..alignment import TruncatedSvd
 from ..exceptions import ConfigurationError
-from .base import SitePairs, WeightMapper
+from .base import WeightMapper, check_least
 
 VARIANTS = ("lora_x", "paper", "typed", "sign_fixed")
 
@@ -46,9 +44,6 @@ class CrossLoraMapper(WeightMapper):
         oversampling: Columns drawn beyond ``rank`` by the randomised SVD.
         power_iterations: Of the randomised SVD.
         seed: Of its draw.
-
-    Raises:
-        ConfigurationError: there is no such variant, or a number is out of its range.
     """
 
     name: ClassVar[str] = "cross_lora"
@@ -67,15 +62,8 @@ class CrossLoraMapper(WeightMapper):
                 f"mapper.variant is {variant!r}; it takes one of {', '.join(VARIANTS)} "
                 "(sign_fixed is the default)"
             )
-        for name, value, least in (
-            ("rank", rank, 1),
-            ("oversampling", oversampling, 0),
-            ("power_iterations", power_iterations, 0),
-        ):
-            if value < least:
-                raise ConfigurationError(
-                    f"mapper.{name} is {value}; it takes a whole number of at least {least}"
-                )
+        check_least(1, rank=rank)
+        check_least(0, oversampling=oversampling, power_iterations=power_iterations)
         self.variant = variant
         self.svd_options = {
             "rank": rank,
@@ -84,16 +72,12 @@ class CrossLoraMapper(WeightMapper):
             "seed": seed,
         }
 
-    def prepare(self, adapter: LoraAdapter, pairs: SitePairs) -> None:
-        """Refuse shapes that the variant is not defined for.
-
-        Raises:
-            ConfigurationError: two paired weights have different shapes.
-        """
+    def prepare(self, pairs: dict[Site, Site]) -> None:
+        """Refuse shapes that the variant is not defined for."""
         if self.variant not in ("paper", "lora_x"):
             return
         source, target = self.pair.source, self.pair.target
-        for t, s in pairs:
+        for t, s in pairs.items():
             if source.sites.shapes[s] != target.sites.shapes[t]:
                 raise ConfigurationError(
                     f"the update U_t U_t^T dW V_t V_t^T is defined for equal shapes only, but "
@@ -120,20 +104,15 @@ class CrossLoraMapper(WeightMapper):
             ("input", of_source.V, of_target.V),
         ):
             if one.shape == other.shape:
-                similarity = float(subspace_similarity(one, other))
+                # The mean squared cosine of the principal angles: 1 for equal subspaces, k / dim
+                # for random ones. Source: LoRA-X, its module filter.
+                similarity = float((one.mT @ other).square().sum() / one.shape[1])
                 self.note(target, **{f"{side}_subspace_similarity": similarity})
         return projected(self.variant, of_source, of_target, update)
 
 
 def projected(variant: str, source: TruncatedSvd, target: TruncatedSvd, update: LowRank) -> LowRank:
-    """Return an update in the target's leading subspaces, of the same rank and scale.
-
-    Args:
-        variant: One of :data:`VARIANTS`.
-        source: The SVD of the source's weight.
-        target: The SVD of the target's weight.
-        update: The source's update.
-    """
+    """Return an update in the target's leading subspaces, of the same rank and scale."""
     if variant in ("paper", "lora_x"):
         b = target.U @ (target.U.mT @ update.B)
         a = (update.A @ target.V) @ target.V.mT
@@ -151,13 +130,3 @@ def with_fixed_signs(svd: TruncatedSvd) -> TruncatedSvd:
     negative = -svd.U.amin(dim=0) > svd.U.amax(dim=0)
     signs = torch.where(negative, -1.0, 1.0).to(svd.U)
     return svd._replace(U=svd.U * signs, V=svd.V * signs)
-
-
-def subspace_similarity(
-    one: Float[Tensor, "dim k"], other: Float[Tensor, "dim k"]
-) -> Float[Tensor, ""]:
-    """Return the mean squared cosine of the principal angles, ``|one^T other|_F^2 / k``.
-
-    1 for equal subspaces, ``k / dim`` for random ones. Source: LoRA-X, 2025, its module filter.
-    """
-    return (one.mT @ other).square().sum() / one.shape[1]

@@ -41,9 +41,6 @@ class AnchorMapper(LearnedMapper):
 
     Args:
         space: ``delta`` compares and combines updates, ``factors`` raw A and B.
-
-    Raises:
-        ConfigurationError: there is no such space.
     """
 
     data_access: ClassVar[str] = "anchors"
@@ -52,10 +49,7 @@ class AnchorMapper(LearnedMapper):
     def __init__(self, space: str = "delta") -> None:
         super().__init__()
         if space not in SPACES:
-            raise ConfigurationError(
-                f"mapper.space is {space!r}; it takes one of {', '.join(SPACES)} (delta is the "
-                "default)"
-            )
+            raise ConfigurationError(f"mapper.space is {space!r}; it takes delta or factors")
         self.space = space
         # A subclass saves its own options in the same way, which adds them.
         self.save_hyperparameters({"space": space})
@@ -67,11 +61,7 @@ class AnchorMapper(LearnedMapper):
 
     @abstractmethod
     def coefficients(self, inner: Inners) -> Coefficients:
-        """Return the weights of the anchors for each target site.
-
-        Args:
-            inner: Inner products of the queries with the anchors, per source site.
-        """
+        """Return each target site's weights, from the queries' inner products at source sites."""
 
     @property
     def gauge_dependent(self) -> bool:
@@ -107,44 +97,40 @@ class AnchorMapper(LearnedMapper):
         """
         self._anchors = anchors
         self.source_site = paired_sites(anchors.source, anchors.target)
-        source = {s: self.gram(anchors.source, anchors.source, s) for s in anchors.source}
-        target = {s: self.gram(anchors.target, anchors.target, s) for s in anchors.target}
-        self.solve(source, target)
+        self.solve(
+            self.inner(anchors.source, anchors.source), self.inner(anchors.target, anchors.target)
+        )
 
-    def gram(
-        self, one: AdapterStack, other: AdapterStack, site: Site
-    ) -> Float[Tensor, "adapters others"]:
-        """Return the inner products of all pairs at a site, in float64 on the CPU.
+    def inner(self, one: AdapterStack, other: AdapterStack) -> Inners:
+        """Return the inner products of all pairs of adapters at each site, float64 on the CPU.
 
         Raises:
             ConfigurationError: in factor space, the ranks differ.
         """
         if self.space == "delta":
-            return one[site].delta_gram(other[site]).cpu()
-        ranks = one[site].A.shape[1], other[site].A.shape[1]
-        if ranks[0] != ranks[1]:
-            raise ConfigurationError(
-                f"mapper.space=factors compares factors of rank {ranks[0]} with factors of "
-                f"rank {ranks[1]}; it takes one rank: use mapper.space=delta"
-            )
-        return one[site].factor_gram(other[site]).cpu()
+            return {site: one[site].delta_gram(other[site]).cpu() for site in one}
+        for site in one:
+            ranks = one[site].A.shape[1], other[site].A.shape[1]
+            if ranks[0] != ranks[1]:
+                raise ConfigurationError(
+                    f"mapper.space=factors compares factors of rank {ranks[0]} with factors of "
+                    f"rank {ranks[1]}; it takes one rank: use mapper.space=delta"
+                )
+        return {site: one[site].factor_gram(other[site]).cpu() for site in one}
 
     def map(self, adapter: LoraAdapter) -> LoraAdapter:
         """Return the predicted target adapter, of the anchors' rank, in float32."""
         anchors = self.anchors
         check_fits(adapter, anchors)
         query = AdapterStack.of({"the given adapter": adapter})
-        inner = {s: self.gram(query, anchors.source, s) for s in anchors.source}
-        weights = self.coefficients(inner)
-        return LoraAdapter(
-            {
-                site: stack.delta_sum(weights[site][0], stack.A.shape[1])
-                if self.space == "delta"
-                else stack.factor_sum(weights[site][0])
-                for site, stack in anchors.target.items()
-            },
-            anchors.target_base,
-        )
+        weights = self.coefficients(self.inner(query, anchors.source))
+        predicted = {
+            site: stack.delta_sum(weights[site][0], stack.A.shape[1])
+            if self.space == "delta"
+            else stack.factor_sum(weights[site][0])
+            for site, stack in anchors.target.items()
+        }
+        return LoraAdapter(predicted, anchors.target_base)
 
     def report(self) -> Report:
         """Return the anchors' names; subclasses add what they chose."""
@@ -228,24 +214,19 @@ def paired_sites(source: AdapterStack, target: AdapterStack) -> dict[Site, Site]
 
 def check_fits(adapter: LoraAdapter, anchors: AnchorSet) -> None:
     """Raise AdapterError unless an adapter has the sites and shapes of the anchors' source side."""
-    expected = set(anchors.source)
-    if set(adapter) != expected:
-        odd = sorted(set(adapter) ^ expected, key=lambda site: site.sort_key)[0]
-        what = "lacks" if odd in expected else "has"
+    expected = {
+        site: (stack.B.shape[1], stack.A.shape[2]) for site, stack in anchors.source.items()
+    }
+    found = {site: update.shape for site, update in adapter.items()}
+    odd = [site for site in {**expected, **found} if expected.get(site) != found.get(site)]
+    if odd:
+        site = min(odd, key=lambda site: site.sort_key)
         raise AdapterError(
-            f"the adapter of {adapter.base_model} {what} {odd.module_name}, unlike the anchors of "
-            f"this mapper, which adapt {', '.join(sorted({s.role.module for s in expected}))}; "
-            "give an adapter of the same modules, or train the mapper on anchors like it"
+            f"the adapter of {adapter.base_model} has {found.get(site, 'nothing')} at "
+            f"{site.module_name}, where the anchors of this mapper, trained on "
+            f"{anchors.source_base}, have {expected.get(site, 'nothing')}; give an adapter of that "
+            "base model and those modules, or train the mapper on anchors like it"
         )
-    for site, update in adapter.items():
-        stack = anchors.source[site]
-        shape = (stack.B.shape[1], stack.A.shape[2])
-        if update.shape != shape:
-            raise AdapterError(
-                f"the adapter of {adapter.base_model} has shape {update.shape} at "
-                f"{site.module_name}, but the anchors of this mapper, trained on "
-                f"{anchors.source_base}, have {shape}; give an adapter of that base model"
-            )
 
 
 STRENGTHS = (1e-3, 1e-2, 1e-1, 0.3, 1.0, 3.0, 10.0, math.inf)
@@ -253,16 +234,14 @@ STRENGTHS = (1e-3, 1e-2, 1e-1, 0.3, 1.0, 3.0, 10.0, math.inf)
 
 
 def checked_strengths(strengths: Sequence[float], *, finite: bool = False) -> tuple[float, ...]:
-    """Return ridge strengths as a tuple.
+    """Return ridge strengths as a tuple, none of them 0.
 
-    Args:
-        strengths: What was asked for.
-        finite: Whether infinity is refused: maps of activations have no mean to fall back to.
+    Without a penalty a regression in more dimensions than anchors meets every anchor, and
+    leave-one-out says nothing. ``finite`` refuses infinity, too: maps of activations have no mean
+    to fall back to.
 
     Raises:
-        ConfigurationError: there are none, or one is not positive: without a penalty a
-            regression in more dimensions than anchors meets every anchor, and leave-one-out
-            says nothing.
+        ConfigurationError: there are none, or one is not positive.
     """
     good = [strength > 0 and (strength < math.inf or not finite) for strength in strengths]
     if not good or not all(good):

@@ -8,7 +8,7 @@ modules, and travels in the checkpoint; :class:`CorpusMapper` is what ``train.py
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from lightning import LightningDataModule
 
@@ -19,7 +19,7 @@ from ..exceptions import AdapterError, ConfigurationError
 from ..models.architectures import INPUT_ROLE, SiteTable
 from ..models.loading import BaseModel
 from ..models.statistics import StatisticsStore
-from .base import BasePair, LearnedMapper, Progress, Report, dropped_facts
+from .base import BasePair, LearnedMapper, Progress, Report, check_source
 
 SitePair = tuple[Site, Site]
 """A source site and the target site that it feeds."""
@@ -33,10 +33,8 @@ class PairFrame:
     """Names and modules of two models, which layers are paired, and which roles are carried.
 
     Attributes:
-        source_name: The hub id of the source.
-        target_name: The hub id of the target.
-        source: The source's modules.
-        target: The target's modules.
+        source_name: The hub id of the source; likewise ``target_name``.
+        source: The source's modules; likewise ``target``.
         pairing: Which source layers feed each target layer.
         roles: The roles that are carried, in the order of a layer.
     """
@@ -83,7 +81,16 @@ class PairFrame:
             AdapterError: the adapter is not one of the source, has a role that is not carried,
                 or no layer that feeds one of the target's.
         """
-        self.check(adapter)
+        missing = [role for role in adapter.roles if role not in self.roles]
+        if missing:
+            has, knows = (
+                ",".join(role.value for role in roles) for roles in (adapter.roles, self.roles)
+            )
+            raise AdapterError(
+                f"the adapter of {adapter.base_model} adapts {missing[0].module}, but this mapper "
+                f"was fitted for the roles [{knows}]; train the mapper with mapper.roles=[{has}]"
+            )
+        check_source(adapter, self.source_name, self.source)
         feeds = {
             target: tuple((site, weight) for site, weight in found if site in adapter)
             for target, found in self.feeds().items()
@@ -99,76 +106,57 @@ class PairFrame:
             )
         return fed
 
-    def check(self, adapter: LoraAdapter) -> None:
-        """Raise AdapterError unless an adapter is one of the source, of the carried roles."""
-        missing = [role for role in adapter.roles if role not in self.roles]
-        if missing:
-            has, knows = (
-                ",".join(role.value for role in roles) for roles in (adapter.roles, self.roles)
-            )
-            raise AdapterError(
-                f"the adapter of {adapter.base_model} adapts {missing[0].module}, but this mapper "
-                f"was fitted for the roles [{knows}]; train the mapper with mapper.roles=[{has}]"
-            )
-        misfit = self.source.misfit(adapter)
-        if misfit is not None:
-            site, found = misfit
-            raise AdapterError(
-                f"the adapter, trained on {adapter.base_model or 'an unnamed model'!r}, has shape "
-                f"{adapter[site].shape} at {site.module_name}, but this mapper's source "
-                f"{self.source_name} has {found}; give an adapter of that base model"
-            )
-
-    def dropped(self, adapter: LoraAdapter) -> Report:
-        """Return which sites of an adapter feed nothing, and their share of its squared norm."""
-        lost = [site for site in adapter if site.layer in self.pairing.dropped]
-        return dropped_facts(adapter, tuple(lost))
-
     def site_pairs(self) -> list[SitePair]:
         """Return every source site with the target site that it feeds."""
         return [(source, target) for target, feeds in self.feeds().items() for source, _ in feeds]
+
+    def report(self) -> Report:
+        """Return what reports say of it."""
+        return {
+            "roles": [role.value for role in self.roles],
+            "pairing": [[list(feed) for feed in feeds] for feeds in self.pairing.feeds],
+        }
 
     def state(self) -> dict[str, Any]:
         """Return the frame as plain data."""
         return {
             "names": [self.source_name, self.target_name],
-            "tables": [_plain(table) for table in (self.source, self.target)],
-            "feeds": [[list(feed) for feed in feeds] for feeds in self.pairing.feeds],
-            "roles": [role.value for role in self.roles],
+            "tables": [
+                {
+                    "architecture": table.architecture,
+                    "layers": table.layers,
+                    "shapes": {site.label: list(shape) for site, shape in table.shapes.items()},
+                }
+                for table in (self.source, self.target)
+            ],
+            "feeds": self.report()["pairing"],
+            "roles": self.report()["roles"],
         }
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> "PairFrame":
         """Return the frame that :meth:`state` describes."""
-        source, target = (_table(table) for table in state["tables"])
-        feeds = tuple(
-            tuple((int(layer), float(weight)) for layer, weight in feeds)
-            for feeds in state["feeds"]
+        source, target = (
+            SiteTable(
+                table["architecture"],
+                table["layers"],
+                {
+                    Site.from_label(label): (out, in_)
+                    for label, (out, in_) in table["shapes"].items()
+                },
+            )
+            for table in state["tables"]
         )
-        pairing = LayerPairing(source.layers, feeds)
+        feeds = tuple(tuple((layer, weight) for layer, weight in feeds) for feeds in state["feeds"])
         roles = tuple(Role(role) for role in state["roles"])
-        source_name, target_name = state["names"]
-        return cls(source_name, target_name, source, target, pairing, roles)
-
-
-def _plain(table: SiteTable) -> dict[str, Any]:
-    shapes = {site.label: list(shape) for site, shape in table.shapes.items()}
-    return {"architecture": table.architecture, "layers": table.layers, "shapes": shapes}
-
-
-def _table(plain: Mapping[str, Any]) -> SiteTable:
-    shapes = {
-        Site.from_label(label): (int(out), int(in_))
-        for label, (out, in_) in plain["shapes"].items()
-    }
-    return SiteTable(plain["architecture"], plain["layers"], shapes)
+        pairing, names = LayerPairing(source.layers, feeds), state["names"]
+        return cls(names[0], names[1], source, target, pairing, roles)
 
 
 ROLES = ("q", "v")
 
 
-@dataclass(frozen=True, eq=False)
-class ModelPair:
+class ModelPair(NamedTuple):
     """The two base models that a mapper runs over the same texts."""
 
     source: BaseModel
@@ -180,12 +168,6 @@ class CorpusMapper(LearnedMapper):
 
     Args:
         roles: The roles of adapters that it shall carry.
-
-    Attributes:
-        roles: The same, in the order of a layer.
-
-    Raises:
-        ConfigurationError: a role does not exist, or there is none.
     """
 
     data_access: ClassVar[str] = "generic text"
@@ -222,11 +204,9 @@ class CorpusMapper(LearnedMapper):
         self.store = store or StatisticsStore(None)
 
     def data_module(self, corpus: TextCorpus, folder: Path) -> LightningDataModule:
-        """Return the data module for the trainer, after :meth:`learn_from`.
+        """Return what the trainer takes of texts; a folder holds what a mapper makes of them.
 
-        Args:
-            corpus: The texts.
-            folder: Where a mapper may keep what it makes of them.
+        Called after :meth:`learn_from`.
         """
         del folder
         return corpus

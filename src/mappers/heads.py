@@ -1,13 +1,12 @@
 """Projection heads between two models' activations, their losses, and how well they reconstruct.
 
-In the order of this file: a head, a linear skip with a small MLP; how much of held-out rows a head
-explains; a pair of heads between one space of a model and its counterpart, with their losses; the
-heads of all sites of two models; and their R^2 on held-out text, before and after training.
+In the order of this file: a head, a linear skip with a small MLP; a pair of heads between a space
+of one model and its counterpart in the other, with their losses; the heads of all sites of two
+models; and how much of held-out rows they explain.
 """
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -26,12 +25,7 @@ class ProjectionHead(nn.Module):
     """``head(x) = M x + b + W2 gelu(W1 rmsnorm(x))``: a linear skip and a small MLP.
 
     The MLP starts at zero, so that a head begins as its skip.
-
-    Args:
-        width: Of what it takes.
-        out: Of what it gives.
-        hidden: Of the MLP; 0 leaves it out.
-        generator: Draws ``W1``.
+    ``hidden`` is the width of the MLP, 0 leaves it out; the generator draws ``W1``.
     """
 
     def __init__(self, width: int, out: int, hidden: int, generator: torch.Generator) -> None:
@@ -69,59 +63,6 @@ def _blank(width: int, out: int, *, bias: bool = True) -> nn.Linear:
     return nn.Linear(width, out, bias=bias, device="meta").to_empty(device="cpu")
 
 
-@dataclass(frozen=True, eq=False)
-class Reconstruction:
-    """Sums over rows y and over what a head misses of them, ``e = y - head(x)``, in float64.
-
-    Attributes:
-        sums: The number of rows, ``sum |e|^2`` and ``sum |y|^2``.
-        missed: ``sum e``.
-        there: ``sum y``.
-    """
-
-    sums: Float[Tensor, " 3"]
-    missed: Float[Tensor, " width"]
-    there: Float[Tensor, " width"]
-
-    @classmethod
-    def of(
-        cls, made: Float[Tensor, "rows width"], y: Float[Tensor, "rows width"]
-    ) -> "Reconstruction":
-        """Sum over the rows of a batch."""
-        error, rows = (y - made).double(), y.double()
-        sums = torch.stack([error.new_tensor(len(y)), error.square().sum(), rows.square().sum()])
-        return cls(sums, error.sum(dim=0), rows.sum(dim=0))
-
-    def __add__(self, other: "Reconstruction") -> "Reconstruction":
-        return Reconstruction(
-            self.sums + other.sums, self.missed + other.missed, self.there + other.there
-        )
-
-    def reduced(self, summed: Callable[[Tensor], Tensor]) -> "Reconstruction":
-        """Return the sums over all devices, which ``summed`` computes of a tensor."""
-        return Reconstruction(summed(self.sums), summed(self.missed), summed(self.there))
-
-    def r2(self, mean: Float[Tensor, " width"]) -> float:
-        """Return ``1 - sum |e|^2 / sum |y - m|^2``; 0 where nothing varies.
-
-        Args:
-            mean: m, of the rows that the head was fitted on.
-        """
-        n, missed, total = self.sums.tolist()
-        m = mean.to(self.there)
-        return _share(missed, total - 2 * float(m @ self.there) + n * float(m @ m))
-
-    def centred_r2(self) -> float:
-        """Return the same of differences, of which a constant error is no part."""
-        n, missed, total = self.sums.tolist()
-        missed -= float(self.missed @ self.missed) / n
-        return _share(missed, total - float(self.there @ self.there) / n)
-
-
-def _share(missed: float, there: float) -> float:
-    return 1 - missed / there if there > 0 else 0.0
-
-
 STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Of the ridge that a skip starts as."""
 
@@ -144,15 +85,46 @@ class Losses(NamedTuple):
     behaviour: Float[Tensor, ""]
 
 
-class HeadPair(nn.Module):
-    """A head from one space to its counterpart in the other model, and one that leads back.
+class Space(NamedTuple):
+    """A space of one model and its counterpart in the other.
 
-    Args:
-        width: Of the space that the head starts in.
-        out: Of its counterpart.
-        hidden: Of each head's MLP.
-        both: Whether there is a head that leads back.
-        generator: Draws the MLPs.
+    Attributes:
+        x: The label of the rows that the head takes.
+        y: The label of the rows that it gives.
+        gradients: The labels of the gradients with respect to x and y; None without.
+        is_input: Whether it holds module inputs, which count as they are; module outputs count
+            only in their differences.
+    """
+
+    x: str
+    y: str
+    gradients: tuple[str, str] | None
+    is_input: bool
+
+    @property
+    def label(self) -> str:
+        """A name for reports."""
+        return f"{self.x} > {self.y}"
+
+
+def input_space(source: Site, target: Site) -> Space:
+    """Return the space of two sites' inputs, from the target to the source."""
+    x, y = Tap.input(target).label_on("target"), Tap.input(source).label_on("source")
+    return Space(x, y, None, is_input=True)
+
+
+def output_space(source: Site, target: Site, gradients: bool = False) -> Space:
+    """Return the space of two sites' outputs, from the source to the target."""
+    x, y = Tap.output(source).label_on("source"), Tap.output(target).label_on("target")
+    g_x, g_y = Tap.gradient(source).label_on("source"), Tap.gradient(target).label_on("target")
+    return Space(x, y, (g_x, g_y) if gradients else None, is_input=False)
+
+
+class HeadPair(nn.Module):
+    """A head from a space to its counterpart in the other model, and one that leads back.
+
+    ``width`` is that of x, ``out`` that of y, ``hidden`` that of each head's MLP; without ``both``
+    no head leads back.
 
     Attributes:
         x_mean: Of the rows that the skips were solved from; likewise ``y_mean``.
@@ -165,9 +137,16 @@ class HeadPair(nn.Module):
     y_power: Tensor
 
     def __init__(
-        self, width: int, out: int, hidden: int, both: bool, generator: torch.Generator
+        self,
+        space: Space,
+        width: int,
+        out: int,
+        hidden: int,
+        both: bool,
+        generator: torch.Generator,
     ) -> None:
         super().__init__()
+        self.space = space
         self.head = ProjectionHead(width, out, hidden, generator)
         self.back = ProjectionHead(out, width, hidden, generator) if both else None
         for name, size in (("x", width), ("y", out)):
@@ -179,10 +158,7 @@ class HeadPair(nn.Module):
     ) -> LinearMap:
         """Set the skips by closed forms, and return the head's.
 
-        Args:
-            samples: Moments of x and y.
-            gradients: Moments of the gradients with respect to x and y, where they are known.
-            weight: Of the gradients beside the samples.
+        Moments of the gradients with respect to x and y count by their weight, where given.
         """
         centred = samples.centred()
         found = (
@@ -201,20 +177,10 @@ class HeadPair(nn.Module):
         self.y_power.fill_(max(float(centred.train.yy.trace()) / rows, _TINY))
         return found
 
-    def losses(
-        self,
-        x: Float[Tensor, "rows x"],
-        y: Float[Tensor, "rows y"],
-        gradients: tuple[Float[Tensor, "rows x"], Float[Tensor, "rows y"]] | None,
-    ) -> Losses:
-        """Return the losses of a batch of paired rows.
-
-        Args:
-            x: Rows of the space that the head starts in.
-            y: Rows of its counterpart.
-            gradients: With respect to both, where they are known.
-        """
-        x = x.detach().requires_grad_(gradients is not None)
+    def losses(self, batch: Mapping[str, Tensor]) -> Losses:
+        """Return the losses of a batch of paired rows, given by their labels."""
+        x, y, labels = batch[self.space.x], batch[self.space.y], self.space.gradients
+        x = x.detach().requires_grad_(labels is not None)
         made = self.head(x)
         zero = made.new_zeros(())
         cycle, behaviour = zero, zero
@@ -222,8 +188,8 @@ class HeadPair(nn.Module):
         if self.back is not None:
             cycle = _power(self.back(made) - x) / self.x_power
             reconstruction = reconstruction + _power(self.back(y) - x) / self.x_power
-        if gradients is not None:
-            g_x, g_y = gradients
+        if labels is not None:
+            g_x, g_y = (batch[label] for label in labels)
             (carried,) = torch.autograd.grad(made, x, g_y, create_graph=True)
             behaviour = _power(carried - g_x) / _power(g_x).clamp_min(1e-30)
         return Losses(reconstruction, cycle, behaviour)
@@ -243,27 +209,6 @@ _START_ROWS = 20_000
 """Rows from which skips are solved at most; held-out rows, a quarter."""
 
 
-class Space(NamedTuple):
-    """A space of one model, its counterpart in the other, and the heads between them.
-
-    Attributes:
-        label: A name for reports.
-        heads: From x to y, and back.
-        x: The label of the rows that the head takes.
-        y: The label of the rows that it gives.
-        gradients: The labels of the gradients with respect to x and y; None without.
-        is_input: Whether it holds module inputs, which count as they are; module outputs count
-            only in their differences.
-    """
-
-    label: str
-    heads: HeadPair
-    x: str
-    y: str
-    gradients: tuple[str, str] | None
-    is_input: bool
-
-
 class Heads(nn.Module):
     """Input projections, from the target's inputs to the source's, and output projections back.
 
@@ -278,7 +223,7 @@ class Heads(nn.Module):
 
     Attributes:
         pairs: The pairs of sites.
-        spaces: Every space once.
+        by_space: The heads of each space, by its label: first those of inputs.
     """
 
     def __init__(
@@ -287,62 +232,58 @@ class Heads(nn.Module):
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
         self.pairs: list[SitePair] = frame.site_pairs()
-        self._inputs: dict[SitePair, HeadPair] = {}
-        self._outputs: dict[SitePair, HeadPair] = {}
         self.gradients = gradients
+        inputs: dict[SitePair, HeadPair] = {}
+        outputs: dict[SitePair, HeadPair] = {}
         for source, target in self.pairs:
             (out_s, in_s), (out_t, in_t) = frame.source.shapes[source], frame.target.shapes[target]
             shared = input_pair(source, target)
-            if shared not in self._inputs:
-                self._inputs[shared] = HeadPair(in_t, in_s, hidden, both, generator)
-            self._outputs[source, target] = HeadPair(out_s, out_t, hidden, both, generator)
-        self.input_projections = nn.ModuleDict(
-            {_name(pair): head for pair, head in self._inputs.items()}
+            if shared not in inputs:
+                space = input_space(*shared)
+                inputs[shared] = HeadPair(space, in_t, in_s, hidden, both, generator)
+            space = output_space(source, target, gradients)
+            outputs[source, target] = HeadPair(space, out_s, out_t, hidden, both, generator)
+        self.input_projections, self.output_projections = (
+            nn.ModuleDict({_name(pair): heads for pair, heads in side.items()})
+            for side in (inputs, outputs)
         )
-        self.output_projections = nn.ModuleDict(
-            {_name(pair): head for pair, head in self._outputs.items()}
-        )
-        self.spaces = [*self._input_spaces(), *self._output_spaces()]
+        self.by_space = {
+            heads.space.label: heads for heads in (*inputs.values(), *outputs.values())
+        }
 
     def input_heads(self, source: Site, target: Site) -> HeadPair:
         """Return the heads between the inputs of two sites; q, k and v share them."""
-        return self._inputs[input_pair(source, target)]
+        return self.by_space[input_space(source, target).label]
 
     def output_heads(self, source: Site, target: Site) -> HeadPair:
         """Return the heads between the outputs of two sites."""
-        return self._outputs[source, target]
+        return self.by_space[output_space(source, target).label]
 
     def taps(self) -> tuple[list[Tap], list[Tap]]:
         """Return which taps of the source and of the target the training needs."""
-        taps: tuple[dict[Tap, None], dict[Tap, None]] = ({}, {})
-        for pair in self.pairs:
-            for side, site in zip(taps, pair, strict=True):
-                side[Tap.input(site)] = side[Tap.output(site)] = None
-                if self.gradients:
-                    side[Tap.gradient(site)] = None
-        return list(taps[0]), list(taps[1])
+        kinds = (Tap.input, Tap.output, *([Tap.gradient] if self.gradients else []))
+        source, target = (
+            list(dict.fromkeys(kind(site) for site in sites for kind in kinds))
+            for sites in zip(*self.pairs, strict=True)
+        )
+        return source, target
 
     def start(self, rows: ActivationRows, weight: float) -> dict[str, float]:
-        """Solve all skips, and return the held-out R^2 of each space's.
+        """Solve all skips from rows of the taps, and return the held-out R^2 of each space's.
 
-        Args:
-            rows: Of the taps that :meth:`taps` names.
-            weight: Of gradients beside activations.
+        ``weight`` is that of gradients beside activations.
         """
         found = {}
-        for space in self.spaces:
+        for label, heads in self.by_space.items():
+            space = heads.space
             samples = _moments(rows, space.x, space.y)
             gradients = None if space.gradients is None else _moments(rows, *space.gradients)
-            found[space.label] = space.heads.start(samples, gradients, weight).error.r2
+            found[label] = heads.start(samples, gradients, weight).error.r2
         return found
 
     def losses(self, batch: Mapping[str, Tensor]) -> Losses:
         """Return the losses of a batch, means over the spaces."""
-        parts = []
-        for space in self.spaces:
-            labels = space.gradients
-            gradients = None if labels is None else (batch[labels[0]], batch[labels[1]])
-            parts.append(space.heads.losses(batch[space.x], batch[space.y], gradients))
+        parts = [heads.losses(batch) for heads in self.by_space.values()]
         return Losses(*(torch.stack(part).mean() for part in zip(*parts, strict=True)))
 
     def frozen(self) -> "Heads":
@@ -352,32 +293,6 @@ class Heads(nn.Module):
             for weight in self.parameters()
         }
         return copy.deepcopy(self, memo)
-
-    def _input_spaces(self) -> Iterator[Space]:
-        for (source, target), heads in self._inputs.items():
-            x, y = Tap.input(target).label_on("target"), Tap.input(source).label_on("source")
-            yield Space(input_label(source, target), heads, x, y, None, is_input=True)
-
-    def _output_spaces(self) -> Iterator[Space]:
-        for (source, target), heads in self._outputs.items():
-            x, y = Tap.output(source).label_on("source"), Tap.output(target).label_on("target")
-            towards = (
-                Tap.gradient(source).label_on("source"),
-                Tap.gradient(target).label_on("target"),
-            )
-            gradients = towards if self.gradients else None
-            yield Space(output_label(source, target), heads, x, y, gradients, is_input=False)
-
-
-def input_label(source: Site, target: Site) -> str:
-    """Return the name of the space of two sites' inputs."""
-    source, target = input_pair(source, target)
-    return f"{Tap.input(target).label_on('target')} > {Tap.input(source).label_on('source')}"
-
-
-def output_label(source: Site, target: Site) -> str:
-    """Return the name of the space of two sites' outputs."""
-    return f"{Tap.output(source).label_on('source')} > {Tap.output(target).label_on('target')}"
 
 
 def _name(pair: SitePair) -> str:
@@ -393,19 +308,50 @@ def _moments(rows: ActivationRows, x: str, y: str) -> SplitMoments:
     return SplitMoments(train, held_out)
 
 
+def reconstruction_sums(
+    made: Float[Tensor, "rows width"], y: Float[Tensor, "rows width"]
+) -> Float[Tensor, " sums"]:
+    """Return sums over rows y and over what a head misses of them, ``e = y - made``, in float64.
+
+    ``n, sum |e|^2, sum |y|^2, sum e, sum y`` as one vector: those of batches and devices add up.
+    """
+    error, rows = (y - made).double(), y.double()
+    totals = torch.stack([error.new_tensor(len(y)), error.square().sum(), rows.square().sum()])
+    return torch.cat([totals, error.sum(dim=0), rows.sum(dim=0)])
+
+
+def reconstruction_r2(
+    sums: Float[Tensor, " sums"], mean: Float[Tensor, " width"] | None = None
+) -> float:
+    """Return ``1 - sum |e|^2 / sum |y - m|^2``; 0 where nothing varies.
+
+    Args:
+        sums: As of :func:`reconstruction_sums`.
+        mean: m, of the rows that the head was fitted on. None: only differences count, of which
+            a constant error is no part.
+    """
+    n, missed, total = sums[:3].tolist()
+    error, rows = sums[3:].chunk(2)
+    if mean is None:
+        missed -= float(error @ error) / n
+        total = total - float(rows @ rows) / n
+    else:
+        m = mean.to(rows)
+        total = total - 2 * float(m @ rows) + n * float(m @ m)
+    return 1 - missed / total if total > 0 else 0.0
+
+
 class HeadR2:
     """The R^2 of all heads on held-out text, defined as that of the linear mappers is.
 
-    Args:
-        linear: Of the skips that the heads started as, by space.
-        trained: Of the heads.
+    By space: of the skips that the heads started as, and of the heads.
     """
 
     def __init__(
         self, linear: Mapping[str, float] | None = None, trained: Mapping[str, float] | None = None
     ) -> None:
         self.linear, self.trained = dict(linear or {}), dict(trained or {})
-        self._sums: dict[str, Reconstruction] = {}
+        self._sums: dict[str, Tensor] = {}
 
     def begin(self) -> None:
         """Forget the rows of the epoch before."""
@@ -413,22 +359,15 @@ class HeadR2:
 
     def add(self, heads: Heads, batch: Mapping[str, Tensor]) -> None:
         """Add a batch of held-out rows."""
-        for space in heads.spaces:
-            part = Reconstruction.of(space.heads.head(batch[space.x]), batch[space.y])
-            known = self._sums.get(space.label)
-            self._sums[space.label] = part if known is None else known + part
+        for label, pair in heads.by_space.items():
+            part = reconstruction_sums(pair.head(batch[pair.space.x]), batch[pair.space.y])
+            self._sums[label] = self._sums[label] + part if label in self._sums else part
 
     def end(self, heads: Heads, summed: Callable[[Tensor], Tensor]) -> None:
-        """Compute the R^2 of the rows.
-
-        Args:
-            heads: The heads.
-            summed: Sums a tensor over all devices.
-        """
-        for space in heads.spaces:
-            sums = self._sums[space.label].reduced(summed)
-            r2 = sums.r2(space.heads.y_mean) if space.is_input else sums.centred_r2()
-            self.trained[space.label] = r2
+        """Compute the R^2 of the rows; ``summed`` sums a tensor over all devices."""
+        for label, pair in heads.by_space.items():
+            mean = pair.y_mean if pair.space.is_input else None
+            self.trained[label] = reconstruction_r2(summed(self._sums[label]), mean)
 
     def facts(self, pairs: Iterable[SitePair]) -> dict[str, Any]:
         """Return ``input_r2`` and ``output_r2`` of each pair of sites, and their means.
@@ -441,8 +380,8 @@ class HeadR2:
             found = {}
             for prefix, r2 in (("", self.trained), ("linear_", self.linear)):
                 if r2:
-                    found[f"{prefix}input_r2"] = r2[input_label(source, target)]
-                    found[f"{prefix}output_r2"] = r2[output_label(source, target)]
+                    found[f"{prefix}input_r2"] = r2[input_space(source, target).label]
+                    found[f"{prefix}output_r2"] = r2[output_space(source, target).label]
             fits.setdefault(target.label, {})[source.label] = found
         every = [found for feeds in fits.values() for found in feeds.values()]
         means = {name: sum(found[name] for found in every) / len(every) for name in every[0]}

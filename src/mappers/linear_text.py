@@ -27,42 +27,41 @@ from ..models.capture import readings
 from ..models.hooks import Tap, tap_widths
 from ..models.loading import BaseModel
 from ..models.statistics import PairStatistics, RunningTotals, TapPair, layer_blocks
-from .base import Report
-from .from_text import ROLES, CorpusMapper, Feed, PairFrame, SitePair, input_pair
+from .base import Report, dropped_facts
+from .from_text import ROLES, CorpusMapper, PairFrame, SitePair, input_pair
 
 
 @dataclass(frozen=True, eq=False)
 class InputProjection:
-    """The map M of a module's inputs, ``x_S ~ M x_T``.
+    """The map M of a module's inputs, ``x_S ~ M x_T``, float32 on the CPU.
 
     Attributes:
-        matrix: M, float32.
+        matrix: M.
         strength: Of its ridge; None without one.
         r2: On held-out text.
-        error: What M leaves unexplained, direction by direction.
+        residual: What M leaves unexplained, direction by direction, and of what ``covariance``:
+            as in :class:`HeldOutError`.
     """
 
     matrix: Float[Tensor, "source target"]
     strength: float | None
     r2: float
-    error: HeldOutError
+    residual: Float[Tensor, "source source"]
+    covariance: Float[Tensor, "source source"]
 
     @classmethod
     def of(cls, fit: LinearMap) -> "InputProjection":
-        """Keep a map in float32 on the CPU."""
-        error = HeldOutError(_kept(fit.error.residual), _kept(fit.error.covariance))
-        return cls(_kept(fit.matrix), fit.strength, fit.error.r2, error)
+        """Keep a fitted map."""
+        error = fit.error
+        residual, covariance = _kept(error.residual), _kept(error.covariance)
+        return cls(_kept(fit.matrix), fit.strength, error.r2, residual, covariance)
 
 
 @dataclass(frozen=True, eq=False)
 class OutputProjection:
-    """The map N of a module's outputs, ``dy_T ~ N dy_S``.
+    """The map N of a module's outputs, ``dy_T ~ N dy_S``, float32 on the CPU.
 
-    Attributes:
-        matrix: N, float32.
-        strength: Of its ridge; None without one.
-        r2: On held-out text.
-        gradient_r2: Of the gradients that it carries back, on held-out text; None without any.
+    ``gradient_r2`` is that of held-out gradients which it carries back; None without any.
     """
 
     matrix: Float[Tensor, "target source"]
@@ -71,9 +70,9 @@ class OutputProjection:
     gradient_r2: float | None = None
 
     @classmethod
-    def of(cls, fit: LinearMap, gradient_r2: float | None = None) -> "OutputProjection":
-        """Keep a map in float32 on the CPU."""
-        return cls(_kept(fit.matrix), fit.strength, fit.error.r2, gradient_r2)
+    def of(cls, fit: LinearMap) -> "OutputProjection":
+        """Keep a fitted map."""
+        return cls(_kept(fit.matrix), fit.strength, fit.error.r2, fit.gradient_r2)
 
 
 def _kept(matrix: Tensor) -> Tensor:
@@ -87,14 +86,13 @@ class FittedMaps:
     inputs: dict[SitePair, InputProjection] = field(default_factory=dict)
     outputs: dict[SitePair, OutputProjection] = field(default_factory=dict)
 
-    def carried(self, update: LowRank, source: Site, target: Site) -> LowRank:
-        """Return ``N B A M`` by its factors, of the update's own rank and scale."""
-        a = update.A.float() @ self.inputs[input_pair(source, target)].matrix
-        return LowRank(a, self.outputs[source, target].matrix @ update.B.float(), update.scale)
+    def of(self, source: Site, target: Site) -> tuple[InputProjection, OutputProjection]:
+        """Return both projections of a pair of sites."""
+        return self.inputs[input_pair(source, target)], self.outputs[source, target]
 
     def facts(self, source: Site, target: Site) -> dict[str, float]:
         """Return what was chosen and measured for a pair of sites."""
-        into, out = self.inputs[input_pair(source, target)], self.outputs[source, target]
+        into, out = self.of(source, target)
         facts = {
             "input_r2": into.r2,
             "output_r2": out.r2,
@@ -107,35 +105,18 @@ class FittedMaps:
     def state(self) -> dict[str, Any]:
         """Return everything as plain data and tensors."""
         return {
-            "input_projections": {
-                _label(pair): {
-                    "matrix": into.matrix,
-                    "strength": into.strength,
-                    "r2": into.r2,
-                    "residual": into.error.residual,
-                    "covariance": into.error.covariance,
-                }
-                for pair, into in self.inputs.items()
-            },
-            "output_projections": {
-                _label(pair): dict(vars(out)) for pair, out in self.outputs.items()
-            },
+            "input_projections": {_label(pair): vars(kept) for pair, kept in self.inputs.items()},
+            "output_projections": {_label(pair): vars(kept) for pair, kept in self.outputs.items()},
         }
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> "FittedMaps":
         """Return what :meth:`state` describes."""
-        inputs = {
-            _pair(label): InputProjection(
-                kept["matrix"],
-                kept["strength"],
-                kept["r2"],
-                HeldOutError(kept["residual"], kept["covariance"]),
-            )
-            for label, kept in state["input_projections"].items()
-        }
-        outputs = state["output_projections"].items()
-        return cls(inputs, {_pair(label): OutputProjection(**kept) for label, kept in outputs})
+        inputs, outputs = (state[f"{kind}_projections"].items() for kind in ("input", "output"))
+        return cls(
+            {_pair(label): InputProjection(**kept) for label, kept in inputs},
+            {_pair(label): OutputProjection(**kept) for label, kept in outputs},
+        )
 
 
 def _label(pair: SitePair) -> str:
@@ -147,39 +128,9 @@ def _pair(label: str) -> SitePair:
     return Site.from_label(source), Site.from_label(target)
 
 
-@dataclass(frozen=True)
-class WeightNorms:
-    """Frobenius norms of the weights of two models, which say how large an update is beside them.
+def weight_norms(model: BaseModel, sites: Iterable[Site]) -> dict[Site, float]:
+    """Return the Frobenius norms of weights, which say how large an update is beside them."""
 
-    Attributes:
-        source: Of the source's modules.
-        target: Of the target's.
-    """
-
-    source: Mapping[Site, float]
-    target: Mapping[Site, float]
-
-    @classmethod
-    def of(cls, source: BaseModel, target: BaseModel, frame: PairFrame) -> "WeightNorms":
-        """Measure the target's sites and those of the source that feed them."""
-        feeds = frame.feeds()
-        feeding = {site for found in feeds.values() for site, _ in found}
-        return cls(_norms(source, feeding), _norms(target, feeds))
-
-    def matched(
-        self, update: LowRank, site: Site, adapter: LoraAdapter, feeds: Iterable[Feed]
-    ) -> LowRank:
-        """Return an update rescaled to be as large, relative to its weight, as its sources.
-
-        ``|dW_T| / |W_T| = sum_l |w_l| |dW_l| / |W_l|`` over the layers that feed it; an update of
-        zeros stays as it is.
-        """
-        wanted = sum(abs(w) * adapter[s].norm() / self.source[s] for s, w in feeds)
-        norm = update.norm()
-        return update.scaled(wanted * self.target[site] / norm) if norm > 0 else update
-
-
-def _norms(model: BaseModel, sites: Iterable[Site]) -> dict[Site, float]:
     def norm(site: Site) -> float:
         weight = model.network.get_parameter(f"{site.module_name}.weight")
         return float(torch.linalg.vector_norm(weight, dtype=torch.float64))
@@ -202,10 +153,7 @@ class Gathered(NamedTuple):
         return self._moments(Tap.output(source), Tap.output(target)).centred()
 
     def gradients(self, source: Site, target: Site) -> SplitMoments:
-        """Return the moments of the gradients with respect to what two sites write, as they are.
-
-        Only of a mapper whose :meth:`LinearTextMapper.tap_pairs` ask for them.
-        """
+        """Return the moments of gradients with respect to what two sites write, if asked for."""
         return self._moments(Tap.gradient(source), Tap.gradient(target))
 
     def _moments(self, source: Tap, target: Tap) -> SplitMoments:
@@ -249,13 +197,6 @@ class LinearTextMapper(CorpusMapper):
         match_norm: Whether each update is rescaled to be as large beside its weight as it was in
             the source.
         memory_gb: Gigabytes that statistics may take.
-
-    Attributes:
-        maps: The projections.
-        norms: Of the two models' weights.
-
-    Raises:
-        ConfigurationError: a role does not exist, or there is none.
     """
 
     is_linear: ClassVar[bool] = True
@@ -273,7 +214,8 @@ class LinearTextMapper(CorpusMapper):
             {"min_r2": min_r2, "match_norm": match_norm, "memory_gb": memory_gb}
         )
         self.maps = FittedMaps()
-        self.norms = WeightNorms({}, {})
+        self.source_norms: dict[Site, float] = {}
+        self.target_norms: dict[Site, float] = {}
         self._mapped: Report = {}
         self._blocks: tuple[tuple[TapPair, ...], ...] = ()
         self.automatic_optimization = False
@@ -288,10 +230,6 @@ class LinearTextMapper(CorpusMapper):
     @abstractmethod
     def fit_output(self, source: Site, target: Site, gathered: Gathered) -> LinearMap:
         """Return the map from what a source site writes to what a target site writes."""
-
-    def output_projection(self, source: Site, target: Site, gathered: Gathered) -> OutputProjection:
-        """Return the fitted output map with what the report says of it."""
-        return OutputProjection.of(self.fit_output(source, target, gathered))
 
     def tap_pairs(self, source: Site, target: Site) -> tuple[TapPair, ...]:
         """Return where the models are read for a pair of sites."""
@@ -320,7 +258,9 @@ class LinearTextMapper(CorpusMapper):
         self.trainer.fit_loop.max_epochs = len(self._blocks)
         # In inference mode there are no gradients, which readings may be asked for.
         self.trainer.fit_loop.epoch_loop.val_loop.inference_mode = False
-        self.norms = WeightNorms.of(models.source, models.target, frame)
+        feeding = {source for source, _ in frame.site_pairs()}
+        self.source_norms = weight_norms(models.source, feeding)
+        self.target_norms = weight_norms(models.target, frame.feeds())
 
     def on_train_epoch_start(self) -> None:
         """Take up what was gathered before for this epoch's layers."""
@@ -375,7 +315,8 @@ class LinearTextMapper(CorpusMapper):
             shared = input_pair(source, target)
             if shared not in self.maps.inputs:
                 self.maps.inputs[shared] = InputProjection.of(self.fit_input(*shared, gathered))
-            self.maps.outputs[source, target] = self.output_projection(source, target, gathered)
+            fit = self.fit_output(source, target, gathered)
+            self.maps.outputs[source, target] = OutputProjection.of(fit)
 
     def _key(self) -> str:
         """Return what this device's statistics depend on."""
@@ -394,11 +335,7 @@ class LinearTextMapper(CorpusMapper):
             checkpoint[self.checkpoint_key]["state"] = self.fitted_state()
 
     def map(self, adapter: LoraAdapter) -> LoraAdapter:
-        """Return the target adapter, in float32.
-
-        Raises:
-            AdapterError: the adapter does not fit, or all of it is left out.
-        """
+        """Return the target adapter, in float32."""
         frame = self.frame
         terms = {
             target: [self._term(adapter, target, *feed) for feed in feeds]
@@ -415,8 +352,9 @@ class LinearTextMapper(CorpusMapper):
                 "to null"
             )
         used = [term.source for every in kept.values() for term in every]
+        feeding = {term.source for every in terms.values() for term in every}
         self._mapped = {
-            **frame.dropped(adapter),
+            **dropped_facts(adapter, feeding),
             "repeated_sites": len(used) - len(set(used)),
             "left_out": [
                 f"{term.source.label} > {target.label}"
@@ -432,13 +370,13 @@ class LinearTextMapper(CorpusMapper):
         return LoraAdapter(mapped, frame.target_name)
 
     def _term(self, adapter: LoraAdapter, target: Site, source: Site, weight: float) -> _Term:
-        given = adapter[source]
-        update = self.maps.carried(given, source, target)
-        error = self.maps.inputs[input_pair(source, target)].error
+        given, (into, out) = adapter[source], self.maps.of(source, target)
+        a, b = given.A.float(), given.B.float()
+        update = LowRank(a @ into.matrix, out.matrix @ b, given.scale)
         facts = self.maps.facts(source, target)
         # A itself would count directions by the gauge: with B = Q R, |B A x| = |R A x| for every x.
-        rows = torch.linalg.qr(given.B.float()).R @ given.A.float()
-        facts["restricted_r2"] = error.restricted_r2(rows)
+        error = HeldOutError(into.residual, into.covariance)
+        facts["restricted_r2"] = error.restricted_r2(torch.linalg.qr(b).R @ a)
         before = given.norm()
         if before > 0:
             facts["kept_norm"] = update.norm() / before
@@ -448,22 +386,25 @@ class LinearTextMapper(CorpusMapper):
         return self.min_r2 is None or term.facts["restricted_r2"] > self.min_r2
 
     def _joined(self, adapter: LoraAdapter, target: Site, terms: Sequence[_Term]) -> LowRank:
-        """Return the weighted sum of what feeds a target site."""
+        """Return the weighted sum of what feeds a target site, of the norm that is asked for."""
         if len(terms) == 1:
             update = terms[0].update.scaled(terms[0].weight)
         else:
             update = stacked([term.update for term in terms], [term.weight for term in terms])
         if not self.match_norm:
             return update
-        feeds = [(term.source, term.weight) for term in terms]
-        return self.norms.matched(update, target, adapter, feeds)
+        # |dW_T| / |W_T| = sum_l |w_l| |dW_l| / |W_l| over the layers that feed it.
+        wanted = sum(
+            abs(t.weight) * adapter[t.source].norm() / self.source_norms[t.source] for t in terms
+        )
+        norm = update.norm()
+        return update.scaled(wanted * self.target_norms[target] / norm) if norm > 0 else update
 
     def report(self) -> Report:
         """Return how well text predicts each site, and what became of the last adapter there."""
         frame = self.frame
         return {
-            "roles": [role.value for role in frame.roles],
-            "pairing": [[list(feed) for feed in feeds] for feeds in frame.pairing.feeds],
+            **frame.report(),
             "fits": {
                 target.label: {s.label: self.maps.facts(s, target) for s, _ in feeds}
                 for target, feeds in frame.feeds().items()
@@ -473,7 +414,7 @@ class LinearTextMapper(CorpusMapper):
 
     def fitted_state(self) -> dict[str, Any]:
         """Return maps, norms and frame."""
-        norms = (self.norms.source, self.norms.target)
+        norms = (self.source_norms, self.target_norms)
         return {
             "frame": self.described.state(),
             "maps": self.maps.state(),
@@ -484,11 +425,10 @@ class LinearTextMapper(CorpusMapper):
         """Take back maps, norms and frame."""
         self._frame = PairFrame.from_state(state["frame"])
         self.maps = FittedMaps.from_state(state["maps"])
-        source, target = (
-            {Site.from_label(label): float(norm) for label, norm in side.items()}
+        self.source_norms, self.target_norms = (
+            {Site.from_label(label): norm for label, norm in side.items()}
             for side in state["norms"]
         )
-        self.norms = WeightNorms(source, target)
 
 
 def _facts(adapter: LoraAdapter, update: LowRank, terms: Sequence[_Term]) -> dict[str, Any]:

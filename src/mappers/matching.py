@@ -6,11 +6,26 @@ touch; :mod:`~loraport.mappers.unit_matching` tells how the plans are found.
 
 from typing import ClassVar
 
-from ..adapters import LoraAdapter, LowRank, Site
+import torch
+
+from ..adapters import LowRank, Role, Site
 from ..alignment.permutations import Aligner, AxisPlan, ExactPlan, LinearAssignment
-from ..exceptions import ConfigurationError
-from .base import SitePairs, WeightMapper
-from .unit_matching import MINIMUM, OUTPUT_PROJECTIONS, LayerAxes, residual_axis
+from ..models.architectures import HeadShape
+from .base import WeightMapper, check_least
+from .unit_matching import (
+    ATTENTION,
+    MINIMUM,
+    MLP,
+    OUTPUT_PROJECTIONS,
+    Axis,
+    CoordinateDescent,
+    head_axes,
+    log_frequencies,
+    mlp_axis,
+    residual_axis,
+    rope_plan,
+    site_similarity,
+)
 
 _EXACT = ExactPlan()
 
@@ -34,9 +49,6 @@ class OptimalTransportMapper(WeightMapper):
         sweeps: Of coordinate descent, at most.
         tokens: Shared tokens by whose embeddings the residual streams are matched, at most.
 
-    Raises:
-        ConfigurationError: there are no sweeps, or too few tokens.
-
     Source: Singh and Jaggi, 2020 (OTFusion); for transformers: Imfeld et al., 2023.
     """
 
@@ -46,37 +58,53 @@ class OptimalTransportMapper(WeightMapper):
         self, plan: Aligner = _EXACT, seed: int = 0, sweeps: int = 100, tokens: int = 8192
     ) -> None:
         super().__init__()
-        for option, value, least in (("sweeps", sweeps, 1), ("tokens", tokens, MINIMUM)):
-            if value < least:
-                raise ConfigurationError(f"mapper.{option} is {value}; it takes {least} or more")
+        check_least(1, sweeps=sweeps)
+        check_least(MINIMUM, tokens=tokens)
         self.align, self.seed, self.sweeps, self.tokens = plan, seed, sweeps, tokens
-        self._layer: LayerAxes | None = None
 
-    def prepare(self, adapter: LoraAdapter, pairs: SitePairs) -> None:
-        """Match the dimensions of the residual streams.
-
-        Raises:
-            ModelError: the tokenizers share too few strings.
-        """
+    def prepare(self, pairs: dict[Site, Site]) -> None:
+        """Match the dimensions of the residual streams."""
         axis = residual_axis(self.pair, self.tokens, self.align)
-        self._residual: AxisPlan = axis.plan
-        self._layer = None
+        self._residual = axis.plan
+        self._layers: tuple[int, int] | None = None
         self.note_whole(residual=dict(axis.facts))
 
     def map_site(self, source: Site, target: Site, update: LowRank) -> LowRank:
         """Return the update whose factors follow the plans of the axes that the site joins."""
-        layer = self._layer
-        if layer is None or (layer.source, layer.target) != (source.layer, target.layer):
-            layer = self._layer = LayerAxes(
-                *(self.pair, source.layer, target.layer, self._residual),
-                *(self.align, self.seed, self.sweeps),
-            )
-        inside = layer.inside(source.role)
+        if self._layers != (source.layer, target.layer):
+            self._layers, self._axes = (source.layer, target.layer), dict[Role, Axis]()
+        if source.role not in self._axes:
+            self._axes |= self._inside(source, target)
+        inside = self._axes[source.role]
         self.note(target, **inside.facts)
         read, written = self._residual, inside.plan
         if source.role in OUTPUT_PROJECTIONS:
             read, written = written, read
         return LowRank(read.input(update.A), written.output(update.B), update.scale)
+
+    def _inside(self, source: Site, target: Site) -> dict[Role, Axis]:
+        """Return the axes of the block that two sites are in.
+
+        One weight of each model is in memory at a time, and the similarities of the block.
+        """
+        roles = MLP if source.role in MLP else ATTENTION
+        similarity = {
+            role: site_similarity(
+                self.pair, Site(source.layer, role), Site(target.layer, role), self._residual
+            )
+            for role in roles
+        }
+        if roles == MLP:
+            return dict.fromkeys(MLP, mlp_axis(similarity, self.align))
+        ours, theirs = self.pair.source.config, self.pair.target.config
+        heads = HeadShape.of(ours), HeadShape.of(theirs)
+        rope = rope_plan(
+            log_frequencies(ours, source.layer, heads[0].dims),
+            log_frequencies(theirs, target.layer, heads[1].dims),
+        )
+        generator = torch.Generator().manual_seed(self.seed)
+        descent = CoordinateDescent(self.align, self.sweeps, generator)
+        return head_axes(similarity, *heads, AxisPlan(rope.joint.to(self.pair.device)), descent)
 
 
 class RebasinMapper(OptimalTransportMapper):

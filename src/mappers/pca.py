@@ -6,7 +6,6 @@ principal components. A mapper predicts an adapter's K target scores from its K 
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -17,7 +16,7 @@ from ..adapters import Site
 from ..alignment import PrincipalScores
 from ..data import AnchorBatch
 from ..exceptions import ConfigurationError
-from .base import Report
+from .base import Report, check_least
 from .from_anchors import (
     STRENGTHS,
     AnchorMapper,
@@ -30,8 +29,7 @@ from .from_anchors import (
 from .ridge import mean_squares, normalised_sum
 
 
-@dataclass(frozen=True, eq=False)
-class SiteComponents:
+class SiteComponents(NamedTuple):
     """The leading components of a target site and of the source site it is paired with."""
 
     source: PrincipalScores
@@ -47,16 +45,14 @@ def fit_components(
         ConfigurationError: there are too few anchors for so many components, or none are asked.
     """
     anchors = next(iter(target.values())).shape[0]
-    if components < 1:
-        raise ConfigurationError(f"mapper.components is {components}; it takes 1 or more")
+    check_least(1, components=components)
     if components > anchors - 1:
         raise ConfigurationError(
             f"mapper.components is {components}, but {anchors} anchors span at most "
             f"{anchors - 1} components; set mapper.components={max(anchors - 1, 1)} or lower, or "
             "add anchors"
         )
-    used = dict.fromkeys(pairing[site] for site in target)
-    sources = {site: PrincipalScores.fit(source[site], components) for site in used}
+    sources = {site: PrincipalScores.fit(source[site], components) for site in {*pairing.values()}}
     return {
         site: SiteComponents(sources[pairing[site]], PrincipalScores.fit(gram, components))
         for site, gram in target.items()
@@ -208,14 +204,14 @@ class PCAMLPMapper(AnchorMapper):
     ) -> None:
         super().__init__(space)
         self.save_hyperparameters(
-            dict(
-                components=components,
-                width=width,
-                lr=lr,
-                weight_decay=weight_decay,
-                dropout=dropout,
-                seed=seed,
-            )
+            {
+                "components": components,
+                "width": width,
+                "lr": lr,
+                "weight_decay": weight_decay,
+                "dropout": dropout,
+                "seed": seed,
+            }
         )
         with torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -284,16 +280,11 @@ class PCAMLPMapper(AnchorMapper):
     def on_fit_start(self) -> None:
         """Fit the frame on the training anchors, and look up every anchor's coordinates in it."""
         self.fit(self.data.training_anchors)
-        anchors = self.data.anchors
-        inner = {
-            site: self.gram(anchors.source, self.anchors.source, site)
-            for site in set(self.source_site.values())
-        }
+        every, fitted = self.data.anchors, self.anchors
+        inner = self.inner(every.source, fitted.source)
         self._x = self._coordinates(inner).to(self.device)
-        rows = [
-            frame.pair.target.project(self.gram(anchors.target, self.anchors.target, site))
-            for site, frame in self._frames.items()
-        ]
+        targets = self.inner(every.target, fitted.target)
+        rows = [frame.pair.target.project(targets[site]) for site, frame in self._frames.items()]
         self._y = torch.stack(rows, dim=1).float().to(self.device)
         frames = self._frames.values()
         self._turns = torch.stack([f.target_turn for f in frames]).float().to(self.device)

@@ -10,11 +10,10 @@ from torch import Tensor
 from ..adapters import Site
 from ..alignment.linear_maps import LinearMap, Rotated, SplitMoments
 from ..alignment.procrustes import AnchorLocks
-from ..exceptions import ConfigurationError
 from ..models.capture import Activations, readings
 from ..models.hooks import Tap
 from ..models.statistics import TapPair
-from .base import Report
+from .base import Report, check_least
 from .linear_text import Gathered, LinearOptions, LinearTextMapper
 
 
@@ -31,9 +30,6 @@ class ProcrustesMapper(LinearTextMapper):
             cannot keep; None for plain rotations.
         anchors: Tokens that are locked, of the first batch of the training text.
         options: See :class:`~loraport.mappers.linear_text.LinearTextMapper`.
-
-    Raises:
-        ConfigurationError: a role does not exist, or the number of anchors is not positive.
     """
 
     name: ClassVar[str] = "procrustes"
@@ -47,10 +43,7 @@ class ProcrustesMapper(LinearTextMapper):
         **options: Unpack[LinearOptions],
     ) -> None:
         super().__init__(**options)
-        if anchors < 1:
-            raise ConfigurationError(
-                f"mapper.anchors is {anchors}; it takes a positive number of tokens, such as 256"
-            )
+        check_least(1, anchors=anchors)
         self.rule, self.locks, self.anchors = rule or Rotated(), locks, anchors
         # The rule and the locks, which are no plain data, are in the fitted state.
         self.save_hyperparameters({"anchors": anchors})
@@ -70,14 +63,14 @@ class ProcrustesMapper(LinearTextMapper):
         count = len(batch.source_places)
         # Evenly spread over the batch.
         chosen = torch.linspace(0, count - 1, min(count, self.anchors)).round().long()
-        pairs, models = self._totals.train.pairs, self.models
+        sides = (
+            (self.models.source, batch.source, batch.source_places),
+            (self.models.target, batch.target, batch.target_places),
+        )
         self._anchors = tuple(
-            dict(readings(model.network, tokens, at.cpu()[chosen], [pair[side] for pair in pairs]))
-            for side, (model, tokens, at) in enumerate(
-                (
-                    (models.source, batch.source, batch.source_places),
-                    (models.target, batch.target, batch.target_places),
-                )
+            dict(readings(model.network, tokens, at.cpu()[chosen], list(taps)))
+            for (model, tokens, at), taps in zip(
+                sides, zip(*self._totals.train.pairs, strict=True), strict=True
             )
         )
 

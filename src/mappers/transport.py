@@ -21,7 +21,6 @@ from ..alignment.linear_maps import (
     Ridge,
     SplitMoments,
     TwoSidedRidge,
-    gradient_r2,
 )
 from ..alignment.moments import PairedMoments
 from ..exceptions import ConfigurationError
@@ -29,7 +28,7 @@ from ..models.architectures import HeadShape
 from ..models.hooks import Tap
 from ..models.statistics import TapPair
 from .from_anchors import checked_strengths
-from .linear_text import Gathered, LinearOptions, LinearTextMapper, OutputProjection
+from .linear_text import Gathered, LinearOptions, LinearTextMapper
 from .unit_matching import log_frequencies
 
 _TURNED = (Role.Q, Role.K)
@@ -48,9 +47,6 @@ class TransportMapper(LinearTextMapper):
         rope_blocks: Whether the outputs of q and k are mapped head by head, by one scaled rotation
             of each pair of dimensions that turn together (:class:`RopeBlocks`).
         options: See :class:`~loraport.mappers.linear_text.LinearTextMapper`.
-
-    Raises:
-        ConfigurationError: a role does not exist, or a strength is not positive and finite.
     """
 
     name: ClassVar[str] = "transport"
@@ -106,9 +102,6 @@ class AdjointTransportMapper(LinearTextMapper):
         behaviour: Weight of the gradients' error beside that of the outputs, each relative to
             what there is to explain; 0 is ridge regression on outputs alone.
         options: See :class:`~loraport.mappers.linear_text.LinearTextMapper`.
-
-    Raises:
-        ConfigurationError: a role does not exist, or a number is out of its range.
     """
 
     name: ClassVar[str] = "adjoint_transport"
@@ -143,11 +136,6 @@ class AdjointTransportMapper(LinearTextMapper):
         outputs, gradients = (of(source, target) for of in (gathered.outputs, gathered.gradients))
         return self.two_sided.forward(outputs, gradients)
 
-    def output_projection(self, source: Site, target: Site, gathered: Gathered) -> OutputProjection:
-        """Return the fitted output map with how well it carries held-out gradients back."""
-        fit = self.fit_output(source, target, gathered)
-        return OutputProjection.of(fit, gradient_r2(fit.matrix, gathered.gradients(source, target)))
-
 
 class _Turns(NamedTuple):
     """The best complex factor of every pair of dimensions between every two heads."""
@@ -171,10 +159,8 @@ class RopeBlocks:
     and models of other rotary bases have partners.
 
     Attributes:
-        source: The source's heads.
-        target: The target's heads.
-        pairs: For each pair of the target's dimensions the source's, as of
-            :func:`nearest_frequencies`.
+        source: The source's heads; likewise ``target``.
+        pairs: For each pair of the target's dimensions the source's of nearest frequency.
     """
 
     source: HeadShape
@@ -182,12 +168,9 @@ class RopeBlocks:
     pairs: Int[Tensor, " target_pairs"]
 
     def fit(self, role: Role, moments: Mapping[Role, SplitMoments]) -> LinearMap:
-        """Return the map of a role's outputs.
+        """Return the map of the outputs of Q or K, from moments of centred outputs.
 
-        Args:
-            role: Q or K.
-            moments: Of the centred outputs, x the source's; of both Q and K the heads are
-                matched by both.
+        Given those of both, the heads are matched by both.
         """
         turns = {each: self._turns(each, part.train) for each, part in moments.items()}
         heads = self._partners(role, turns)
@@ -251,10 +234,5 @@ class RopeBlocks:
 def nearest_frequencies(
     source: Float[Tensor, " source_pairs"], target: Float[Tensor, " target_pairs"]
 ) -> Int[Tensor, " target_pairs"]:
-    """Return the source's pair of nearest frequency for each of the target's.
-
-    Args:
-        source: Logarithms of the frequencies of the source's pairs.
-        target: Those of the target's.
-    """
+    """Return the source's pair of nearest frequency for each of the target's, from logarithms."""
     return (target[:, None] - source).abs().argmin(dim=1)

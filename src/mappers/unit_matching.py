@@ -8,24 +8,22 @@ The story of a match, in the order of this file:
 2. Every other axis lies inside a block between an input projection (q, k, v, gate, up), whose rows
    are the units, and an output projection (o, down), whose columns are; with the residual streams
    matched the units of two models can be compared (:func:`site_similarity`).
-3. The units of an MLP are matched by gate, up and down together.
+3. The units of an MLP are matched by gate, up and down together (:func:`mlp_axis`).
 4. In attention, dimensions of queries and keys stay with their rotary frequency
    (:func:`rope_plan`). Query heads and value dimensions are matched in turn within each pair of
    groups (:class:`CoordinateDescent`), then the groups by what that reached (:func:`head_axes`).
-5. :class:`LayerAxes` has the axes of one layer of the source and one of the target.
 """
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property, reduce
-from operator import add
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PretrainedConfig
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from ..adapters import Role, Site
@@ -56,8 +54,8 @@ def shared_tokens(
     Args:
         source: One model.
         target: The other one.
-        limit: How many to return at most; of more, every n-th in the order of the source's ids,
-            which is about that of how often they occur.
+        limit: Of more, every n-th is taken in the order of the source's ids, which is about that
+            of how often they occur.
 
     Raises:
         ModelError: fewer than :data:`MINIMUM` strings are shared.
@@ -83,23 +81,16 @@ def _texts(model: StreamedWeights) -> dict[bytes, int]:
     special = set(tokenizer.all_special_ids)
     special |= {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     embedded = int(model.config.vocab_size)
-    texts: dict[bytes, int] = {}
-    decoder = _decoder(tokenizer)
-    for token, number in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]):
-        if number in special or number >= embedded:
-            continue
-        text = _text(token, decoder)
-        if text:
-            texts.setdefault(text, number)
-    return texts
-
-
-def _decoder(tokenizer: PreTrainedTokenizerBase) -> bytes:
-    """Return what the tokenizer's decoder consists of, as JSON; empty where it has none."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:  # A tokenizer that transformers runs by sentencepiece itself.
-        return _SENTENCEPIECE_SPACE.encode()
-    return b"" if backend.decoder is None else backend.decoder.__getstate__()
+        decoder = _SENTENCEPIECE_SPACE.encode()
+    else:  # What the decoder consists of, as JSON.
+        decoder = b"" if backend.decoder is None else backend.decoder.__getstate__()
+    texts: dict[bytes, int] = {}
+    for token, number in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]):
+        if number not in special and number < embedded and (text := _text(token, decoder)):
+            texts.setdefault(text, number)
+    return texts
 
 
 def _text(token: str, decoder: bytes) -> bytes:
@@ -113,30 +104,19 @@ def _text(token: str, decoder: bytes) -> bytes:
     return token.encode()
 
 
-@dataclass(frozen=True, eq=False)
-class Axis:
-    """A plan for the units of an axis, and facts about it for the report.
-
-    Attributes:
-        plan: Which units correspond.
-        facts: The plan's statistics and how it was reached.
-    """
+class Axis(NamedTuple):
+    """A plan for the units of an axis, with its statistics and how it was reached."""
 
     plan: AxisPlan
     facts: Mapping[str, float | int]
 
 
 def residual_axis(pair: BasePair, tokens: int, align: Aligner) -> Axis:
-    """Match the dimensions by how the embeddings of shared tokens correlate.
+    """Match the dimensions by how the embeddings of at most so many shared tokens correlate.
 
     With an RMSNorm's gain in front of every input projection, the symmetries of a residual stream
     are the signed permutations: dimensions are matched by the absolute value of their correlation,
     and a pair that is correlated negatively gets the sign -1.
-
-    Args:
-        pair: The base models.
-        tokens: How many shared tokens to use at most.
-        align: Makes a plan of the absolute correlations.
 
     Raises:
         ModelError: the tokenizers share too few strings.
@@ -163,22 +143,18 @@ def _standardised(embedding: Float[Tensor, "tokens width"]) -> Float[Tensor, "to
 
 OUTPUT_PROJECTIONS = (Role.O, Role.DOWN)
 """The roles that write the residual stream; the others read it behind an RMSNorm."""
+MLP = (Role.GATE, Role.UP, Role.DOWN)
+ATTENTION = (Role.Q, Role.K, Role.V, Role.O)
 
 
 def site_similarity(
     pair: BasePair, source: Site, target: Site, residual: AxisPlan
 ) -> UnitSimilarity:
-    """Compare the units inside two blocks by one module's weights.
+    """Compare the units inside two blocks by the weights of a module of one role in each.
 
     The units are the rows of an input projection, with the gain of the RMSNorm in front folded
-    in, or the columns of an output projection. The source's weights are
-    carried over to the target's residual stream first.
-
-    Args:
-        pair: The base models.
-        source: A module of the source.
-        target: The module of the same role in the target.
-        residual: Which of the two residual streams' dimensions correspond.
+    in, or the columns of an output projection. The source's weights are carried over to the
+    target's residual stream first.
 
     Raises:
         ModelError: a weight cannot be read.
@@ -195,6 +171,17 @@ def _units(
     return weight.mT if gain is None else weight * gain.to(device)
 
 
+def mlp_axis(similarity: Mapping[Role, UnitSimilarity], align: Aligner) -> Axis:
+    """Match the units of two MLPs: one permutation, without signs, as the gate is no odd function.
+
+    The similarities are of the rows of gate and up, and of the columns of down.
+    """
+    whole = similarity[Role.GATE] + similarity[Role.UP] + similarity[Role.DOWN]
+    plan = align(whole)
+    objective = float((plan.weights * whole.inner).sum())
+    return Axis(plan, plan.statistics(whole) | {"objective": objective})
+
+
 def rope_plan(
     source: Float[Tensor, " source_pairs"], target: Float[Tensor, " target_pairs"]
 ) -> AxisPlan:
@@ -205,9 +192,7 @@ def rope_plan(
     to one of about its own frequency. Heads of the same width are matched dimension by
     dimension, whatever their base frequencies.
 
-    Args:
-        source: Logarithms of the frequencies of the source's pairs.
-        target: Those of the target's.
+    Both arguments are logarithms of frequencies (:func:`log_frequencies`).
     """
     # Squares, under which the best assignment between two lists of one length keeps their order.
     gaps = (source[:, None] - target).square()
@@ -218,12 +203,7 @@ def rope_plan(
 def log_frequencies(config: PretrainedConfig, layer: int, dims: int) -> Float[Tensor, " pairs"]:
     """Return the logarithms of a layer's rotary frequencies, ``-(2 i / dims) log(theta)``.
 
-    What stretches frequencies for long contexts is left out.
-
-    Args:
-        config: The model's config.
-        layer: Counted from 0.
-        dims: Width of a head.
+    What stretches frequencies for long contexts is left out; ``dims`` is the width of a head.
     """
     steps = torch.arange(dims // 2, dtype=torch.float64)
     return -2 * steps / dims * math.log(rope_theta(config, layer))
@@ -290,15 +270,11 @@ class GroupPair:
         return rows.inner.reshape(-1, ours, rows.inner.shape[1] // theirs, theirs)
 
 
-@dataclass(frozen=True, eq=False)
-class GroupFit:
-    """The result of coordinate descent for a pair of groups.
+class GroupFit(NamedTuple):
+    """Which query heads and value dimensions of a pair of groups correspond.
 
-    Attributes:
-        heads: Which query heads correspond.
-        dims: Which dimensions of the values correspond.
-        value: The sum of inner products over everything that is matched.
-        sweeps: In which sweep that was reached.
+    ``value`` is the sum of inner products over everything that is matched, reached in sweep
+    ``sweeps``.
     """
 
     heads: AxisPlan
@@ -327,10 +303,11 @@ class CoordinateDescent:
         """Return the matchings of a pair of groups, beginning with those in stored order."""
         device = pair.k.inner.device
         ours, theirs = pair.k.inner.shape
-        heads = AxisPlan.leading(
-            pair.q.inner.shape[0] // ours, pair.q.inner.shape[1] // theirs, device
+        counts = pair.q.inner.shape[0] // ours, pair.q.inner.shape[1] // theirs
+        heads, dims = (
+            AxisPlan(torch.eye(*shape, device=device)) for shape in (counts, (ours, theirs))
         )
-        best = GroupFit(heads, AxisPlan.leading(ours, theirs, device), -float("inf"), 0)
+        best = GroupFit(heads, dims, -float("inf"), 0)
         for sweep in range(1, self.sweeps + 1):
             heads, dims = best.heads, best.dims
             for coordinate in torch.randperm(2, generator=self.generator).tolist():
@@ -370,19 +347,14 @@ def head_axes(
         The axis that q, k and v write inside the block, and that o reads.
     """
 
-    def part(role: Role, ours: int, theirs: int) -> UnitSimilarity:
-        return similarity[role].block(source.rows(role, ours), target.rows(role, theirs))
+    def group_pair(ours: int, theirs: int) -> GroupPair:
+        q, k, v, o = (
+            similarity[role].block(source.rows(role, ours), target.rows(role, theirs))
+            for role in ATTENTION
+        )
+        return GroupPair(q, k, v, o, rope)
 
-    pairs = [
-        [
-            GroupPair(
-                *(part(Role.Q, i, j), part(Role.K, i, j), part(Role.V, i, j), part(Role.O, i, j)),
-                rope,
-            )
-            for j in range(target.groups)
-        ]
-        for i in range(source.groups)
-    ]
+    pairs = [[group_pair(i, j) for j in range(target.groups)] for i in range(source.groups)]
     fits = [[descent.fit(pair) for pair in row] for row in pairs]
     groups = UnitSimilarity(
         torch.tensor([[fit.value for fit in row] for row in fits]),
@@ -390,89 +362,23 @@ def head_axes(
         torch.tensor([pair.squared()[1] for pair in pairs[0]]),
     )
     weights = descent.align(groups).weights
-    keys = [[rope.weights for _ in row] for row in fits]
-    values = [[fit.dims.weights for fit in row] for row in fits]
-    queries = [[torch.kron(fit.heads.weights, rope.weights) for fit in row] for row in fits]
-    attended = [[torch.kron(fit.heads.weights, fit.dims.weights) for fit in row] for row in fits]
     facts = {
         "objective": float((weights * groups.inner).sum()),
         "sweeps": max(fit.sweeps for row in fits for fit in row),
     }
-    axes = {}
-    blocks = {Role.Q: queries, Role.K: keys, Role.V: values, Role.O: attended}
-    for role, block in blocks.items():
-        plan = _joined(weights, block)
-        axes[role] = Axis(plan, plan.statistics(similarity[role]) | facts)
-    return axes
 
+    def axis(role: Role, block: Callable[[GroupFit], Tensor]) -> Axis:
+        """The plan of all rows: each pair of groups' own, by the weight of the pair."""
+        rows = [
+            torch.cat([weight * block(fit) for weight, fit in zip(line, row, strict=True)], dim=1)
+            for line, row in zip(weights.tolist(), fits, strict=True)
+        ]
+        plan = AxisPlan(torch.cat(rows))
+        return Axis(plan, plan.statistics(similarity[role]) | facts)
 
-def _joined(groups: Float[Tensor, "ours theirs"], blocks: list[list[Tensor]]) -> AxisPlan:
-    """Return the plan of all rows: each pair of groups' own, by the weight of the pair."""
-    rows = [
-        torch.cat([weight * block for weight, block in zip(weights, row, strict=True)], dim=1)
-        for weights, row in zip(groups.tolist(), blocks, strict=True)
-    ]
-    return AxisPlan(torch.cat(rows))
-
-
-_MLP = (Role.GATE, Role.UP, Role.DOWN)
-_ATTENTION = (Role.Q, Role.K, Role.V, Role.O)
-
-
-@dataclass(frozen=True, eq=False)
-class LayerAxes:
-    """The units of the MLP, and the heads of attention, of two paired layers.
-
-    Only the blocks that are asked for are matched. One weight of each model is in memory at a
-    time, and the similarities of the block at hand.
-
-    Attributes:
-        pair: The base models.
-        source: The source's layer.
-        target: The target's layer.
-        residual: Which dimensions of the residual streams correspond.
-        align: Makes a plan of a similarity.
-        seed: Of the order of coordinate descent.
-        sweeps: Of coordinate descent at most.
-    """
-
-    pair: BasePair
-    source: int
-    target: int
-    residual: AxisPlan
-    align: Aligner
-    seed: int
-    sweeps: int
-
-    def inside(self, role: Role) -> Axis:
-        """Return the axis that an input projection writes, or an output projection reads."""
-        return self._units if role in _MLP else self._heads[role]
-
-    @cached_property
-    def _units(self) -> Axis:
-        """The MLP's units: one permutation, without signs, as the gate is no odd function."""
-        similarity = reduce(add, (self._similarity(role) for role in _MLP))
-        plan = self.align(similarity)
-        objective = float((plan.weights * similarity.inner).sum())
-        return Axis(plan, plan.statistics(similarity) | {"objective": objective})
-
-    @cached_property
-    def _heads(self) -> dict[Role, Axis]:
-        models = self.pair.source, self.pair.target
-        source, target = (HeadShape.of(model.config) for model in models)
-        rope = rope_plan(
-            log_frequencies(models[0].config, self.source, source.dims),
-            log_frequencies(models[1].config, self.target, target.dims),
-        )
-        generator = torch.Generator().manual_seed(self.seed)
-        return head_axes(
-            {role: self._similarity(role) for role in _ATTENTION},
-            source,
-            target,
-            AxisPlan(rope.joint.to(self.pair.device)),
-            CoordinateDescent(self.align, self.sweeps, generator),
-        )
-
-    def _similarity(self, role: Role) -> UnitSimilarity:
-        source, target = Site(self.source, role), Site(self.target, role)
-        return site_similarity(self.pair, source, target, self.residual)
+    return {
+        Role.Q: axis(Role.Q, lambda fit: torch.kron(fit.heads.weights, rope.weights)),
+        Role.K: axis(Role.K, lambda fit: rope.weights),
+        Role.V: axis(Role.V, lambda fit: fit.dims.weights),
+        Role.O: axis(Role.O, lambda fit: torch.kron(fit.heads.weights, fit.dims.weights)),
+    }

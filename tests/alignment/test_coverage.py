@@ -19,7 +19,6 @@ from loraport.alignment.similarity import (
     RbfCka,
     Rsa,
     Svcca,
-    linear_cka,
 )
 
 MEASURES = [MutualKnn(5), Jaccard(5), LinearCka(), RbfCka(), Rsa(), Svcca(3)]
@@ -62,10 +61,6 @@ class TestEveryMeasure:
         assert float(found.certain.max()) == 0
         assert float(found.calibrated.mean()) < 0.05
         assert found.null.shape == (60, 3, 4)
-        again = layer_map(measure, target, source, permutations=60, seed=1)
-        assert torch.equal(found.null, again.null)
-        other = layer_map(measure, target, source, permutations=60, seed=2)
-        assert not torch.equal(found.null, other.null)
 
     def test_related_layers_have(self, measure) -> None:
         source = layers(60, 12, 4, 0)
@@ -82,11 +77,11 @@ def test_a_pair_is_calibrated_by_the_95th_percentile_of_permuted_rows() -> None:
     x = gaussian(40, 6, 0)
     y = x @ gaussian(6, 5, 1) + gaussian(40, 5, 2)
     found = layer_map(LinearCka(), [y], [x], permutations=50, seed=3)
-    raw = linear_cka(x, y)
-    tau = np.quantile([linear_cka(x, y[order]) for order in row_orders(40, 50, 3)], 0.95)
+    compared = LinearCka().compare([y], [x])
+    raw = float(compared(torch.arange(40)))
+    tau = np.quantile([float(compared(order)) for order in row_orders(40, 50, 3)], 0.95)
     assert float(found.raw) == pytest.approx(raw, abs=1e-5)
     assert float(found.calibrated) == pytest.approx((raw - tau) / (1 - tau), abs=1e-5)
-    assert float(found.best) == pytest.approx((raw - tau) / (1 - tau), abs=1e-5)
     assert 0.1 < float(found.calibrated) < raw
 
 
@@ -96,15 +91,6 @@ def test_an_outlying_row_is_in_the_null_or_one_of_many() -> None:
     for measure in (MutualKnn(), LinearCka()):
         assert float(layer_map(measure, [x], [y], permutations=40).certain) < 0.3
     assert float(layer_map(MutualKnn(), [x], [y], permutations=40).calibrated) < 0.02
-
-
-def test_maxima_are_taken_inside_each_permutation() -> None:
-    null = torch.zeros(100, 1, 2)
-    # Each column alone exceeds 0.5 in 4 permutations, which is not one in twenty; together 8 do.
-    null[:4, 0, 0] = null[4:8, 0, 1] = 0.5
-    found = LayerMap(torch.tensor([[0.75, 0.4]]).double(), null.double())
-    torch.testing.assert_close(found.calibrated, torch.tensor([[0.75, 0.4]]).double())
-    torch.testing.assert_close(found.best, torch.tensor([0.5]).double())
 
 
 def test_certain_scores_exceed_every_permutation() -> None:
@@ -148,7 +134,6 @@ class TestCoverage:
         found = coverage(self.written(scores))
         assert found.in_band.tolist() == found.covered.tolist() == [True, True, False, False]
         assert found.share == 0.5
-        assert coverage(self.written(scores), band=1.0).share == 1
 
     def test_layers_without_a_score_do_not_count(self) -> None:
         scores = torch.eye(4) * torch.tensor([0.9, 0.009, 0.9, 0.001])
@@ -164,24 +149,19 @@ class TestCoverage:
         assert depth_band(1, 9)[0].nonzero()[:, 0].tolist() == [6, 7, 8]
 
 
-class TestIdentification:
-    @both
-    def test_planted_counterparts_are_found_again_and_noise_is_not(self, measure) -> None:
-        source = layers(120, 30, 6, 1)
-        found = layer_identification(measure, turned(source[1::2], 40), source)
-        assert (found.accuracy, found.within_one, found.chance) == (1, 1, 1 / 3)
-        noise = layer_identification(measure, layers(120, 30, 8, 1), layers(120, 30, 8, 2))
-        assert noise.accuracy <= 0.5
+@both
+def test_planted_counterparts_are_found_again_but_not_noise_or_a_favourite_layer(measure) -> None:
+    source = layers(120, 30, 6, 1)
+    assert layer_identification(measure, turned(source[1::2], 40), source) == 1
+    noise = layers(120, 30, 8, 1), layers(120, 30, 8, 2)
+    assert layer_identification(measure, *noise) <= 0.5
+    favourite = [source[2] + 0.01 * layer for layer in layers(120, 30, 5, 9)]
+    assert layer_identification(measure, favourite, source) <= 0.4
 
-    @both
-    def test_one_favourite_layer_identifies_nothing(self, measure) -> None:
-        source = layers(120, 30, 6, 1)
-        target = [source[2] + 0.01 * layer for layer in layers(120, 30, 5, 9)]
-        assert layer_identification(measure, target, source).accuracy <= 0.4
 
-    def test_halves_are_drawn_by_the_seed(self) -> None:
-        target, source = layers(60, 10, 12, 1), layers(60, 10, 12, 2)
-        seeds = (0, 1, 2, 3, 4, 5, 3)
-        found = [layer_identification(LinearCka(), target, source, seed) for seed in seeds]
-        assert len({one.accuracy for one in found}) > 1
-        assert found[3] == found[6]
+def test_halves_are_drawn_by_the_seed() -> None:
+    target, source = layers(60, 10, 12, 1), layers(60, 10, 12, 2)
+    seeds = (0, 1, 2, 3, 4, 5, 3)
+    found = [layer_identification(LinearCka(), target, source, seed) for seed in seeds]
+    assert len(set(found)) > 1
+    assert found[3] == found[6]

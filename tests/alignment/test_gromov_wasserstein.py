@@ -37,8 +37,3 @@ def test_rows_are_limited_and_the_seed_decides() -> None:
     assert found.rows == 15
     assert found == gromov_wasserstein(x, y, rows=15, epsilons=(0.1,))
     assert found != gromov_wasserstein(x, y, rows=15, epsilons=(0.1,), seed=1)
-
-
-def test_single_row_is_refused() -> None:
-    with pytest.raises(ValueError, match="1 rows"):
-        gromov_wasserstein(torch.ones(1, 3), torch.ones(1, 3))

@@ -131,16 +131,6 @@ def test_planted_rotation_carries_an_update_exactly(
     assert min(m.error.r2, n.error.r2) > 0.9999
 
 
-def test_planted_linear_map_is_recovered_to_1e4() -> None:
-    x, reader, writer = drawn(400, 10), drawn(10, 8, seed=1), drawn(6, 9, seed=2)
-    outputs, update = drawn(400, 6, seed=3), drawn(6, 8, seed=4)
-    # x_S = M x_T, so that the target's inputs are those drawn.
-    m = WEAK.backward(*split(x @ reader, x)).matrix
-    n = WEAK.forward(*split(outputs, outputs @ writer).centred()).matrix
-    expected = writer.mT @ update @ reader.mT
-    assert float((n @ update @ m - expected).norm() / expected.norm()) < 1e-4
-
-
 def test_rotation_is_the_same_in_both_directions() -> None:
     x, y = drawn(60, 5), drawn(60, 7, seed=1)
     train, held_out = split(x, y)
@@ -215,23 +205,6 @@ def test_a_planted_map_is_recovered_though_inputs_are_fewer_than_dimensions() ->
     torch.testing.assert_close(x[:4] @ small.A.mT @ small.B.mT, y[:4], rtol=1e-4, atol=1e-4)
 
 
-def test_held_out_samples_choose_the_strength() -> None:
-    x, y = samples(10, seed=0, noise=8.0)
-    other = samples(500, seed=20, noise=8.0)
-    train, held_out = PairedMoments.of(x, y), PairedMoments.of(*other)
-    strengths = [1e-6, 1e-3, 1e-1, 1.0, 100.0]
-    shares = {}
-    for strength in strengths:
-        fit = reduced_rank_regression(train, held_out, 3, [strength])
-        left = (other[1] - other[0] @ fit.A.mT @ fit.B.mT).square().sum()
-        shares[strength] = float(1 - left / other[1].square().sum())
-        assert fit.r2 == pytest.approx(shares[strength])
-    chosen = reduced_rank_regression(train, held_out, 3, strengths)
-    assert chosen.r2 == pytest.approx(max(shares.values()))
-    assert shares[chosen.strength] == max(shares.values())
-    assert chosen.strength > min(strengths)
-
-
 def test_what_exceeds_the_dimensions_is_zero() -> None:
     moments = PairedMoments.of(*samples(ROWS, seed=0))
     fit = reduced_rank_regression(moments, moments, Y + 4, [0.1])
@@ -243,20 +216,32 @@ def test_what_exceeds_the_dimensions_is_zero() -> None:
     torch.testing.assert_close(fit.B @ fit.A, whole.B @ whole.A)
 
 
-def test_nothing_to_explain_is_no_map() -> None:
+def test_held_out_samples_choose_the_strength() -> None:
+    x, y = samples(10, seed=0, noise=8.0)
+    other = samples(500, seed=20, noise=8.0)
+    train, held_out = PairedMoments.of(x, y), PairedMoments.of(*other)
+    shares = {}
+    for strength in (1e-6, 1e-3, 1e-1, 1.0, 100.0):
+        fit = reduced_rank_regression(train, held_out, 3, [strength])
+        left = (other[1] - other[0] @ fit.A.mT @ fit.B.mT).square().sum()
+        shares[strength] = float(1 - left / other[1].square().sum())
+        assert fit.r2 == pytest.approx(shares[strength])
+    chosen = reduced_rank_regression(train, held_out, 3, list(shares))
+    assert chosen.r2 == pytest.approx(max(shares.values()))
+    assert shares[chosen.strength] == max(shares.values())
+    assert chosen.strength > min(shares)
+
+
+def test_nothing_to_explain_is_no_map_and_a_singular_problem_is_refused() -> None:
     x, _ = samples(ROWS, seed=0)
     moments = PairedMoments.of(x, torch.zeros(ROWS, Y, dtype=torch.float64))
     fit = reduced_rank_regression(moments, moments, 2, [0.1, 1.0])
     assert not (fit.B @ fit.A).any()
     assert fit.r2 == 0.0
-
-
-def test_a_singular_problem_is_refused() -> None:
-    x, y = samples(3, seed=0)
     x[:, 0] = 0
-    moments = PairedMoments.of(x, y)
+    few = PairedMoments.of(x[:3], x[:3, :Y])
     with pytest.raises(ValueError, match="singular at strength 0"):
-        reduced_rank_regression(moments, moments, 2, [0.0])
+        reduced_rank_regression(few, few, 2, [0.0])
 
 
 SAMPLES, CUT = 120, 90
@@ -293,21 +278,6 @@ def test_it_is_scipys_solution_of_the_sylvester_equation(weight: float, strength
     expected = torch.from_numpy(solve_sylvester(left.numpy(), right.numpy(), wanted.numpy()))
     torch.testing.assert_close(found.matrix, expected, rtol=1e-9, atol=1e-9)
     assert found.strength == strength
-
-
-def test_it_minimises_both_errors_together() -> None:
-    outputs, gradients = noisy()
-    found = TwoSidedRidge(0.7, (1e-12,)).forward(outputs, gradients).matrix
-    y, g = (part[:CUT] for part in carried(0.5))
-    x, y = (part - part.mean(dim=0) for part in (OUTPUTS[:CUT], y))
-
-    matrix = found.clone().requires_grad_()
-    forward = (y - x @ matrix.mT).square().sum() / y.square().sum()
-    back = (g - GRADIENTS[:CUT] @ matrix).square().sum() / g.square().sum()
-    (slope,) = torch.autograd.grad(forward + 0.7 * back, matrix)
-    (alone,) = torch.autograd.grad((y - x @ matrix.mT).square().sum() / y.square().sum(), matrix)
-    assert slope.norm() < 1e-9
-    assert alone.norm() > 1e-3
 
 
 @pytest.mark.parametrize("strengths", [(0.1,), (1e-4, 1e-2, 1.0)])
@@ -347,14 +317,8 @@ def test_strength_is_that_of_least_held_out_loss() -> None:
         losses[strength] = float(forward + 2 * back)
     assert found.strength == min(losses, key=lambda s: losses[s])
     assert found.strength not in (min(strengths), max(strengths))
-
-
-def test_gradient_r2_is_that_of_held_out_rows() -> None:
-    _, gradients = noisy()
-    g = carried(0.5)[1][CUT:]
-    missed = (g - GRADIENTS[CUT:] @ PLANTED).square().sum() / g.square().sum()
-    assert gradient_r2(PLANTED, gradients) == pytest.approx(1 - float(missed))
-    assert gradient_r2(torch.zeros_like(PLANTED), gradients) == pytest.approx(0)
+    missed = (g - GRADIENTS[CUT:] @ found.matrix).square().sum() / g.square().sum()
+    assert found.gradient_r2 == pytest.approx(1 - float(missed))
 
 
 def test_without_gradients_it_is_a_map_of_outputs() -> None:
@@ -364,11 +328,3 @@ def test_without_gradients_it_is_a_map_of_outputs() -> None:
     found = TwoSidedRidge(1.0, (0.1,)).forward(outputs, nothing)
     torch.testing.assert_close(found.matrix, Ridge((0.1,)).forward(*outputs).matrix)
     assert not TwoSidedRidge().forward(nothing, nothing).matrix.any()
-
-
-def test_no_strength_is_refused() -> None:
-    outputs, gradients = noisy()
-    with pytest.raises(ValueError, match="at least one strength"):
-        Ridge(()).forward(*outputs)
-    with pytest.raises(ValueError, match="at least one strength"):
-        TwoSidedRidge(1.0, ()).forward(outputs, gradients)

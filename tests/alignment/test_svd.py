@@ -29,9 +29,10 @@ def rebuilt(svd: TruncatedSvd) -> Tensor:
     return svd.U * svd.S @ svd.V.mT
 
 
-def assert_orthonormal(columns: Tensor) -> None:
-    identity = torch.eye(columns.shape[1])
-    torch.testing.assert_close(columns.mT @ columns, identity, rtol=0, atol=1e-5)
+def assert_orthonormal(*bases: Tensor) -> None:
+    for columns in bases:
+        identity = torch.eye(columns.shape[1])
+        torch.testing.assert_close(columns.mT @ columns, identity, rtol=0, atol=1e-5)
 
 
 def least_cosine(one: Tensor, other: Tensor) -> float:
@@ -54,8 +55,7 @@ def test_it_agrees_with_the_full_decomposition(shape: tuple[int, int]) -> None:
     torch.testing.assert_close(
         matrix @ svd.V[:, :10], svd.U[:, :10] * svd.S[:10], rtol=0, atol=5e-3
     )
-    assert_orthonormal(svd.U)
-    assert_orthonormal(svd.V)
+    assert_orthonormal(svd.U, svd.V)
     assert svd.energy == pytest.approx(float(s.square().sum()), rel=1e-6)
     assert svd.kept == pytest.approx(float(s[:20].square().sum() / s.square().sum()), rel=1e-3)
 
@@ -72,7 +72,7 @@ def test_power_iterations_bring_it_nearer_to_a_flat_spectrum() -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("rank", [85, 90, 1000])
+@pytest.mark.parametrize("rank", [85, 1000])
 def test_it_is_exact_where_the_rank_reaches_the_smaller_side(
     shape: tuple[int, int], rank: int
 ) -> None:
@@ -85,27 +85,23 @@ def test_it_is_exact_where_the_rank_reaches_the_smaller_side(
         torch.testing.assert_close(rebuilt(svd), matrix, rtol=0, atol=1e-6)
         assert svd.kept == pytest.approx(1.0, abs=1e-6)
     assert svd.kept <= 1.0
-    assert_orthonormal(svd.U)
-    assert_orthonormal(svd.V)
+    assert_orthonormal(svd.U, svd.V)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("rank", [3, 8, 20, 90])
-def test_low_rank_matrix_comes_back_whole(shape: tuple[int, int], rank: int) -> None:
-    matrix = low_rank(*shape, rank=3)
+@pytest.mark.parametrize("rank", [3, 20, 90])
+def test_low_rank_matrix_comes_back_whole(rank: int) -> None:
+    matrix = low_rank(200, 90, rank=3)
     svd = randomised_svd(matrix, rank, oversampling=4)
     torch.testing.assert_close(rebuilt(svd), matrix, rtol=0, atol=1e-4)
     assert float(svd.S[3:].sum()) < 1e-3 * float(svd.S[0])
-    assert_orthonormal(svd.U)
-    assert_orthonormal(svd.V)
+    assert_orthonormal(svd.U, svd.V)
 
 
 @pytest.mark.parametrize("rank", [5, 90])
 def test_matrix_of_zeros_has_singular_values_of_zero(rank: int) -> None:
     svd = randomised_svd(torch.zeros(200, 90), rank)
     assert (bool(svd.S.any()), svd.energy, svd.kept) == (False, 0, 1)
-    assert_orthonormal(svd.U)
-    assert_orthonormal(svd.V)
+    assert_orthonormal(svd.U, svd.V)
 
 
 @pytest.mark.parametrize("scale", [1e-18, 1e15])
@@ -122,8 +118,7 @@ def test_a_dominant_direction_does_not_swallow_the_others() -> None:
     s[0] = 1e4
     svd = randomised_svd((u[:, :150] * s @ vh).float(), 10, oversampling=20)
     torch.testing.assert_close(svd.S.double(), s[:10], rtol=5e-3, atol=0)
-    assert_orthonormal(svd.V)
-    assert_orthonormal(svd.U)
+    assert_orthonormal(svd.U, svd.V)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
@@ -136,8 +131,7 @@ def test_any_floating_dtype_is_taken(dtype: torch.dtype) -> None:
     torch.testing.assert_close(svd.S, reference.S, rtol=tolerance, atol=0)
     assert least_cosine(svd.U, reference.U) > 0.9999
     assert least_cosine(svd.V, reference.V) > 0.9999
-    assert_orthonormal(svd.U)
-    assert_orthonormal(svd.V)
+    assert_orthonormal(svd.U, svd.V)
 
 
 def test_seed_decides_the_bits_and_the_global_generator_is_left_alone() -> None:
@@ -150,10 +144,9 @@ def test_seed_decides_the_bits_and_the_global_generator_is_left_alone() -> None:
     assert not torch.equal(first.U, other.U)
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_entries_that_are_not_finite_are_refused(bad: float) -> None:
+def test_entries_that_are_not_finite_are_refused() -> None:
     matrix = decaying(50, 40)
-    matrix[3, 4] = bad
+    matrix[3, 4] = float("nan")
     with pytest.raises(ValueError, match="not finite"):
         randomised_svd(matrix, 5)
 
@@ -213,34 +206,21 @@ class TestAgainstScikitLearn:
         np.testing.assert_allclose(found.numpy(), nearest, atol=1e-8)
 
 
-class TestFewerDirectionsThanComponents:
-    x = points(N, 2, 0)
-
-    def test_components_without_variance_are_empty(self) -> None:
-        ours = PrincipalScores.fit(self.x @ self.x.mT, K)
-        assert (ours.variances[:2] > 0).all()
-        assert ours.variances[2:].count_nonzero() == 0
-        assert ours.scores[:, 2:].count_nonzero() == 0
-        torch.testing.assert_close(ours.scores.mean(dim=0), torch.zeros(K, dtype=torch.float64))
-
-    def test_points_come_back_whatever_the_empty_scores_say(self) -> None:
-        ours = PrincipalScores.fit(self.x @ self.x.mT, K)
-        new = points(5, 2, 1)
-        scores = ours.project(new @ self.x.mT)
-        assert scores[:, 2:].count_nonzero() == 0
-        torch.testing.assert_close(ours.coefficients(scores) @ self.x, new)
-        scores[:, 2:] = 100.0
-        torch.testing.assert_close(ours.coefficients(scores) @ self.x, new)
-
-    def test_equal_points_have_no_scores(self) -> None:
-        ours = PrincipalScores.fit(torch.full((5, 5), 2.0, dtype=torch.float64), 3)
-        assert ours.scores.count_nonzero() == 0
-        inner = torch.ones(1, 5, dtype=torch.float64)
-        mean = ours.coefficients(ours.project(inner))
-        assert torch.equal(mean, torch.full((1, 5), 0.2, dtype=torch.float64))
+def test_components_without_variance_are_empty_and_say_nothing() -> None:
+    x, new = points(N, 2, 0), points(5, 2, 1)
+    ours = PrincipalScores.fit(x @ x.mT, K)
+    assert (ours.variances[:2] > 0).all()
+    assert ours.variances[2:].count_nonzero() == 0
+    assert ours.scores[:, 2:].count_nonzero() == 0
+    scores = ours.project(new @ x.mT)
+    assert scores[:, 2:].count_nonzero() == 0
+    torch.testing.assert_close(ours.coefficients(scores) @ x, new)
+    scores[:, 2:] = 100.0
+    torch.testing.assert_close(ours.coefficients(scores) @ x, new)
 
 
-def test_more_components_than_points_have_is_refused() -> None:
-    x = points(N, 25, 0)
-    with pytest.raises(ValueError, match="10 points have at most 9 components, not 10"):
-        PrincipalScores.fit(x @ x.mT, N)
+def test_equal_points_have_no_scores() -> None:
+    ours = PrincipalScores.fit(torch.full((5, 5), 2.0, dtype=torch.float64), 3)
+    assert ours.scores.count_nonzero() == 0
+    mean = ours.coefficients(ours.project(torch.ones(1, 5, dtype=torch.float64)))
+    assert torch.equal(mean, torch.full((1, 5), 0.2, dtype=torch.float64))

@@ -1,30 +1,30 @@
 """Planted zoos of two pico models, and mappers trained as their YAML says."""
 
-import random
-import string
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
-from lightning import Callback, Trainer
+from lightning import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import OmegaConf
 from torch import Tensor
 
 from loraport.adapters import AdapterStack, LoraAdapter, LowRank, Role, Site
-from loraport.alignment import relative_depth
 from loraport.alignment.layer_matching import LayerPairing
-from loraport.data import AllEnds, AnchorPairs, TextCorpus, ZooPairs
+from loraport.data import AnchorPairs, AnchorSet, ZooPairs
 from loraport.mappers import BasePair, LearnedMapper, load_mapper
+from loraport.mappers.contract import paired_layers, random_text, trained
 from loraport.mappers.from_text import CorpusMapper, ModelPair
 from loraport.models import BaseModel, StreamedWeights
+from loraport.models.statistics import StatisticsStore
 
 LATENTS = 3
 RANK = 4
@@ -87,6 +87,24 @@ def dense() -> Callable[[AdapterStack, Site], Tensor]:
 
 
 @pytest.fixture(scope="session")
+def assert_best() -> Callable[[LowRank, Any], None]:
+    """Require an update to be a flat matrix cut to the anchors' rank, by numpy's SVD."""
+
+    def check(found: LowRank, flat: Any) -> None:
+        u, sigma, vt = np.linalg.svd(np.reshape(flat, found.shape), full_matrices=False)
+        best = (u[:, :RANK] * sigma[:RANK]) @ vt[:RANK]
+        np.testing.assert_allclose(found.dense().numpy(), best, atol=1e-5)
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def anchors(noisy_zoo: ZooPairs) -> AnchorSet:
+    """All tasks of the noisy zoo but the first."""
+    return AnchorSet.of(noisy_zoo, list(noisy_zoo.source)[1:])
+
+
+@pytest.fixture(scope="session")
 def regauged() -> Callable[[LoraAdapter, int], LoraAdapter]:
     """Return the same updates with factors ``G A`` and ``B G^-1``, G drawn for each site."""
 
@@ -107,14 +125,12 @@ def regauged() -> Callable[[LoraAdapter, int], LoraAdapter]:
 
 
 @pytest.fixture(scope="session")
-def opened(
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Callable[[BaseModel], StreamedWeights]:
-    """Save a base model to disk and open its weights there."""
+def opened(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., StreamedWeights]:
+    """Save a base model, or another network with its tokenizer, and open its weights."""
 
-    def make(base: BaseModel) -> StreamedWeights:
+    def make(base: BaseModel, network: Any = None) -> StreamedWeights:
         folder = tmp_path_factory.mktemp("base")
-        base.network.save_pretrained(folder)
+        (network or base.network).save_pretrained(folder)
         base.tokenizer.save_pretrained(folder)
         return StreamedWeights.open(folder, base.name)
 
@@ -122,13 +138,21 @@ def opened(
 
 
 @pytest.fixture(scope="session")
-def pico_pair(
-    pico: Callable[[str], BaseModel],
-    pico_target: BaseModel,
-    opened: Callable[[BaseModel], StreamedWeights],
-) -> BasePair:
+def models(pico: Callable[[str], BaseModel], pico_target: BaseModel) -> ModelPair:
     """Llama of width 32 to Gemma of width 48, other depth, heads and head width, one tokenizer."""
-    return BasePair(opened(pico("llama")), opened(pico_target))
+    return ModelPair(pico("llama"), pico_target)
+
+
+@pytest.fixture(scope="session")
+def pico_pair(models: ModelPair, opened: Callable[..., StreamedWeights]) -> BasePair:
+    """The same models on disk."""
+    return BasePair(opened(models.source), opened(models.target))
+
+
+@pytest.fixture(scope="session")
+def adapter(random_adapter: Callable[..., LoraAdapter], models: ModelPair) -> LoraAdapter:
+    """An adapter of q and v for the source of ``models``."""
+    return random_adapter(models.source, roles=(Role.Q, Role.V))
 
 
 @pytest.fixture(scope="session")
@@ -139,18 +163,12 @@ def adapter_of() -> Callable[..., LoraAdapter]:
         weights: StreamedWeights, roles: tuple[Role, ...] = tuple(Role), rank: int = 3
     ) -> LoraAdapter:
         generator = torch.Generator().manual_seed(1)
-        return LoraAdapter(
-            {
-                site: LowRank(
-                    torch.randn(rank, shape[1], generator=generator),
-                    torch.randn(shape[0], rank, generator=generator),
-                    0.5,
-                )
-                for site, shape in weights.sites.shapes.items()
-                if site.role in roles
-            },
-            weights.name,
-        )
+        updates = {}
+        for site in weights.sites.of_roles(roles):
+            out, width = weights.sites.shapes[site]
+            a = torch.randn(rank, width, generator=generator)
+            updates[site] = LowRank(a, torch.randn(out, rank, generator=generator), 0.5)
+        return LoraAdapter(updates, weights.name)
 
     return make
 
@@ -197,13 +215,15 @@ class Trained(NamedTuple):
     best: LearnedMapper
 
 
-@pytest.fixture
-def train(recipe: Callable[..., Any], tmp_path: Path) -> Callable[..., Trained]:
+@pytest.fixture(scope="session")
+def train(
+    recipe: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Trained]:
     """Train a mapper as its YAML says."""
 
     def run(mapper: str, zoo: ZooPairs, held_out: list[str], *overrides: str) -> Trained:
         config = recipe(mapper, *overrides)
-        folder = Path(tempfile.mkdtemp(dir=tmp_path))
+        folder = tmp_path_factory.mktemp("trained")
         data: AnchorPairs = instantiate(config.data, _partial_=True)(zoo=zoo, held_out=held_out)
         callbacks = _callbacks(config.callbacks, folder)
         trainer = instantiate(
@@ -228,58 +248,41 @@ def _callbacks(nodes: Mapping[str, Any], folder: Path) -> list[Callback]:
     return callbacks
 
 
-class Letters:
-    """Random printable characters: more different tokens than a pico model is wide."""
-
-    def texts(self, split: str) -> Iterator[str]:
-        draw = random.Random(split)
-        for _ in range(400):
-            yield "".join(draw.choices(string.ascii_letters + string.digits + " ,.!?", k=48))
-
-
-@pytest.fixture
-def fit_on_text(tmp_path: Path) -> Callable[..., Path]:
+@pytest.fixture(scope="session")
+def fit_on_text(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Train a mapper on random text, as its caller says, and return its checkpoint."""
 
     def fit(
         mapper: CorpusMapper,
         models: ModelPair,
         pairing: LayerPairing | None = None,
-        store: Any = None,
-        tokens: int = 3000,
+        store: StatisticsStore | None = None,
+        tokens: int = 1500,
         max_epochs: int = 1,
     ) -> Path:
-        layers = models.source.sites.layers
-        depth = relative_depth(layers, models.target.sites.layers)
-        corpus = TextCorpus(
-            Letters(),
-            models.source.tokenizer,
-            models.target.tokenizer,
-            tokens=tokens,
-            held_out_tokens=800,
-            batch_tokens=1024,
-            ends=AllEnds(),
-        )
-        mapper.learn_from(models, pairing or LayerPairing.one_to_one(layers, depth), store)
-        trainer = Trainer(
-            accelerator="cpu",
-            max_epochs=max_epochs,
-            num_sanity_val_steps=0,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
-        folder = Path(tempfile.mkdtemp(dir=tmp_path))
-        trainer.fit(mapper, datamodule=mapper.data_module(corpus, folder / "data"))
-        checkpoint = folder / "mapper.ckpt"
-        trainer.save_checkpoint(checkpoint, weights_only=True)
-        return checkpoint
+        folder = Path(tempfile.mkdtemp(dir=tmp_path_factory.getbasetemp()))
+        mapper.learn_from(models, pairing or paired_layers(models), store)
+        data = mapper.data_module(random_text(models, tokens), folder)
+        return trained(mapper, data, folder / "mapper.ckpt", max_epochs=max_epochs)
 
     return fit
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
+def fitted_on_text(
+    recipe: Callable[..., Any], fit_on_text: Callable[..., Path], models: ModelPair
+) -> Callable[[str], tuple[Any, Path]]:
+    """Fit a mapper as its YAML says, once; return it with its checkpoint."""
+
+    @cache
+    def fit(name: str) -> tuple[Any, Path]:
+        mapper: Any = instantiate(recipe(name).mapper)
+        return mapper, fit_on_text(mapper, models)
+
+    return fit
+
+
+@pytest.fixture(scope="session")
 def twisted(pico: Callable[[str], BaseModel]) -> Callable[[Tensor], ModelPair]:
     """Pair a llama with itself in another basis: its residual stream turned by an orthogonal Q.
 

@@ -10,11 +10,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from lightning import Trainer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from loraport.alignment.layer_matching import LayerPairing
 from loraport.data import AllEnds, TextCorpus
+from loraport.mappers.contract import trained
 from loraport.mappers.from_text import ModelPair
 from loraport.mappers.transport import TransportMapper
 from loraport.models import BaseModel
@@ -37,16 +37,6 @@ def load(folder: Path) -> BaseModel:
 
 def main(folder: str, checkpoint: str, devices: str) -> None:
     source, target = (load(Path(folder) / side) for side in ("source", "target"))
-    trainer = Trainer(
-        accelerator="cpu",
-        devices=int(devices),
-        strategy="ddp" if int(devices) > 1 else "auto",
-        max_epochs=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
     data = TextCorpus(
         Letters(),
         source.tokenizer,
@@ -59,8 +49,9 @@ def main(folder: str, checkpoint: str, devices: str) -> None:
     # One strong ridge: the solve of a weak one magnifies what sums in another order round to.
     mapper = TransportMapper(strengths=[0.1])
     mapper.learn_from(ModelPair(source, target), LayerPairing.one_to_one(2, (0, 0, 1)))
-    trainer.fit(mapper, datamodule=data)
-    trainer.save_checkpoint(checkpoint, weights_only=True)
+    count = int(devices)
+    strategy = "ddp" if count > 1 else "auto"
+    trained(mapper, data, Path(checkpoint), max_epochs=1, devices=count, strategy=strategy)
 
 
 if __name__ == "__main__":

@@ -1,3 +1,5 @@
+"""What is no checkpoint of a mapper is refused, and sites are paired by relative depth."""
+
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -5,93 +7,80 @@ from typing import Any
 
 import pytest
 import torch
+from lightning import Trainer
 
 from loraport.adapters import LoraAdapter, Role, Site
 from loraport.exceptions import AdapterError
 from loraport.mappers import BasePair, LearnedMapper, load_mapper
-from loraport.mappers.base import SitePairs
+from loraport.mappers.base import paired_by_depth
+from loraport.mappers.transport import TransportMapper
 
 
-def refused(content: Any, folder: Path) -> str:
-    torch.save(content, folder / "mapper.ckpt")
-    with pytest.raises(
-        AdapterError, match=r"mapper\.ckpt is no checkpoint of a known map"
-    ) as caught:
-        load_mapper(folder / "mapper.ckpt")
+def refused(path: Path) -> str:
+    with pytest.raises(AdapterError, match=r"\.ckpt is no checkpoint of a known mapper") as caught:
+        load_mapper(path)
     return str(caught.value)
 
 
-def named(kind: str) -> dict[str, Any]:
+def of_class(kind: str) -> dict[str, Any]:
     return {LearnedMapper.checkpoint_key: {"class": kind, "state": None}, "hyper_parameters": {}}
 
 
-def test_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(AdapterError, match=r"none\.ckpt is no checkpoint.*FileNotFoundError"):
-        load_mapper(tmp_path / "none.ckpt")
+def test_file_that_is_no_checkpoint_is_named(tmp_path: Path) -> None:
+    assert "FileNotFoundError" in refused(tmp_path / "none.ckpt")
+    for content in (b"", b"PK\x03\x04half a zip archive"):
+        (tmp_path / "mapper.ckpt").write_bytes(content)
+        refused(tmp_path / "mapper.ckpt")
 
 
-@pytest.mark.parametrize("content", [b"", b"no checkpoint", b"PK\x03\x04half a zip archive"])
-def test_file_that_is_no_checkpoint_is_named(content: bytes, tmp_path: Path) -> None:
-    (tmp_path / "mapper.ckpt").write_bytes(content)
-    with pytest.raises(AdapterError, match=r"mapper\.ckpt is no checkpoint of a known mapper"):
-        load_mapper(tmp_path / "mapper.ckpt")
+class Planted:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (exec, ("raise SystemExit('this must not run')",))
 
 
-def test_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:
-    assert "mapper_state" in refused({"state_dict": {}}, tmp_path)
-    refused([1, 2], tmp_path)
-
-
-@pytest.mark.parametrize("kind", ["builtins.dict", "loraport.mappers.base.load_mapper", "Mapper"])
-def test_class_that_is_no_mapper_is_refused(kind: str, tmp_path: Path) -> None:
-    refused(named(kind), tmp_path)
-
-
-@pytest.mark.parametrize("module", ["loraport.mappers.of_the_future", "loraport.mappers"])
-def test_mapper_that_there_is_not_is_refused(module: str, tmp_path: Path) -> None:
-    refused(named(f"{module}.FutureMapper"), tmp_path)
-
-
-def test_module_that_is_not_imported_stays_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"state_dict": {}},
+        [1, 2],
+        of_class("builtins.dict"),
+        of_class("loraport.mappers.base.load_mapper"),
+        of_class("loraport.mappers.of_the_future.Mapper"),
+        of_class("planted_code.Mapper"),
+        {**of_class("x.Y"), "planted": Planted()},
+    ],
+    ids=["no_key", "no_dict", "no_mapper", "no_class", "no_module", "not_imported", "pickled_code"],
+)
+def test_checkpoint_of_something_else_is_refused_and_runs_no_code(
+    content: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "planted_code.py").write_text("raise SystemExit('this must not run')")
     monkeypatch.syspath_prepend(tmp_path)
-    refused(named("planted_code.Mapper"), tmp_path)
+    torch.save(content, tmp_path / "mapper.ckpt")
+    refused(tmp_path / "mapper.ckpt")
     assert "planted_code" not in sys.modules
 
 
-def test_pickled_code_does_not_run(tmp_path: Path) -> None:
-    class Planted:
-        def __reduce__(self) -> tuple[Any, ...]:
-            return (exec, ("raise SystemExit('this must not run')",))
-
-    refused({**named("x.Y"), "planted": Planted()}, tmp_path)
-
-
-# Which source site feeds which target site.
-
-Adapters = Callable[..., LoraAdapter]
+def test_unfitted_checkpoint_is_no_fitted_mapper(tmp_path: Path) -> None:
+    mapper = TransportMapper()
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    trainer.strategy.connect(mapper)
+    trainer.save_checkpoint(tmp_path / "unfitted.ckpt", weights_only=True)
+    assert not load_mapper(tmp_path / "unfitted.ckpt").fitted
 
 
-def test_adapter_whose_layers_feed_nothing_is_refused(
-    pico_pair: BasePair, adapter_of: Adapters
+def test_sites_are_paired_by_relative_depth(
+    pico_pair: BasePair, adapter_of: Callable[..., LoraAdapter]
 ) -> None:
-    adapter = adapter_of(pico_pair.target)
-    middle = LoraAdapter({s: u for s, u in adapter.items() if s.layer == 1}, "pico/target")
+    shallow, deep = pico_pair.source.sites, pico_pair.target.sites
+    given = adapter_of(pico_pair.source, (Role.Q,))
+    pairs = paired_by_depth(given, shallow, deep)
+    assert [(target.layer, source.layer) for target, source in pairs.items()] == [
+        *((0, 0), (1, 1), (2, 1))
+    ]
+    first = LoraAdapter({s: u for s, u in given.items() if s.layer == 0}, "pico/llama")
+    assert paired_by_depth(first, shallow, deep) == {Site(0, Role.Q): Site(0, Role.Q)}
+    every = adapter_of(pico_pair.target)
+    middle = LoraAdapter({s: u for s, u in every.items() if s.layer == 1}, "pico/target")
     with pytest.raises(AdapterError, match=r"only layers \[1\], none .* \[0, 2\] feed"):
-        SitePairs.of(middle, pico_pair.target.sites, pico_pair.source.sites)
-
-
-def test_sites_that_are_not_adapted_stay_so(pico_pair: BasePair, adapter_of: Adapters) -> None:
-    adapter = adapter_of(pico_pair.source, (Role.Q,))
-    first = LoraAdapter({s: u for s, u in adapter.items() if s.layer == 0}, "pico/llama")
-    pairs = SitePairs.of(first, pico_pair.source.sites, pico_pair.target.sites)
-    assert list(pairs) == [(Site(0, Role.Q), Site(0, Role.Q))]
-    assert pairs.repeated == 0
-    assert pairs.dropped == ()
-
-
-def test_source_layers_that_feed_two_are_counted(pico_pair: BasePair, adapter_of: Adapters) -> None:
-    adapter = adapter_of(pico_pair.source, (Role.Q,))
-    assert SitePairs.of(adapter, pico_pair.source.sites, pico_pair.target.sites).repeated == 1
+        paired_by_depth(middle, deep, shallow)

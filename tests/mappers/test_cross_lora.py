@@ -1,12 +1,14 @@
-"""Cross-LoRA: its three readings, and what they depend on."""
+"""Cross-LoRA: its readings, and what they depend on."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from loraport.adapters import LoraAdapter, Role, Site, relative_error
+from loraport.adapters import LoraAdapter, LowRank, Role, Site, relative_error
 from loraport.alignment import TruncatedSvd
 from loraport.exceptions import ConfigurationError
 from loraport.mappers import BasePair
@@ -30,28 +32,13 @@ class FlippedSigns(FactorCache):
         return svd._replace(U=svd.U * signs, V=svd.V * signs)
 
 
-@pytest.fixture(scope="module")
-def llama(pico_pair: BasePair) -> StreamedWeights:
-    return pico_pair.source
-
-
-@pytest.fixture(scope="module")
-def gemma(pico_pair: BasePair) -> StreamedWeights:
-    return pico_pair.target
-
-
-@pytest.fixture(scope="module")
-def adapter(llama: StreamedWeights, adapter_of: Callable[..., LoraAdapter]) -> LoraAdapter:
-    return adapter_of(llama)
-
-
 def mapped(variant: str, pair: BasePair, adapter: LoraAdapter, rank: int = RANK) -> LoraAdapter:
     mapper = CrossLoraMapper(variant, rank)
     mapper.use(pair)
     return mapper.map(adapter)
 
 
-def exact_svd(weights: StreamedWeights, site: Site) -> tuple[torch.Tensor, torch.Tensor]:
+def exact_svd(weights: StreamedWeights, site: Site) -> tuple[Tensor, Tensor]:
     """The leading singular vectors by another algorithm, the largest entry of each u positive."""
     u, _, vt = torch.linalg.svd(weights.weight(site).double(), full_matrices=False)
     u, v = u[:, :RANK], vt[:RANK].mT
@@ -59,114 +46,58 @@ def exact_svd(weights: StreamedWeights, site: Site) -> tuple[torch.Tensor, torch
     return u * peaks.sign(), v * peaks.sign()
 
 
-class TestDifferentShapes:
-    def test_sign_fixed_is_the_formula(
-        self, llama: StreamedWeights, gemma: StreamedWeights, adapter: LoraAdapter
-    ) -> None:
-        result = mapped("sign_fixed", BasePair(llama, gemma), adapter)
-        for site, source in ((Site(2, Role.Q), Site(1, Role.Q)), (Site(0, Role.DOWN),) * 2):
-            (u_s, v_s), (u_t, v_t) = exact_svd(llama, source), exact_svd(gemma, site)
-            delta = adapter[source].dense().double()
-            expected = u_t @ (u_s.mT @ delta @ v_s) @ v_t.mT
-            torch.testing.assert_close(
-                result[site].dense().double(), expected, rtol=1e-3, atol=1e-3
-            )
-
-    @pytest.mark.parametrize(("variant", "changes"), [("sign_fixed", False), ("typed", True)])
-    def test_signs_of_the_svd_matter_to_typed_only(
-        self,
-        variant: str,
-        changes: bool,
-        llama: StreamedWeights,
-        gemma: StreamedWeights,
-        adapter: LoraAdapter,
-    ) -> None:
-        plain = mapped(variant, BasePair(llama, gemma), adapter)
-        for seed in range(3):
-            pair = BasePair(llama, gemma, FlippedSigns(seed))
-            error = relative_error(mapped(variant, pair, adapter), plain)
-            assert (error > 0.5) if changes else (error < 1e-6)
-
-    @pytest.mark.parametrize("variant", ["paper", "lora_x"])
-    def test_what_takes_one_shape_is_refused_with_the_way_out(
-        self, variant: str, llama: StreamedWeights, gemma: StreamedWeights, adapter: LoraAdapter
-    ) -> None:
-        with pytest.raises(
-            ConfigurationError,
-            match=r"equal shapes only.*layers\.0\.self_attn\.q_proj of pico/llama is \(32, 32\) "
-            r"and .* of pico/target is \(48, 48\); use .*variant=typed or sign_fixed",
-        ):
-            mapped(variant, BasePair(llama, gemma), adapter)
+def assert_close(update: LowRank, expected: Tensor) -> None:
+    torch.testing.assert_close(update.dense().double(), expected, rtol=1e-3, atol=1e-3)
 
 
-class TestSameModel:
-    @pytest.mark.parametrize("variant", ["paper", "typed", "sign_fixed"])
-    def test_it_is_the_projection_with_the_energy_told(
-        self, variant: str, llama: StreamedWeights, adapter: LoraAdapter
-    ) -> None:
-        mapper = CrossLoraMapper(variant, RANK)
-        mapper.use(BasePair(llama, llama))
-        result = mapper.map(adapter)
-        facts = mapper.report()["sites"]
-        for site, update in adapter.items():
-            u, v = exact_svd(llama, site)
-            expected = u @ u.mT @ update.dense().double() @ v @ v.mT
-            torch.testing.assert_close(
-                result[site].dense().double(), expected, rtol=1e-3, atol=1e-3
-            )
-            share = float(expected.norm()) / update.norm()
-            assert facts[site.label]["kept_norm"] == pytest.approx(share, rel=1e-3)
-            weight = llama.weight(site).double()
-            energy = float((u.mT @ weight).square().sum() / weight.square().sum())
-            assert facts[site.label]["source_energy_kept"] == pytest.approx(energy, rel=1e-4)
-            assert facts[site.label]["output_subspace_similarity"] == pytest.approx(1, rel=1e-4)
-
-    def test_with_all_singular_vectors_of_a_square_weight_nothing_is_lost(
-        self, llama: StreamedWeights, adapter: LoraAdapter
-    ) -> None:
-        q_and_o = LoraAdapter(
-            {s: u for s, u in adapter.items() if s.role in (Role.Q, Role.O)}, llama.name
+def test_sign_fixed_is_the_formula(pico_pair: BasePair, pico_adapter: LoraAdapter) -> None:
+    result = mapped("sign_fixed", pico_pair, pico_adapter)
+    for site, source in ((Site(2, Role.Q), Site(1, Role.Q)), (Site(0, Role.DOWN),) * 2):
+        (u_s, v_s), (u_t, v_t) = (
+            exact_svd(pico_pair.source, source),
+            exact_svd(pico_pair.target, site),
         )
-        for variant in ("paper", "typed", "sign_fixed"):
-            result = mapped(variant, BasePair(llama, llama), q_and_o, rank=320)
-            assert relative_error(result, q_and_o) < 1e-5
+        delta = pico_adapter[source].dense().double()
+        assert_close(result[site], u_t @ (u_s.mT @ delta @ v_s) @ v_t.mT)
 
 
-class TestOptions:
-    @pytest.mark.parametrize(
-        ("options", "message"),
-        [
-            (
-                {"variant": "signed"},
-                r"mapper\.variant is 'signed'; it takes one of lora_x, paper, typed",
-            ),
-            ({"rank": 0}, r"mapper\.rank is 0; it takes a whole number of at least 1"),
-            ({"power_iterations": -1}, r"mapper\.power_iterations is -1; .* at least 0"),
-        ],
-    )
-    def test_wrong_values_are_refused(self, options: dict[str, Any], message: str) -> None:
-        with pytest.raises(ConfigurationError, match=message):
-            CrossLoraMapper(**options)
-
-    def test_factorisations_are_kept_for_the_second_adapter(
-        self, llama: StreamedWeights, gemma: StreamedWeights, adapter: LoraAdapter, tmp_path
-    ) -> None:
-        pair = BasePair(llama, gemma, FactorCache(tmp_path))
-        first = mapped("sign_fixed", pair, adapter)
-        kept = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
-        assert len(kept) == len(llama.sites.shapes) + len(gemma.sites.shapes)
-        again = mapped("sign_fixed", pair, adapter)
-        assert again.content_hash() == first.content_hash()
-        assert {path: path.stat().st_mtime_ns for path in kept} == kept
+@pytest.mark.parametrize(("variant", "changes"), [("sign_fixed", False), ("typed", True)])
+def test_signs_of_the_svd_matter_to_typed_only(
+    variant: str, changes: bool, pico_pair: BasePair, pico_adapter: LoraAdapter
+) -> None:
+    plain = mapped(variant, pico_pair, pico_adapter)
+    for seed in range(2):
+        pair = BasePair(pico_pair.source, pico_pair.target, FlippedSigns(seed))
+        error = relative_error(mapped(variant, pair, pico_adapter), plain)
+        assert (error > 0.5) if changes else (error < 1e-6)
 
 
-# LoRA-X, which is Cross-LoRA as printed, for two models of the same shapes.
-
-Opened = Callable[[BaseModel], StreamedWeights]
+@pytest.mark.parametrize("variant", ["paper", "typed", "sign_fixed"])
+def test_between_equal_models_it_is_the_projection_with_the_energy_told(
+    variant: str, pico_pair: BasePair, pico_adapter: LoraAdapter
+) -> None:
+    same, mapper = BasePair(pico_pair.source, pico_pair.source), CrossLoraMapper(variant, RANK)
+    mapper.use(same)
+    result = mapper.map(pico_adapter)
+    facts = mapper.report()["sites"]
+    for site, update in pico_adapter.items():
+        u, v = exact_svd(pico_pair.source, site)
+        expected = u @ u.mT @ update.dense().double() @ v @ v.mT
+        assert_close(result[site], expected)
+        share = float(expected.norm()) / update.norm()
+        assert facts[site.label]["kept_norm"] == pytest.approx(share, rel=1e-3)
+        weight = pico_pair.source.weight(site).double()
+        energy = float((u.mT @ weight).square().sum() / weight.square().sum())
+        assert facts[site.label]["source_energy_kept"] == pytest.approx(energy, rel=1e-4)
+        assert facts[site.label]["output_subspace_similarity"] == pytest.approx(1, rel=1e-4)
+    # With all singular vectors of a square weight nothing is lost.
+    square = {s: u for s, u in pico_adapter.items() if s.role in (Role.Q, Role.O)}
+    q_and_o = LoraAdapter(square, pico_adapter.base_model)
+    assert relative_error(mapped(variant, same, q_and_o, rank=320), q_and_o) < 1e-5
 
 
 @pytest.fixture(scope="module")
-def pair(pico: Callable[[str], BaseModel], opened: Opened) -> BasePair:
+def alike(pico: Callable[[str], BaseModel], opened: Callable[..., StreamedWeights]) -> BasePair:
     """llama and qwen2 have the same shapes here, and other weights."""
     source, target = opened(pico("llama")), opened(pico("qwen2"))
     assert source.sites.shapes == target.sites.shapes
@@ -176,31 +107,54 @@ def pair(pico: Callable[[str], BaseModel], opened: Opened) -> BasePair:
     return BasePair(source, target)
 
 
-@pytest.fixture(scope="module")
-def llama_adapter(pair: BasePair, adapter_of: Callable[..., LoraAdapter]) -> LoraAdapter:
-    return adapter_of(pair.source)
-
-
-def test_it_is_the_update_within_the_targets_subspaces(
-    pair: BasePair, llama_adapter: LoraAdapter
+def test_as_printed_it_is_the_update_within_the_targets_subspaces_which_is_lora_x(
+    alike: BasePair, pico_adapter: LoraAdapter
 ) -> None:
-    mapper = CrossLoraMapper("lora_x", rank=6)
-    mapper.use(pair)
-    result = mapper.map(llama_adapter)
-    for site, update in llama_adapter.items():
-        u, _, vt = torch.linalg.svd(pair.target.weight(site).double(), full_matrices=False)
-        u, v = u[:, :6], vt[:6].mT
-        expected = u @ u.mT @ update.dense().double() @ v @ v.mT
-        torch.testing.assert_close(result[site].dense().double(), expected, rtol=1e-3, atol=1e-3)
-        own, _, _ = torch.linalg.svd(pair.source.weight(site).double(), full_matrices=False)
-        alike = float((own[:, :6].mT @ u).square().sum()) / 6
+    mapper = CrossLoraMapper("lora_x", RANK)
+    mapper.use(alike)
+    result = mapper.map(pico_adapter)
+    for site, update in pico_adapter.items():
+        u, v = exact_svd(alike.target, site)
+        assert_close(result[site], u @ u.mT @ update.dense().double() @ v @ v.mT)
+        own, _ = exact_svd(alike.source, site)
+        similarity = float((own.mT @ u).square().sum()) / RANK
         told = mapper.report()["sites"][site.label]["output_subspace_similarity"]
-        assert told == pytest.approx(alike, abs=1e-3)
+        assert told == pytest.approx(similarity, abs=1e-3)
+    assert relative_error(mapped("paper", alike, pico_adapter), result) == 0
 
 
-def test_cross_lora_as_printed_is_the_same(pair: BasePair, llama_adapter: LoraAdapter) -> None:
-    results = []
-    for mapper in (CrossLoraMapper("lora_x", rank=6), CrossLoraMapper("paper", rank=6)):
-        mapper.use(pair)
-        results.append(mapper.map(llama_adapter))
-    assert relative_error(*results) == 0
+def test_what_takes_one_shape_is_refused_with_the_way_out(
+    pico_pair: BasePair, pico_adapter: LoraAdapter
+) -> None:
+    message = (
+        r"equal shapes only.*layers\.0\.self_attn\.q_proj of pico/llama is \(32, 32\) "
+        r"and .* of pico/target is \(48, 48\); use .*variant=typed or sign_fixed"
+    )
+    for variant in ("paper", "lora_x"):
+        with pytest.raises(ConfigurationError, match=message):
+            mapped(variant, pico_pair, pico_adapter)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"variant": "signed"}, r"mapper\.variant is 'signed'; it takes one of lora_x, paper"),
+        ({"rank": 0}, r"mapper\.rank is 0; it takes 1 or more"),
+        ({"power_iterations": -1}, r"mapper\.power_iterations is -1; it takes 0 or more"),
+    ],
+)
+def test_wrong_values_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        CrossLoraMapper(**options)
+
+
+def test_factorisations_are_kept_for_the_second_adapter(
+    pico_pair: BasePair, pico_adapter: LoraAdapter, tmp_path: Path
+) -> None:
+    pair = BasePair(pico_pair.source, pico_pair.target, FactorCache(tmp_path))
+    first = mapped("sign_fixed", pair, pico_adapter)
+    kept = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
+    assert len(kept) == len(pair.source.sites.shapes) + len(pair.target.sites.shapes)
+    again = mapped("sign_fixed", pair, pico_adapter)
+    assert again.content_hash() == first.content_hash()
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept

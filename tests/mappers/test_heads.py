@@ -1,11 +1,4 @@
-"""Rows on disk: captured once, taken up where they were left, in an order that the seed gives."""
-
-import random
-import string
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+"""Heads: their formula, their start in closed form, their losses, and what they explain."""
 
 import numpy as np
 import pytest
@@ -18,176 +11,22 @@ from torch.autograd.functional import jacobian
 
 from loraport.adapters import Role, Site
 from loraport.alignment.layer_matching import LayerPairing
-from loraport.alignment.linear_maps import HeldOutError, SplitMoments, TwoSidedRidge
+from loraport.alignment.linear_maps import HeldOutError, SplitMoments
 from loraport.alignment.moments import PairedMoments
-from loraport.data import AllEnds, TextCorpus
-from loraport.mappers.activation_rows import ActivationRows
 from loraport.mappers.from_text import ModelPair, PairFrame
 from loraport.mappers.heads import (
     STRENGTHS,
     HeadPair,
     Heads,
+    Losses,
     ProjectionHead,
-    Reconstruction,
-    input_label,
-    output_label,
+    Space,
+    input_space,
+    output_space,
+    reconstruction_r2,
+    reconstruction_sums,
 )
-from loraport.models import BaseModel, capture
 from loraport.models.hooks import Tap
-
-TAPS = (
-    [Tap.input(Site(1, Role.V)), Tap.output(Site(1, Role.V))],
-    [Tap.input(Site(2, Role.V)), Tap.output(Site(2, Role.V))],
-)
-LABELS = ("source.1.q.input", "source.1.v.output", "target.2.q.input", "target.2.v.output")
-
-
-class Letters:
-    def texts(self, split: str) -> Iterator[str]:
-        draw = random.Random(split)
-        for _ in range(60):
-            yield "".join(draw.choices(string.ascii_letters, k=30))
-
-
-@pytest.fixture(scope="module")
-def models(pico: Any, pico_target: BaseModel) -> ModelPair:
-    return ModelPair(pico("llama"), pico_target)
-
-
-@pytest.fixture(scope="module")
-def corpus(models: ModelPair) -> TextCorpus:
-    tokenizers = models.source.tokenizer, models.target.tokenizer
-    return TextCorpus(
-        Letters(),
-        *tokenizers,
-        tokens=700,
-        held_out_tokens=250,
-        batch_tokens=128,
-        ends=AllEnds(),
-    )
-
-
-def rows_of(corpus: TextCorpus, models: ModelPair, folder: Path, seed: int = 0) -> ActivationRows:
-    return ActivationRows(corpus, models, TAPS, folder, batch_rows=100, seed=seed)
-
-
-def forbid(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let any model that runs fail the test."""
-
-    def run(*_: object, **__: object) -> Iterator[object]:
-        raise AssertionError("a model was run")
-        yield
-
-    monkeypatch.setattr(capture, "paired_readings", run)
-
-
-def at(data: ActivationRows, epoch: int, rank: int = 0, devices: int = 1) -> ActivationRows:
-    """Put the data into a trainer's hands."""
-    trainer: Any = SimpleNamespace(current_epoch=epoch, global_rank=rank, world_size=devices)
-    data.trainer = trainer
-    return data
-
-
-def test_rows_are_the_models_activations_at_aligned_tokens(
-    corpus: TextCorpus, models: ModelPair, tmp_path: Path
-) -> None:
-    data = rows_of(corpus, models, tmp_path)
-    batches = list(corpus.val_dataloader())
-    found = data.all_rows("target.2.v.output", "held_out", 10**6)
-    tap = Tap.output(Site(2, Role.V))
-    expected = torch.cat(
-        [
-            capture.readings(models.target.network, b.target, b.target_places, [tap])[tap]
-            for b in batches
-        ]
-    )
-    assert torch.equal(found, expected.bfloat16().float())
-    served = torch.cat([batch["target.2.v.output"] for batch in data.val_dataloader()])
-    assert torch.equal(served, found)
-    assert data.all_rows(LABELS[0], "train", 7).shape == (7, 32)
-
-
-def test_a_finished_capture_is_never_run_again(
-    corpus: TextCorpus, models: ModelPair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first = rows_of(corpus, models, tmp_path)
-    first.prepare_data()
-    forbid(monkeypatch)
-    again = rows_of(corpus, models, tmp_path)
-    again.prepare_data()
-    for label in LABELS:
-        one, other = (data.all_rows(label, "train", 10**6) for data in (first, again))
-        assert torch.equal(one, other)
-    other_taps = ActivationRows(corpus, models, (TAPS[0][:1], TAPS[1][:1]), tmp_path, 100, 0)
-    with pytest.raises(AssertionError, match="a model was run"):
-        other_taps.prepare_data()
-
-
-def test_a_capture_that_was_stopped_goes_on(
-    corpus: TextCorpus, models: ModelPair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = rows_of(corpus, models, tmp_path / "whole")
-    whole.prepare_data()
-    run, seen = capture.paired_readings, []
-
-    def stopped(*args: Any) -> Iterator[Any]:
-        for place, read in enumerate(run(*args)):
-            if place == 2:
-                raise KeyboardInterrupt
-            yield read
-
-    def counted(*args: Any) -> Iterator[Any]:
-        seen.append(len(args[2]))
-        yield from run(*args)
-
-    monkeypatch.setattr(capture, "paired_readings", stopped)
-    with pytest.raises(KeyboardInterrupt):
-        rows_of(corpus, models, tmp_path / "broken").prepare_data()
-    monkeypatch.setattr(capture, "paired_readings", counted)
-    rest = rows_of(corpus, models, tmp_path / "broken")
-    rest.prepare_data()
-    assert seen == [len(corpus.train_dataloader()) - 2, len(corpus.val_dataloader())]
-    for label in LABELS:
-        for split in ("train", "held_out"):
-            one, other = (data.all_rows(label, split, 10**6) for data in (whole, rest))
-            assert torch.equal(one, other)
-
-
-def test_the_order_is_that_of_seed_and_epoch(
-    corpus: TextCorpus, models: ModelPair, tmp_path: Path
-) -> None:
-    def served(seed: int, epoch: int) -> torch.Tensor:
-        data = at(rows_of(corpus, models, tmp_path, seed), epoch)
-        batches = list(data.train_dataloader())
-        assert len(batches) == len(data.train_dataloader())
-        pairs = [torch.cat([batch[LABELS[0]], batch[LABELS[2]]], dim=1) for batch in batches]
-        return torch.cat(pairs)
-
-    one = served(0, 1)
-    assert torch.equal(one, served(0, 1))
-    rows = {tuple(row) for row in one.tolist()}
-    for seed, epoch in ((0, 0), (0, 2), (1, 1)):
-        other = served(seed, epoch)
-        assert not torch.equal(one, other)
-        # The same pairs of rows, in another order.
-        assert {tuple(row) for row in other.tolist()} == rows
-
-
-def test_each_device_sees_other_rows_and_equally_many_batches(
-    corpus: TextCorpus, models: ModelPair, tmp_path: Path
-) -> None:
-    shares, counts = [], set()
-    for rank in range(3):
-        data = at(rows_of(corpus, models, tmp_path), 1, rank, 3)
-        batches = list(data.train_dataloader())
-        counts.add((len(batches), len(data.train_dataloader())))
-        shares.append(torch.cat([batch[LABELS[0]] for batch in batches]))
-    assert len(counts) == 1
-    assert len({len(share) for share in shares}) == 1
-    every = torch.cat(shares)
-    whole = rows_of(corpus, models, tmp_path).all_rows(LABELS[0], "train", 10**6)
-    assert len(whole) - 3 < len(every) <= len(whole)
-    assert len(every.unique(dim=0)) == len(every) - (len(whole) - len(whole.unique(dim=0)))
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
@@ -200,15 +39,11 @@ def head(hidden: int, seed: int = 1) -> ProjectionHead:
     return made
 
 
-def test_it_begins_as_its_skip() -> None:
-    x = drawn(2, 7, 5)
-    torch.testing.assert_close(head(8)(x), x @ drawn(3, 5, seed=2).mT + drawn(3, seed=3))
-
-
 def test_it_is_the_formula() -> None:
     made, x = head(8), drawn(7, 5)
     assert made.inner is not None
     assert made.outer is not None
+    torch.testing.assert_close(made(x), x @ drawn(3, 5, seed=2).mT + drawn(3, seed=3))
     with torch.no_grad():
         made.inner.bias.copy_(drawn(8, seed=4))
         made.outer.weight.copy_(drawn(3, 8, seed=5))
@@ -231,17 +66,6 @@ def test_without_an_mlp_it_has_no_other_weights_and_is_linear() -> None:
     torch.testing.assert_close(middle, (made(one) + made(other)) / 2)
 
 
-def test_the_generator_alone_draws_the_mlp() -> None:
-    before = torch.get_rng_state()
-    one, same, other = head(8), head(8), head(8, seed=2)
-    assert torch.equal(torch.get_rng_state(), before)
-    assert one.inner is not None
-    assert same.inner is not None
-    assert other.inner is not None
-    assert torch.equal(one.inner.weight, same.inner.weight)
-    assert not torch.equal(one.inner.weight, other.inner.weight)
-
-
 GENERATOR = torch.Generator().manual_seed(0)
 X = torch.randn(90, 5, generator=GENERATOR) + 1
 Y = torch.randn(90, 4, generator=GENERATOR) + X[:, :4]
@@ -249,44 +73,25 @@ MATRIX = torch.randn(4, 5, generator=GENERATOR).double() / 4
 FIT, HELD = slice(0, 60), slice(60, 90)
 
 
-def found() -> Reconstruction:
-    """Of the held-out rows in two batches, as a linear map makes them."""
+def test_r2_of_a_linear_map_is_what_the_linear_mappers_report() -> None:
     made = X.double() @ MATRIX.mT
-    return Reconstruction.of(made[60:71].float(), Y[60:71]) + Reconstruction.of(
-        made[71:].float(), Y[71:]
-    )
-
-
-def test_of_a_linear_map_it_is_what_the_linear_mappers_report() -> None:
+    # Of the held-out rows in two batches, or on two devices.
+    sums = reconstruction_sums(made[60:71].float(), Y[60:71])
+    sums = sums + reconstruction_sums(made[71:].float(), Y[71:])
     train, held_out = (PairedMoments.of(X[part], Y[part]) for part in (FIT, HELD))
     expected = HeldOutError.of(MATRIX, train, held_out).r2
-    assert found().r2(Y[FIT].mean(dim=0)) == pytest.approx(expected, abs=1e-6)
+    assert reconstruction_r2(sums, Y[FIT].mean(dim=0)) == pytest.approx(expected, abs=1e-6)
     centred = HeldOutError.of(MATRIX, train.centred(), held_out.centred()).r2
-    assert found().centred_r2() == pytest.approx(centred, abs=1e-6)
+    assert reconstruction_r2(sums) == pytest.approx(centred, abs=1e-6)
 
 
 def test_a_constant_error_counts_only_where_values_count() -> None:
-    away = Reconstruction.of(Y[HELD] + 3, Y[HELD])
-    assert away.centred_r2() == pytest.approx(1, abs=1e-6)
-    assert away.r2(Y[FIT].mean(dim=0)) < 0
-
-
-def test_sums_of_two_devices_are_those_of_all_rows() -> None:
-    halves = [Reconstruction.of(X[part, :4], Y[part]) for part in (slice(0, 45), slice(45, 90))]
-    sums = iter([torch.stack(parts).sum(dim=0) for parts in zip(*map(_parts, halves), strict=True)])
-    both = halves[0].reduced(lambda tensor: next(sums))
-    whole = Reconstruction.of(X[:, :4], Y)
-    assert both.r2(Y.mean(dim=0)) == pytest.approx(whole.r2(Y.mean(dim=0)), abs=1e-9)
-
-
-def test_rows_that_do_not_vary_give_zero() -> None:
+    away = reconstruction_sums(Y[HELD] + 3, Y[HELD])
+    assert reconstruction_r2(away) == pytest.approx(1, abs=1e-6)
+    assert reconstruction_r2(away, Y[FIT].mean(dim=0)) < 0
     flat = torch.ones(9, 3)
-    assert Reconstruction.of(flat + 1, flat).centred_r2() == 0
-    assert Reconstruction.of(flat + 1, flat).r2(torch.ones(3)) == 0
-
-
-def _parts(one: Reconstruction) -> tuple[torch.Tensor, ...]:
-    return one.sums, one.missed, one.there
+    nothing = reconstruction_sums(flat + 1, flat)
+    assert reconstruction_r2(nothing) == reconstruction_r2(nothing, torch.ones(3)) == 0
 
 
 # Skips are the closed forms, and losses what they are called, by independent computations.
@@ -294,8 +99,8 @@ def _parts(one: Reconstruction) -> tuple[torch.Tensor, ...]:
 ROWS, CUT, WIDTH, OUT = 200, 150, 6, 4
 
 
-X_HEAD_PAIR = drawn(ROWS, WIDTH) + 1
-Y_HEAD_PAIR = X_HEAD_PAIR @ drawn(WIDTH, OUT, seed=1) + 0.5 * drawn(ROWS, OUT, seed=2) - 2
+X_ROWS = drawn(ROWS, WIDTH) + 1
+Y_ROWS = X_ROWS @ drawn(WIDTH, OUT, seed=1) + 0.5 * drawn(ROWS, OUT, seed=2) - 2
 # Gradients of y, and what a map carries back of them to x, with noise.
 G_Y = drawn(ROWS, OUT, seed=3)
 G_X = G_Y @ drawn(OUT, WIDTH, seed=4) + 0.5 * drawn(ROWS, WIDTH, seed=5)
@@ -305,14 +110,19 @@ def split(x: Tensor, y: Tensor) -> SplitMoments:
     return SplitMoments(PairedMoments.of(x[:CUT], y[:CUT]), PairedMoments.of(x[CUT:], y[CUT:]))
 
 
-def pair(hidden: int = 0, both: bool = True) -> HeadPair:
-    return HeadPair(WIDTH, OUT, hidden, both, torch.Generator().manual_seed(0))
+def pair(hidden: int = 0, both: bool = True, gradients: bool = False) -> HeadPair:
+    space = Space("x", "y", ("gx", "gy") if gradients else None, is_input=False)
+    return HeadPair(space, WIDTH, OUT, hidden, both, torch.Generator().manual_seed(0))
 
 
-def trained(hidden: int = 8) -> HeadPair:
+def losses_of(heads: HeadPair, x: Tensor = X_ROWS, y: Tensor = Y_ROWS) -> Losses:
+    return heads.losses({"x": x, "y": y, "gx": G_X, "gy": G_Y})
+
+
+def trained(gradients: bool) -> HeadPair:
     """Heads whose MLPs do something."""
-    heads = pair(hidden)
-    heads.start(split(X_HEAD_PAIR, Y_HEAD_PAIR), None, 1.0)
+    heads = pair(8, gradients=gradients)
+    heads.start(split(X_ROWS, Y_ROWS), None, 1.0)
     for place, weight in enumerate(heads.parameters()):
         weight.data += 0.3 * drawn(*weight.shape, seed=place)
     return heads
@@ -332,27 +142,24 @@ def ridge(x: Tensor, y: Tensor) -> SklearnRidge:
 
 def test_skips_are_ridge_regressions_with_an_intercept() -> None:
     heads = pair()
-    found = heads.start(split(X_HEAD_PAIR, Y_HEAD_PAIR), None, 1.0)
+    found = heads.start(split(X_ROWS, Y_ROWS), None, 1.0)
     assert heads.back is not None
     for head, fit in (
-        (heads.head, ridge(X_HEAD_PAIR, Y_HEAD_PAIR)),
-        (heads.back, ridge(Y_HEAD_PAIR, X_HEAD_PAIR)),
+        (heads.head, ridge(X_ROWS, Y_ROWS)),
+        (heads.back, ridge(Y_ROWS, X_ROWS)),
     ):
         np.testing.assert_allclose(head.skip.weight.detach(), fit.coef_, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(head.skip.bias.detach(), fit.intercept_, rtol=1e-4, atol=1e-5)
-    error = (Y_HEAD_PAIR[CUT:] - heads.head(X_HEAD_PAIR[CUT:])).detach()
-    there = Y_HEAD_PAIR[CUT:] - Y_HEAD_PAIR[CUT:].mean(dim=0)
+    error = (Y_ROWS[CUT:] - heads.head(X_ROWS[CUT:])).detach()
+    there = Y_ROWS[CUT:] - Y_ROWS[CUT:].mean(dim=0)
     r2 = 1 - (error - error.mean(dim=0)).square().sum() / there.square().sum()
     assert found.error.r2 == pytest.approx(float(r2), abs=1e-5)
 
 
 def test_with_gradients_the_skip_solves_the_sylvester_equation() -> None:
     heads = pair()
-    found = heads.start(split(X_HEAD_PAIR, Y_HEAD_PAIR), split(G_X, G_Y), 2.0)
-    x, y = (
-        (rows[:CUT] - rows[:CUT].mean(dim=0)).double().numpy()
-        for rows in (X_HEAD_PAIR, Y_HEAD_PAIR)
-    )
+    found = heads.start(split(X_ROWS, Y_ROWS), split(G_X, G_Y), 2.0)
+    x, y = ((rows[:CUT] - rows[:CUT].mean(dim=0)).double().numpy() for rows in (X_ROWS, Y_ROWS))
     gx, gy = (rows[:CUT].double().numpy() for rows in (G_X, G_Y))
     power_y, power_g = (y**2).sum(), (gx**2).sum() / 2.0
     forward, back = x.T @ x / power_y, gy.T @ gy / power_g
@@ -362,61 +169,49 @@ def test_with_gradients_the_skip_solves_the_sylvester_equation() -> None:
     back += strength * np.trace(back) / OUT * np.eye(OUT)
     expected = solve_sylvester(back, forward, y.T @ x / power_y + gy.T @ gx / power_g)
     np.testing.assert_allclose(heads.head.skip.weight.detach(), expected, rtol=1e-4, atol=1e-5)
-    plain = (
-        TwoSidedRidge(0.0)
-        .forward(split(X_HEAD_PAIR, Y_HEAD_PAIR).centred(), split(G_X, G_Y))
-        .matrix.float()
-    )
-    assert (plain - heads.head.skip.weight).abs().max() > 0.01
 
 
 def test_losses_are_shares_of_what_there_is_to_explain() -> None:
-    heads = trained()
+    heads = trained(gradients=False)
     assert heads.back is not None
-    losses = heads.losses(X_HEAD_PAIR, Y_HEAD_PAIR, None)
-    made = heads.head(X_HEAD_PAIR)
+    losses = losses_of(heads)
+    made = heads.head(X_ROWS)
     x_power, y_power = (
         (rows[:CUT] - rows[:CUT].mean(dim=0)).square().sum(dim=1).mean()
-        for rows in (X_HEAD_PAIR, Y_HEAD_PAIR)
+        for rows in (X_ROWS, Y_ROWS)
     )
-    expected = (made - Y_HEAD_PAIR).square().sum(dim=1).mean() / y_power
-    expected += (heads.back(Y_HEAD_PAIR) - X_HEAD_PAIR).square().sum(dim=1).mean() / x_power
+    expected = (made - Y_ROWS).square().sum(dim=1).mean() / y_power
+    expected += (heads.back(Y_ROWS) - X_ROWS).square().sum(dim=1).mean() / x_power
     torch.testing.assert_close(losses.reconstruction, expected)
-    again = (heads.back(made) - X_HEAD_PAIR).square().sum(dim=1).mean() / x_power
+    again = (heads.back(made) - X_ROWS).square().sum(dim=1).mean() / x_power
     torch.testing.assert_close(losses.cycle, again)
     assert float(losses.behaviour) == 0
 
 
-def test_without_a_way_back_there_is_no_cycle() -> None:
-    heads = pair(both=False)
-    heads.start(split(X_HEAD_PAIR, Y_HEAD_PAIR), None, 1.0)
-    assert heads.back is None
-    assert float(heads.losses(X_HEAD_PAIR, Y_HEAD_PAIR, None).cycle) == 0
-
-
-def test_the_mean_is_no_merit() -> None:
+def test_the_mean_is_no_merit_and_without_a_way_back_there_is_no_cycle() -> None:
     """A head that gives the mean, whatever it reads, explains nothing."""
     heads = pair(both=False)
-    heads.start(split(X_HEAD_PAIR, Y_HEAD_PAIR), None, 1.0)
-    heads.head.start(torch.zeros(OUT, WIDTH), Y_HEAD_PAIR[:CUT].mean(dim=0))
+    heads.start(split(X_ROWS, Y_ROWS), None, 1.0)
+    heads.head.start(torch.zeros(OUT, WIDTH), Y_ROWS[:CUT].mean(dim=0))
     with torch.no_grad():
-        loss = heads.losses(X_HEAD_PAIR[:CUT], Y_HEAD_PAIR[:CUT], None).reconstruction
-    assert float(loss) == pytest.approx(1, rel=1e-5)
+        losses = losses_of(heads, X_ROWS[:CUT], Y_ROWS[:CUT])
+    assert float(losses.reconstruction) == pytest.approx(1, rel=1e-5)
+    assert float(losses.cycle) == 0
 
 
 def test_behaviour_is_what_the_jacobian_carries_back() -> None:
-    heads = trained()
-    losses = heads.losses(X_HEAD_PAIR, Y_HEAD_PAIR, (G_X, G_Y))
+    heads = trained(gradients=True)
+    losses = losses_of(heads)
     carried = torch.stack(
-        [jacobian(heads.head, x).mT @ g for x, g in zip(X_HEAD_PAIR, G_Y, strict=True)]
+        [jacobian(heads.head, x).mT @ g for x, g in zip(X_ROWS, G_Y, strict=True)]
     )
     expected = (carried - G_X).square().sum() / G_X.square().sum()
     torch.testing.assert_close(losses.behaviour, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_behaviour_trains_the_mlp_and_leaves_the_batch_as_it_was() -> None:
-    heads, x = trained(), X_HEAD_PAIR.clone()
-    heads.losses(x, Y_HEAD_PAIR, (G_X, G_Y)).behaviour.backward()
+    heads, x = trained(gradients=True), X_ROWS.clone()
+    losses_of(heads, x).behaviour.backward()
     assert heads.head.inner is not None
     assert heads.head.inner.weight.grad is not None
     assert heads.head.inner.weight.grad.abs().max() > 0
@@ -427,7 +222,7 @@ def test_behaviour_trains_the_mlp_and_leaves_the_batch_as_it_was() -> None:
     ends = []
     for sign in (1, -1):
         weight.data[0, 0] += sign * step
-        ends.append(float(heads.losses(x, Y_HEAD_PAIR, (G_X, G_Y)).behaviour.detach()))
+        ends.append(float(losses_of(heads, x).behaviour.detach()))
         weight.data[0, 0] -= sign * step
     assert found == pytest.approx((ends[0] - ends[1]) / (2 * step), rel=0.05, abs=1e-4)
 
@@ -440,8 +235,8 @@ PAIRING = LayerPairing(2, (((0, 1.0),), ((1, 1.0),), ((0, 0.5), (1, 0.5))))
 
 
 @pytest.fixture(scope="module")
-def frame(pico: Callable[[str], BaseModel], pico_target: BaseModel) -> PairFrame:
-    return PairFrame.of(pico("llama"), pico_target, PAIRING, ROLES)
+def frame(models: ModelPair) -> PairFrame:
+    return PairFrame.of(models.source, models.target, PAIRING, ROLES)
 
 
 @pytest.fixture
@@ -469,16 +264,16 @@ def test_every_feed_has_an_output_projection_and_every_pair_of_inputs_an_input_p
 
 
 def test_each_space_is_named_once_and_leads_the_right_way(heads: Heads) -> None:
-    labels = [space.label for space in heads.spaces]
-    assert len(set(labels)) == len(labels) == 8 + 12
-    spaces = {space.label: space for space in heads.spaces}
+    assert len(heads.by_space) == 8 + 12
     pair = Site(1, Role.V), Site(2, Role.V)
-    read, written = spaces[input_label(*pair)], spaces[output_label(*pair)]
+    read, written = (
+        heads.by_space[space(*pair).label].space for space in (input_space, output_space)
+    )
     assert (read.x, read.y) == ("target.2.q.input", "source.1.q.input")
     assert (written.x, written.y) == ("source.1.v.output", "target.2.v.output")
     assert (read.gradients, read.is_input) == (None, True)
     assert written.gradients == ("source.1.v.gradient", "target.2.v.gradient")
-    assert (read.heads, written.heads) == (heads.input_heads(*pair), heads.output_heads(*pair))
+    assert (heads.input_heads(*pair).space, heads.output_heads(*pair).space) == (read, written)
 
 
 @pytest.mark.parametrize("gradients", [True, False])
@@ -487,29 +282,21 @@ def test_taps_are_those_that_the_spaces_take(frame: PairFrame, gradients: bool) 
     source, target = heads.taps()
     assert (Tap.gradient(Site(0, Role.Q)) in source) == gradients
     given = {tap.label_on("source") for tap in source} | {tap.label_on("target") for tap in target}
-    taken = {label for s in heads.spaces for label in (s.x, s.y, *(s.gradients or ()))}
+    spaces = [pair.space for pair in heads.by_space.values()]
+    taken = {label for s in spaces for label in (s.x, s.y, *(s.gradients or ()))}
     assert given == taken
     assert len(source) == len(set(source))
 
 
 def test_losses_are_means_over_spaces(heads: Heads) -> None:
-    generator = torch.Generator().manual_seed(0)
-    batch: dict[str, torch.Tensor] = {}
-    for space in heads.spaces:
-        for label, head in ((space.x, space.heads.head), (space.y, space.heads.back)):
-            assert head is not None
-            batch.setdefault(label, torch.randn(5, head.skip.in_features, generator=generator))
-        for label, like in zip(space.gradients or (), (space.x, space.y), strict=False):
-            batch[label] = torch.randn(batch[like].shape, generator=generator)
+    batch: dict[str, Tensor] = {}
+    for seed, pair in enumerate(heads.by_space.values()):
+        space, widths = pair.space, (pair.head.skip.in_features, pair.head.skip.out_features)
+        for labels in ((space.x, space.y), space.gradients or ()):
+            for label, width in zip(labels, widths, strict=False):
+                batch.setdefault(label, drawn(5, width, seed=seed))
     losses = heads.losses(batch)
-    single = [
-        s.heads.losses(
-            batch[s.x],
-            batch[s.y],
-            None if s.gradients is None else (batch[s.gradients[0]], batch[s.gradients[1]]),
-        )
-        for s in heads.spaces
-    ]
+    single = [pair.losses(batch) for pair in heads.by_space.values()]
     for name, part in losses._asdict().items():
         expected = sum(getattr(one, name).item() for one in single) / len(single)
         assert part.item() == pytest.approx(expected, rel=1e-5)
@@ -529,10 +316,12 @@ def test_frozen_ones_are_the_same_weights_without_gradients(heads: Heads) -> Non
     assert frozen.input_heads(*pair) is frozen.input_heads(Site(1, Role.Q), Site(2, Role.Q))
 
 
-def test_the_seed_draws_the_mlps(frame: PairFrame) -> None:
-    def drawn(seed: int) -> torch.Tensor:
+def test_the_seed_alone_draws_the_mlps(frame: PairFrame) -> None:
+    def weights(seed: int) -> Tensor:
         heads = Heads(frame, hidden=4, both=False, gradients=False, seed=seed)
         return torch.cat([weight.flatten() for weight in heads.parameters()])
 
-    assert torch.equal(drawn(0), drawn(0))
-    assert not torch.equal(drawn(0), drawn(1))
+    before = torch.get_rng_state()
+    assert torch.equal(weights(0), weights(0))
+    assert not torch.equal(weights(0), weights(1))
+    assert torch.equal(torch.get_rng_state(), before)

@@ -4,7 +4,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers import models as kinds
 from tokenizers.decoders import ByteLevel
 from transformers import AutoConfig, PreTrainedTokenizerFast
 
@@ -32,14 +33,14 @@ WORDS = [f"word{place}" for place in range(20)]
 def byte_level(tokens: list[str]) -> Tokenizer:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: i for i, token in enumerate(["<s>", *alphabet, *tokens])}
-    tokenizer = Tokenizer(models.BPE(vocabulary, []))
+    tokenizer = Tokenizer(kinds.BPE(vocabulary, []))
     tokenizer.decoder = ByteLevel()
     return tokenizer
 
 
 def sentencepiece(tokens: list[str]) -> Tokenizer:
     vocabulary = {token: i for i, token in enumerate(["<pad>", "<s>", *tokens])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
+    tokenizer = Tokenizer(kinds.WordLevel(vocabulary, unk_token="<pad>"))
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     )
@@ -48,7 +49,7 @@ def sentencepiece(tokens: list[str]) -> Tokenizer:
 
 def words(tokens: list[str]) -> Tokenizer:
     vocabulary = {token: i for i, token in enumerate(["<pad>", "<s>", *tokens])}
-    return Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
+    return Tokenizer(kinds.WordLevel(vocabulary, unk_token="<pad>"))
 
 
 @pytest.fixture
@@ -94,26 +95,16 @@ def test_special_tokens_and_single_bytes_are_left_out(model):
     assert strings(one, other) == [("A", "A"), *((w, w) for w in WORDS)]
 
 
-def test_same_tokenizer_shares_every_string(model):
+def test_same_tokenizer_shares_every_string_that_has_an_embedding(model):
     one, other = (model(name, byte_level(WORDS)) for name in ("one", "other"))
     ours, theirs = shared_tokens(one, other, 1000)
     assert torch.equal(ours, theirs)
     assert ours.tolist() == list(range(1, 1 + 256 + len(WORDS)))
-
-
-def test_tokens_without_an_embedding_are_left_out(model):
-    one, other = (model(name, byte_level(WORDS)) for name in ("one", "other"))
+    fewer = shared_tokens(one, other, 20)[0].tolist()
+    assert len(fewer) == 20
+    assert {after - before for before, after in pairwise(fewer)} <= {13, 14}
     other.config.vocab_size = 100
     assert shared_tokens(one, other, 1000)[1].tolist() == list(range(1, 100))
-
-
-def test_fewer_are_spread_evenly_and_always_the_same(model):
-    one, other = (model(name, byte_level(WORDS)) for name in ("one", "other"))
-    ours = shared_tokens(one, other, 20)[0].tolist()
-    assert ours == shared_tokens(one, other, 20)[0].tolist()
-    assert len(ours) == 20
-    steps = {after - before for before, after in pairwise(ours)}
-    assert steps <= {13, 14}
 
 
 def test_too_few_shared_strings_are_refused_with_their_number(model):
@@ -123,20 +114,20 @@ def test_too_few_shared_strings_are_refused_with_their_number(model):
         shared_tokens(one, other, 1000)
 
 
-@pytest.fixture
-def pair(tmp_path, pico, pico_target):
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory, models):
     """Models whose norms' gains differ from dimension to dimension."""
     opened = []
-    for name, base in (("source", pico("llama")), ("target", pico_target)):
+    for base in (models.source, models.target):
         generator = torch.Generator().manual_seed(1)
         state = dict(base.network.state_dict())
         for key, tensor in state.items():
             if "norm" in key:
                 state[key] = tensor + torch.rand(tensor.shape, generator=generator)
-        base.network.save_pretrained(tmp_path / name, state_dict=state)
-        opened.append(StreamedWeights.open(tmp_path / name, name))
-    source, target = opened
-    return BasePair(source, target)
+        folder = tmp_path_factory.mktemp("gains")
+        base.network.save_pretrained(folder, state_dict=state)
+        opened.append(StreamedWeights.open(folder, base.name))
+    return BasePair(opened[0], opened[1])
 
 
 @pytest.mark.parametrize("role", list(Role))
@@ -164,61 +155,46 @@ def test_units_are_compared_in_the_targets_residual_stream(pair, role):
 
 
 @pytest.fixture
-def pair_residual_axis(tmp_path, pico):
-    """Two models with the same byte tokenizer, one saved twice."""
+def twins(pico, opened):
+    """A model, saved twice."""
     base = pico("llama")
-    for name in ("source", "target"):
-        base.network.save_pretrained(tmp_path / name)
-        base.tokenizer.save_pretrained(tmp_path / name)
-    source, target = (StreamedWeights.open(tmp_path / n, n) for n in ("source", "target"))
-    return BasePair(source, target)
+    return BasePair(opened(base), opened(base))
 
 
-def planted(pair: BasePair, monkeypatch: pytest.MonkeyPatch, width: int) -> torch.Tensor:
-    """Make the target's embedding one of other width, with the source's dimensions in it."""
+def with_embedding(monkeypatch: pytest.MonkeyPatch, model: StreamedWeights, planted: torch.Tensor):
+    original = StreamedWeights.embedding
+    monkeypatch.setattr(
+        StreamedWeights,
+        "embedding",
+        lambda self: planted if self is model else original(self),
+    )
+
+
+@pytest.mark.parametrize("width", [32, 40])
+def test_planted_signed_permutation_is_recovered(twins, monkeypatch, width):
     generator = torch.Generator().manual_seed(0)
-    known = pair.source.embedding()
+    known = twins.source.embedding()
     joint = torch.zeros(known.shape[1], width)
     places = torch.randperm(width, generator=generator)[: known.shape[1]]
     signs = torch.randint(0, 2, places.shape, generator=generator) * 2.0 - 1
     joint[torch.arange(len(places)), places] = signs[: len(places)]
     noise = 0.05 * torch.randn(len(known), width, generator=generator)
     # Means and scales of its own: only the correlation counts.
-    embedding = 10 * (known @ joint + noise) + 3
-    original = StreamedWeights.embedding
-    monkeypatch.setattr(
-        StreamedWeights,
-        "embedding",
-        lambda self: embedding if self is pair.target else original(self),
-    )
-    return joint
-
-
-@pytest.mark.parametrize("width", [32, 40])
-def test_planted_signed_permutation_is_recovered(pair_residual_axis, monkeypatch, width):
-    joint = planted(pair_residual_axis, monkeypatch, width)
-    axis = residual_axis(pair_residual_axis, 256, LinearAssignment())
+    with_embedding(monkeypatch, twins.target, 10 * (known @ joint + noise) + 3)
+    axis = residual_axis(twins, 256, LinearAssignment())
     assert torch.equal(axis.plan.joint, joint)
     assert axis.facts["shared_tokens"] == 256
     assert axis.facts["similarity"] > 0.9
 
 
-def test_fewer_tokens_are_used_when_asked(pair_residual_axis):
-    assert residual_axis(pair_residual_axis, 40, LinearAssignment()).facts["shared_tokens"] == 40
-
-
-def test_constant_dimension_correlates_with_nothing(pair_residual_axis, monkeypatch):
-    flat = pair_residual_axis.target.embedding().clone()
+def test_constant_dimension_correlates_with_nothing(twins, monkeypatch):
+    flat = twins.target.embedding().clone()
     flat[:, 5] = 1.5
-    original = StreamedWeights.embedding
-    monkeypatch.setattr(
-        StreamedWeights,
-        "embedding",
-        lambda self: flat if self is pair_residual_axis.target else original(self),
-    )
-    joint = residual_axis(pair_residual_axis, 256, LinearAssignment()).plan.joint
-    assert torch.isfinite(joint).all()
-    assert torch.equal(joint, torch.eye(32))
+    with_embedding(monkeypatch, twins.target, flat)
+    axis = residual_axis(twins, 40, LinearAssignment())
+    assert torch.isfinite(axis.plan.joint).all()
+    assert torch.equal(axis.plan.joint, torch.eye(32))
+    assert axis.facts["shared_tokens"] == 40
 
 
 DIMS, WIDTH = 5, 24
@@ -256,7 +232,7 @@ def fit(pair: GroupPair, align, seed: int = 0, sweeps: int = 100):
     return CoordinateDescent(align, sweeps, torch.Generator().manual_seed(seed)).fit(pair)
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(2))
 def test_heads_and_dimensions_moved_together_are_recovered(align, seed):
     generator = torch.Generator().manual_seed(seed)
     heads, dims = torch.randperm(4, generator=generator), torch.randperm(DIMS, generator=generator)
@@ -267,16 +243,12 @@ def test_heads_and_dimensions_moved_together_are_recovered(align, seed):
     assert found.value == pytest.approx(4, rel=1e-5)  # 1 for each of q, k, v and o.
 
 
-def test_value_never_falls_from_sweep_to_sweep():
+def test_value_never_falls_from_sweep_to_sweep_until_nothing_is_won():
     pair = pair_of(weights(4, 1), weights(6, 2))
     values = [fit(pair, LinearAssignment(), 0, sweeps).value for sweeps in range(1, 6)]
     assert values == sorted(values)
-    assert fit(pair, LinearAssignment()).value == values[-1]
-
-
-def test_one_sweep_more_wins_nothing():
-    pair = pair_of(weights(4, 1), weights(6, 2))
     found = fit(pair, LinearAssignment())
+    assert found.value == values[-1]
     for better in (
         (LinearAssignment()(pair.of_heads(found.dims)), found.dims),
         (found.heads, LinearAssignment()(pair.of_dims(found.heads))),
@@ -342,14 +314,8 @@ def test_query_heads_follow_their_group():
     """A query head is matched only where its keys and values are matched as well."""
     source, target = HeadShape(3, 2, 4), HeadShape(2, 4, 6)
     rope = AxisPlan(torch.eye(4, 6))
-    found = axes(
-        weights_head_axes(source, 1),
-        source,
-        weights_head_axes(target, 2),
-        target,
-        LinearAssignment(),
-        rope,
-    )
+    one, other = weights_head_axes(source, 1), weights_head_axes(target, 2)
+    found = axes(one, source, other, target, LinearAssignment(), rope)
     query = found[Role.Q].plan.joint.view(3, 2, 4, 2, 4, 6)
     attended = found[Role.O].plan.joint.view(3, 2, 4, 2, 4, 6)
     groups = found[Role.K].plan.joint.view(3, 4, 2, 6).sum(dim=(1, 3)) > 0
@@ -364,14 +330,8 @@ def test_query_heads_follow_their_group():
 def test_soft_plan_gives_every_unit_of_a_matched_dimension_the_same_mass():
     source, target = HeadShape(3, 2, 4), HeadShape(2, 4, 6)
     rope = AxisPlan(torch.eye(4, 6))
-    found = axes(
-        weights_head_axes(source, 1),
-        source,
-        weights_head_axes(target, 2),
-        target,
-        ExactPlan(),
-        rope,
-    )
+    one, other = weights_head_axes(source, 1), weights_head_axes(target, 2)
+    found = axes(one, source, other, target, ExactPlan(), rope)
     for role in (Role.V, Role.O):
         joint = found[role].plan.joint
         for dim in (0, 1):
@@ -382,23 +342,12 @@ def test_soft_plan_gives_every_unit_of_a_matched_dimension_the_same_mass():
     assert (masses[..., 4:] == 0).all()
 
 
-@pytest.mark.parametrize(
-    ("architecture", "shape"), [("llama", (2, 2, 8)), ("qwen3", (2, 2, 12)), ("gemma2", (2, 2, 12))]
-)
-def test_shape_is_read_from_the_config(architecture, shape, pico, tmp_path):
-    pico(architecture).network.save_pretrained(tmp_path)
-    found = HeadShape.of(AutoConfig.from_pretrained(tmp_path))
-    assert found == shape
-    assert found.rows(Role.K, 1) == slice(shape[2], 2 * shape[2])
-    assert found.rows(Role.O, 1) == slice(2 * shape[2], 4 * shape[2])
-
-
 def frequencies(theta: float, dims: int) -> torch.Tensor:
     return theta ** (-torch.arange(0, dims, 2, dtype=torch.float64) / dims)
 
 
-@pytest.mark.parametrize("thetas", [(1e4, 1e4), (1e4, 1e6), (5e5, 1e4)])
-@pytest.mark.parametrize("dims", [2, 12, 64])
+@pytest.mark.parametrize("thetas", [(1e4, 1e4), (5e5, 1e4)])
+@pytest.mark.parametrize("dims", [2, 64])
 def test_heads_of_one_width_are_matched_dimension_by_dimension(thetas, dims):
     plan = rope_plan(*(frequencies(theta, dims).log() for theta in thetas))
     assert torch.equal(plan.joint, torch.eye(dims))

@@ -1,6 +1,7 @@
-"""What becomes of an adapter once maps are there, on maps that are given."""
+"""What becomes of an adapter once linear maps are there, on maps that are given."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,10 +9,9 @@ from torch import Tensor
 
 from loraport.adapters import LoraAdapter, LowRank, Role, Site
 from loraport.alignment.layer_matching import LayerPairing
-from loraport.alignment.linear_maps import HeldOutError
-from loraport.exceptions import AdapterError
+from loraport.exceptions import AdapterError, ConfigurationError
 from loraport.mappers.from_text import ModelPair
-from loraport.mappers.linear_text import FittedMaps, InputProjection, OutputProjection, WeightNorms
+from loraport.mappers.linear_text import FittedMaps, InputProjection, OutputProjection, weight_norms
 from loraport.mappers.transport import TransportMapper
 from loraport.models import BaseModel
 
@@ -22,12 +22,7 @@ def drawn(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.fixture
-def models(pico: Callable[[str], BaseModel], pico_target: BaseModel) -> ModelPair:
-    return ModelPair(pico("llama"), pico_target)
-
-
-@pytest.fixture
+@pytest.fixture(scope="module")
 def adapter(random_adapter: Callable[..., LoraAdapter], models: ModelPair) -> LoraAdapter:
     return random_adapter(models.source, roles=(Role.V,))
 
@@ -45,14 +40,17 @@ def carrier(models: ModelPair) -> Callable[..., TransportMapper]:
         for target, feeds in mapper.described.feeds().items():
             for source, _ in feeds:
                 seed = 10 * source.layer + target.layer
-                error = HeldOutError((0.25 + source.layer) * torch.eye(in_s), torch.eye(in_s))
+                missed, eye = 0.25 + source.layer, torch.eye(in_s)
                 shared = Site(source.layer, Role.Q), Site(target.layer, Role.Q)
-                inputs[shared] = InputProjection(drawn(in_s, in_t, seed=seed), 0.1, error.r2, error)
+                inputs[shared] = InputProjection(
+                    drawn(in_s, in_t, seed=seed), 0.1, 1 - missed, missed * eye, eye
+                )
                 outputs[source, target] = OutputProjection(
                     drawn(out_t, out_s, seed=seed), None, 0.5
                 )
         mapper.maps = FittedMaps(inputs, outputs)
-        mapper.norms = WeightNorms.of(models.source, models.target, mapper.described)
+        mapper.source_norms = weight_norms(models.source, models.source.sites.shapes)
+        mapper.target_norms = weight_norms(models.target, models.target.sites.shapes)
         return mapper
 
     return make
@@ -107,9 +105,7 @@ def test_gauge_of_the_factors_does_not_change_what_is_left_out(
 ) -> None:
     mapper = carrier()
     for pair, into in mapper.maps.inputs.items():
-        residual = torch.linspace(0, 2, 32).diag()
-        error = HeldOutError(residual, into.error.covariance)
-        mapper.maps.inputs[pair] = InputProjection(into.matrix, None, 0.0, error)
+        mapper.maps.inputs[pair] = replace(into, residual=torch.linspace(0, 2, 32).diag())
     found = []
     for given in (adapter, regauged(adapter, 5)):
         mapper.map(given)
@@ -164,6 +160,44 @@ def test_update_of_zeros_stays_zero(
     assert "kept_norm" not in mapper.report()["sites"]["0.v"]
 
 
-def test_pairing_of_other_models_is_refused(models: ModelPair) -> None:
+def test_adapter_that_does_not_fit_is_refused_by_name(
+    carrier: Callable[..., TransportMapper],
+    adapter: LoraAdapter,
+    models: ModelPair,
+    random_adapter: Callable[..., LoraAdapter],
+) -> None:
+    mapper, deep = carrier(), {Site(7, Role.V): adapter[Site(0, Role.V)]}
+    for wrong, message in (
+        (
+            random_adapter(models.source, roles=(Role.K, Role.V)),
+            r"pico/llama adapts k_proj, .* roles \[v\]; .* mapper\.roles=\[k,v\]",
+        ),
+        (
+            random_adapter(models.target, roles=(Role.V,)),
+            r"'pico/target', has shape \(12, 48\) at model\.layers\.0\.self_attn\.v_proj, "
+            r"but the mapper's source pico/llama has \(16, 32\)",
+        ),
+        (
+            replace(adapter, sites=deep),
+            r"model\.layers\.7\.self_attn\.v_proj, .* pico/llama has no such module",
+        ),
+    ):
+        with pytest.raises(AdapterError, match=message):
+            mapper.map(wrong)
+    mapper.learn_from(models, LayerPairing.one_to_one(2, (1, 1, 1)))
+    first = {site: adapter[site] for site in adapter if site.layer == 0}
+    with pytest.raises(AdapterError, match=r"only layers \[0\], none of which .* layers \[1\]"):
+        mapper.described.feeds_of(replace(adapter, sites=first))
+
+
+def test_what_it_cannot_learn_is_refused(models: ModelPair) -> None:
+    mapper = TransportMapper()
+    with pytest.raises(RuntimeError, match=r"Mapper has no base models yet: call learn_from\("):
+        mapper.models  # noqa: B018
+    with pytest.raises(RuntimeError, match="not attached to a `Trainer`"):
+        mapper.data  # noqa: B018
     with pytest.raises(ValueError, match=r"of \(2, 2\) layers, the models have \(2, 3\)"):
-        TransportMapper().learn_from(models, LayerPairing.one_to_one(2, (0, 1)))
+        mapper.learn_from(models, LayerPairing.one_to_one(2, (0, 1)))
+    for roles in (["z"], []):
+        with pytest.raises(ConfigurationError, match=r"roles is .*; it takes one or more of q, "):
+            TransportMapper(roles=roles)
