@@ -40,7 +40,7 @@ def generated(base: BaseModel, asked: Task, batch_rows: int, new_tokens: int) ->
     right = 0
     for start in range(0, len(asked.test), batch_rows):
         rows = asked.test[start : start + batch_rows]
-        prompts = [TEMPLATE.ask(asked, row.text) for row in rows]
+        prompts = [PromptSpec.of(asked, TEMPLATE).ask(row.text) for row in rows]
         inputs = tokenizer(prompts, padding=True, padding_side="left", return_tensors="pt")
         ids = network.generate(**inputs, generation_config=settings)
         new = ids[:, inputs["input_ids"].shape[1] :]

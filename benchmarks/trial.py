@@ -22,8 +22,7 @@ from benchmarks.transfers import benchmark_for, rows
 from loraport.adapters import LoraAdapter, LowRank, read_adapter, write_adapter
 from loraport.commands.anchors import CPU_TRAINER, builds_zoo, train_zoo
 from loraport.component import Component
-from loraport.data import AnchorSet, Interleaved, PromptTemplate, Task, TextSource, ZooPairs
-from loraport.data.corpora import TaskPrompts
+from loraport.data import AnchorSet, Interleaved, Task, TaskTexts, TextSource, ZooPairs
 from loraport.data.prompts import PromptSpec
 from loraport.data.zoo import SIDES
 from loraport.evaluation.scoring import random_adapter
@@ -120,9 +119,7 @@ class Trial:
         if not self.options.anchor_texts:
             return self.texts
         tasks = self.context.task_source().load(self.others(name).names)
-        return Interleaved(
-            [self.texts, TaskPrompts(list(tasks.values()), PromptTemplate("{text}"))]
-        )
+        return Interleaved([self.texts, TaskTexts(list(tasks.values()))])
 
     @property
     def direction(self) -> str:

@@ -186,16 +186,13 @@ class TestEntries:
         (path.parent / "usual").touch()
         assert path.stat().st_mode == (path.parent / "usual").stat().st_mode
 
-    def test_a_thing_is_made_once(self, store: Store) -> None:
-        first = store.made(KEY, lambda: {"a": (1, 2)})
-        assert first == {"a": [1, 2]}  # as a second run finds it
-        assert store.made(KEY, never) == first
-
-    def test_what_fails_is_made_the_next_time(self, store: Store) -> None:
+    def test_a_thing_is_made_once_and_after_a_failure_the_next_time(self, store: Store) -> None:
         with pytest.raises(KeyboardInterrupt):
             store.made(KEY, interrupted)
         assert files(root(store)) == []
-        assert store.made(KEY, lambda: 3) == 3
+        first = store.made(KEY, lambda: {"a": (1, 2)})
+        assert first == {"a": [1, 2]}  # as a second run finds it
+        assert store.made(KEY, never) == first
 
     def test_a_store_without_a_root_keeps_nothing(self) -> None:
         store = Store(None)
@@ -245,15 +242,12 @@ class TestShards:
         assert told == [(0, 4), (1, 4), (2, 4), (3, 4), (4, 4)]
         assert store.made_shards(KEY, "abcd", never) == made
 
-    def test_a_damaged_shard_alone_is_made_again(self, store: Store) -> None:
+    def test_a_shard_that_is_damaged_or_changes_place_is_made_again(self, store: Store) -> None:
         store.made_shards(KEY, [1, 2, 3], lambda part: part)
         flip(next(path for path in files(root(store)) if path.stem == "00001"))
         assert store.made_shards(KEY, [1, 2, 3], lambda part: -part) == [1, -2, 3]
-
-    def test_shards_that_change_places_are_noticed(self, store: Store) -> None:
-        store.made_shards(KEY, [1, 2, 3], lambda part: part)
         swap(*files(root(store))[:2])
-        assert store.made_shards(KEY, [1, 2, 3], lambda x: -x) == [-1, -2, 3]
+        assert store.made_shards(KEY, [1, 2, 3], lambda part: part) == [1, 2, 3]
 
 
 def flip(path: Path) -> None:
@@ -327,27 +321,17 @@ class TestDamage:
         path.write_bytes(whole)
         assert store.get(KEY) == [1, 2]
 
-    @pytest.mark.parametrize("bit", [1, 128])
-    def test_no_byte_of_tensors_changes_unnoticed(self, bit: int, store: Store) -> None:
+    def test_no_byte_of_tensors_changes_unnoticed(self, store: Store) -> None:
         store.put_tensors(KEY, TENSORS, {"steps": 7})
         path = only_file(root(store), ".safetensors")
         whole = path.read_bytes()
         for place in range(len(whole)):
-            path.write_bytes(whole[:place] + bytes([whole[place] ^ bit]) + whole[place + 1 :])
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
             kept = store.get_tensors(KEY)
             # Not all of the header has a meaning.
             if kept is not None:
                 assert kept[1] == {"steps": 7}
                 assert all(torch.equal(kept[0][name], TENSORS[name]) for name in TENSORS)
-
-    def test_changed_facts_and_names_of_tensors_are_noticed(self, store: Store) -> None:
-        store.put_tensors(KEY, {"aaaa": torch.ones(2)}, {"steps": 1111})
-        path = only_file(root(store), ".safetensors")
-        whole = path.read_bytes()
-        for old, new in ((b"aaaa", b"aaab"), (b"1111", b"1112"), (b'"F32"', b'"I32"')):
-            assert whole.count(old) == 1
-            path.write_bytes(whole.replace(old, new))
-            assert store.get_tensors(KEY) is None
 
     def test_what_lies_under_the_name_of_another_key_is_noticed(self, store: Store) -> None:
         for number, key in enumerate((KEY, OTHER)):
@@ -467,13 +451,10 @@ def start(store: Store) -> Iterator[Callable[[str], subprocess.Popen[str]]]:
 
 
 KILLED = {
-    "while it is made": "store.made(KEY, die)",
     "while it is written": "Path.write_bytes = lambda p, c: (open(p, 'wb').write(c[:40]), die())\n"
     "store.put(KEY, 'x' * 100)",
-    "before it is on the disk": "os.fsync = die\nstore.made(KEY, lambda: 'x' * 100)",
     "before the rename": "os.replace = die\nstore.made(KEY, lambda: 'x' * 100)",
     "while a folder is made": "store.made_folder(KEY, lambda folder: (fill(folder), die()))",
-    "before a folder's rename": "os.replace = die\nstore.made_folder(KEY, fill)",
     "before a folder's hashes": "store.__class__.put = die\nstore.made_folder(KEY, fill)",
     "while a damaged folder is removed": "folder = store.made_folder(KEY, fill)\n"
     "(folder / 'weights').write_bytes(b'w')\nmodule._remove = die\n"
@@ -545,21 +526,14 @@ class TestLeftOvers:
             os.utime(path, (yesterday, yesterday))
         fresh = f".{KEY.name}.entry.{'2c' * 16}.unfinished"
         (folder / fresh).write_text("half")
+        written_to = f".{KEY.name}.{'3d' * 16}.unfinished"
+        (folder / written_to).mkdir()
+        (folder / written_to / "log").write_text("new")
+        os.utime(folder / written_to, (0, 0))
         module._swept.clear()
         store.put(KEY, 2)
         left = {path.name for path in folder.iterdir()}
-        assert left == {f"{KEY.name}.entry", fresh, *mine}
-
-    def test_a_folder_that_is_still_written_to_stays(self, store: Store) -> None:
-        store.put(KEY, 1)
-        parent = only_file(root(store), ".entry").parent
-        folder = parent / f".{KEY.name}.{'1b' * 16}.unfinished"
-        folder.mkdir()
-        (folder / "log").write_text("new")
-        os.utime(folder, (0, 0))
-        module._swept.clear()
-        store.put(KEY, 2)
-        assert (folder / "log").exists()
+        assert left == {f"{KEY.name}.entry", fresh, written_to, *mine}
 
 
 # --- where nothing can be written ----------------------------------------------------------------
@@ -614,7 +588,7 @@ class TestUnwritable:
             ):
                 write()
 
-    @pytest.mark.parametrize("root", ["file", "file/deeper", "long" * 100])
+    @pytest.mark.parametrize("root", ["file/deeper", "long" * 100])
     def test_an_impossible_root_is_named(self, root: str, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("mine")
         store = Store(tmp_path / root)
@@ -743,15 +717,16 @@ class TestFolderHash:
         new_process()
         assert store.folder_hash(model) == first
 
-    @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.gguf", "consolidated.00.pth"])
-    def test_weights_of_every_kind_count(self, store: Store, model: Path, name: str) -> None:
-        with_safetensors = store.folder_hash(model)
-        (model / name).write_bytes(b"1")
-        assert store.folder_hash(model) == with_safetensors  # transformers does not read it
+    def test_other_weights_count_where_transformers_reads_them(
+        self, store: Store, model: Path
+    ) -> None:
+        first, other = store.folder_hash(model), model / "pytorch_model.bin"
+        other.write_bytes(b"1")
+        assert store.folder_hash(model) == first
         (model / "model.safetensors").unlink()
-        first = store.folder_hash(model)
-        (model / name).write_bytes(b"2")
-        assert store.folder_hash(model) != first
+        second = store.folder_hash(model)
+        other.write_bytes(b"2")
+        assert store.folder_hash(model) != second
 
     def test_a_file_that_cannot_be_read_is_named(
         self, store: Store, model: Path, monkeypatch: pytest.MonkeyPatch

@@ -20,8 +20,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from ..adapters import LoraAdapter, LowRank, read_adapter
 from ..adapters.merge import Combiner
 from ..adapters.sparsify import Combined, Sparsifier, cut
-from ..data import HubTasks, Interleaved, PromptTemplate, TextSource
-from ..data.corpora import TaskPrompts
+from ..data import HubTasks, Interleaved, TaskTexts, TextSource
 from ..data.prompts import PromptSpec
 from ..data.tasks import Example
 from ..data.zoo import SIDES
@@ -463,7 +462,7 @@ def generic_texts(context: RunContext) -> TextSource:
     return source
 
 
-def anchor_texts(context: RunContext, place: str) -> TaskPrompts | None:
+def anchor_texts(context: RunContext, place: str) -> TaskTexts | None:
     """Return the training texts of the anchor tasks, without question or answer.
 
     Held-out tasks are never among them, nor is the task that is ported. None unless
@@ -487,7 +486,7 @@ def anchor_texts(context: RunContext, place: str) -> TaskPrompts | None:
             "none is left; shorten tasks.held_out, or set refine_texts.anchors=false"
         )
     loaded = source.load(anchors)
-    return TaskPrompts(list(loaded.values()), PromptTemplate("{text}"), settings.seed)
+    return TaskTexts(list(loaded.values()), settings.seed)
 
 
 def taught_by(context: RunContext, refinement: Refinement, place: str) -> dict[str, TextSource]:

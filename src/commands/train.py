@@ -22,6 +22,7 @@ from rich.console import Console
 from ..adapters import LoraAdapter, cosine, relative_error, write_adapter
 from ..alignment.layer_matching import LayerPairing, Pairing, RelativeDepth, Spread
 from ..data import AnchorPairs, Task, TextCorpus, ZooPairs
+from ..data.prompts import PromptSpec
 from ..data.tasks import refuse_unknown
 from ..data.zoo import SIDES
 from ..evaluation.assembly import summarise, task_result
@@ -391,15 +392,15 @@ def anchor_questions(context: RunContext) -> list[str]:
     No row of any task is read for it, and no held-out task's question or label. Tasks take turns,
     so that one of many labels does not take up more texts.
     """
-    source, template, asked = context.task_source(), context.template, context.settings.tasks
+    source, asked = context.task_source(), context.settings.tasks
     names = [name for name in asked.names or source.names() if name not in asked.held_out]
-    tasks = list(source.load(names).values())
-    rounds = max(len(task.labels) for task in tasks)
+    specs = [PromptSpec.of(task, context.template) for task in source.load(names).values()]
+    rounds = max(len(spec.labels) for spec in specs)
     return list(
         dict.fromkeys(
-            template.ask(task, "") + template.answer(task.labels[turn % len(task.labels)])
+            spec.ask("") + spec.answer(spec.labels[turn % len(spec.labels)])
             for turn in range(rounds)
-            for task in tasks
+            for spec in specs
         )
     )
 

@@ -3,7 +3,6 @@
 from .corpora import CorpusFolder as CorpusFolder
 from .corpora import HubTexts as HubTexts
 from .corpora import Interleaved as Interleaved
-from .corpora import TaskPrompts as TaskPrompts
 from .corpora import TextSource as TextSource
 from .probe_sets import ComputationalGates as ComputationalGates
 from .probe_sets import CorpusSentences as CorpusSentences
@@ -16,6 +15,7 @@ from .tasks import PromptTemplate as PromptTemplate
 from .tasks import Task as Task
 from .tasks import TaskFolder as TaskFolder
 from .tasks import TaskSource as TaskSource
+from .tasks import TaskTexts as TaskTexts
 from .text_corpus import AlignedBatch as AlignedBatch
 from .text_corpus import TextCorpus as TextCorpus
 from .text_corpus import TokenBatch as TokenBatch

@@ -1,15 +1,15 @@
-"""Sources of generic text: folders, the hub, prompts of tasks, mixtures; each has two splits."""
+"""Sources of generic text: folders, the hub, mixtures of sources; each has two splits."""
 
 import hashlib
 import json
 import random
 from array import array
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from ..exceptions import ConfigurationError, DataError
-from .tasks import PromptTemplate, Task
 
 TRAIN, VALIDATION = SPLITS = ("train", "validation")
 """The splits of every source: what is learned from, and other documents to choose and stop by."""
@@ -32,11 +32,7 @@ class TextSource(Protocol):
 
 
 def check_split(split: str) -> None:
-    """Refuse a split that no source has.
-
-    Raises:
-        DataError: naming the split and the ones that there are.
-    """
+    """Raise DataError for a split that no source has."""
     if split not in SPLITS:
         raise DataError(f"texts have no split {split!r}, but {' and '.join(SPLITS)}; ask for one")
 
@@ -105,11 +101,7 @@ class CorpusFolder:
         self.files = _files(self.folder)
 
     def texts(self, split: str) -> Iterator[str]:
-        """Yield the texts of the split, shuffled by the seed.
-
-        Raises:
-            DataError: there is no such split, a file cannot be read, or a row has no text.
-        """
+        """Yield the texts of the split, shuffled by the seed."""
         check_split(split)
         files = [file for file in self.files if self._own_split(file) in (None, split)]
         numbers, starts = array("H"), array("Q")
@@ -135,15 +127,12 @@ class CorpusFolder:
 
 
 def _files(folder: Path) -> tuple[Path, ...]:
-    if folder.is_file():
-        if folder.suffix not in _SUFFIXES:
-            raise DataError(f"the corpus {folder} is neither .txt nor .jsonl; {_WANTED}")
-        return (folder,)
-    if not folder.is_dir():
+    if not folder.exists():
         raise DataError(f"the corpus {folder} does not exist; {_WANTED}")
-    files = tuple(file for file in sorted(folder.iterdir()) if file.suffix in _SUFFIXES)
+    every = [folder] if folder.is_file() else sorted(folder.iterdir())
+    files = tuple(file for file in every if file.suffix in _SUFFIXES)
     if not files:
-        raise DataError(f"the corpus {folder} holds neither .txt nor .jsonl; {_WANTED}")
+        raise DataError(f"the corpus {folder} is or holds neither .txt nor .jsonl; {_WANTED}")
     return files
 
 
@@ -163,23 +152,35 @@ def _text(file: Path, start: int) -> str:
     with file.open("rb") as lines:
         lines.seek(start)
         line = lines.readline()
-    where = f"{file}, at byte {start},"
     try:
         text = line.decode().strip()
-    except UnicodeDecodeError as error:
-        raise DataError(f"{where} is not UTF-8 ({error.reason}); convert the file") from error
-    if not text or file.suffix == ".txt":
-        return text
-    try:
-        row = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{where} is no JSON ({error.msg}); correct or remove the line") from error
-    if not isinstance(row, dict) or not isinstance(row.get("text"), str):
+        if text and file.suffix == ".jsonl":
+            row = json.loads(text)
+            if not isinstance(row["text"], str):
+                raise TypeError("its text is no string")
+            text = encodable(row["text"]).strip()
+    except (ValueError, LookupError, TypeError) as error:
         raise DataError(
-            f'{where} has no field "text" with a string, but {text[:60]!r}; a row of a corpus is '
-            '{"text": ...}: correct or remove the line'
-        )
-    return encodable(row["text"]).strip()
+            f"{file}, at byte {start}, cannot be read ({type(error).__name__}: {error}): "
+            f'{line[:60]!r}; it takes UTF-8, and in *.jsonl a row {{"text": ...}} a line: correct '
+            "or remove the line"
+        ) from error
+    return text
+
+
+@contextmanager
+def reading_hub(what: str, otherwise: str) -> Iterator[None]:
+    """Say, where ``datasets`` cannot read a data set, what to do without the hub."""
+    import datasets  # here, because it takes a second and only data of the hub need it
+
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise DataError(
+            f"{what} could not be read from the Hugging Face hub: {reason}; if there is no "
+            f"network, {otherwise}"
+        ) from error
 
 
 class HubTexts:
@@ -216,8 +217,7 @@ class HubTexts:
         """Yield the rows' texts that belong to ``train`` or ``validation``.
 
         Raises:
-            DataError: there is no such split, the data set cannot be reached, or it has no such
-                column.
+            DataError: the data set cannot be reached, or has no such column.
         """
         check_split(split)
         for row in self._rows():
@@ -238,7 +238,8 @@ class HubTexts:
     def _rows(self) -> Iterator[dict[str, Any]]:
         import datasets  # here, because it takes a second and only this source needs it
 
-        try:
+        otherwise = "take corpus=folder with paths.corpus=DIR, a folder of *.txt or *.jsonl"
+        with reading_hub(self._what, otherwise):
             yield from datasets.load_dataset(
                 self.name,
                 self.config,
@@ -246,12 +247,6 @@ class HubTexts:
                 revision=self.revision,
                 streaming=self.streaming,
             )
-        except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-            reason = str(error).strip().partition("\n")[0] or type(error).__name__
-            raise DataError(
-                f"{self._what} could not be read from the Hugging Face hub: {reason}; if there is "
-                "no network, take corpus=folder with paths.corpus=DIR, a folder of *.txt or *.jsonl"
-            ) from error
 
 
 class Interleaved:
@@ -282,11 +277,7 @@ class Interleaved:
             )
 
     def texts(self, split: str) -> Iterator[str]:
-        """Yield the texts of the split, of each source in its own order.
-
-        Raises:
-            DataError: as the sources do.
-        """
+        """Yield the texts of the split, of each source in its own order."""
         draw = random.Random(f"interleaved {self.seed} {split}")
         streams = [source.texts(split) for source in self.sources]
         shares = list(self.shares)
@@ -297,39 +288,3 @@ class Interleaved:
                 del streams[drawn], shares[drawn]
             else:
                 yield text
-
-
-class TaskPrompts:
-    """The training rows of tasks as a model is asked about them, without the answers.
-
-    Test rows are never read. Which tasks are given is the caller's decision: those that are
-    held out must not be among them. A row's hash decides its split, the same in every task.
-
-    Args:
-        tasks: The tasks.
-        template: How a row is asked.
-        seed: Shuffles the rows of all tasks together.
-    """
-
-    def __init__(
-        self, tasks: Sequence[Task], template: PromptTemplate | None = None, seed: int = 0
-    ) -> None:
-        self.tasks, self.seed = tuple(tasks), seed
-        self.template = template or PromptTemplate()
-
-    def texts(self, split: str) -> Iterator[str]:
-        """Yield the prompts of the split.
-
-        Raises:
-            DataError: there is no such split.
-        """
-        check_split(split)
-        rows = [
-            (task, row.text)
-            for task in self.tasks
-            for row in task.train
-            if split_of(row.text) == split
-        ]
-        random.Random(f"prompts {self.seed} {split}").shuffle(rows)
-        for task, text in rows:
-            yield self.template.ask(task, text)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import NamedTuple
 
 import torch
@@ -10,8 +11,7 @@ from lightning import LightningDataModule
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..exceptions import DataError
-from .tasks import Example, PromptTemplate, Task
+from .tasks import Example, PromptTemplate, Task, in_turn
 
 
 @dataclass(frozen=True)
@@ -25,36 +25,12 @@ class PromptSpec:
         labels: The answers; none where the model writes whatever it likes.
         completion: Template of an answer, with the field ``{label}``.
         text_chars: A text is cut to so many characters; ``None`` keeps it whole.
-
-    Raises:
-        DataError: the prompt has no place for a text, the completion none for a label, or the
-            labels are no choice.
     """
 
     prompt: str = "{text}"
     labels: tuple[str, ...] = ()
     completion: str = " {label}"
     text_chars: int | None = None
-
-    def __post_init__(self) -> None:
-        if "{text}" not in self.prompt:
-            raise DataError(
-                f"the prompt template {self.prompt!r} has no {{text}}, so that all prompts would "
-                "be the same; put {text} where the text goes"
-            )
-        if "{label}" not in self.completion:
-            raise DataError(
-                f"the completion {self.completion!r} has no {{label}}, so that all answers would "
-                "be the same; put {label} where the label goes"
-            )
-        if self.labels and (len(set(self.labels)) < 2 or not all(map(str.strip, self.labels))):
-            raise DataError(
-                f"the labels are {list(self.labels)}; they take at least two different words, or "
-                "none where the adapter writes freely"
-            )
-        if len(set(self.labels)) < len(self.labels):
-            twice = sorted({label for label in self.labels if self.labels.count(label) > 1})
-            raise DataError(f"the labels name {', '.join(twice)} twice; name each once")
 
     @classmethod
     def of(cls, task: Task, template: PromptTemplate) -> "PromptSpec":
@@ -209,9 +185,7 @@ def class_balanced(rows: Sequence[Example], labels: Sequence[str], count: int) -
     A label that runs out of rows is passed over; fewer rows than ``count`` are all returned.
     """
     queues = [[row for row in rows if row.label == label] for label in labels]
-    turns = max((len(queue) for queue in queues), default=0)
-    chosen = [queue[turn] for turn in range(turns) for queue in queues if turn < len(queue)]
-    return chosen[:count]
+    return list(islice(in_turn(queues), count))
 
 
 class LengthBuckets:

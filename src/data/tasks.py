@@ -8,14 +8,20 @@ import json
 import random
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ..exceptions import ConfigurationError, DataError
+from .corpora import check_split, cut_at_word, reading_hub, split_of
+
+Entry = TypeVar("Entry")
+File = TypeVar("File", bound=BaseModel)
 
 
 class Example(NamedTuple):
@@ -37,7 +43,7 @@ class Task:
         test: Rows to score on; never seen in training.
 
     Raises:
-        DataError: there are fewer than two labels, or a row has a label that is not among them.
+        DataError: the labels are no choice, or a row has a label that is not among them.
     """
 
     name: str
@@ -47,10 +53,11 @@ class Task:
     test: tuple[Example, ...]
 
     def __post_init__(self) -> None:
-        if len(set(self.labels)) < 2:
+        named_once = len(set(self.labels)) == len(self.labels) > 1
+        if not named_once or not all(map(str.strip, self.labels)):
             raise DataError(
                 f"task {self.name} has the labels {list(self.labels)}, but a classification task "
-                "takes at least two different ones; correct its task.json"
+                "takes two or more words, each once; correct its task.json"
             )
         strangers = {row.label for row in (*self.train, *self.test)} - set(self.labels)
         if strangers:
@@ -83,23 +90,6 @@ class PromptTemplate:
     completion: str = " {label}"
     text_chars: int | None = None
 
-    def __post_init__(self) -> None:
-        if "{text}" not in self.prompt or "{label}" not in self.completion:
-            raise DataError(
-                f"the prompt template {self.prompt!r} with the completion {self.completion!r} "
-                "would drop the row; the first takes {text}, the second takes {label}"
-            )
-
-    def ask(self, task: Task, text: str) -> str:
-        """Return the prompt that asks ``task``'s question about ``text``."""
-        # Not str.format: a text may hold braces, and so may an instruction.
-        cut = text[: self.text_chars]
-        return self.prompt.replace("{instruction}", task.instruction).replace("{text}", cut)
-
-    def answer(self, label: str) -> str:
-        """Return the completion that gives ``label`` as the answer."""
-        return self.completion.replace("{label}", label)
-
 
 @runtime_checkable
 class TaskSource(Protocol):
@@ -110,16 +100,16 @@ class TaskSource(Protocol):
         ...
 
     def load(self, names: Sequence[str] | None = None) -> dict[str, Task]:
-        """Return the named tasks in the order asked for; ``None`` asks for all."""
+        """Return the named tasks in the order asked for; ``None`` asks for all.
+
+        Raises:
+            DataError: a name is unknown, or a task cannot be read.
+        """
         ...
 
 
 def refuse_unknown(wanted: Sequence[str], known: Sequence[str], holder: str) -> None:
-    """Refuse names that are not among the known ones.
-
-    Raises:
-        DataError: naming the unknown names, ``holder``, and every name that it knows.
-    """
+    """Raise DataError where a name is not among those that ``holder`` knows."""
     unknown = [name for name in wanted if name not in known]
     if unknown:
         raise DataError(
@@ -128,14 +118,66 @@ def refuse_unknown(wanted: Sequence[str], known: Sequence[str], holder: str) -> 
         )
 
 
+def in_turn(queues: Iterable[Iterable[Entry]]) -> Iterator[Entry]:
+    """Yield one entry of each queue after the other; those at their end are passed over.
+
+    >>> "".join(in_turn(["abc", "", "de"]))
+    'adbec'
+    """
+    waiting = deque(map(iter, queues))
+    while waiting:
+        queue = waiting.popleft()
+        for entry in islice(queue, 1):
+            yield entry
+            waiting.append(queue)
+
+
+class TaskTexts:
+    """The texts of tasks' training rows, shuffled together, without instruction and answer.
+
+    Test rows are never read. Which tasks are given is the caller's decision: those that are held
+    out must not be among them. A row's hash decides its split, the same in every task.
+    """
+
+    def __init__(self, tasks: Sequence[Task], seed: int = 0) -> None:
+        self.tasks, self.seed = tuple(tasks), seed
+
+    def texts(self, split: str) -> Iterator[str]:
+        """Yield the texts of the split."""
+        check_split(split)
+        rows = [
+            row.text for task in self.tasks for row in task.train if split_of(row.text) == split
+        ]
+        random.Random(f"prompts {self.seed} {split}").shuffle(rows)
+        yield from rows
+
+
+class _TaskFile(BaseModel):
+    """What is read of ``task.json``."""
+
+    name: str | None = None
+    instruction: str
+    labels: tuple[str, ...]
+
+
+class _Row(BaseModel):
+    """What is read of a line of ``train.jsonl`` or ``test.jsonl``."""
+
+    text: str
+    label: str
+
+
+_LAYOUT = (
+    'NAME/task.json {"instruction": ..., "labels": [...]}, and NAME/train.jsonl and '
+    'NAME/test.jsonl with a row {"text": ..., "label": ...} a line'
+)
+
+
 class TaskFolder:
     """The tasks of a folder ``<path>/<name>/{task.json, train.jsonl, test.jsonl}``.
 
     ``task.json`` holds at least ``instruction`` and ``labels``; other keys are left alone. Each
     line of the two other files is a row ``{"text": ..., "label": ...}``.
-
-    Args:
-        path: The folder that holds the tasks' folders.
 
     Raises:
         DataError: ``path`` is no folder, or no folder in it holds a ``task.json``.
@@ -143,16 +185,12 @@ class TaskFolder:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        if not self.path.is_dir():
-            raise DataError(
-                f"the task folder {self.path} does not exist; set paths.tasks to a folder that "
-                "holds NAME/task.json, NAME/train.jsonl and NAME/test.jsonl for each task"
-            )
         self._names = tuple(sorted(file.parent.name for file in self.path.glob("*/task.json")))
         if not self._names:
+            what = "holds no task" if self.path.is_dir() else "does not exist"
             raise DataError(
-                f"the task folder {self.path} holds no task: none of its folders has a "
-                "task.json; set paths.tasks to the folder above the tasks' own folders"
+                f"the task folder {self.path} {what}; set paths.tasks to a folder that holds, for "
+                f"each task, {_LAYOUT}"
             )
 
     def names(self) -> tuple[str, ...]:
@@ -160,11 +198,7 @@ class TaskFolder:
         return self._names
 
     def load(self, names: Sequence[str] | None = None) -> dict[str, Task]:
-        """Return the named tasks in the order asked for; ``None`` asks for all.
-
-        Raises:
-            DataError: a name is unknown, a file is missing, or a row is malformed.
-        """
+        """Return the named tasks in the order asked for; ``None`` asks for all."""
         wanted = self._names if names is None else tuple(names)
         refuse_unknown(wanted, self._names, f"the task folder {self.path}")
         return {name: self._read(name) for name in wanted}
@@ -172,26 +206,16 @@ class TaskFolder:
     def _read(self, name: str) -> Task:
         folder = self.path / name
         file = folder / "task.json"
-        try:
-            content = json.loads(_read_text(file))
-        except json.JSONDecodeError as error:
-            raise DataError(f"{file} is not JSON ({error}); correct or restore it") from None
-        if not isinstance(content, dict):
-            raise DataError(f"{file} holds a {type(content).__name__}, but takes a JSON object")
-        if content.get("name", name) != name:
+        about = _parsed(_TaskFile, _read_text(file), str(file))
+        if about.name not in (None, name):
             raise DataError(
-                f"{file} describes the task {content['name']!r}, but lies in the folder {name!r}; "
-                "give both one name"
+                f"{file} describes the task {about.name!r}, but lies in the folder {name!r}; give "
+                "both one name"
             )
-        instruction, labels = content.get("instruction"), content.get("labels")
-        if not isinstance(instruction, str):
-            raise DataError(f"{file} has the instruction {instruction!r}, but takes a string")
-        if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
-            raise DataError(f"{file} has the labels {labels!r}, but takes a list of strings")
         return Task(
             name=name,
-            instruction=instruction,
-            labels=tuple(labels),
+            instruction=about.instruction,
+            labels=about.labels,
             train=_read_rows(folder / "train.jsonl"),
             test=_read_rows(folder / "test.jsonl"),
         )
@@ -200,39 +224,31 @@ class TaskFolder:
 def _read_text(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise DataError(
-            f"{file} is missing; a task's folder takes task.json, train.jsonl and test.jsonl"
-        ) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{file} cannot be read ({error}); it takes readable text in UTF-8"
-        ) from None
+        raise DataError(f"{file} cannot be read ({error}); a task takes {_LAYOUT}") from None
 
 
 def _read_rows(file: Path) -> tuple[Example, ...]:
-    rows = []
     # Not str.splitlines: a text may hold a line separator that JSON need not escape.
-    for number, line in enumerate(_read_text(file).split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(
-                f"{file}, line {number} is not JSON ({error}); each line takes one object "
-                '{"text": ..., "label": ...}; correct or restore the file'
-            ) from None
-        text, label = (row.get("text"), row.get("label")) if isinstance(row, dict) else (None, None)
-        if not isinstance(text, str) or not isinstance(label, str):
-            raise DataError(
-                f"{file}, line {number} is {line.strip()[:80]!r}, but each line takes one object "
-                '{"text": ..., "label": ...} with two strings; correct the row'
-            )
-        rows.append(Example(text, label))
+    lines = enumerate(_read_text(file).split("\n"), start=1)
+    rows = [_parsed(_Row, line, f"{file}, line {n},") for n, line in lines if line.strip()]
     if not rows:
         raise DataError(f"{file} is empty, but takes at least one row")
-    return tuple(rows)
+    return tuple(Example(row.text, row.label) for row in rows)
+
+
+def _parsed(kind: type[File], text: str, where: str) -> File:
+    try:
+        return kind.model_validate_json(text)
+    except ValidationError as error:
+        raise DataError(
+            f"{where} cannot be used ({_faults(error)}): {text.strip()[:80]!r}; a task takes "
+            f"{_LAYOUT}"
+        ) from None
+
+
+def _faults(error: ValidationError) -> str:
+    return "; ".join(": ".join([*map(str, fault["loc"]), fault["msg"]]) for fault in error.errors())
 
 
 class TaskDefinition(BaseModel):
@@ -294,10 +310,8 @@ class HubTasks:
         seed: int = 0,
     ) -> None:
         self.definitions = {name: _define(name, fields) for name, fields in definitions.items()}
-        self.rows_train = rows_train
-        self.rows_test = rows_test
-        self.text_chars = text_chars
-        self.seed = seed
+        self.rows_train, self.rows_test = rows_train, rows_test
+        self.text_chars, self.seed = text_chars, seed
 
     def names(self) -> tuple[str, ...]:
         """Return the names of all defined tasks, in the order of their definitions."""
@@ -316,19 +330,17 @@ class HubTasks:
 
     def _read(self, name: str, definition: TaskDefinition) -> Task:
         seen: set[str] = set()
-        rows = {
-            split: self._draw(f"{self.seed} {name} {split}", definition, hub_split, count, seen)
-            for split, hub_split, count in (
-                ("test", definition.test_split, self.rows_test),
-                ("train", definition.train_split, self.rows_train),
-            )
-        }
+
+        def drawn(split: str, hub_split: str, count: int) -> tuple[Example, ...]:
+            return self._draw(f"{self.seed} {name} {split}", definition, hub_split, count, seen)
+
+        test = drawn("test", definition.test_split, self.rows_test)
         return Task(
             name=name,
             instruction=definition.instruction,
             labels=definition.labels,
-            train=rows["train"],
-            test=rows["test"],
+            train=drawn("train", definition.train_split, self.rows_train),
+            test=test,
         )
 
     def _draw(
@@ -341,29 +353,20 @@ class HubTasks:
         indices_of: dict[str, list[int]] = {label: [] for label in definition.labels}
         for index, value in enumerate(dataset[definition.label_column]):
             indices_of[_translate(value, definition, split)].append(index)
-        queues = []
-        for label, indices in indices_of.items():
+        for indices in indices_of.values():
             generator.shuffle(indices)
-            queues.append(self._fresh(dataset, indices, label, definition.text_column, seen))
-        rows: list[Example] = []
-        while queues and len(rows) < count:
-            queue = queues.pop(0)
-            if row := next(queue, None):
-                rows.append(row)
-                queues.append(queue)
+
+        def unseen(label: str) -> Iterator[Example]:
+            for index in indices_of[label]:
+                text = tidied(str(dataset[index][definition.text_column]), self.text_chars)
+                key = "".join(filter(str.isalnum, text.lower()))
+                if key and key not in seen:
+                    seen.add(key)
+                    yield Example(text, label)
+
+        rows = list(islice(in_turn(map(unseen, indices_of)), count))
         generator.shuffle(rows)
         return tuple(rows)
-
-    def _fresh(
-        self, dataset: Any, indices: Sequence[int], label: str, text_column: str, seen: set[str]
-    ) -> Iterator[Example]:
-        """Yield the tidied rows whose text was not seen before."""
-        for index in indices:
-            text = tidied(str(dataset[index][text_column]), self.text_chars)
-            key = "".join(filter(str.isalnum, text.lower()))
-            if key and key not in seen:
-                seen.add(key)
-                yield Example(text, label)
 
 
 def tidied(text: str, chars: int) -> str:
@@ -374,41 +377,28 @@ def tidied(text: str, chars: int) -> str:
     """
     folded = re.sub(r"\s+", " ", text)
     clean = "".join(c for c in folded if unicodedata.category(c) != "Cc").strip()
-    if len(clean) <= chars:
-        return clean
-    cut = clean[: chars + 1].rpartition(" ")[0]
-    return cut if cut else clean[:chars]
+    return cut_at_word(clean, chars)
 
 
 def _define(name: str, fields: Mapping[str, object]) -> TaskDefinition:
     try:
         return TaskDefinition.model_validate(dict(fields))
     except ValidationError as error:
-        faults = "; ".join(
-            f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()
-        )
         raise ConfigurationError(
-            f"the definition of the task {name} is not valid ({faults}); it takes "
+            f"the definition of the task {name} is not valid ({_faults(error)}); it takes "
             f"{', '.join(TaskDefinition.model_fields)}; correct tasks.definitions.{name}"
         ) from None
 
 
 def _load_split(definition: TaskDefinition, split: str) -> Any:
-    """Return one split as a ``datasets.Dataset``; any failure says what to do without the hub."""
+    """Return one split as a ``datasets.Dataset``."""
     import datasets  # here, because it takes a second and only this source needs it
 
     source = f"the data set {definition.hub_id} ({definition.config or 'default'}, split {split})"
-    try:
+    with reading_hub(source, f"set paths.tasks=DIR to a folder that holds {_LAYOUT}"):
         dataset = datasets.load_dataset(
             definition.hub_id, definition.config, split=split, revision=definition.revision
         )
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise DataError(
-            f"{source} could not be loaded from the Hugging Face hub: {reason}; if there is no "
-            "network, set paths.tasks=DIR to a folder that holds NAME/task.json, "
-            "NAME/train.jsonl and NAME/test.jsonl for each task"
-        ) from error
     missing = {definition.text_column, definition.label_column} - set(dataset.column_names)
     if missing:
         raise DataError(

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import random
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -14,6 +15,7 @@ from jaxtyping import Int
 from lightning import LightningDataModule
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from transformers import PreTrainedTokenizerBase
 
@@ -25,9 +27,7 @@ from .token_alignment import EndChoice, TokenEndReader, TokenEnds, WordEnds, ali
 class TokenBatch(NamedTuple):
     """Texts as one model reads them, right padded: causal attention never sees the padding.
 
-    Attributes:
-        input_ids: Tokens, with the tokenizer's own leading ones.
-        attention_mask: 1 at tokens, 0 at padding.
+    The tokens begin with the tokenizer's own leading ones; the mask is 0 at padding.
     """
 
     input_ids: Int[Tensor, "texts tokens"]
@@ -53,15 +53,7 @@ class AlignedBatch(NamedTuple):
 
 
 class AlignedText(NamedTuple):
-    """One text as both models read it; of the text itself only the tokens are kept.
-
-    Attributes:
-        source_ids: The source's tokens.
-        target_ids: The target's tokens.
-        source_places: Places of the source's aligned tokens.
-        target_places: Places of the target's aligned tokens, one by one the same ends.
-        document: The text's number in its split.
-    """
+    """One text's tokens on both sides, where aligned ones are, and its number in its split."""
 
     source_ids: NDArray[np.int32]
     target_ids: NDArray[np.int32]
@@ -71,16 +63,10 @@ class AlignedText(NamedTuple):
 
 
 class AlignedBatches(Dataset[AlignedBatch]):
-    """Prepared batches in a fixed order, padded when they are asked for.
+    """Batches of texts of like length in a seeded order, padded when they are asked for.
 
-    A map, not a stream, so that each of several processes can take its own batches.
-
-    Args:
-        texts: What the batches are made of.
-        batch_tokens: Tokens a batch at most on either side, padding included; a text that is
-            longer goes alone.
-        padding: The padding tokens of source and target.
-        seed: Of the order of the batches; their texts are of like length.
+    A map, not a stream, so that each of several processes can take its own batches. A batch has
+    at most ``batch_tokens`` on either side, padding included; a longer text goes alone.
     """
 
     def __init__(
@@ -112,10 +98,7 @@ class AlignedBatches(Dataset[AlignedBatch]):
 
 
 def _length_batches(texts: Sequence[AlignedText], tokens: int) -> Iterator[list[int]]:
-    """Yield the places of texts in batches of like length, longest first.
-
-    Padded to its longest text, a batch has at most so many tokens on either side.
-    """
+    """Yield the places of texts in batches of like length, longest first."""
     lengths = [(len(text.source_ids), len(text.target_ids)) for text in texts]
     order = sorted(range(len(texts)), key=lambda place: (-max(lengths[place]), place))
     batch: list[int] = []
@@ -131,12 +114,9 @@ def _length_batches(texts: Sequence[AlignedText], tokens: int) -> Iterator[list[
 
 
 def _padded(rows: Sequence[NDArray[np.int32]], padding: int) -> TokenBatch:
-    """Return the rows padded at the right."""
-    lengths = torch.tensor([len(row) for row in rows])
-    ids = torch.full((len(rows), int(lengths.max())), padding)
-    for place, row in enumerate(rows):
-        ids[place, : len(row)] = torch.from_numpy(row)
-    return TokenBatch(ids, (torch.arange(ids.shape[1]) < lengths[:, None]).long())
+    tokens = [torch.from_numpy(row).long() for row in rows]
+    ids = pad_sequence(tokens, batch_first=True, padding_value=padding)
+    return TokenBatch(ids, pad_sequence([torch.ones_like(row) for row in tokens], batch_first=True))
 
 
 def _flat(places: Sequence[NDArray[np.int32]], width: int) -> Int[Tensor, " anchors"]:
@@ -207,19 +187,17 @@ class TextCorpus(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        counts = {
-            "tokens": tokens,
-            "held_out_tokens": held_out_tokens,
-            "batch_tokens": batch_tokens,
-            "max_chars": max_chars,
-        }
-        for name, count in counts.items():
-            if count < 1:
-                raise ConfigurationError(f"data.{name}={count}, but it takes at least 1")
-        if skip < 0:
-            raise ConfigurationError(f"data.skip={skip}, but it takes 0 or more tokens")
-        if not 0 <= suffix_share <= 1:
-            raise ConfigurationError(f"data.suffix_share={suffix_share}, but it takes 0 to 1")
+        for name, value, least, most in (
+            ("tokens", tokens, 1, math.inf),
+            ("held_out_tokens", held_out_tokens, 1, math.inf),
+            ("batch_tokens", batch_tokens, 1, math.inf),
+            ("max_chars", max_chars, 1, math.inf),
+            ("skip", skip, 0, math.inf),
+            ("suffix_share", suffix_share, 0, 1),
+        ):
+            if not least <= value <= most:
+                limit = f"at least {least}" if most == math.inf else f"{least} to {most}"
+                raise ConfigurationError(f"data.{name}={value}, but it takes {limit}")
         self.texts = texts
         self.asked = {TRAIN: tokens, VALIDATION: held_out_tokens}
         self.batch_tokens, self.skip, self.max_chars = batch_tokens, skip, max_chars
@@ -229,19 +207,11 @@ class TextCorpus(LightningDataModule):
         self._padding = _padding(source_tokenizer), _padding(target_tokenizer)
 
     def train_dataloader(self) -> DataLoader[AlignedBatch]:
-        """Return the training texts in batches, always in the same order.
-
-        Raises:
-            DataError: the source has hardly any text.
-        """
+        """Return the training texts in batches, always in the same order."""
         return self._loader(TRAIN, self._train)
 
     def val_dataloader(self) -> DataLoader[AlignedBatch]:
-        """Return the held-out texts in batches, always in the same order.
-
-        Raises:
-            DataError: the source has hardly any text for validation.
-        """
+        """Return the held-out texts in batches, always in the same order."""
         return self._loader(VALIDATION, self._held_out)
 
     @property

@@ -25,12 +25,10 @@ _JOINERS = "\u200c\u200d"
 
 
 class TokenEnds(NamedTuple):
-    """A text as one tokenizer reads it.
+    """A text as one tokenizer reads it, with the tokenizer's own leading tokens.
 
-    Attributes:
-        input_ids: The tokens, with the tokenizer's own leading ones.
-        places: Each byte of the text, in UTF-8, at which a token ends, in ascending order, to
-            the place of that token in ``input_ids``.
+    ``places`` maps each byte of the text, in UTF-8, at which a token ends, in ascending order, to
+    the place of that token in ``input_ids``.
     """
 
     input_ids: Sequence[int]
@@ -43,9 +41,6 @@ class TokenEndReader:
     A token that ends inside a character, as the first pieces of an emoji do in byte-level BPE,
     ends nowhere; the last piece of the character ends where the character does. The tokenizer's
     own tokens (BOS, EOS) end nowhere either.
-
-    Args:
-        tokenizer: A fast tokenizer.
 
     Raises:
         ModelError: the tokenizer is not a fast one, and has no offsets.
@@ -67,13 +62,8 @@ class TokenEndReader:
         read = self._tokenizer(
             list(texts), return_offsets_mapping=True, return_special_tokens_mask=True
         )
-        rows = zip(
-            texts,
-            read["input_ids"],
-            read["offset_mapping"],
-            read["special_tokens_mask"],
-            strict=True,
-        )
+        parts = (read[name] for name in ("input_ids", "offset_mapping", "special_tokens_mask"))
+        rows = zip(texts, *parts, strict=True)
         return [TokenEnds(ids, _places(text, spans, own)) for text, ids, spans, own in rows]
 
 
@@ -180,13 +170,7 @@ def _is_of_word(character: str) -> bool:
 
 
 class AlignedEnds(NamedTuple):
-    """Tokens of two tokenizers that end at the same bytes of a text.
-
-    Attributes:
-        ends: The bytes, in ascending order.
-        source_places: The places of the source's tokens that end there.
-        target_places: The places of the target's tokens that end there.
-    """
+    """Bytes of a text, in ascending order, and the places of both sides' tokens that end there."""
 
     ends: list[int]
     source_places: list[int]
@@ -196,15 +180,10 @@ class AlignedEnds(NamedTuple):
 def align(
     text: str, source: TokenEnds, target: TokenEnds, choice: EndChoice, skip: int = 0
 ) -> AlignedEnds:
-    """Pair the tokens that end at the same byte.
+    """Pair the tokens of both sides that end at the same byte, at those ends that are chosen.
 
-    Args:
-        text: What both have read.
-        source: As the source's tokenizer reads it.
-        target: As the target's tokenizer reads it.
-        choice: Which of the common ends are taken.
-        skip: So many tokens at the start of the text are left out on either side, the
-            tokenizer's own among them: models keep there what belongs to no word.
+    ``skip`` tokens at the start are left out on either side, the tokenizer's own among them:
+    models keep there what belongs to no word.
     """
     common = [end for end in source.places if end in target.places]
     ends = [

@@ -18,32 +18,23 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..adapters import AdapterStack, LoraAdapter, read_adapter
+from ..adapters.peft_io import WEIGHTS_FILE
 from ..exceptions import AdapterError, ConfigurationError
 from ..files import write_whole
 
 SIDES = ("source", "target")
-WEIGHTS_FILE = "adapter_model.safetensors"
 
 
 @dataclass(frozen=True, eq=False)
 class Zoo:
-    """Two folders of PEFT adapters, paired by the names of their subfolders.
-
-    Attributes:
-        source: Folder with one adapter a task, trained on the source model.
-        target: The same for the target model.
-    """
+    """Two folders with one PEFT adapter a task, paired by the names of their subfolders."""
 
     source: Path
     target: Path
 
     @classmethod
     def open(cls, folder: str | Path) -> "Zoo":
-        """Open a zoo of the layout ``<folder>/source/<task>`` and ``<folder>/target/<task>``.
-
-        Raises:
-            AdapterError: the folder has no such layout.
-        """
+        """Open a zoo of the layout ``<folder>/source/<task>`` and ``<folder>/target/<task>``."""
         folder = Path(folder)
         missing = [side for side in SIDES if not (folder / side).is_dir()]
         if missing:
@@ -68,33 +59,23 @@ class Zoo:
             AdapterError: a partner is missing, an adapter cannot be read, or the adapters of
                 one side were trained on different bases.
         """
-        present = {"source": _adapters(self.source), "target": _adapters(self.target)}
+        folders = {"source": self.source, "target": self.target}
+        present = {side: _adapters(folder) for side, folder in folders.items()}
         wanted = sorted(set().union(*present.values())) if names is None else list(names)
-        for name in wanted:
-            for side in SIDES:
-                if name not in present[side]:
-                    raise AdapterError(self._missing(name, side, present))
-        pairs = ZooPairs(
-            {name: read_adapter(present["source"][name]) for name in wanted},
-            {name: read_adapter(present["target"][name]) for name in wanted},
-        )
-        for side, adapters in (("source", pairs.source), ("target", pairs.target)):
-            _check_one_base(side, adapters)
-        return pairs
-
-    def _missing(self, name: str, side: str, present: Mapping[str, Mapping[str, Path]]) -> str:
-        folder = self.source if side == "source" else self.target
-        other = "target" if side == "source" else "source"
-        if name in present[other]:
-            return (
-                f"the {other} adapter {name} has no partner: {folder} has no adapter of that name; "
-                f"a zoo takes both: train it with anchors.py side={side} tasks.names=[{name}], or "
-                "leave the task out by tasks.names"
-            )
-        return (
-            f"the zoo has no adapter {name}; it has {', '.join(self.names()) or 'none'}: train it "
-            f"with anchors.py tasks.names=[{name}], or leave it out by tasks.names"
-        )
+        read: dict[str, dict[str, LoraAdapter]] = {}
+        for side, adapters in present.items():
+            for name in wanted:
+                if name not in adapters:
+                    raise AdapterError(
+                        f"the zoo has no {side} adapter {name}: {folders[side]} has "
+                        f"{', '.join(sorted(adapters)) or 'none'}, and a zoo takes both sides; "
+                        f"train it with anchors.py side={side} tasks.names=[{name}], or leave the "
+                        "task out by tasks.names"
+                    )
+        for side, adapters in present.items():
+            read[side] = {name: read_adapter(adapters[name]) for name in wanted}
+            _check_one_base(side, read[side])
+        return ZooPairs(**read)
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,10 +132,8 @@ class AnchorSet:
 
     Attributes:
         names: The tasks, in the order of the stacks.
-        source: The source's adapters.
-        target: The target's adapters.
-        source_base: The model that the source's adapters were trained on.
-        target_base: The model that the target's adapters were trained on.
+        source: The source's adapters, trained on the model ``source_base``.
+        target: The target's adapters, trained on the model ``target_base``.
     """
 
     names: tuple[str, ...]
@@ -165,11 +144,7 @@ class AnchorSet:
 
     @classmethod
     def of(cls, pairs: ZooPairs, names: Sequence[str]) -> "AnchorSet":
-        """Stack the pairs of the named tasks.
-
-        Raises:
-            AdapterError: the adapters of one side differ in their sites, ranks or shapes.
-        """
+        """Stack the pairs of the named tasks."""
         return cls(
             tuple(names),
             AdapterStack.of({f"source/{name}": pairs.source[name] for name in names}),
@@ -282,8 +257,7 @@ def _held_out(
             f"2 to {len(names)} folds and a fold from 0 to one less"
         )
     order = torch.randperm(len(names), generator=torch.Generator().manual_seed(seed)).tolist()
-    chosen = set(order[fold::folds])
-    return tuple(name for index, name in enumerate(names) if index in chosen)
+    return tuple(names[index] for index in sorted(order[fold::folds]))
 
 
 def _drawn(names: list[str], count: int | None, seed: int) -> list[str]:
@@ -296,5 +270,4 @@ def _drawn(names: list[str], count: int | None, seed: int) -> list[str]:
             f"number from 2 to {len(names)}, or null for all"
         )
     order = torch.randperm(len(names), generator=torch.Generator().manual_seed(seed)).tolist()
-    chosen = set(order[:count])
-    return [name for index, name in enumerate(names) if index in chosen]
+    return [names[index] for index in sorted(order[:count])]

@@ -31,12 +31,7 @@ def silent(_step: str, _done: int, _total: int) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Teacher:
-    """The source model with the adapter that is ported: what the target learns to behave like.
-
-    Attributes:
-        base: The source.
-        adapter: Its adapter.
-    """
+    """The source model with the adapter that is ported: what the target learns to behave like."""
 
     base: BaseModel
     adapter: LoraAdapter
@@ -49,8 +44,7 @@ class DistillationInputs:
     Attributes:
         teacher: The source with its adapter.
         target: The model that the adapter is ported to.
-        prompt_spec: The prompt and the labels of the adapter's task; by default the prompt is the
-            text itself.
+        prompt_spec: Prompt and labels of the adapter's task; by default the prompt is the text.
         texts: Generic texts; None where there is no corpus.
         inputs: Unlabelled inputs of the task.
         examples: Labelled examples of the task.
@@ -71,12 +65,7 @@ class DistillationInputs:
 
 
 class Refined(NamedTuple):
-    """A better adapter of the target, and how it was made.
-
-    Attributes:
-        adapter: The adapter.
-        report: What was done, used and measured, as plain data.
-    """
+    """A better adapter of the target; and what was done, used and measured, as plain data."""
 
     adapter: LoraAdapter
     report: RefinementReport

@@ -34,12 +34,9 @@ _WANTED = (
 
 
 class AnchorPoint(NamedTuple):
-    """One anchor.
+    """A task, what was measured of its port without its data, and the gap recovered with them.
 
-    Attributes:
-        task: Its name.
-        features: What was measured without the task's data.
-        gap_recovered: (ported - base) / (oracle - base), measured with the task's data.
+    The gap recovered is ``(ported - base) / (oracle - base)``.
     """
 
     task: str
@@ -49,15 +46,7 @@ class AnchorPoint(NamedTuple):
 
 @dataclass(frozen=True)
 class AnchorCalibration:
-    """The anchors of a pair.
-
-    Attributes:
-        pair: Its name.
-        refinement: Name of the refinement that they were ported with.
-        features: Names of the features.
-        points: The anchors.
-        command: What measured them.
-    """
+    """The anchors of a pair, the refinement that they were ported with, and what measured them."""
 
     pair: str
     refinement: str
@@ -67,11 +56,7 @@ class AnchorCalibration:
 
     @classmethod
     def packaged(cls, pair: str) -> "AnchorCalibration | None":
-        """Return what comes with loraport for a pair; None where nothing was measured.
-
-        Raises:
-            DataError: the file is damaged.
-        """
+        """Return what comes with loraport for a pair; None where nothing was measured."""
         file = files(__package__) / "calibration" / f"{pair}.json"
         if not file.is_file():
             return None
@@ -79,11 +64,7 @@ class AnchorCalibration:
 
     @classmethod
     def read(cls, path: Path) -> "AnchorCalibration":
-        """Read a file.
-
-        Raises:
-            DataError: it is missing, is no JSON, or lacks something.
-        """
+        """Read a file; DataError as :meth:`parse`, or where it cannot be read."""
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
@@ -152,7 +133,7 @@ class ExpectedRecovery:
     then it is the largest residual, which stands for a level of ``n / (n + 1)``.
 
     Attributes:
-        features: Names of the features.
+        features: Their names.
         predict: The regression.
         half_width: Of the interval.
         loo_error: Mean absolute leave-one-out residual.
@@ -167,16 +148,7 @@ class ExpectedRecovery:
 
     @classmethod
     def fit(cls, points: Sequence[AnchorPoint], features: Sequence[str]) -> "ExpectedRecovery":
-        """Fit on anchors.
-
-        Raises:
-            DataError: there are too few of them.
-        """
-        if len(points) < LEAST_POINTS:
-            raise DataError(
-                f"{len(points)} anchors say too little of the next one; it takes at least "
-                f"{LEAST_POINTS}"
-            )
+        """Fit on at least :data:`LEAST_POINTS` anchors."""
         rows = [[point.features[name] for name in features] for point in points]
         x = torch.tensor(rows, dtype=torch.float64)
         y = torch.tensor([point.gap_recovered for point in points], dtype=torch.float64)
@@ -199,17 +171,7 @@ class ExpectedRecovery:
         return min(_LEVEL, self.anchors / (self.anchors + 1))
 
     def expect(self, features: Mapping[str, float]) -> Expectation:
-        """Return what is to be expected of an adapter with these features.
-
-        Raises:
-            DataError: one of those that were fitted is missing.
-        """
-        missing = [name for name in self.features if name not in features]
-        if missing:
-            raise DataError(
-                f"{', '.join(missing)} was not measured, but what to expect was fitted on it; "
-                "leave it out of the calibration's features"
-            )
+        """Return what is to be expected of an adapter with these features, others among them."""
         row = torch.tensor([features[name] for name in self.features], dtype=torch.float64)
         value = self.predict(row)
         return Expectation(value, value - self.half_width, value + self.half_width)

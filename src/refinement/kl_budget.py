@@ -20,6 +20,7 @@ from .base import DistillationInputs, Refined, Refinement, RefinementReport
 
 _TAIL = 5.0  # the budget of the 95th percentile where none is given, in multiples of the mean's
 _EVALUATIONS = 24
+_LEAST = 0.95  # load that is near enough to the limit
 _NARROWEST = 1.001  # ratio of scales, below which a load that still jumps is taken as it is
 _SLACK = 0.01  # by which a load may fall before it counts as falling
 _POWERS = 0.25, 8.0  # range of the exponent with which a load is assumed to grow
@@ -28,12 +29,9 @@ _EDGES = 0.05, 0.95  # range of an interpolated scale, as a share of the bracket
 
 @dataclass(frozen=True)
 class Bisection:
-    """The outcome of :func:`largest_within`.
+    """The largest tried scale within the limit, 0 where none was, and every tried scale's load.
 
-    Attributes:
-        scale: The largest tried scale within the limit; 0 where none was.
-        loads: The load of each scale that was tried, in that order.
-        monotone: Whether the load rose with the scale at those.
+    ``monotone`` tells whether the load rose with the scale at those.
     """
 
     scale: float
@@ -44,30 +42,26 @@ class Bisection:
 def largest_within(
     load: Callable[[float], float],
     *,
-    largest: float = 1.0,
-    tolerance: float = 0.05,
-    most: int = 24,
+    most: int = _EVALUATIONS,
 ) -> Bisection:
-    """Find a scale up to ``largest`` whose load lies between ``1 - tolerance`` and 1.
+    """Find a scale up to 1 whose load lies between 0.95 and 1.
 
-    ``largest`` is taken where its load is at most 1. Otherwise the first guess is that of a load
-    which grows with the square of the scale, and guesses below it follow the power last seen.
-    Once there is a scale on either side, the bracket is shrunk in the logarithm of the scale, in
-    turn by interpolation and by halving. At the end one scale half way up is tried: if the load
-    falls again there, it is not monotone, and the largest scale within the limit is taken.
+    1 is taken where its load is at most 1. Otherwise the first guess is that of a load which
+    grows with the square of the scale, and guesses below it follow the power last seen. Once
+    there is a scale on either side, the bracket is shrunk in the logarithm of the scale, in turn
+    by interpolation and by halving. At the end one scale half way up is tried: if the load falls
+    again there, it is not monotone, and the largest scale within the limit is taken.
 
     Args:
         load: The load of a scale above 0, relative to the limit.
-        largest: The largest scale allowed.
-        tolerance: How far below the limit is near enough.
         most: Evaluations at most.
     """
-    loads = {largest: load(largest)}
-    if loads[largest] > 1:
-        _close_in(load, loads, 1 - tolerance, most - 1)
+    loads = {1.0: load(1.0)}
+    if loads[1.0] > 1:
+        _close_in(load, loads, most - 1)
         inside = max((scale for scale in loads if loads[scale] <= 1), default=None)
         if inside is not None:
-            between = math.sqrt(inside * largest)
+            between = math.sqrt(inside)
             loads[between] = load(between)
     within = [scale for scale, value in loads.items() if value <= 1]
     rising = [loads[scale] for scale in sorted(loads)]
@@ -75,40 +69,31 @@ def largest_within(
     return Bisection(max(within, default=0.0), loads, monotone)
 
 
-def _close_in(
-    load: Callable[[float], float], loads: dict[float, float], least: float, most: int
-) -> None:
-    """Try scales below the only one in ``loads``, until one's load is between ``least`` and 1."""
-    aim = (least + 1) / 2
-    high = max(loads)
+def _close_in(load: Callable[[float], float], loads: dict[float, float], most: int) -> None:
+    """Try scales below 1, until one's load is near enough to the limit or the bracket is narrow."""
+    aim = (_LEAST + 1) / 2
+    high, power, halve = 1.0, 2.0, False
     low: float | None = None
-    power = 2.0
-    halve = False
     while len(loads) < most:
         if low is None:
             scale = high * (aim / loads[high]) ** (1 / power)
         else:
-            share = 0.5 if halve else _interpolated(loads[low], loads[high], aim)
+            share = 0.5
+            if not halve and loads[low] > 0:  # where a power law between the two meets the aim
+                share = math.log(aim / loads[low]) / math.log(loads[high] / loads[low])
+                share = min(max(share, _EDGES[0]), _EDGES[1])
             scale = low * (high / low) ** share
             halve = not halve
         loads[scale] = load(scale)
         if loads[scale] > 1:
             slope = math.log(loads[high] / loads[scale]) / math.log(high / scale)
             high, power = scale, min(max(slope, _POWERS[0]), _POWERS[1])
-        elif loads[scale] >= least:
+        elif loads[scale] >= _LEAST:
             return
         else:
             low = scale
         if low is not None and high / low < _NARROWEST:
             return
-
-
-def _interpolated(lower: float, upper: float, aim: float) -> float:
-    """Return where between two loads ``aim`` is met by a power law, as a share of log scale."""
-    if lower <= 0:
-        return 0.5
-    share = math.log(aim / lower) / math.log(upper / lower)
-    return min(max(share, _EDGES[0]), _EDGES[1])
 
 
 class KlBudget(Refinement):
@@ -162,12 +147,7 @@ class KlBudget(Refinement):
         return float(self.budgets["budget"])
 
     def refine(self, start: LoraAdapter, data: DistillationInputs) -> Refined:
-        """Return the scaled adapter, and the divergence before and after.
-
-        Raises:
-            DataError: there are no generic texts.
-            ModelError: the adapter does not fit the target.
-        """
+        """Return the scaled adapter, and the divergence before and after."""
         texts = _generic_texts(data, self.texts)
         source = _source_kl(data, texts, self.positions)
         gauge = KlToBaseGauge(data.target, texts, positions=self.positions, seed=data.seed)
@@ -189,7 +169,7 @@ class KlBudget(Refinement):
 
         search = Bisection(0.0, {}, True)
         if load(1.0) < math.inf:  # otherwise a budget is 0
-            search = largest_within(load, most=_EVALUATIONS)
+            search = largest_within(load)
         adapter = scaled(search.scale)
         after = measured[search.scale] if search.scale in measured else gauge.of(adapter)
         # Where nothing is left, the budget that the unscaled adapter exceeds most.

@@ -15,9 +15,10 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
+from statistics import fmean
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -32,19 +33,15 @@ from ..exceptions import DataError
 from ..models.hooks import attached
 from ..models.likelihood import batch_log_likelihoods, label_tree, log_likelihoods
 from ..models.loading import BaseModel
-from ..store import Key, Store
+from ..store import Key
 from .base import (
-    NO_STORE,
     Distillation,
     DistillationInputs,
     Refined,
     Refinement,
-    RefinementProgress,
     RefinementReport,
-    Teacher,
     distinct,
     model_parts,
-    silent,
 )
 from .text_selection import BalancedTexts, TextSelection
 from .trainer import Student, TrainingResult, train_student
@@ -60,14 +57,11 @@ _GIVE_CORPUS = "set paths.corpus to a folder with train.txt and validation.txt, 
 
 
 def label_distributions(
-    teacher: Teacher,
-    prompt_spec: PromptSpec,
+    data: DistillationInputs,
     texts: Sequence[str],
     *,
     temperature: float = 1.0,
-    store: Store = NO_STORE,
-    progress: RefinementProgress = silent,
-    step: str = "labelling texts by the source",
+    kind: str = "texts",
 ) -> Float[Tensor, "texts labels"]:
     """Return the teacher's distribution over the labels for every text.
 
@@ -76,42 +70,37 @@ def label_distributions(
     goes on, and another selection of texts or temperature computes nothing again.
 
     Args:
-        teacher: The source and its adapter.
-        prompt_spec: The prompt, with labels.
+        data: Teacher, prompt spec and store.
         texts: What is put into the prompt.
         temperature: Divides the log-likelihoods; below 1 the distributions are sharper.
-        store: Keeps the log-likelihoods.
-        progress: Called with the number of finished shards.
-        step: What ``progress`` is called with.
+        kind: Kind of texts, for the progress.
 
     Raises:
         DataError: two labels are the same tokens for the source.
     """
-    check_labels(teacher.base, prompt_spec)
+    base, adapter = data.teacher.base, data.teacher.adapter
+    check_labels(base, data.prompt_spec)
     shards = [list(texts[start : start + _SHARD]) for start in range(0, len(texts), _SHARD)]
     key = Key.of(
         "teacher_labels",
-        model=model_parts(teacher.base),
-        adapter=teacher.adapter,
-        prompt_spec=prompt_spec,
+        model=model_parts(base),
+        adapter=adapter,
+        prompt_spec=data.prompt_spec,
         shards=shards,
     )
 
     def scored(shard: list[str]) -> list[list[float]]:
-        with attached(teacher.base.network, teacher.adapter):
-            return log_likelihoods(teacher.base, prompt_spec, shard).tolist()
+        with attached(base.network, adapter):
+            return log_likelihoods(base, data.prompt_spec, shard).tolist()
 
-    rows = store.made_shards(key, shards, scored, partial(progress, step))
+    progress = partial(data.progress, f"labelling {kind} by the source")
+    rows = data.store.made_shards(key, shards, scored, progress)
     scores = torch.tensor([row for shard in rows for row in shard], dtype=torch.float32)
     return (scores / temperature).softmax(dim=1)
 
 
 def check_labels(base: BaseModel, prompt_spec: PromptSpec) -> None:
-    """Refuse labels that a model cannot tell apart.
-
-    Raises:
-        DataError: two labels are the same tokens for it.
-    """
+    """Raise DataError where two labels are the same tokens for a model."""
     names: dict[tuple[int, ...], str] = {}
     for label, tokens in answer_tokens(base.tokenizer, prompt_spec).items():
         other = names.setdefault(tuple(tokens), label)
@@ -125,7 +114,7 @@ def check_labels(base: BaseModel, prompt_spec: PromptSpec) -> None:
 def check_informative(
     distributions: Float[Tensor, "texts labels"], labels: Sequence[str]
 ) -> tuple[str, ...]:
-    """Refuse a teacher from whose answers nothing can be learned; return a warning, if any.
+    """Return a warning, if any, about a teacher that hardly tells the texts apart.
 
     Raises:
         DataError: it gives every text the same label, or the same distribution.
@@ -179,11 +168,8 @@ def confidence(distributions: Float[Tensor, "texts labels"]) -> float:
 class SoftLabelDataset:
     """Texts with a distribution over the labels for each.
 
-    Attributes:
-        texts: The texts; one that occurs twice weighs twice.
-        targets: The distributions.
-        report: Where they come from, as plain data.
-        notes: What the user should know of them, a sentence each.
+    A text that occurs twice weighs twice. ``report`` says where they come from, as plain data;
+    ``notes`` what the user should know of them, a sentence each.
     """
 
     texts: tuple[str, ...]
@@ -191,28 +177,9 @@ class SoftLabelDataset:
     report: RefinementReport = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
-    def repeated(self, times: int) -> "SoftLabelDataset":
-        """Return the texts so many times over, so that they weigh more beside others."""
-        return SoftLabelDataset(
-            self.texts * times, self.targets.repeat(times, 1), self.report, self.notes
-        )
-
-    def __add__(self, other: "SoftLabelDataset") -> "SoftLabelDataset":
-        return SoftLabelDataset(
-            self.texts + other.texts,
-            torch.cat([self.targets, other.targets]),
-            self.report | other.report,
-            self.notes + other.notes,
-        )
-
 
 class SoftBatch(NamedTuple):
-    """Prompts with a distribution over the labels for each.
-
-    Attributes:
-        prompts: Tokens of the prompts.
-        targets: The distributions.
-    """
+    """The tokens of prompts, with a distribution over the labels for each."""
 
     prompts: list[list[int]]
     targets: Float[Tensor, "rows labels"]
@@ -225,12 +192,6 @@ class LabelStudent(Student):
     labels, and q(y) the student's total likelihood of the label's tokens among all texts, not
     among the labels alone, so that the student also learns to answer by a label at all. Labels
     of several tokens and labels that begin alike are exact.
-
-    Args:
-        base: The target.
-        start: The adapter to begin from.
-        prompt_spec: The prompt, with labels.
-        options: Of :class:`Student`.
 
     Raises:
         DataError: two labels are the same tokens for the target.
@@ -277,12 +238,7 @@ class Agreement(NamedTuple):
     def between(
         cls, teacher: Float[Tensor, "texts labels"], student: Float[Tensor, "texts labels"]
     ) -> "Agreement":
-        """Compare distributions over labels.
-
-        Args:
-            teacher: Probabilities.
-            student: Log-probabilities, of any normalisation.
-        """
+        """Compare the teacher's probabilities with log-probabilities of any normalisation."""
         log_q = student.double().log_softmax(dim=1)
         p = teacher.double()
         p = p / p.sum(dim=1, keepdim=True)
@@ -338,10 +294,7 @@ class LabelDistillation(Distillation):
     def refine(self, start: LoraAdapter, data: DistillationInputs) -> Refined:
         """Train the target on the dataset, and report how far it agrees with the teacher.
 
-        Raises:
-            DataError: the data lack what is needed, or nothing can be learned from them.
-            AdapterError: the start does not fit the target.
-            KeyboardInterrupt: it was stopped; called again with the same store, it goes on.
+        Stopped, and called again with the same store, it goes on.
         """
         if not data.prompt_spec.labels:
             if self.sequence is None:
@@ -354,15 +307,8 @@ class LabelDistillation(Distillation):
         begun = time.monotonic()
         dataset = self.dataset(data)
         held_out = self.held_out_texts(data, self.held_out, dataset.texts)
-        student = LabelStudent(
-            data.target,
-            start,
-            data.prompt_spec,
-            seed=data.seed,
-            lr=self.lr,
-            warmup_steps=self.warmup_steps,
-        )
-
+        options = {"seed": data.seed, "lr": self.lr, "warmup_steps": self.warmup_steps}
+        student = LabelStudent(data.target, start, data.prompt_spec, **options)
         compare = None
         if held_out is not None:
             compare = partial(Agreement.of, data.target, data.prompt_spec, held_out)
@@ -391,8 +337,8 @@ class LabelDistillation(Distillation):
             "kl_after": after.kl if after else None,
             "steps": result.steps,
             "training_seconds": result.seconds,
-            "loss_first": _mean(result.losses[:_RECENT]),
-            "loss_last": _mean(result.losses[-_RECENT:]),
+            "loss_first": fmean(result.losses[:_RECENT]) if result.losses else None,
+            "loss_last": fmean(result.losses[-_RECENT:]) if result.losses else None,
             "checks": {str(step): value for step, value in result.measured.items()},
             "best_step": result.best_step,
             "texts": len(set(dataset.texts)),
@@ -401,36 +347,8 @@ class LabelDistillation(Distillation):
         }
         return Refined(adapter, report)
 
-    def teacher_labels(
-        self, data: DistillationInputs, texts: Sequence[str], kind: str
-    ) -> Float[Tensor, "texts labels"]:
-        """Return :func:`label_distributions` of the teacher.
-
-        Args:
-            data: Teacher, prompt spec and store.
-            texts: The texts.
-            kind: Kind of texts, for the progress.
-
-        Raises:
-            DataError: two labels are the same tokens for the source.
-        """
-        return label_distributions(
-            data.teacher,
-            data.prompt_spec,
-            texts,
-            temperature=self.temperature,
-            store=data.store,
-            progress=data.progress,
-            step=f"labelling {kind} by the source",
-        )
-
     def generic_dataset(self, data: DistillationInputs, count: int) -> SoftLabelDataset:
-        """Return ``count`` chosen texts of the corpus with the teacher's distributions.
-
-        Raises:
-            DataError: there is no corpus, it has too few texts, or nothing can be learned from
-                the teacher's answers to them.
-        """
+        """Return ``count`` chosen texts of the corpus with the teacher's distributions."""
         labels = data.prompt_spec.labels
         pool = self._generic_texts(data, TRAIN, max(count, self.pool))
         if len(pool) < len(labels):
@@ -439,7 +357,7 @@ class LabelDistillation(Distillation):
                 f"distillation takes at least {len(labels)}, and some hundreds to be of use; "
                 f"{_GIVE_CORPUS}"
             )
-        targets = self.teacher_labels(data, pool, "texts")
+        targets = label_distributions(data, pool, temperature=self.temperature)
         notes = check_informative(targets, labels)
         if len(pool) < count:
             notes += (
@@ -460,6 +378,21 @@ class LabelDistillation(Distillation):
         texts = tuple(pool[index] for index in chosen)
         return SoftLabelDataset(texts, targets[chosen], report, notes)
 
+    def beside_generic_texts(
+        self, own: SoftLabelDataset, repeats: int, data: DistillationInputs, generic: int
+    ) -> SoftLabelDataset:
+        """Return a task's texts so many times over, and generic ones where there is a corpus."""
+        texts, targets = own.texts * repeats, own.targets.repeat(repeats, 1)
+        if data.texts is None or generic == 0:
+            return replace(own, texts=texts, targets=targets)
+        other = self.generic_dataset(data, generic)
+        return SoftLabelDataset(
+            texts + other.texts,
+            torch.cat([targets, other.targets]),
+            own.report | other.report,
+            own.notes + other.notes,
+        )
+
     def held_out_texts(
         self, data: DistillationInputs, count: int, learned: Sequence[str] = ()
     ) -> SoftLabelDataset | None:
@@ -473,7 +406,10 @@ class LabelDistillation(Distillation):
         texts = self._generic_texts(data, VALIDATION, count, seen)
         if not texts:
             return None
-        return SoftLabelDataset(tuple(texts), self.teacher_labels(data, texts, "held-out texts"))
+        targets = label_distributions(
+            data, texts, temperature=self.temperature, kind="held-out texts"
+        )
+        return SoftLabelDataset(tuple(texts), targets)
 
     def _generic_texts(
         self, data: DistillationInputs, split: str, count: int, without: set[str] | None = None
@@ -507,20 +443,13 @@ class LabelDistillation(Distillation):
         return notes
 
 
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
-
-
 @dataclass(frozen=True, kw_only=True)
 class CorpusDistill(LabelDistillation):
     """Distillation on generic texts: no data of the task at all.
 
     The teacher labels a pool of the corpus's training texts in the adapter's own prompt; the
-    student learns some of them, by default as many of each label. Nothing of the task is needed
-    but the prompt's template and the labels' words.
-
-    Attributes:
-        texts: Number of texts to learn from.
+    student learns ``texts`` of them, by default as many of each label. Nothing of the task is
+    needed but the prompt's template and the labels' words.
     """
 
     name: ClassVar[str] = "corpus_distill"
@@ -553,11 +482,7 @@ class PromptDistill(LabelDistillation):
     repeats: int = 4
 
     def dataset(self, data: DistillationInputs) -> SoftLabelDataset:
-        """Return the inputs with the teacher's distributions, and generic texts beside them.
-
-        Raises:
-            DataError: there are no inputs, or nothing can be learned from the teacher's answers.
-        """
+        """Return the inputs with the teacher's distributions, and generic texts beside them."""
         inputs = tuple(distinct(data.inputs))
         if not inputs:
             raise DataError(
@@ -565,17 +490,18 @@ class PromptDistill(LabelDistillation):
                 f"{len(data.inputs)}, none with any text; give inputs=FILE, "
                 "a text a line, or choose refine=corpus_distill, which takes generic texts alone"
             )
-        labels, targets = data.prompt_spec.labels, self.teacher_labels(data, inputs, "inputs")
-        alone = data.texts is None or self.generic == 0
+        labels = data.prompt_spec.labels
+        targets = label_distributions(data, inputs, temperature=self.temperature, kind="inputs")
         report = {
             "inputs": len(inputs),
             "input_shares": label_shares(targets, labels),
             "input_confidence": confidence(targets),
         }
         # With generic texts beside them the inputs may all have one label.
+        alone = data.texts is None or self.generic == 0
         notes = check_informative(targets, labels) if alone else ()
-        own = SoftLabelDataset(inputs, targets, report, notes).repeated(self.repeats)
-        return own if alone else own + self.generic_dataset(data, self.generic)
+        own = SoftLabelDataset(inputs, targets, report, notes)
+        return self.beside_generic_texts(own, self.repeats, data, self.generic)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -603,11 +529,7 @@ class FewShot(LabelDistillation):
     teacher_weight: float = 0.0
 
     def dataset(self, data: DistillationInputs) -> SoftLabelDataset:
-        """Return the examples with their labels, and generic texts beside them.
-
-        Raises:
-            DataError: there are no examples, or one has an unknown label or no text.
-        """
+        """Return the examples with their labels, and generic texts beside them."""
         labels, examples = data.prompt_spec.labels, data.examples
         if not examples:
             raise DataError(
@@ -615,20 +537,18 @@ class FewShot(LabelDistillation):
                 'give examples=FILE, *.jsonl with rows {"text": ..., "label": ...}, or choose '
                 "refine=prompt_distill, which takes inputs without labels"
             )
-        unknown = sorted({example.label for example in examples} - set(labels))
-        if unknown:
+        if unknown := sorted({example.label for example in examples} - set(labels)):
             raise DataError(
                 f"examples are labelled {', '.join(map(repr, unknown))}, but the labels are "
                 f"{', '.join(map(repr, labels))}; correct the examples or prompt.labels"
             )
         texts = tuple(example.text for example in examples)
-        empty = sum(not text.strip() for text in texts)
-        if empty:
+        if empty := sum(not text.strip() for text in texts):
             raise DataError(f"{empty} of {len(texts)} examples have no text; remove them")
         indices = torch.tensor([labels.index(example.label) for example in examples])
         targets = one_hot(indices, len(labels)).float()
         if self.teacher_weight > 0:
-            soft = self.teacher_labels(data, texts, "examples")
+            soft = label_distributions(data, texts, temperature=self.temperature, kind="examples")
             targets = (1 - self.teacher_weight) * targets + self.teacher_weight * soft
         counts = Counter(example.label for example in examples)
         missing = ", ".join(repr(label) for label in labels if label not in counts)
@@ -637,7 +557,5 @@ class FewShot(LabelDistillation):
             "examples": len(examples),
             "example_labels": {label: counts[label] for label in labels},
         }
-        own = SoftLabelDataset(texts, targets, report, notes).repeated(self.repeats)
-        if data.texts is None or self.generic == 0:
-            return own
-        return own + self.generic_dataset(data, self.generic)
+        own = SoftLabelDataset(texts, targets, report, notes)
+        return self.beside_generic_texts(own, self.repeats, data, self.generic)

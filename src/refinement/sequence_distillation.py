@@ -10,6 +10,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
+from statistics import fmean
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -55,8 +56,8 @@ def binary_divergence(
     likelihoods of chunks of any length are matched. At 1 only likely chunks count.
 
     Args:
-        teacher: Log-likelihoods, in nats.
-        student: Log-likelihoods of the same chunks.
+        teacher: Log-likelihoods of chunks, in nats.
+        student: Those of the same chunks.
         temperature: At least 1.
 
     Source: Minixhofer et al., 2025 (arXiv 2503.20083), approximate likelihood matching with the
@@ -101,7 +102,7 @@ class ChunkAgreement(NamedTuple):
     @classmethod
     def of(cls, base: BaseModel, texts: Sequence[TeacherGeneration]) -> "ChunkAgreement":
         """Compare a model, with what is attached to it, with the teacher on texts."""
-        student = chunk_likelihoods(base, [text.target for text in texts])
+        student = chunk_likelihoods(base, [text.chunks.target for text in texts])
         return cls.between([text.expected for text in texts], student)
 
 
@@ -127,7 +128,7 @@ class ChunkBatch(NamedTuple):
         pad = torch.nn.utils.rnn.pad_sequence
         kept = pad([kept_chunks(text.excess, keep) for text in texts], batch_first=True)
         expected = pad([text.expected for text in texts], batch_first=True)
-        return cls([text.target for text in texts], expected, kept)
+        return cls([text.chunks.target for text in texts], expected, kept)
 
 
 class SequenceStudent(Student):
@@ -142,7 +143,7 @@ class SequenceStudent(Student):
         start: The adapter to begin from.
         tau: Temperature of the divergence.
         ce_weight: Weight of the negative log-likelihood.
-        options: What :class:`Student` takes besides.
+        options: Of :class:`Student`.
     """
 
     def __init__(
@@ -201,9 +202,7 @@ class SequenceDistillation(Distillation):
     def refine(self, start: LoraAdapter, data: DistillationInputs) -> Refined:
         """Distil on the inputs of the task where there are some, otherwise on generic texts.
 
-        Raises:
-            DataError: there are too few texts, or nothing can be learned from the teacher.
-            KeyboardInterrupt: it was stopped; called again with the same store, it goes on.
+        Stopped, and called again with the same store, it goes on.
         """
         if data.inputs:
             # A quarter at most is held out, as inputs of the task are scarce.
@@ -232,7 +231,7 @@ class SequenceDistillation(Distillation):
 
         Args:
             start: The adapter to begin from.
-            data: Teacher, target, prompt spec, store and seed; its texts are not used.
+            data: Its texts and inputs are not used.
             texts: The pool.
             held_out: Texts to measure agreement on; without any the last weights are kept.
 
@@ -245,14 +244,8 @@ class SequenceDistillation(Distillation):
                 f"{_LEAST_TEXTS}; give a corpus with more texts, or more inputs"
             )
         prompts = dict.fromkeys(distinct(map(data.prompt_spec.ask, texts)))
-        generations = teacher_generations(
-            data.teacher,
-            data.target,
-            list(distinct([*prompts, *map(data.prompt_spec.ask, held_out)])),
-            max_new_tokens=self.max_new_tokens,
-            store=data.store,
-            progress=data.progress,
-        )
+        every = list(distinct([*prompts, *map(data.prompt_spec.ask, held_out)]))
+        generations = teacher_generations(data, every, self.max_new_tokens)
         pool = [text for text in generations.texts if text.written.prompt in prompts]
         aside = [text for text in generations.texts if text.written.prompt not in prompts]
         chosen = highest_excess(pool, self.texts)
@@ -263,17 +256,12 @@ class SequenceDistillation(Distillation):
                 f"{generations.unaligned} continuations the tokenizers share no chunk; give more "
                 "texts, or correct prompt.template"
             )
+        options = {"seed": data.seed, "lr": self.lr, "warmup_steps": self.warmup_steps}
         student = SequenceStudent(
-            data.target,
-            start,
-            tau=self.tau,
-            ce_weight=self.ce_weight,
-            seed=data.seed,
-            lr=self.lr,
-            warmup_steps=self.warmup_steps,
+            data.target, start, tau=self.tau, ce_weight=self.ce_weight, **options
         )
         compare = partial(ChunkAgreement.of, data.target, aside) if aside else None
-        lengths = [len(text.target.input_ids) for text in chosen]
+        lengths = [len(text.chunks.target.input_ids) for text in chosen]
         batches = seeded_batches(
             lengths, batch_size=self.batch_size, epochs=self.epochs, seed=data.seed
         )
@@ -284,7 +272,7 @@ class SequenceDistillation(Distillation):
                 [ChunkBatch.of([chosen[row] for row in rows], self.keep) for rows in batches],
                 store=data.store,
                 measure=(lambda: compare().gap) if compare else None,
-                measured_on=[[text.target, text.expected] for text in aside],
+                measured_on=[[text.chunks.target, text.expected] for text in aside],
                 start_value=before.gap if before else None,
                 checks=self.checks,
                 step="the student learns to write",
@@ -311,8 +299,8 @@ class SequenceDistillation(Distillation):
         result: TrainingResult,
     ) -> RefinementReport:
         """Return what was learned from, and the training; excess is in nats a chunk."""
-        left_out = _mean([text.left_out for text in chosen])
-        ended = _mean([float(text.written.ended) for text in chosen])
+        left_out = fmean(text.chunks.left_out for text in chosen)
+        ended = fmean(text.written.ended for text in chosen)
         notes = []
         if len(chosen) < self.texts:
             notes.append(f"{len(chosen)} texts could be learned from, of {self.texts} asked for")
@@ -335,18 +323,14 @@ class SequenceDistillation(Distillation):
             "pool": len(pool),
             "empty": generations.empty,
             "unaligned": generations.unaligned,
-            "chunks": sum(text.source.chunks for text in chosen),
+            "chunks": sum(text.chunks.source.chunks for text in chosen),
             "left_out": left_out,
             "ended": ended,
-            "excess": _mean([text.mean_excess for text in chosen]),
-            "excess_of_pool": _mean([text.mean_excess for text in pool]),
+            "excess": fmean(text.mean_excess for text in chosen),
+            "excess_of_pool": fmean(text.mean_excess for text in pool),
             "steps": result.steps,
             "best_step": result.best_step,
             "measured": {str(step): value for step, value in result.measured.items()},
             "seconds": result.seconds,
             "notes": notes,
         }
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)

@@ -8,8 +8,7 @@ Source: approximate likelihood matching, Minixhofer et al., 2025 (arXiv 2503.200
 excess and choice of texts and chunks as TiTok's (2025, arXiv 2510.04682).
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -21,28 +20,26 @@ from transformers import PreTrainedTokenizerBase
 from ..adapters import LoraAdapter
 from ..data.prompts import left_padded, positions
 from ..data.token_alignment import TokenEndReader, TokenEnds
-from ..exceptions import ConfigurationError, DataError
+from ..exceptions import DataError
 from ..models.generation import MostLikely, NextToken, generate, text_behind
-from ..models.hooks import Attachable, attached
-from ..models.likelihood import LOGIT_POSITIONS, last_logits
+from ..models.hooks import attached
+from ..models.likelihood import LOGIT_POSITIONS, last_logits, length_batches
 from ..models.loading import BaseModel
 from ..store import Key, Store
-from .base import NO_STORE, RefinementProgress, Teacher, model_parts, silent
+from .base import NO_STORE, DistillationInputs, RefinementProgress, model_parts, silent
 
 _SHARD = 32  # rows: so much work is lost at most when a run is stopped
+_BATCH_TOKENS = 4096  # of a forward pass, padding included
 
 
 # What a model writes.
 
 
 class Continuation(NamedTuple):
-    """What a model wrote after a prompt.
+    """A prompt, what a model wrote after it, and whether the model came to its end.
 
-    Attributes:
-        prompt: The prompt.
-        text: What follows it; empty where the model ended at once.
-        ended: Whether the model wrote its end-of-text token, or was stopped at the last token
-            allowed.
+    The text is empty where it ended at once; it has not ended where it was stopped at the last
+    token allowed.
     """
 
     prompt: str
@@ -52,12 +49,11 @@ class Continuation(NamedTuple):
 
 def continuations(
     base: BaseModel,
-    adapter: LoraAdapter | Attachable | None,
+    adapter: LoraAdapter | None,
     prompts: Sequence[str],
     *,
     max_new_tokens: int = 48,
     store: Store = NO_STORE,
-    step: str = "writing",
     progress: RefinementProgress = silent,
 ) -> list[Continuation]:
     """Return how the model with the adapter continues each prompt, decoded greedily.
@@ -71,18 +67,12 @@ def continuations(
         prompts: What it reads.
         max_new_tokens: Tokens of a continuation at most.
         store: Keeps the shards.
-        step: What ``progress`` is called with.
         progress: Called with the number of finished shards.
 
     Raises:
-        ConfigurationError: ``max_new_tokens`` is below 1.
         ModelError: the adapter does not fit the model.
         OutputError: the store cannot be written.
     """
-    if max_new_tokens < 1:
-        raise ConfigurationError(
-            f"max_new_tokens={max_new_tokens}, but a continuation takes at least 1 token"
-        )
     tokens: list[list[int]] = base.tokenizer(list(prompts))["input_ids"] if prompts else []
     order = sorted(range(len(prompts)), key=lambda index: len(tokens[index]))
     shards = [order[start : start + _SHARD] for start in range(0, len(order), _SHARD)]
@@ -99,7 +89,7 @@ def continuations(
         return written(base, rows, max_new_tokens=max_new_tokens, choice=MostLikely())
 
     with attached(base.network, adapter):
-        made = store.made_shards(key, shards, work, partial(progress, step))
+        made = store.made_shards(key, shards, work, partial(progress, "the teacher writes"))
     texts = dict(zip(order, (row for shard in made for row in shard), strict=True))
     return [Continuation(prompt, *texts[index]) for index, prompt in enumerate(prompts)]
 
@@ -110,12 +100,6 @@ def written(
     """Return the text that the model writes after each prompt, and whether it came to its end.
 
     A character that was cut off at the last token allowed is left out.
-
-    Args:
-        base: The model, with what is attached to it.
-        prompts: Their tokens.
-        max_new_tokens: Tokens of a row at most.
-        choice: Chooses each next token.
     """
     rows = generate(base, prompts, max_new_tokens=max_new_tokens, choice=choice)
     end = int(base.tokenizer.eos_token_id)
@@ -131,12 +115,10 @@ def written(
 
 
 class ChunkTokens(NamedTuple):
-    """Prompt and continuation as one tokenizer reads them, cut into chunks.
+    """Prompt and continuation as one tokenizer reads them, up to the end of the last chunk.
 
-    Attributes:
-        input_ids: The tokens up to the end of the last chunk.
-        bounds: Indices into ``input_ids``: of the last token before the first chunk, then of the
-            last token of each chunk.
+    ``bounds`` are indices into ``input_ids``: of the last token before the first chunk, then of
+    the last token of each chunk.
     """
 
     input_ids: list[int]
@@ -156,11 +138,8 @@ class ChunkTokens(NamedTuple):
 class ChunkedText(NamedTuple):
     """A continuation in the chunks that two tokenizers share.
 
-    Attributes:
-        source: In the tokens of the source.
-        target: In those of the target; the chunks are the same.
-        left_out: Share of the continuation's bytes that are in no chunk: where a token reaches
-            from the prompt into the continuation, they are those before the next common end.
+    ``left_out`` is the share of its bytes that are in no chunk: where a token reaches from the
+    prompt into the continuation, they are those before the next common end.
     """
 
     source: ChunkTokens
@@ -177,11 +156,6 @@ def chunked(
 
     Where the teacher came to its end, its end-of-text token is the last chunk: it is another
     token in each model, but means the same.
-
-    Args:
-        written: The continuations.
-        source: A fast tokenizer with an end-of-text token.
-        target: Likewise.
 
     Raises:
         ModelError: a tokenizer is not a fast one.
@@ -219,15 +193,10 @@ def _tokens(read: TokenEnds, ends: Sequence[int], end_token: int | None) -> Chun
 def batch_chunk_likelihoods(
     base: BaseModel, rows: Sequence[ChunkTokens]
 ) -> Float[Tensor, "rows chunks"]:
-    """Return the log-likelihood of each chunk, in one forward pass, in float32.
+    """Return the log-likelihood of each chunk, in nats, in one forward pass, in float32.
 
-    It is the sum over the chunk's tokens, given all tokens before them, in nats; 0 where a row
-    has no more chunks. Gradients flow to whatever in the network takes them. Logits are computed
-    at the positions of chunks only.
-
-    Args:
-        base: The model, with what is attached to it.
-        rows: What it reads; at least one chunk each.
+    It is the sum over the chunk's tokens, given all tokens before them; 0 where a row has no more
+    chunks. Each row takes at least one. Logits are computed at the positions of chunks only.
     """
     network, device = base.network, base.network.device
     pad = int(base.tokenizer.pad_token_id)
@@ -251,12 +220,7 @@ def batch_chunk_likelihoods(
 def chunk_sums(
     tokens: Float[Tensor, "rows width"], rows: Sequence[ChunkTokens]
 ) -> Float[Tensor, "rows chunks"]:
-    """Return the sum over each chunk's tokens.
-
-    Args:
-        tokens: A number for each token; those of a row's chunks are at its end.
-        rows: The chunks.
-    """
+    """Return the sum over each chunk's tokens; those of a row's chunks are at its end."""
     most = max(row.chunks for row in rows)
     # Tokens before a row's chunks go to a column that is cut off.
     owners = torch.full(tokens.shape, most, dtype=torch.long)
@@ -267,36 +231,13 @@ def chunk_sums(
     return sums.scatter_add(1, owners.to(tokens.device), tokens)[:, :most]
 
 
-def row_batches(rows: Sequence[ChunkTokens], tokens: int = 4096) -> Iterator[list[int]]:
-    """Yield the indices of rows that go through a model together, longest first.
-
-    Args:
-        rows: At least one chunk each.
-        tokens: Tokens of a batch at most, padding included, unless a row alone has more.
-    """
-    order = sorted(range(len(rows)), key=lambda index: -len(rows[index].input_ids))
-    while order:
-        length, count, predicted = len(rows[order[0]].input_ids), 0, 0
-        for index in order:
-            predicted = max(predicted, rows[index].predicted)
-            over = (count + 1) * length > tokens or (count + 1) * predicted > LOGIT_POSITIONS
-            if count and over:
-                break
-            count += 1
-        yield order[:count]
-        order = order[count:]
-
-
 @torch.inference_mode()
 def chunk_likelihoods(base: BaseModel, rows: Sequence[ChunkTokens]) -> list[Float[Tensor, " _"]]:
-    """Return the log-likelihood of each chunk of each row, in float32 on the CPU.
-
-    Args:
-        base: The model, with what is attached to it.
-        rows: What it reads; at least one chunk each.
-    """
+    """Return the log-likelihood of each chunk of each row, in float32 on the CPU."""
     sums: dict[int, Tensor] = {}
-    for indices in row_batches(rows):
+    lengths = [len(row.input_ids) for row in rows]
+    most = LOGIT_POSITIONS // max((row.predicted for row in rows), default=1)
+    for indices in length_batches(lengths, _BATCH_TOKENS, most):
         batch = batch_chunk_likelihoods(base, [rows[index] for index in indices]).cpu()
         for index, row in zip(indices, batch, strict=True):
             sums[index] = row[: rows[index].chunks].clone()
@@ -311,19 +252,15 @@ class TeacherGeneration(NamedTuple):
 
     Attributes:
         written: Prompt and continuation.
-        source: Both in the tokens of the source.
-        target: Both in those of the target, in the same chunks.
+        chunks: Both in the tokens of source and target.
         expected: Log-likelihood of each chunk under the source with its adapter, in nats.
         excess: How much higher that is than under the source alone.
-        left_out: Share of the continuation's bytes that are in no chunk.
     """
 
     written: Continuation
-    source: ChunkTokens
-    target: ChunkTokens
+    chunks: ChunkedText
     expected: Float[Tensor, " _"]
     excess: Float[Tensor, " _"]
-    left_out: float
 
     @property
     def mean_excess(self) -> float:
@@ -331,14 +268,11 @@ class TeacherGeneration(NamedTuple):
         return float(self.excess.mean())
 
 
-@dataclass(frozen=True)
-class TeacherGenerations:
-    """The texts that can be learned from, and how many cannot.
+class TeacherGenerations(NamedTuple):
+    """The texts that can be learned from, in the order of their prompts, and how many cannot.
 
-    Attributes:
-        texts: The texts, in the order of their prompts.
-        empty: Prompts after which the teacher wrote nothing.
-        unaligned: Prompts whose continuation has no chunk that both tokenizers share.
+    After ``empty`` prompts the teacher wrote nothing; ``unaligned`` continuations have no chunk
+    that both tokenizers share.
     """
 
     texts: tuple[TeacherGeneration, ...]
@@ -347,40 +281,32 @@ class TeacherGenerations:
 
 
 def teacher_generations(
-    teacher: Teacher,
-    target: BaseModel,
-    prompts: Sequence[str],
-    *,
-    max_new_tokens: int = 48,
-    store: Store = NO_STORE,
-    progress: RefinementProgress = silent,
+    data: DistillationInputs, prompts: Sequence[str], max_new_tokens: int
 ) -> TeacherGenerations:
     """Let the teacher write after each prompt, and compute how likely it finds each chunk.
 
+    Finished shards are kept, so that a stopped run goes on.
+
     Args:
-        teacher: The model that writes, and its adapter.
-        target: The model whose tokenizer cuts the chunks with the teacher's.
+        data: Teacher, target and store.
         prompts: What the teacher reads.
         max_new_tokens: Tokens of a continuation at most.
-        store: Keeps finished shards, so that a stopped run goes on.
-        progress: Called with the number of finished shards of each step.
 
     Raises:
         DataError: the teacher writes nothing, or the same after every prompt.
     """
-    base = teacher.base
+    base, store, progress = data.teacher.base, data.store, data.progress
     every = continuations(
         base,
-        teacher.adapter,
+        data.teacher.adapter,
         prompts,
         max_new_tokens=max_new_tokens,
         store=store,
-        step="the teacher writes",
         progress=progress,
     )
     written = [each for each in every if each.text.strip()]
     _check(written, len(every), base.name)
-    texts = zip(written, chunked(written, base.tokenizer, target.tokenizer), strict=True)
+    texts = zip(written, chunked(written, base.tokenizer, data.target.tokenizer), strict=True)
     both = [(each, text) for each, text in texts if text.source.chunks]
     rows = [text.source for _, text in both]
 
@@ -395,10 +321,10 @@ def teacher_generations(
             made = store.made_shards(key, shards, work, partial(progress, step))
         return [torch.tensor(row) for shard in made for row in shard]
 
-    with_adapter = likelihoods(teacher.adapter, "the teacher reads what it wrote")
+    with_adapter = likelihoods(data.teacher.adapter, "the teacher reads what it wrote")
     alone = likelihoods(None, "the source alone reads it")
     generations = [
-        TeacherGeneration(each, text.source, text.target, mine, mine - bare, text.left_out)
+        TeacherGeneration(each, text, mine, mine - bare)
         for (each, text), mine, bare in zip(both, with_adapter, alone, strict=True)
     ]
     empty, unaligned = len(every) - len(written), len(written) - len(both)

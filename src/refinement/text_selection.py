@@ -6,6 +6,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from itertools import islice
 
 import torch
 from jaxtyping import Float
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from ..data.corpora import check_split, cut_at_word, split_of
 from ..data.prompts import PromptSpec
+from ..data.tasks import in_turn
 from ..exceptions import ConfigurationError
 from ..models.generation import NucleusSampling
 from ..models.loading import BaseModel
@@ -30,13 +32,9 @@ class TextSelection(ABC):
     def choose(
         self, texts: Sequence[str], distributions: Distributions, count: int, seed: int
     ) -> list[int]:
-        """Return the indices of at most ``count`` different texts, best first.
+        """Return the indices of at most ``count`` different texts of a pool, best first.
 
-        Args:
-            texts: The pool.
-            distributions: The teacher's distribution over the labels for each.
-            count: How many are wanted; a smaller pool is taken whole.
-            seed: Of every draw.
+        ``distributions`` are the teacher's over the labels; a smaller pool is taken whole.
         """
 
 
@@ -80,7 +78,7 @@ class DiverseTexts(TextSelection):
         queues: dict[int, list[int]] = {}
         for index, cluster in zip(order, assigned, strict=True):
             queues.setdefault(cluster, []).append(index)
-        return _in_turn(list(queues.values()), count)
+        return list(islice(in_turn(queues.values()), count))
 
 
 class BalancedTexts(TextSelection):
@@ -122,14 +120,7 @@ class BalancedTexts(TextSelection):
                     [texts[index] for index in surest], distributions[surest], len(surest), seed
                 )
                 queues.append([surest[index] for index in chosen])
-        return _in_turn(queues, count)
-
-
-def _in_turn(queues: Sequence[Sequence[int]], count: int) -> list[int]:
-    """Return ``count`` entries, one of each queue after the other; empty ones are passed over."""
-    turns = max(map(len, queues), default=0)
-    taken = [queue[turn] for turn in range(turns) for queue in queues if turn < len(queue)]
-    return taken[:count]
+        return list(islice(in_turn(queues), count))
 
 
 def _clusters(texts: Sequence[str], clusters: int, seed: int) -> list[int]:
@@ -152,6 +143,8 @@ def _clusters(texts: Sequence[str], clusters: int, seed: int) -> list[int]:
 
 _BATCH = 16  # prompts
 _LEAST_WORDS = 3
+_MAX_NEW_TOKENS = 48
+_TEXT_CHARS = 300
 _PATIENCE = 3  # draws at most, in multiples of those that would do if all were of use
 
 _REQUEST = (
@@ -185,12 +178,7 @@ class WrittenTexts:
         count: Texts of both splits together; fewer where the model repeats itself.
         store: Keeps the texts.
         seed: Of the draws.
-        max_new_tokens: Tokens of a draw at most.
-        text_chars: A text is cut at the last word before so many characters.
         progress: Called with the number of texts that are written.
-
-    Raises:
-        ConfigurationError: a number is below 1.
 
     Source: synthetic inputs as in Trans-LoRA (Wang et al., 2024, arXiv 2405.17258), without its
     examples and its discriminator.
@@ -204,16 +192,9 @@ class WrittenTexts:
         count: int = 256,
         store: Store = NO_STORE,
         seed: int = 0,
-        max_new_tokens: int = 48,
-        text_chars: int = 300,
         progress: RefinementProgress = silent,
     ) -> None:
-        counts = {"count": count, "max_new_tokens": max_new_tokens, "text_chars": text_chars}
-        for name, number in counts.items():
-            if number < 1:
-                raise ConfigurationError(f"{name}={number}, but written texts take at least 1")
         self.base, self.prompt_spec, self.count, self.seed = base, prompt_spec, count, seed
-        self.max_new_tokens, self.text_chars = max_new_tokens, text_chars
         self._store, self._progress = store, progress
 
     def texts(self, split: str) -> Iterator[str]:
@@ -231,16 +212,15 @@ class WrittenTexts:
         if not self.base.tokenizer.chat_template:
             return [_OPENINGS[row % len(_OPENINGS)] for row in range(_BATCH)]
         question = " ".join(self.prompt_spec.prompt.replace("{text}", " ").split())
-        requests = [_REQUEST.format(kind=kind, question=question) for kind in _KINDS]
         return [
             str(
                 self.base.tokenizer.apply_chat_template(
-                    [{"role": "user", "content": request}],
+                    [{"role": "user", "content": _REQUEST.format(kind=kind, question=question)}],
                     tokenize=False,
                     add_generation_prompt=True,
                 )
             )
-            for request in requests
+            for kind in _KINDS
         ]
 
     @cached_property
@@ -269,12 +249,12 @@ class WrittenTexts:
             model=model_parts(self.base),
             prompts=tokens,
             seed=seed,
-            max_new_tokens=self.max_new_tokens,
+            max_new_tokens=_MAX_NEW_TOKENS,
         )
 
         def drawn() -> list[str]:
             choice = NucleusSampling(torch.Generator().manual_seed(seed))
-            rows = written(self.base, tokens, max_new_tokens=self.max_new_tokens, choice=choice)
+            rows = written(self.base, tokens, max_new_tokens=_MAX_NEW_TOKENS, choice=choice)
             return [text for text, _ in rows]
 
         texts: list[str] = self._store.made(key, drawn)
@@ -283,6 +263,6 @@ class WrittenTexts:
     def _lines(self, drawn: str) -> Iterator[str]:
         """Yield what can serve as a text: lines of some words, cut, without marks around them."""
         for line in drawn.splitlines():
-            text = cut_at_word(line.strip(" \t-*\"'“”"), self.text_chars)
+            text = cut_at_word(line.strip(" \t-*\"'“”"), _TEXT_CHARS)
             if len(text.split()) >= _LEAST_WORDS:
                 yield text

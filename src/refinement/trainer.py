@@ -23,8 +23,6 @@ from .base import NO_STORE, RefinementProgress, model_parts, silent
 
 SCALE = 2.0
 """``lora_alpha / r`` of every update: the learning rates of the refinements are made for it."""
-SAVE_SECONDS = 20.0
-CLIP_NORM = 1.0
 
 _ROUNDING = 1e-6  # singular values under this share of the largest are rounding
 
@@ -36,8 +34,8 @@ class Student(LoraTraining):
     rescaled to look like a fresh LoRA: with its update ``U S V^T``, the rows of A are those of
     ``V^T``, each with the norm ``1 / sqrt(3)`` that a row drawn by PEFT has in the mean, and B
     holds the rest. Rows beyond the rank of the update, all of them where it is zero, are drawn as
-    PEFT draws them, and their columns of B are zero. So the training depends on
-    the update and not on its factors.
+    PEFT draws them, and their columns of B are zero. So the training depends on the update and
+    not on its factors.
 
     Args:
         base: The target; borrowed until :meth:`close`, as :class:`LoraTraining` says.
@@ -140,7 +138,7 @@ def train_student(
     checks: int = 4,
     step: str = "training the student",
     progress: RefinementProgress = silent,
-    save_seconds: float = SAVE_SECONDS,
+    save_seconds: float = 20.0,
 ) -> TrainingResult:
     """Train a student once over the batches, in their order, with Lightning's trainer.
 
@@ -152,15 +150,14 @@ def train_student(
         student: What is trained; in the end it has the weights with the lowest measure.
         batches: What :meth:`Student.loss` takes, for all steps of all epochs.
         store: Keeps the state while the training is unfinished.
-        measure: How far the student is from its aim, such as the divergence from its teacher on
-            held-out texts; lower is better. Called before the first step, and ``checks`` times
-            during training, the last time after the last step. Without it the last weights are
-            kept.
+        measure: How far the student is from its aim; lower is better. Called before the first
+            step, and ``checks`` times during training, evenly spread, the last time after the
+            last step. Without it, or with no checks, the last weights are kept.
         measured_on: What ``measure`` compares with, which decides which weights are kept.
         start_value: The measure of the start, where it is known already.
-        checks: Number of measurements, evenly spread; at 0 there are none.
-        step: What ``progress`` is called with.
-        progress: Called with the number of finished steps.
+        checks: Number of measurements.
+        step: What ``progress`` is called with, beside the number of finished steps.
+        progress: Called after each step.
         save_seconds: The state is saved after the first step beyond so many seconds.
 
     Raises:
@@ -171,10 +168,15 @@ def train_student(
     if not checks:
         measure = None
     checked = [checks, measured_on] if measure else None
-    key = Key.of("students", student=student.key_parts, batches=batches, checked=checked)
-    session = _Session(student, measure, store, key, save_seconds)
-    session.checkpoints = {round(len(batches) * i / checks) for i in range(1, checks + 1)}
-    session.show = lambda done: progress(step, done, len(batches))
+    session = _Session(
+        student,
+        measure,
+        {round(len(batches) * i / checks) for i in range(1, checks + 1)},
+        Key.of("students", student=student.key_parts, batches=batches, checked=checked),
+        store,
+        save_seconds,
+        lambda done: progress(step, done, len(batches)),
+    )
     session.begin(start_value)
     left = batches[session.result.steps :]
     if left:
@@ -182,7 +184,7 @@ def train_student(
             accelerator="cpu" if student.base.network.device.type == "cpu" else "auto",
             devices=1,
             max_epochs=1,
-            gradient_clip_val=CLIP_NORM,
+            gradient_clip_val=1.0,
             callbacks=[session],
             logger=False,
             enable_checkpointing=False,
@@ -197,27 +199,21 @@ def train_student(
 
 
 class _Session(Callback):
-    """The state of one training: in the store while it is unfinished, the best weights at its end.
-
-    Attributes:
-        result: How the training goes.
-        checkpoints: Numbers of steps after which is measured.
-        show: Called with the number of finished steps.
-    """
+    """One training: its state in the store while it is unfinished, its best weights at its end."""
 
     def __init__(
         self,
         student: Student,
         measure: Callable[[], float] | None,
-        store: Store,
+        checkpoints: set[int],
         key: Key,
+        store: Store,
         save_seconds: float,
+        show: Callable[[int], None],
     ) -> None:
         self.result = TrainingResult()
-        self.checkpoints: set[int] = set()
-        self.show: Callable[[int], None] = lambda done: None
-        self._student, self._measure = student, measure
-        self._store, self._key, self._save_seconds = store, key, save_seconds
+        self._student, self._measure, self._checkpoints = student, measure, checkpoints
+        self._key, self._store, self._save_seconds, self._show = key, store, save_seconds, show
         self._best: list[Any] = []
         self._optimizer_state: dict[str, Any] = {}
         self._saved = self._begun = time.monotonic()
@@ -236,7 +232,7 @@ class _Session(Callback):
             self._best, self._optimizer_state = state["best"], state["optimizer"]
             self._begun -= self.result.seconds
         self.result.losses = self._student.losses
-        self.show(self.result.steps)
+        self._show(self.result.steps)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the optimizer and its schedule where the earlier run was."""
@@ -252,10 +248,10 @@ class _Session(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Measure where it is due, and save where it is time."""
-        if self.result.steps in self.checkpoints:
+        if self.result.steps in self._checkpoints:
             self._check()
         self._within_step = False
-        self.show(self.result.steps)
+        self._show(self.result.steps)
         if time.monotonic() - self._saved >= self._save_seconds:
             self._save(trainer)
 

@@ -401,7 +401,7 @@ def damaged(workspace: Workspace, kind: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "named"),
     [
-        ("partner", "films has no partner"),
+        ("partner", "no target adapter films"),
         ("rank", "has rank 1"),
         ("truncated", "truncated"),
         ("base", "another/model"),

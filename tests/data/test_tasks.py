@@ -14,22 +14,14 @@ from loraport.exceptions import ConfigurationError, DataError
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "tasks"
 
 
-def write_task(folder: Path, name: str, **description: object) -> Path:
+def write_task(folder: Path, name: str) -> None:
     task = folder / name
     task.mkdir(parents=True)
-    given = {"name": name, "instruction": f"What is {name}?", "labels": ["yes", "no"]}
-    (task / "task.json").write_text(json.dumps(given | description))
-    rows = [{"text": f"{name} {label}", "label": label} for label in ("yes", "no")]
-    lines = "".join(json.dumps(row) + "\n" for row in rows)
-    (task / "train.jsonl").write_text(lines)
-    (task / "test.jsonl").write_text(
-        lines.upper()
-        .replace("TEXT", "text")
-        .replace("LABEL", "label")
-        .replace('"YES"', '"yes"')
-        .replace('"NO"', '"no"')
-    )
-    return task
+    about = {"name": name, "instruction": f"What is {name}?", "labels": ["yes", "no"], "n": 2}
+    (task / "task.json").write_text(json.dumps(about))
+    for split in ("train", "test"):
+        rows = [{"text": f"{split} {name} {label}", "label": label} for label in ("yes", "no")]
+        (task / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 @pytest.fixture
@@ -41,22 +33,15 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_names_are_those_of_the_folders_with_a_description(folder):
-    assert TaskFolder(folder).names() == ("animal", "colour")
-
-
-def test_loads_what_the_files_hold(folder):
-    task = TaskFolder(str(folder)).load(["colour"])["colour"]
-    assert task.name == "colour"
-    assert task.instruction == "What is colour?"
+def test_loads_what_the_files_hold_in_the_order_asked_for(folder):
+    source = TaskFolder(str(folder))
+    assert source.names() == tuple(source.load()) == ("animal", "colour")
+    assert list(source.load(("colour", "animal"))) == ["colour", "animal"]
+    task = source.load(["colour"])["colour"]
+    assert (task.name, task.instruction) == ("colour", "What is colour?")
     assert task.labels == ("yes", "no")
-    assert task.train == (Example("colour yes", "yes"), Example("colour no", "no"))
-    assert task.test == (Example("COLOUR YES", "yes"), Example("COLOUR NO", "no"))
-
-
-def test_none_loads_all_and_names_decide_the_order(folder):
-    assert list(TaskFolder(folder).load()) == ["animal", "colour"]
-    assert list(TaskFolder(folder).load(("colour", "animal"))) == ["colour", "animal"]
+    assert task.train == (Example("train colour yes", "yes"), Example("train colour no", "no"))
+    assert task.test == (Example("test colour yes", "yes"), Example("test colour no", "no"))
 
 
 def test_a_text_may_hold_a_line_separator(folder):
@@ -70,48 +55,44 @@ def test_unknown_names_are_listed_beside_the_known_ones(folder):
         TaskFolder(folder).load(["colour", "colur", "planet"])
 
 
-def test_a_missing_folder_is_named(tmp_path):
-    with pytest.raises(DataError, match=r"nowhere does not exist; set paths\.tasks"):
-        TaskFolder(tmp_path / "nowhere")
-
-
 def test_a_folder_without_tasks_is_refused(tmp_path):
-    with pytest.raises(DataError, match=r"holds no task.*set paths\.tasks"):
-        TaskFolder(tmp_path)
+    for path, why in ((tmp_path / "nowhere", "does not exist"), (tmp_path, "holds no task")):
+        with pytest.raises(DataError, match=rf"{why}; set paths\.tasks"):
+            TaskFolder(path)
 
 
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("test.jsonl", None, r"test\.jsonl is missing"),
-        ("test.jsonl", "\n", r"test\.jsonl is empty"),
-        ("train.jsonl", '{"text": "a", "label": "yes"}\n{"text": "b"', r"line 2 is not JSON"),
-        ("train.jsonl", '{"text": "a"}', r"line 1 is .*two strings"),
-        ("train.jsonl", '{"text": "a", "label": 1}', r"line 1 is .*two strings"),
-        ("train.jsonl", '["a", "yes"]', r"line 1 is .*two strings"),
-        ("train.jsonl", '{"text": "a", "label": "maybe"}', r"rows labelled \['maybe'\]"),
-        ("task.json", "{", r"task\.json is not JSON"),
-        ("task.json", "[]", r"holds a list"),
-        ("task.json", '{"labels": ["yes", "no"]}', r"instruction None"),
-        ("task.json", '{"instruction": "?", "labels": "yes"}', r"labels 'yes'"),
-        ("task.json", '{"instruction": "?", "labels": ["yes"]}', r"at least two"),
-        ("task.json", '{"name": "color"}', r"describes the task 'color'.*folder 'colour'"),
+        ("test.jsonl", None, r"test\.jsonl cannot be read.*No such file"),
+        ("test.jsonl", b'{"text": "caf\xe9", "label": "no"}', r"test\.jsonl cannot be read.*utf-8"),
+        ("test.jsonl", b"\n", r"test\.jsonl is empty"),
+        ("train.jsonl", b'{"text": "a", "label": "yes"}\n{"text": "b"', r"line 2, cannot be used"),
+        ("train.jsonl", b'{"text": "a"}', r"line 1, cannot be used \(label: Field required"),
+        ("train.jsonl", b'{"text": "a", "label": 1}', r"label: .*valid string.*NAME/task\.json"),
+        ("train.jsonl", b'["a", "yes"]', r"line 1, cannot be used"),
+        ("train.jsonl", b'{"text": "a", "label": "maybe"}', r"rows labelled \['maybe'\]"),
+        ("task.json", b"[]", r"task\.json cannot be used"),
+        ("task.json", b'{"labels": ["yes", "no"]}', r"instruction: Field required"),
+        ("task.json", b'{"instruction": "?", "labels": "yes"}', r"labels: .*array"),
+        ("task.json", b'{"instruction": "?", "labels": ["yes"]}', r"two or more"),
+        ("task.json", b'{"instruction": "?", "labels": ["yes", "no", "yes"]}', r"each once"),
+        ("task.json", b'{"instruction": "?", "labels": ["yes", " "]}', r"two or more words"),
+        (
+            "task.json",
+            b'{"name": "color", "instruction": "?", "labels": ["yes", "no"]}',
+            r"describes the task 'color'.*folder 'colour'",
+        ),
     ],
 )
 def test_what_is_malformed_is_named(folder, file, content, message):
     target = folder / "colour" / file
     target.unlink()
     if content is not None:
-        target.write_text(content)
+        target.write_bytes(content)
     with pytest.raises(DataError, match=message):
         TaskFolder(folder).load(["colour"])
     assert list(TaskFolder(folder).load(["animal"])) == ["animal"]
-
-
-def test_text_in_another_encoding_is_refused(folder):
-    (folder / "colour" / "test.jsonl").write_bytes(b'{"text": "caf\xe9", "label": "no"}')
-    with pytest.raises(DataError, match=r"test\.jsonl cannot be read.*UTF-8"):
-        TaskFolder(folder).load(["colour"])
 
 
 @pytest.mark.real
@@ -158,8 +139,11 @@ def definition(tmp_path):
     }
 
 
-def test_rows_are_balanced_tidied_and_never_repeated(definition):
-    task = HubTasks({"things": definition}, rows_train=10).load(["things"])["things"]
+def test_rows_are_balanced_tidied_seeded_and_never_repeated(definition):
+    def things(**options):
+        return HubTasks({"things": definition}, **options).load(["things"])["things"]
+
+    task = things(rows_train=10)
     assert task.instruction == "Good or bad?"
     assert task.labels == ("bad", "good")
     assert Counter(row.label for row in task.test) == {"bad": 2, "good": 2}
@@ -167,19 +151,8 @@ def test_rows_are_balanced_tidied_and_never_repeated(definition):
     assert Counter(row.label for row in task.train) == {"bad": 4, "good": 6}
     assert len({row.text for row in (*task.train, *task.test)}) == 14
     assert all("\n" not in row.text and "  " not in row.text for row in task.train)
-
-
-def test_all_rows_are_taken_where_there_are_fewer_than_asked_for(definition):
-    task = HubTasks({"things": definition}).load()["things"]
-    assert Counter(row.label for row in task.train) == {"bad": 4, "good": 30}
-
-
-def test_the_seed_decides_the_rows(definition):
-    def rows(seed):
-        return HubTasks({"things": definition}, rows_train=8, seed=seed).load()["things"].train
-
-    assert rows(0) == rows(0)
-    assert rows(0) != rows(1)
+    assert Counter(row.label for row in things().train) == {"bad": 4, "good": 30}
+    assert things(rows_train=10) == task != things(rows_train=10, seed=1)
 
 
 def test_unknown_names_are_listed_beside_the_defined_ones(definition):
@@ -198,20 +171,12 @@ def test_an_unreachable_data_set_says_to_set_a_folder(definition, monkeypatch):
         HubTasks({"things": definition}).load()
 
 
-def test_an_empty_repository_says_to_set_a_folder(definition, tmp_path):
-    (tmp_path / "empty").mkdir()
-    fields = definition | {"hub_id": str(tmp_path / "empty")}
-    with pytest.raises(DataError, match=r"could not be loaded .* set paths\.tasks=DIR"):
-        HubTasks({"things": fields}).load()
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"test_split": "validation"}, r"could not be loaded"),
+        ({"test_split": "validation"}, r"could not be read .* set paths\.tasks=DIR"),
         ({"text_column": "text"}, r"no column text, but \['body', 'target'\]"),
         ({"label_map": {"0": "bad"}}, r"has the label 1, but .* maps \['0'\]"),
-        ({"label_map": {"0": "bad", "1": "fine"}}, r"has the label 1"),
     ],
 )
 def test_a_data_set_that_does_not_fit_its_definition_is_refused(definition, change, message):
@@ -223,7 +188,6 @@ def test_a_data_set_that_does_not_fit_its_definition_is_refused(definition, chan
     ("change", "message"),
     [
         ({"text_colum": "x"}, r"task things is not valid \(text_colum: Extra.*it takes role"),
-        ({"labels": "bad"}, r"labels: Input should be a valid tuple"),
         ({"label_map": None}, r"label_map: .*correct tasks\.definitions\.things"),
     ],
 )

@@ -29,33 +29,18 @@ def folder(
     return tmp_path / "zoo"
 
 
-def test_both_sides_are_read_by_task(folder: Path) -> None:
-    zoo = Zoo.open(folder)
+def test_both_sides_are_read_by_task_from_any_two_folders(folder: Path, tmp_path: Path) -> None:
+    (folder / "source" / "notes").mkdir()  # what is no adapter is no task
+    (folder / "source" / "readme.txt").write_text("notes")
+    (folder / "source").rename(tmp_path / "X")
+    zoo = Zoo(tmp_path / "X", folder / "target")
     assert zoo.names() == ("a_task", "b_task", "c_task")
     pairs = zoo.read()
-    assert tuple(pairs.source) == tuple(pairs.target) == ("a_task", "b_task", "c_task")
-    for side, adapters in (("source", pairs.source), ("target", pairs.target)):
+    for side, adapters in ((zoo.source, pairs.source), (zoo.target, pairs.target)):
+        assert tuple(adapters) == zoo.names()
         for name, adapter in adapters.items():
-            assert adapter.base_model == f"pico/{side}"
-            expected = read_adapter(folder / side / name)
-            assert adapter.content_hash() == expected.content_hash()
-
-
-def test_named_tasks_are_read_in_the_order_that_is_asked_for(folder: Path) -> None:
-    assert list(Zoo.open(folder).read(["c_task", "a_task"]).target) == ["c_task", "a_task"]
-
-
-def test_any_two_folders_are_a_zoo(folder: Path, tmp_path: Path) -> None:
-    (folder / "source").rename(tmp_path / "X")
-    (folder / "target").rename(tmp_path / "Y")
-    assert len(Zoo(tmp_path / "X", tmp_path / "Y").read().source) == 3
-
-
-def test_what_is_no_adapter_is_no_task(folder: Path) -> None:
-    (folder / "source" / "notes").mkdir()
-    (folder / "source" / "readme.txt").write_text("notes")
-    (folder / "source" / ".half-written").mkdir()
-    assert len(Zoo.open(folder).read().source) == 3
+            assert adapter.content_hash() == read_adapter(side / name).content_hash()
+    assert list(zoo.read(["c_task", "a_task"]).target) == ["c_task", "a_task"]
 
 
 @pytest.mark.parametrize("missing", [["source"], ["target"], ["source", "target"]])
@@ -74,22 +59,14 @@ def test_folder_that_does_not_exist_is_named(folder: Path, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("side", ["source", "target"])
 def test_missing_partner_is_named_with_the_way_out(side: str, folder: Path) -> None:
-    other = "target" if side == "source" else "source"
     (folder / side / "b_task").rename(folder / "elsewhere")
     zoo = Zoo.open(folder)
-    message = (
-        rf"the {other} adapter b_task has no partner: .*{side} .*side={side} tasks\.names=\[b_"
-    )
+    message = rf"no {side} adapter b_task: .*{side} has a_task, c_task.*side={side} .*=\[b_task\]"
     for names in (None, ["b_task"]):
         with pytest.raises(AdapterError, match=message):
             zoo.read(names)
     assert zoo.names() == ("a_task", "c_task")
     assert list(zoo.read(["a_task"]).source) == ["a_task"]
-
-
-def test_unknown_task_is_named_with_those_that_there_are(folder: Path) -> None:
-    with pytest.raises(AdapterError, match=r"no adapter d_task; it has a_task, b_task, c_task"):
-        Zoo.open(folder).read(["a_task", "d_task"])
 
 
 def test_adapter_of_another_base_is_named(folder: Path) -> None:
@@ -100,12 +77,6 @@ def test_adapter_of_another_base_is_named(folder: Path) -> None:
     ):
         Zoo.open(folder).read()
     assert len(Zoo.open(folder).read(["a_task", "b_task"]).target) == 2
-
-
-def test_adapter_that_cannot_be_read_is_named(folder: Path) -> None:
-    (folder / "source" / "b_task" / "adapter_model.safetensors").write_bytes(b"half")
-    with pytest.raises(AdapterError, match=r"source/b_task/adapter_model\.safetensors .*truncated"):
-        Zoo.open(folder).read()
 
 
 def test_manifest_holds_the_facts_and_the_hash_of_every_adapter(folder: Path) -> None:
@@ -120,26 +91,11 @@ def test_manifest_holds_the_facts_and_the_hash_of_every_adapter(folder: Path) ->
         for name in TASKS
     }
     assert {key: value["sha256"] for key, value in manifest["adapters"].items()} == expected
-    assert sorted(path.name for path in folder.iterdir()) == ["manifest.json", "source", "target"]
-
-
-def test_manifest_follows_the_folder_and_serves_one_side_alone(folder: Path) -> None:
-    write_manifest(folder, {})
-    before = (folder / "manifest.json").read_bytes()
-    write_manifest(folder, {})
-    assert (folder / "manifest.json").read_bytes() == before
     (folder / "target").rename(folder.parent / "elsewhere")
     write_manifest(folder, {})
     assert set(json.loads((folder / "manifest.json").read_text())["adapters"]) == {
         f"source/{name}" for name in TASKS
     }
-
-
-def test_manifest_that_cannot_be_written_leaves_the_old_one(folder: Path) -> None:
-    write_manifest(folder, {"seed": 1})
-    with pytest.raises(TypeError, match="set"):
-        write_manifest(folder, {"seed": {2}})
-    assert json.loads((folder / "manifest.json").read_text())["seed"] == 1
 
 
 NAMES = [f"t{place}" for place in range(10)]
@@ -171,19 +127,14 @@ def places(loader: object) -> list[list[int]]:
 
 class TestAnchorSet:
     def test_pairs_keep_the_order_of_the_names(self) -> None:
-        anchors = AnchorSet.of(ZOO, ["t3", "t1"])
-        assert anchors.names == ("t3", "t1")
+        anchors, site = AnchorSet.of(ZOO, ["t3", "t7", "t1"]), Site(0, Role.Q)
         assert (anchors.source_base, anchors.target_base) == ("pico/source", "pico/target")
-        site = Site(0, Role.Q)
-        assert torch.equal(anchors.source[site].A[0], ZOO.source["t3"][site].A)
-        assert torch.equal(anchors.target[site].A[1], ZOO.target["t1"][site].A)
-
-    def test_select_keeps_pairs_together(self) -> None:
-        chosen, site = AnchorSet.of(ZOO, NAMES).select([7, 2]), Site(0, Role.Q)
-        assert chosen.names == ("t7", "t2")
-        for place, name in enumerate(chosen.names):
-            assert torch.equal(chosen.source[site].B[place], ZOO.source[name][site].B)
-            assert torch.equal(chosen.target[site].B[place], ZOO.target[name][site].B)
+        chosen = anchors.select([2, 0])
+        assert (anchors.names, chosen.names) == (("t3", "t7", "t1"), ("t1", "t3"))
+        for some in (anchors, chosen):
+            for place, name in enumerate(some.names):
+                assert torch.equal(some.source[site].B[place], ZOO.source[name][site].B)
+                assert torch.equal(some.target[site].A[place], ZOO.target[name][site].A)
 
     @pytest.mark.parametrize("side", ["source", "target"])
     @pytest.mark.parametrize(
@@ -220,12 +171,9 @@ class TestHeldOut:
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
     def test_folds_are_drawn_by_the_seed(self) -> None:
-        one, same, other = (
-            AnchorPairs(ZOO, [], folds=2, fold=0, seed=seed).held_out for seed in (0, 0, 1)
-        )
-        assert one == same
-        assert one != other
-        assert one != tuple(NAMES[:5])
+        one, other = (AnchorPairs(ZOO, [], folds=2, seed=seed).held_out for seed in (0, 1))
+        assert one == AnchorPairs(ZOO, [], folds=2, seed=0).held_out
+        assert one not in (other, tuple(NAMES[:5]))
 
     @pytest.mark.parametrize(("folds", "fold"), [(1, 0), (11, 0), (3, 3), (3, -1)])
     def test_folds_that_there_cannot_be(self, folds: int, fold: int) -> None:
@@ -269,7 +217,6 @@ class TestValidation:
         ("held_out", "validation", "message"),
         [
             (NAMES[:9], 0.0, r"of 10 tasks 9 are held out and 0 are for validation"),
-            (NAMES, 0.0, r"10 are held out"),
             (
                 NAMES[:2],
                 0.9,
@@ -283,26 +230,19 @@ class TestValidation:
         with pytest.raises(ConfigurationError, match=message):
             AnchorPairs(ZOO, held_out, validation=validation)
 
-    def test_no_adapters_at_all_are_refused(self) -> None:
-        with pytest.raises(ConfigurationError, match="of 0 tasks 0 are held out"):
-            AnchorPairs(ZooPairs({}, {}), [])
-
 
 class TestBatches:
-    def test_an_epoch_has_every_training_anchor_once(self) -> None:
+    def test_an_epoch_has_every_training_anchor_once_in_a_seeded_order(self) -> None:
         data = AnchorPairs(ZOO, ["t8"], validation=0.2, batch_size=3)
         batches = places(data.train_dataloader())
         assert [len(batch) for batch in batches] == [3, 3, 1]
         seen = [data.anchors.names[place] for place in itertools.chain(*batches)]
         assert sorted(seen) == list(data.training_anchors.names)
         assert seen != sorted(seen)
-
-    def test_the_order_is_that_of_the_seed(self) -> None:
         one, same, other = (
             places(AnchorPairs(ZOO, ["t8"], seed=seed).train_dataloader()) for seed in (0, 0, 1)
         )
-        assert one == same
-        assert one != other
+        assert one == same != other
 
     def test_validation_anchors_come_in_order(self) -> None:
         data = AnchorPairs(ZOO, ["t8"], validation=0.4, batch_size=3)
@@ -313,10 +253,9 @@ class TestBatches:
 
 
 class TestAnchorsDrawn:
-    @pytest.mark.parametrize("seed", range(4))
-    def test_fewer_anchors_are_a_part_of_more(self, seed: int) -> None:
+    def test_fewer_anchors_are_a_part_of_more(self) -> None:
         drawn = [
-            set(AnchorPairs(ZOO, ["t9"], anchors=count, seed=seed).anchors.names)
+            set(AnchorPairs(ZOO, ["t9"], anchors=count, seed=3).anchors.names)
             for count in range(2, 10)
         ]
         assert [len(names) for names in drawn] == list(range(2, 10))
@@ -327,12 +266,6 @@ class TestAnchorsDrawn:
         drawn = {AnchorPairs(ZOO, ["t9"], anchors=3, seed=seed).anchors.names for seed in range(20)}
         assert len(drawn) > 10
         assert all(list(names) == sorted(names) for names in drawn)
-
-    def test_validation_is_a_share_of_those_drawn(self) -> None:
-        data = AnchorPairs(ZOO, ["t9"], anchors=5, validation=0.4)
-        assert data.validation_anchors is not None
-        names = (*data.training_anchors.names, *data.validation_anchors.names)
-        assert (len(data.training_anchors.names), sorted(names)) == (3, list(data.anchors.names))
 
     @pytest.mark.parametrize("count", [0, 1, 10])
     def test_a_number_that_cannot_be_had_is_refused(self, count: int) -> None:

@@ -55,7 +55,7 @@ def test_likelihoods_equal_those_of_a_pass_for_each_label(
     template: PromptTemplate,
 ) -> None:
     base = pico(architecture)
-    window_cuts = len(base.tokenizer(template.ask(pico_task, ""))["input_ids"])
+    window_cuts = len(base.tokenizer(PromptSpec.of(pico_task, template).ask(""))["input_ids"])
     assert window_cuts > (getattr(base.network.config, "sliding_window", None) or 0)
     for adapter in (None, random_adapter(base)):
         with attached(base.network, adapter):

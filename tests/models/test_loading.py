@@ -295,12 +295,11 @@ def test_labels_are_the_same_tokens_alone_and_behind_a_prompt(
     template = PromptTemplate(text_chars=200)
     for name in TaskFolder(shared / "data" / "tasks").names():
         task = real_task(shared, name, rows=3)
-        answers = answer_tokens(real.tokenizer, PromptSpec.of(task, template))
-        prompts = prompt_tokens(
-            real.tokenizer, PromptSpec.of(task, template), [row.text for row in task.test]
-        )
+        asked = PromptSpec.of(task, template)
+        answers = answer_tokens(real.tokenizer, asked)
+        prompts = prompt_tokens(real.tokenizer, asked, [row.text for row in task.test])
         for prompt, row in zip(prompts, task.test, strict=True):
-            whole = template.ask(task, row.text) + template.answer(row.label)
+            whole = asked.ask(row.text) + asked.answer(row.label)
             assert prompt + answers[row.label] == real.tokenizer(whole)["input_ids"]
 
 

@@ -89,7 +89,7 @@ def word_teacher(pico_source: BaseModel, prompt_spec: PromptSpec) -> Teacher:
         return Teacher(pico_source, tuning.adapter())
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def start(pico_target: BaseModel) -> LoraAdapter:
     """What a student of the target begins from where no mapper made anything."""
     return zero_adapter(pico_target)

@@ -35,13 +35,11 @@ QUICK = SequenceDistillation(
 )
 
 
-@pytest.fixture
-def teacher(pico_source: BaseModel, random_adapter: Callable[..., LoraAdapter]) -> Teacher:
-    return Teacher(pico_source, random_adapter(pico_source))
-
-
-@pytest.fixture
-def data(teacher: Teacher, pico_target: BaseModel) -> DistillationInputs:
+@pytest.fixture(scope="module")
+def data(
+    pico_source: BaseModel, pico_target: BaseModel, random_adapter: Callable[..., LoraAdapter]
+) -> DistillationInputs:
+    teacher = Teacher(pico_source, random_adapter(pico_source))
     return DistillationInputs(teacher, pico_target, texts=Sentences())
 
 
@@ -50,18 +48,6 @@ def refined(data: DistillationInputs, refinement: SequenceDistillation = QUICK) 
 
 
 # Divergence and agreement.
-
-LIKELIHOODS = torch.tensor([-1e-9, -0.01, -0.7, -5.0, -60.0])
-
-
-@pytest.mark.parametrize("temperature", [1.0, 4.0, 100.0])
-def test_nothing_and_no_gradient_where_the_student_is_the_teacher(temperature: float):
-    student = LIKELIHOODS.clone().requires_grad_(True)
-    loss = binary_divergence(LIKELIHOODS, student, temperature)
-    assert float(loss.detach().abs().max()) < 1e-5
-    loss.sum().backward()
-    assert student.grad is not None
-    assert float(student.grad.abs().max()) < 1e-3
 
 
 @pytest.mark.parametrize("temperature", [1.0, 100.0])
@@ -106,7 +92,7 @@ def test_agreement_of_known_likelihoods():
 
 
 def test_agreement_on_held_out_prompts_grows(data: DistillationInputs):
-    report = refined(data, replace(QUICK, epochs=4)).report
+    report = refined(data, replace(QUICK, epochs=3)).report
     before, after = report["agreement_before"], report["agreement_after"]
     assert after["gap"] < 0.7 * before["gap"]
     assert after["cross_entropy"] < 0.7 * before["cross_entropy"]
@@ -123,9 +109,8 @@ def test_no_loss_and_no_gradient_where_the_student_is_its_teacher(
 ):
     adapter = random_adapter(pico_target)
     prompts = list(islice(Sentences().texts("train"), 6))
-    taught = teacher_generations(
-        Teacher(pico_target, adapter), pico_target, prompts, max_new_tokens=8
-    )
+    own = DistillationInputs(Teacher(pico_target, adapter), pico_target)
+    taught = teacher_generations(own, prompts, 8)
     batch = ChunkBatch.of(taught.texts, 1.0)
 
     def gradient(start: LoraAdapter) -> tuple[float, float]:
@@ -146,7 +131,7 @@ def test_no_loss_and_no_gradient_where_the_student_is_its_teacher(
 
 def test_kept_chunks_alone_count(data: DistillationInputs):
     prompts = list(islice(Sentences().texts("train"), 3))
-    texts = teacher_generations(data.teacher, data.target, prompts, max_new_tokens=6).texts
+    texts = teacher_generations(data, prompts, 6).texts
     batch = ChunkBatch.of(texts, 0.5)
     start = zero_adapter(data.target)
     with closing(SequenceStudent(data.target, start, tau=10.0, ce_weight=0.5)) as student:
@@ -188,12 +173,8 @@ def test_unlabelled_inputs_come_before_generic_texts(data: DistillationInputs):
 
 
 def test_without_held_out_texts_it_is_said(data: DistillationInputs):
-    report = QUICK.distil(
-        zero_adapter(data.target),
-        data,
-        list(islice(Sentences().texts("train"), 8)),
-        [],
-    ).report
+    texts = list(islice(Sentences().texts("train"), 8))
+    report = QUICK.distil(zero_adapter(data.target), data, texts, []).report
     assert report["agreement_after"] is None
     assert any("not known" in note for note in report["notes"])
 
@@ -210,11 +191,7 @@ def test_too_few_texts_are_refused(
 
 
 @pytest.mark.parametrize(
-    "option",
-    [
-        *({"max_new_tokens": 0}, {"keep": 0.0}, {"keep": 1.5}, {"tau": 0.5}),
-        {"ce_weight": -1.0},
-    ],
+    "option", [{"max_new_tokens": 0}, {"keep": 0.0}, {"keep": 1.5}, {"tau": 0.5}]
 )
 def test_options_out_of_range_are_refused(option: dict[str, Any]):
     with pytest.raises(ConfigurationError, match=next(iter(option))):

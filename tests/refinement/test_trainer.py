@@ -203,10 +203,12 @@ def saved_steps(root: Path) -> list[int]:
     return steps
 
 
-@pytest.mark.parametrize("kind", [KeyboardInterrupt, RuntimeError])
-@pytest.mark.parametrize("stop_at", [0, 1, 5, STEPS - 1])
+@pytest.mark.parametrize(
+    ("kind", "stop_at"),
+    [(KeyboardInterrupt, 0), (RuntimeError, 1), (KeyboardInterrupt, 5), (RuntimeError, STEPS - 1)],
+)
 def test_stopped_training_goes_on_and_ends_in_the_same_bits(
-    make: Callable[..., Pulled], tmp_path: Path, stop_at: int, kind: type[BaseException]
+    make: Callable[..., Pulled], tmp_path: Path, kind: type[BaseException], stop_at: int
 ) -> None:
     expected = outcome(make())
     student = make()

@@ -5,6 +5,7 @@ from itertools import permutations
 
 import pytest
 
+from loraport.data.prompts import PromptSpec
 from loraport.data.tasks import PromptTemplate, Task
 from loraport.tiny.language import ATTRIBUTES, TASTES, VERDICT, TinyLanguage
 
@@ -118,7 +119,7 @@ def test_a_verdict_is_asked_for_as_tasks_ask(language, documents):
     first = [
         document
         for document in documents
-        if document.startswith(PromptTemplate().ask(task, document.split("\n")[0]))
+        if document.startswith(PromptSpec.of(task, PromptTemplate()).ask(document.split("\n")[0]))
     ]
     assert 0.5 < len(first) / len(documents) < 0.75
 
