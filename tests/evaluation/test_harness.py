@@ -59,15 +59,9 @@ PAIRS = [
 ]
 
 
-class Asked:
-    """A request as lm-eval makes it."""
-
-    def __init__(self, *args: object) -> None:
-        self.args = args
-
-
 def asked(base: BaseModel, pairs: list[tuple[str, str]], **options: int) -> list[Any]:
-    return BatchedLM(base, **options).loglikelihood([Asked(*pair) for pair in pairs])
+    requests = [SimpleNamespace(args=pair) for pair in pairs]
+    return BatchedLM(base, **options).loglikelihood(requests, disable_tqdm=True)
 
 
 @torch.no_grad()
@@ -90,21 +84,7 @@ def test_likelihoods_are_those_of_each_text_by_itself(architecture, pico):
     assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
 
 
-def test_what_greedy_decoding_would_write_is_told(pico_target):
-    base, context = pico_target, "the film was"
-    tokens = base.tokenizer(context)["input_ids"]
-    with torch.no_grad():
-        logits = base.network(torch.tensor([tokens])).logits[0, -1]
-    letters = {text: base.tokenizer(text, add_special_tokens=False)["input_ids"] for text in "abz"}
-    best = max(letters, key=lambda text: float(logits[letters[text][0]]))
-    request = ((context, best), tokens, [int(logits.argmax())])
-    other = ((context, best), tokens, [int(logits.argmin())])
-    (yes, no) = BatchedLM(base)._loglikelihood_tokens([request, other])
-    assert (yes[1], no[1]) == (True, False)
-    assert yes[0] == pytest.approx(float(logits.log_softmax(-1).max()), abs=1e-4)
-
-
-@pytest.mark.parametrize("batch_tokens", [1, 100, 400])
+@pytest.mark.parametrize("batch_tokens", [1, 100])
 def test_neither_batches_nor_padding_change_a_number(batch_tokens, pico_target):
     together = [value for value, _ in asked(pico_target, PAIRS, batch_tokens=100_000)]
     apart = [value for value, _ in asked(pico_target, PAIRS, batch_tokens=batch_tokens)]
@@ -397,7 +377,6 @@ def test_the_hash_is_of_what_is_asked_and_not_of_the_batches(tmp_path):
 @pytest.mark.parametrize(
     ("name", "question", "requests"),
     [
-        ("arc_easy", "Why?", ("Question: Why?\nAnswer:", " a film")),
         ("arc_challenge", "Why?", ("Question: Why?\nAnswer:", " a film")),
         ("piqa", "Wash it.", ("Question: Wash it.\nAnswer:", " a film")),
         ("openbookqa", "It is", ("It is", " a film")),
@@ -429,23 +408,16 @@ def test_marks_in_brackets_are_taken_out_of_endings(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("piqa", "", r"piqa\.jsonl is empty"),
         ("piqa", " \n\n", r"piqa\.jsonl is empty"),
         ("piqa", line() + "\n{", r"piqa\.jsonl, line 2 is .\{., but takes"),
         ("piqa", line() + "\n\n3", r"line 3 is .3., but takes"),
         ("piqa", line(question=" "), r"line 1 is .*\(question: "),
-        ("piqa", line(question=3), r"question: Input should be a valid string"),
         ("piqa", line(choices=["a"]), r"choices: "),
-        ("piqa", line(choices=["a", ""]), r"choices\.1: "),
-        ("piqa", line(choices="ab"), r"choices: "),
         ("piqa", line(answer_index=2), r"answer_index 2 of 2 choices"),
-        ("piqa", line(answer_index=-1), r"answer_index: "),
-        ("piqa", line(answer_index="1"), r"answer_index: "),
         ("piqa", line(answer="a film"), r"answer is not the choice at answer_index"),
         ("winogrande", line(), r"line 1 is .*\(question has no blank"),
         ("boolq", line(choices=["a", "b", "c"]), r"choices are 3 instead of false and true"),
         ("hellaswag", line(choices=["[step]", "b"]), r"blank without its marks in brackets"),
-        ("hellaswag", line(question="[step]"), r"blank without its marks in brackets"),
     ],
 )
 def test_what_is_wrong_with_a_file_names_file_and_line(name, content, message, tmp_path):
@@ -457,9 +429,6 @@ def test_what_is_wrong_with_a_file_names_file_and_line(name, content, message, t
 def test_a_missing_file_says_what_to_set(tmp_path):
     with pytest.raises(DataError, match=r"piqa\.jsonl cannot be read.*set paths\.suites"):
         lm_eval_suites(["piqa"], suites=tmp_path)
-    (tmp_path / "piqa.jsonl").write_bytes(b"\xff")
-    with pytest.raises(DataError, match=r"cannot be read"):
-        lm_eval_suites(["piqa"], path=tmp_path)
 
 
 class Index:
@@ -479,16 +448,14 @@ class Index:
     [
         (["hellaswagg"], {}, r"no task 'hellaswagg', but hellaswag, hellaswag_chat; correct"),
         (["x"], {}, r"no task 'x'; `lm-eval ls tasks`.*correct suite\.harness\.tasks"),
-        ([], {}, r"suite\.harness\.tasks is \[\], but takes a list"),
-        ("mmlu", {}, r"tasks is 'mmlu', but takes a list"),
-        (["mmlu"], {"limit": 0}, r"suite\.harness\.limit=0"),
-        (["mmlu"], {"batch_tokens": 0}, r"suite\.harness\.batch_tokens=0"),
+        ("mmlu", {}, r"suite\.harness\.tasks is 'mmlu', but takes a list"),
+        ([], {"limit": 0}, r"tasks is \[\], but .* suite\.harness\.limit is 0, but takes a whole"),
     ],
 )
 def test_a_wrong_option_is_refused(tasks, options, message, monkeypatch):
     monkeypatch.setattr(harness, "_tasks", lambda _folder: Index())
     with pytest.raises(ConfigurationError, match=message):
-        lm_eval_suites(tasks, **options)
+        lm_eval_suites(tasks=tasks, **options)
 
 
 def test_a_hub_out_of_reach_says_to_set_a_folder(monkeypatch):
@@ -522,5 +489,5 @@ def test_the_config_names_the_eight(tmp_path):
         overrides = ["suite=[reasoning,harness]", f"paths.suites={tmp_path}"]
         config = compose("evaluate", overrides=overrides)
     assert [suite.name for suite in instantiate(config.suite.reasoning)] == list(EIGHT)
-    with pytest.raises(Exception, match=re.escape("suite.harness.tasks=[arc_easy,hellaswag]")):
+    with pytest.raises(Exception, match=re.escape("tasks is [], but takes a list of lm-eval's")):
         instantiate(config.suite.harness)

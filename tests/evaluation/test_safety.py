@@ -11,7 +11,6 @@ import torch
 from loraport.adapters import LoraAdapter
 from loraport.evaluation.safety import (
     RefusalPrefixes,
-    RefusalWatch,
     Safety,
     degenerate,
     log_odds,
@@ -175,20 +174,6 @@ def test_the_hash_knows_prompts_and_settings(tmp_path: Path):
     assert len({hash_of(), *others}) == 1 + len(others)
 
 
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ({"prompt": "  ", "kind": "benign", "source": "a"}, "line 9.*prompt is empty"),
-        ({"prompt": "", "kind": "benign", "source": "a"}, "line 9.*prompt: "),
-        ({"prompt": "a", "kind": "neutral", "source": "a"}, "line 9.*kind: .*harmful"),
-        ({"prompt": "a", "kind": "benign"}, "line 9.*source: "),
-    ],
-)
-def test_malformed_rows_are_named(tmp_path: Path, line: dict[str, Any], message: str):
-    with pytest.raises(DataError, match=message):
-        Safety(suites=written(tmp_path, [*rows(), line]), harmful=1, benign=1)
-
-
 def test_bad_files_and_options(tmp_path: Path):
     with pytest.raises(DataError, match=r"prompts.jsonl cannot be read.*suite\.safety\.path"):
         Safety(suites=tmp_path / "nowhere")
@@ -196,15 +181,19 @@ def test_bad_files_and_options(tmp_path: Path):
         Safety(suites=written(tmp_path, []))
     with pytest.raises(ConfigurationError, match=r"paths\.suites=DIR"):
         Safety()
-    folder = written(tmp_path, rows())
-    for option in ("harmful", "benign", "max_new_tokens", "batch_rows"):
-        bad: dict[str, Any] = {option: 0}
-        with pytest.raises(ConfigurationError, match=f"suite.safety.{option}=0"):
-            Safety(suites=folder, **bad)
-    with pytest.raises(ConfigurationError, match="chat='yes'"):
-        Safety(suites=folder, chat="yes")
-    with pytest.raises(ConfigurationError, match=r"safety\.hub\.a .*rows: Extra"):
-        Safety({"a": {"hub_id": "x", "rows": 3}})
+    line = {"prompt": "a", "kind": "neutral", "source": "a"}
+    with pytest.raises(DataError, match=r"line 9.*kind: .*harmful"):
+        Safety(suites=written(tmp_path, [*rows(), line]), harmful=1, benign=1)
+    wrong: dict[str, Any] = {"harmful": 0, "chat": "yes", "plain_prompt": "{prompt} {prompt}"}
+    wrong |= {"hub": {"a": {"hub_id": "x", "rows": 3}}, "length": 9}
+    with pytest.raises(ConfigurationError) as caught:
+        Safety(suites=tmp_path, **wrong)
+    for said in (
+        *("safety.harmful is 0, but takes a whole", "safety.chat is 'yes', but takes one of auto"),
+        *("safety.plain_prompt is '{prompt} {prompt}', but takes a text", "safety.length is 9: "),
+        "safety.hub.a.rows is 3: Extra inputs",
+    ):
+        assert said in str(caught.value)
 
 
 def test_the_hub_is_read_by_its_columns(tmp_path: Path):
@@ -222,7 +211,7 @@ def test_the_hub_is_read_by_its_columns(tmp_path: Path):
         {"instruction": "Sum up", "input": "a"},
         {"instruction": "Why?", "input": ""},
     ]
-    hub = {
+    hub: dict[str, dict[str, Any]] = {
         "xstest": {
             "hub_id": lay("look", look),
             "columns": {"kind": "label"},
@@ -236,7 +225,8 @@ def test_the_hub_is_read_by_its_columns(tmp_path: Path):
             "fixed": {"kind": "benign", "source": "alpaca"},
         },
     }
-    suite = Safety(hub, harmful=1, benign=2)
+    made: Any = Safety  # which takes plain data for HubPrompts
+    suite = made(hub, harmful=1, benign=2)
     assert {(i.prompt, i.kind, i.source) for i in suite.items} == {
         ("Kill it", "benign", "xstest"),
         ("Kill him", "harmful", "xstest"),
@@ -244,7 +234,7 @@ def test_the_hub_is_read_by_its_columns(tmp_path: Path):
     }
     hub["alpaca"]["columns"] = {"prompt": "question"}
     with pytest.raises(DataError, match=r"no column 'question'.*safety\.hub\.alpaca"):
-        Safety(hub, harmful=1, benign=2)
+        made(hub, harmful=1, benign=2)
 
 
 @pytest.mark.real
@@ -355,13 +345,3 @@ def test_refusal_tokens_of_tokenizers(pico_source: BaseModel, pico_target: BaseM
     assert refusal_tokens(pico_source) == ()
     decoded = [pico_target.tokenizer.decode([token]) for token in refusal_tokens(pico_target)]
     assert sorted(decoded) == ["A", "I", "S"]
-
-
-def test_the_watch_notes_the_first_logits_of_each_batch():
-    watch = RefusalWatch(3, (0,))
-    first = torch.tensor([[2.0, 0.0], [0.0, 1.0]])
-    choice = watch.choice([2, 0])
-    assert choice.choose(first).tolist() == [0, 1]
-    choice.choose(-first)
-    assert watch.log_odds[[2, 0]].tolist() == [2.0, -1.0]
-    assert watch.log_odds[1].isnan()

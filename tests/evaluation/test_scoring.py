@@ -25,7 +25,6 @@ from loraport.evaluation.scoring import (
 from loraport.exceptions import DataError
 from loraport.models import ARCHITECTURES, BaseModel, attached
 from loraport.models.kl import DivergenceGauge
-from loraport.models.likelihood import length_batches
 from loraport.store import Store
 
 
@@ -75,7 +74,7 @@ def test_labels_of_one_token_are_exact_too(
     torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize("batch_tokens", [1, 150, 700])
+@pytest.mark.parametrize("batch_tokens", [1, 700])
 def test_batches_and_padding_do_not_change_scores(
     batch_tokens: int, pico_target: BaseModel, pico_task: Task, template: PromptTemplate
 ) -> None:
@@ -99,27 +98,9 @@ def test_score_is_the_best_label_and_the_share_of_the_right_one(
     assert score.nll == pytest.approx(float(-share.log().mean()), abs=1e-4)
 
 
-def test_accuracy_counts_the_right_rows() -> None:
-    score = TaskScore(("a", "b", "", "a"), torch.tensor([True, False, False, False]))
-    assert score.accuracy == 0.25
-    assert score.nll is None
-
-
-def test_batches_keep_to_both_limits_and_hold_every_row_once() -> None:
-    lengths = [3, 50, 7, 7, 8, 2, 9]
-    batches = list(length_batches(lengths, tokens=20, rows=3))
-    assert sorted(place for batch in batches for place in batch) == list(range(7))
-    assert batches[0] == [1], "a row above the limit goes alone"
-    for batch in batches[1:]:
-        assert len(batch) <= 3
-        assert len(batch) * max(lengths[place] for place in batch) <= 20
-
-
 @pytest.mark.parametrize("side", ["pico_source", "pico_target"])
-@pytest.mark.parametrize("batch_tokens", [1, 10**6])
 def test_generation_follows_the_most_likely_token(
     side: str,
-    batch_tokens: int,
     pico_task: Task,
     template: PromptTemplate,
     request: pytest.FixtureRequest,
@@ -151,7 +132,7 @@ def test_generation_follows_the_most_likely_token(
         train=(),
         test=tuple(Example(row.text, labels[0]) for row in pico_task.test),
     )
-    score = GenerateScorer(batch_tokens).score(base, task, template)
+    score = GenerateScorer(batch_tokens=100).score(base, task, template)
     assert score.predictions == tuple(prefix_label(text, labels) for text in written)
     assert any(score.predictions)
     assert score.row_nll is None

@@ -29,7 +29,6 @@ def conditions(base: int, predicted: int, oracle: int, **others: int) -> dict[st
 
 def results_of(tasks: Mapping[str, Mapping[str, TaskScore]], **fields: Any) -> Results:
     given: dict[str, Any] = {
-        "command": "train",
         "config": {"mapper": {"_target_": "loraport.mappers.PcaMlp", "components": 8}},
         "pair": PairRecord(name="tiny", source="tiny-source", target="tiny-target"),
         "mapper": "pca_mlp",

@@ -169,10 +169,3 @@ def test_without_bases_or_scores_there_is_no_change(scores) -> None:
     empty = made("facts", METRICS, {}, {})
     assert (empty.items, empty.scores) == (0, ())
     assert made("facts", METRICS, {BASE: scores[BASE]}, {PORTED: BASE}).changes == ()
-
-
-def test_scores_that_do_not_belong_together_are_refused(scores) -> None:
-    with pytest.raises(ValueError, match=r"answered with \[2, 6\] items"):
-        made("facts", METRICS, scores | {BASE: suite_score([0, 1], [1, 2], 0.1)}, {})
-    with pytest.raises(ValueError, match="no score of"):
-        made("facts", METRICS, {PORTED: scores[PORTED]}, {PORTED: BASE})
