@@ -32,18 +32,11 @@ METHODS = {
     "copy": ("weights only", -0.05, 0.4),
     "random": ("weights only", -0.02, 0.3),
     "cross_lora": ("weights only", 0.04, 6.0),
-    "lora_x": ("weights only", 0.02, 4.0),
-    "rebasin": ("weights only", -0.01, 40.0),
-    "optimal_transport": ("weights only", 0.01, 55.0),
     "procrustes": ("generic text", 0.09, 70.0),
-    "transport": ("generic text", 0.06, 90.0),
     "cast": ("generic text", 0.12, 200.0),
-    "residual_transport": ("generic text", 0.10, 120.0),
     "transport+corpus_distill": ("generic text", 0.52, 400.0),
     "mean": ("anchors", 0.22, 0.5),
-    "global_ridge": ("anchors", 0.24, 3.0),
     "pca_mlp": ("anchors", 0.31, 30.0),
-    "pertensor_ridge": ("anchors", 0.19, 5.0),
     "noop+prompt_distill": ("unlabelled prompts", 0.93, 300.0),
     "noop+few_shot": ("few-shot", 0.55, 60.0),
 }
@@ -164,7 +157,7 @@ def results_of(methods: Sequence[MethodResult], **fields: Any) -> BenchmarkResul
 
 
 def full_benchmark() -> BenchmarkResults:
-    """As many methods, tasks and seeds as the real benchmark has, with everything in it."""
+    """Methods of every data access on five tasks with two seeds, with everything in it."""
     methods = [
         method_of(name, kind, recovered, seconds=seconds, seed=seed)
         for seed in (0, 1)
@@ -337,10 +330,10 @@ def examples(task: str) -> tuple[Example, ...]:
     )
 
 
-def thousand_rows() -> BenchmarkResults:
-    """Two hundred tasks with five methods."""
-    tasks = [f"task_{n:03d}" for n in range(200)]
-    names = ("cross_lora", "cast", "pca_mlp", "mean", "noop+few_shot")
+def many_tasks() -> BenchmarkResults:
+    """More tasks than a table has columns, or a chart panels."""
+    tasks = [f"task_{n:03d}" for n in range(30)]
+    names = ("cross_lora", "cast", "noop+few_shot")
     return results_of(
         [method_of(name, *METHODS[name][:2], tasks=tasks) for name in names],
         verdicts=verdicts(),
@@ -363,7 +356,7 @@ def two_pairs() -> BenchmarkResults:
     methods = [
         method_of(name, kind, recovered, seed=seed, pair=pair, seconds=seconds)
         for pair in (PAIR, "b/../odd pair")
-        for name, (kind, recovered, seconds) in list(METHODS.items())[7:10]
+        for name, (kind, recovered, seconds) in list(METHODS.items())[4:7]
         for seed in (0, 1)
     ]
     grids = {PAIR: similarities(), "b/../odd pair": similarities(4, 5)}

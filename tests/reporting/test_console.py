@@ -15,12 +15,12 @@ from .benchmark_sample import (
     METHODS,
     all_refused,
     full_benchmark,
+    many_tasks,
     method_of,
     no_usable_task,
     nothing_known,
     one_mapper,
     results_of,
-    thousand_rows,
 )
 from .conftest import conditions
 from .conftest import results_of as training_of
@@ -80,7 +80,7 @@ def test_a_benchmark_shows_every_method_control_and_sentence(printed):
     assert "<width> 576 and 640" in text
 
 
-@pytest.mark.parametrize("made", [no_usable_task, all_refused, nothing_known, thousand_rows])
+@pytest.mark.parametrize("made", [no_usable_task, all_refused, nothing_known, many_tasks])
 def test_odd_results_print(made, printed):
     assert not re.search(r"None|nan|NaN", printed(print_benchmark, made()))
 

@@ -24,11 +24,11 @@ from .benchmark_sample import (
     PAIR,
     all_refused,
     full_benchmark,
+    many_tasks,
     method_of,
     no_usable_task,
     nothing_known,
     one_mapper,
-    thousand_rows,
     two_pairs,
 )
 from .benchmark_sample import results_of as benchmark_of
@@ -68,14 +68,7 @@ def test_the_same_results_give_the_same_file(results, tmp_path):
     assert write_chart(results, tmp_path / "two.png").read_bytes() == one
 
 
-def test_pyplot_is_not_touched(results, tmp_path):
-    import matplotlib.pyplot as plt
-
-    write_chart(results, tmp_path / "chart.png")
-    assert plt.get_fignums() == []
-
-
-@pytest.mark.parametrize("tasks", [0, 1, 12])
+@pytest.mark.parametrize("tasks", [0, 12])
 def test_any_number_of_tasks(tasks, tmp_path):
     names = [f"tweet_eval_stance_{index}" for index in range(tasks)]
     results = results_of({name: conditions(30, 50, 60) for name in names})
@@ -113,7 +106,7 @@ def test_other_values_give_another_picture_and_the_same_ones_the_same_file(tmp_p
     assert write_heat_maps(other, tmp_path / "three")["rsa"].read_bytes() != one
 
 
-@pytest.mark.parametrize(("targets", "sources"), [(2, 2), (18, 30), (80, 60)])
+@pytest.mark.parametrize(("targets", "sources"), [(2, 2), (80, 60)])
 def test_any_number_of_layers(tmp_path: Path, targets: int, sources: int) -> None:
     measures = {"mutual_knn": content_of(targets, sources).measures["mutual_knn"]}
     content = content_of(targets, sources, measures=measures)
@@ -136,19 +129,13 @@ def gap_of(results: BenchmarkResults) -> Chart:
     return chart
 
 
+@pytest.fixture(scope="module")
+def gap() -> Chart:
+    return gap_of(one_mapper())
+
+
 def names_of(results):
     return {part: [c.name for c in charts] for part, charts in benchmark_charts(results).items()}
-
-
-def test_every_chart_of_the_full_benchmark():
-    assert names_of(full_benchmark()) == {
-        "gap": ["gap_by_task"],
-        "cost": ["recovery_against_cost"],
-        "drift": ["drift_against_retention"],
-        "map": ["intersection_map"],
-        "suite safety": ["suite_safety"],
-        "calibration": ["calibration"],
-    }
 
 
 def test_what_is_not_known_is_not_drawn():
@@ -158,29 +145,24 @@ def test_what_is_not_known_is_not_drawn():
     assert list(names_of(one_mapper())) == ["gap", "cost"]
 
 
-def test_the_picture_is_white_and_has_colours():
-    chart = gap_of(one_mapper())
-    picture = Image.open(io.BytesIO(chart.png)).convert("RGB")
+def test_the_picture_is_white_and_the_pages_chart_follows_its_colours(gap):
+    picture = Image.open(io.BytesIO(gap.png)).convert("RGB")
     assert picture.getpixel((0, 0)) == (255, 255, 255)
     colours = picture.getcolors(maxcolors=picture.width * picture.height)
     assert colours is not None
     assert (0, 158, 115) in {colour for _, colour in colours}
+    for part in ("fill: currentColor", "stroke: var(--text)", "var(--grid)", "--natural: "):
+        assert part in gap.svg
+    assert re.findall(r"(?:fill|stroke): ?#(?:222222|009e73|e5e5e5)", gap.svg) == []
 
 
-def test_drawing_twice_gives_the_same_and_leaves_the_settings():
+def test_drawing_twice_gives_the_same_and_leaves_the_settings(gap):
+    import matplotlib.pyplot as plt
+
     before = dict(matplotlib.rcParams)
-    first, second = (gap_of(one_mapper()) for _ in range(2))
-    assert first == second
+    assert gap_of(one_mapper()) == gap
     assert dict(matplotlib.rcParams) == before
-
-
-def test_charts_in_the_page_follow_its_colours():
-    chart = gap_of(one_mapper())
-    assert "fill: currentColor" in chart.svg
-    assert "stroke: var(--text)" in chart.svg
-    assert "var(--grid)" in chart.svg
-    assert re.findall(r"(?:fill|stroke): ?#(?:222222|009e73|e5e5e5)", chart.svg) == []
-    assert "--natural: " in chart.svg
+    assert plt.get_fignums() == []
 
 
 def test_text_in_a_chart_stays_as_it_is():
@@ -189,12 +171,12 @@ def test_text_in_a_chart_stays_as_it_is():
     assert page == f'<svg style="--natural: 112px"><g id="name-x">{text}'
 
 
-def test_a_panel_a_task_and_dots_for_many():
-    few, many = gap_of(one_mapper()), gap_of(thousand_rows())
-    assert ">sst2</text>" in few.svg
-    assert ">trec</text>" not in few.svg
+def test_a_panel_a_task_and_dots_for_many(gap):
+    many = gap_of(many_tasks())
+    assert ">sst2</text>" in gap.svg
+    assert ">trec</text>" not in gap.svg
     assert ">task_000</text>" not in many.svg
-    assert "Each of the 200 usable tasks is a small dot." in many.caption
+    assert "Each of the 30 usable tasks is a small dot." in many.caption
 
 
 def test_gaps_without_bounds_are_drawn_at_the_edge():
