@@ -106,6 +106,18 @@ def interval_text(ends: Ends, digits: int = 2) -> str:
     return f"[{low}, {high}]"
 
 
+def in_points(ends: Ends) -> Ends:
+    """Return an interval of shares in points.
+
+    >>> in_points((0.25, None))
+    (25.0, None)
+    """
+    if ends is None:
+        return None
+    low, high = (None if end is None else 100 * end for end in ends)
+    return low, high
+
+
 def complete_mean(values: Sequence[Number]) -> Number:
     """Return the mean; None without values, or where one of them is None."""
     known = [value for value in values if value is not None]
@@ -250,6 +262,11 @@ class Margin(Record):
     control: str
     value: Number
     ci95: Ends
+
+    @property
+    def points(self) -> tuple[Number, Ends]:
+        """The value and its interval in points."""
+        return None if self.value is None else 100 * self.value, in_points(self.ci95)
 
 
 class Summary(Record):
@@ -496,6 +513,11 @@ class MethodResult(Record):
         return None if self.summary is None else self.summary.gap_recovered
 
     @property
+    def merit(self) -> float:
+        """The same, and less than any where it is unknown."""
+        return -math.inf if self.gap_recovered is None else self.gap_recovered
+
+    @property
     def ci95(self) -> Ends:
         """The interval of :attr:`gap_recovered`."""
         return None if self.summary is None else self.summary.ci95
@@ -567,9 +589,8 @@ class BenchmarkResults(RecordFile):
         pairs = list(self.pairs)
 
         def rank(method: MethodResult) -> tuple[int, int, float, str, int]:
-            gap = math.inf if method.gap_recovered is None else -method.gap_recovered
             cost = cost_rank(method.data_access)
-            return pairs.index(method.pair), cost, gap, method.label, method.seed
+            return pairs.index(method.pair), cost, -method.merit, method.label, method.seed
 
         return sorted((m for m in self.methods if m.refused is None), key=rank)
 
@@ -598,22 +619,26 @@ class BenchmarkResults(RecordFile):
                 yield found
 
 
-class CompatibilityRecord(Record):
+class Coverage(Record):
     """How much of a pair's target has a counterpart in its source.
 
     Attributes:
         coverage: Share of the target's layers with a counterpart, calibrated against chance.
         minimum: The coverage that is asked for.
         identification: Share of the layers that their counterparts lead back to.
-        rows: Aligned word ends that were compared.
         forced: Whether ``force=true`` overrode too low a coverage.
     """
 
     coverage: float
     minimum: float
     identification: float
-    rows: int
     forced: bool
+
+
+class CompatibilityRecord(Coverage):
+    """The same, measured on so many aligned word ends."""
+
+    rows: int
 
     @property
     def words(self) -> str:
@@ -875,28 +900,15 @@ class Probes(Record):
     tokens: int
 
 
-class CompatibilityVerdict(Record):
-    """Whether an adapter can be expected to be carried over, also in words.
+class CompatibilityVerdict(Coverage):
+    """Whether an adapter can be expected to be carried over, also in words."""
 
-    The numbers are those of :class:`CompatibilityRecord`.
-    """
-
-    coverage: float
-    minimum: float
-    identification: float
     compatible: bool
-    forced: bool
     words: str
 
     def record(self, rows: int) -> CompatibilityRecord:
         """Return it as reports of other commands hold it."""
-        return CompatibilityRecord(
-            coverage=self.coverage,
-            minimum=self.minimum,
-            identification=self.identification,
-            rows=rows,
-            forced=self.forced,
-        )
+        return CompatibilityRecord(rows=rows, **self.model_dump(exclude={"compatible", "words"}))
 
 
 class IntersectionMap(RecordFile):

@@ -18,7 +18,6 @@ from ..evaluation.records import (
     Divergence,
     Ends,
     IntersectionMap,
-    Margin,
     Number,
     Results,
     SuiteChange,
@@ -28,7 +27,6 @@ from ..evaluation.records import (
     complete_mean,
     interval_text,
 )
-from ..evaluation.verdict import in_points
 
 NOTHING = "-"
 """What stands where there is no number."""
@@ -490,9 +488,9 @@ def methods_table(results: BenchmarkResults) -> ReportTable:
             known = summary.margin.value is not None
             row |= {
                 "gap_recovered_nll": estimated(summary.gap_recovered_nll, summary.ci95_nll),
-                "margin": _points(summary.margin),
+                "margin": estimated(*summary.margin.points),
                 "best_control": summary.margin.control if known else None,
-                "margin_over_mean": _points(summary.margin_over_mean),
+                "margin_over_mean": estimated(*summary.margin_over_mean.points),
                 "swapped": summary.control_gaps.get("swapped"),
             }
         rows.append(row)
@@ -538,11 +536,6 @@ def methods_table(results: BenchmarkResults) -> ReportTable:
     return ReportTable.of(
         "methods", "Methods", caption, columns, rows, without=_no_pair(results), groups=groups
     )
-
-
-def _points(margin: Margin) -> Estimated | None:
-    value = None if margin.value is None else 100 * margin.value
-    return estimated(value, in_points(margin.ci95))
 
 
 _TASK_CONDITIONS = (

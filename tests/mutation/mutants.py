@@ -483,8 +483,8 @@ MUTANTS = (
                 "self.gap > RECOVERED",
             ),
             (
-                "low is not None and low > SURELY_RECOVERED and _gap(method) > RECOVERED",
-                "_gap(method) > RECOVERED",
+                "low is not None and low > SURELY_RECOVERED and method.merit > RECOVERED",
+                "method.merit > RECOVERED",
             ),
         ),
         ("test_falsification.py", "test_verdict.py"),
