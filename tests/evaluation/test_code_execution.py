@@ -70,49 +70,31 @@ def ran(program, tests, calls=("double",), **limits):
     return result
 
 
-@needs_sandbox
-def test_a_right_program_passes():
-    result = ran(
-        DOUBLE + "print('hello')\n", "assert double(4) == 8\nassert double(x=[1]) == [1, 1]"
-    )
-    assert (result.outcome, result.reason, result.output) == (Outcome.PASSED, "", "hello\n")
+WAITS = "import time\ntime.sleep(60)"
 
 
 @pytest.mark.parametrize(
-    ("program", "outcome", "reason"),
+    ("program", "limits", "outcome", "reason"),
     [
-        ("def double(x):\n    return x", Outcome.FAILED, "a test does not hold"),
-        ("def double(x):\n    return x.y", Outcome.FAILED, "AttributeError: 'int' object has"),
-        ("def double(x)", Outcome.FAILED, "SyntaxError: expected ':'"),
-        ("", Outcome.FAILED, "KeyError: 'double'"),
-        ("import numpy", Outcome.FAILED, "ModuleNotFoundError: No module named 'numpy'"),
-        ("def double(x):\n    raise MemoryError", Outcome.MEMORY, "MemoryError"),
-        ("import os\nos._exit(3)", Outcome.ENDED, "ended before its tests did (exit code 3)"),
-        ("import os\nos.kill(os.getpid(), 9)", Outcome.ENDED, "(killed by signal 9)"),
+        (DOUBLE + "print('hello')\n", {}, Outcome.PASSED, ""),
+        ("def double(x):\n    return x", {}, Outcome.FAILED, "a test does not hold"),
+        ("def double(x):\n    return x.y", {}, Outcome.FAILED, "AttributeError: 'int' object has"),
+        ("def double(x)", {}, Outcome.FAILED, "SyntaxError: expected ':'"),
+        ("", {}, Outcome.FAILED, "KeyError: 'double'"),
+        ("import numpy", {}, Outcome.FAILED, "ModuleNotFoundError: No module named 'numpy'"),
+        ("def double(x):\n    raise MemoryError", {}, Outcome.MEMORY, "MemoryError"),
+        ("import os\nos._exit(3)", {}, Outcome.ENDED, "ended before its tests did (exit code 3)"),
+        ("import os\nos.kill(os.getpid(), 9)", {}, Outcome.ENDED, "(killed by signal 9)"),
+        ("while True: pass", {"seconds": 20.0, "cpu_seconds": 1}, Outcome.TIMEOUT, "1 s of CPU"),
+        (WAITS, {"seconds": 0.5}, Outcome.TIMEOUT, "took more than 0.5 s"),
     ],
 )
 @needs_sandbox
-def test_a_wrong_program_fails_and_it_is_told_why(program, outcome, reason):
-    result = ran(program, "assert double(4) == 8")
-    assert result.outcome is outcome
+def test_it_is_told_what_became_of_a_program(program, limits, outcome, reason):
+    result = ran(program, "assert double(4) == 8\nassert double(x=[1]) == [1, 1]", **limits)
+    assert (result.outcome, result.output) == (outcome, "hello\n" if result.passed else "")
     assert reason in result.reason
-
-
-@needs_sandbox
-def test_wrong_tests_fail():
-    assert "NameError" in ran(DOUBLE, "assert treble(4) == 12").reason
-
-
-@needs_sandbox
-def test_cpu_time_is_bounded_before_wall_clock_time():
-    result = ran("while True: pass", "", seconds=20.0, cpu_seconds=1)
-    assert (result.outcome, result.reason) == (Outcome.TIMEOUT, "took more than 1 s of CPU time")
-
-
-@needs_sandbox
-def test_a_slow_result_ends_with_the_wall_clock():
-    result = ran("import time\ntime.sleep(60)", "", seconds=0.5)
-    assert (result.outcome, result.reason) == (Outcome.TIMEOUT, "took more than 0.5 s")
+    assert bool(reason) != result.passed
 
 
 @needs_sandbox
@@ -125,22 +107,23 @@ def test_results_come_in_the_order_of_the_programs_and_sets_have_one_order():
 
 
 @needs_sandbox
-def test_what_a_program_finds():
-    program = (
-        "import os, sys\n"
-        "def double(x):\n"
-        "    packages = [p for p in sys.path if 'site-packages' in p]\n"
-        "    return [os.listdir('.'), os.getcwd(), os.getppid(), dict(os.environ), packages,\n"
-        "            sys.stdin.read(), __name__]\n"
-    )
-    tests = "assert double(0) == [[], '/tmp', 1, {}, [], '', 'candidate']"
-    assert ran(program, tests).passed
-
-
-@needs_sandbox
-def test_the_work_folder_takes_small_files():
-    program = "open('note', 'w').write('x' * 1000)\ndef double(x):\n    return open('note').read()"
-    assert ran(program, "assert double(0) == 'x' * 1000").passed
+def test_a_program_finds_the_interpreter_and_an_empty_work_folder():
+    program = """
+import os, sys
+def look():
+    open("note", "w").write("x" * 1000)
+    packages = [path for path in sys.path if "site-packages" in path]
+    return [os.listdir("."), os.getcwd(), os.getppid(), dict(os.environ), packages,
+            sys.stdin.read(), __name__, open("note").read()], os.listdir("/"), os.geteuid()
+"""
+    tests = """
+found, folders, user = look()
+assert found == [["note"], "/tmp", 1, {}, [], "", "candidate", "x" * 1000]
+assert user != 0
+assert {"proc", "dev", "home", "sys", "var", "bin", "run"}.isdisjoint(folders)
+treble(4)
+"""
+    assert ran(program, tests, ("look",)).reason == "NameError(\"name 'treble' is not defined\")"
 
 
 @needs_sandbox
@@ -187,17 +170,6 @@ print(json.dumps([reached, [name for _, name in socket.if_nameindex()], os.getpi
         start = command[: command.index("--") + 2]
         done = subprocess.run([*start, "-c", code, port], capture_output=True, check=True)
     assert json.loads(done.stdout) == [False, ["lo"], 2]
-
-
-@needs_sandbox
-def test_the_root_holds_the_interpreter_and_nothing_else():
-    program = "import os\ndef look():\n    return [sorted(os.listdir('/')), os.geteuid()]\n"
-    tests = """
-folders, user = look()
-assert user != 0
-assert {"proc", "dev", "home", "sys", "var", "bin", "run"}.isdisjoint(folders)
-"""
-    assert ran(program, tests, ("look",)).passed
 
 
 @needs_sandbox
@@ -446,56 +418,40 @@ def sent(value):
     return decoded(json.loads(json.dumps(encoded(value))))
 
 
-@pytest.mark.parametrize(
-    "value",
-    [
-        *(None, True, False, 0, -(10**40), 0.1, float("inf"), "", "\ud800é\n", b"\x00x", 1 + 2j),
-        *([], [1, [2.0, "a"]], (), (1, (2,)), {1, 2}, set(), frozenset({"a"}), deque([1])),
-        *({}, {1: "a", (1, 2): [3], "b": {"c": None}}, range(1, 9, 3)),
-        *(Decimal("0.10"), Fraction(1, 3)),
-    ],
-)
-def test_plain_values_arrive_as_they_are(value):
-    assert sent(value) == value
-    assert type(sent(value)) is type(value)
+PLAIN: list[Any] = [
+    *(None, True, False, 0, -(10**40), 0.1, float("inf"), "", "\ud800é\n", b"\x00x", 1 + 2j),
+    *([], [1, [2.0, "a"]], (), (1, (2,)), {1, 2}, set(), frozenset({"a"}), deque([1])),
+    *({}, {1: "a", (1, 2): [3], "b": {"c": None}}, range(1, 9, 3)),
+    *(Decimal("0.10"), Fraction(1, 3)),
+]
 
 
 @pytest.mark.parametrize(
     ("value", "plain"),
     [
-        (Counter("aab"), {"a": 2, "b": 1}),
-        (OrderedDict(a=1), {"a": 1}),
-        (Point(1, 2), (1, 2)),
-        (bytearray(b"x"), b"x"),
-        (Chameleon(7), 7),
+        *((value, value) for value in PLAIN),
+        *((Counter("aab"), {"a": 2, "b": 1}), (OrderedDict(a=1), {"a": 1}), (Point(1, 2), (1, 2))),
+        *((bytearray(b"x"), b"x"), (Chameleon(7), 7)),
     ],
 )
-def test_subclasses_arrive_plain(value, plain):
+def test_plain_values_arrive_as_they_are_and_subclasses_plain(value, plain):
     assert sent(value) == plain
     assert type(sent(value)) is type(plain)
 
 
-def test_nothing_is_left_of_an_own_comparison():
-    assert sent(Chameleon(7)) != 8
+def test_nothing_is_left_of_an_own_behaviour():
     assert sent([Chameleon(7)]) != [8]
-
-
-def test_iterators_arrive_as_iterators():
-    for value in (iter([1, 2]), (n for n in (1, 2)), map(int, "12"), {1: 0, 2: 0}.keys()):
+    for value in ((n for n in (1, 2)), map(int, "12"), {1: 0, 2: 0}.keys()):
         received = sent(value)
         assert received != [1, 2]
         assert list(received) == [1, 2]
-
-
-def test_of_other_objects_only_the_truth_arrives():
     found, object_ = sent(re.match("a", "a")), sent(object())
     assert isinstance(found, Opaque)
     assert found
     assert found not in (True, 1, object_)
-    assert sent([print])[0]
 
 
-@pytest.mark.parametrize("content", [["class", "x"], ["list"], ["dict", [1]], [], ["complex", "x"]])
+@pytest.mark.parametrize("content", [["class", "x"], ["list"], [], ["complex", "x"]])
 def test_other_content_is_refused(content):
     with pytest.raises((ValueError, TypeError)):
         decoded(content)
@@ -559,14 +515,6 @@ def test_a_malformed_row_is_named(files, row):
     file.write_text(json.dumps(MBPP) + "\n" + row)
     with pytest.raises(DataError, match=r"mbpp_sanitized.jsonl, line 2 is .*, but takes a problem"):
         SOURCES["mbpp"].problems(files, None)
-
-
-def test_a_missing_or_empty_file_is_named(tmp_path):
-    with pytest.raises(DataError, match=r"human_eval.jsonl cannot be read.*suite.code.path"):
-        SOURCES["human_eval"].problems(tmp_path, None)
-    (tmp_path / "human_eval.jsonl").write_text("\n")
-    with pytest.raises(DataError, match="is empty"):
-        SOURCES["human_eval"].problems(tmp_path, None)
 
 
 def test_the_hub_gives_what_the_file_gives(monkeypatch, files):
@@ -675,12 +623,6 @@ def test_the_first_space_behind_a_prompt_stays(monkeypatch, pico_source):
     assert Decoding().completions(pico_source, ["the plot"], []) == [[" good film"]]
 
 
-def test_the_signature_tells_what_changes_the_text():
-    assert Decoding().signature() == Decoding(seed=5, temperature=0.1, batch_rows=2).signature()
-    others = (Decoding(2, seed=1), Decoding(2, seed=2), Decoding(2, top_p=0.5))
-    assert len({decoding.signature() for decoding in others}) == 3
-
-
 @pytest.mark.parametrize("samples", [1, 2, 5])
 def test_is_the_share_of_choices_with_one_that_passes(samples):
     for passed, k in itertools.product(range(samples + 1), range(1, samples + 1)):
@@ -730,31 +672,18 @@ def plant(monkeypatch, texts):
 
 
 @needs_sandbox
-def test_the_share_that_is_solved_is_what_was_planted(monkeypatch, folder, pico_source):
-    plant(monkeypatch, [["    return 2 * x\n"], ["    return 'rubbish'\n"]])
-    found = suite(folder)
-    assert found.name == "human_eval"
-    assert found.metrics == ("pass@1",)
-    score = found.score(pico_source)
-    assert score.rows["pass@1"].tolist() == [1.0, 0.0]
-    assert score.means() == {"pass@1": 0.5}
-    assert score.answers == (
-        "def double(x):\n    return 2 * x\n",
-        "def product(x):\n    return 'rubbish'\n",
-    )
-
-
-@needs_sandbox
 def test_several_samples_give_pass_at_k(monkeypatch, folder, pico_source):
     good, bad = "    return 2 * x\n", "    while True:\n        print(x)\n"
     plant(monkeypatch, [[bad, good, bad, bad], [good, good, "((", good]])
-    score = suite(folder, k=[1, 2, 4, 10], decoding=Decoding(4)).score(pico_source)
+    found = suite(folder, k=[1, 2, 4, 10], decoding=Decoding(4))
+    assert found.name == "human_eval"
+    score = found.score(pico_source)
     assert {name: row.tolist() for name, row in score.rows.items()} == {
         "pass@1": pytest.approx([0.25, 0.75]),
         "pass@2": pytest.approx([0.5, 1.0]),
         "pass@4": pytest.approx([1.0, 1.0]),
     }
-    assert score.answers[0].endswith(bad)
+    assert score.answers[0] == f"def double(x):\n{bad}"
 
 
 @needs_sandbox
@@ -787,10 +716,12 @@ def test_the_hash_tells_what_a_score_depends_on(folder):
         suite(folder, decoding=Decoding(max_new_tokens=9)),
         suite(folder, k=[1, 2], decoding=Decoding(2)),
         suite(folder, k=[1, 2], decoding=Decoding(2, seed=1)),
+        suite(folder, k=[1, 2], decoding=Decoding(2, top_p=0.5)),
         suite(folder, limits=Limits(seconds=3.0)),
     ]
     assert len({each.content_hash() for each in found}) == len(found)
-    assert suite(folder, workers=1).content_hash() == found[0].content_hash()
+    same = suite(folder, workers=1, decoding=Decoding(seed=5, temperature=0.1, batch_rows=2))
+    assert same.content_hash() == found[0].content_hash()
     assert suite(folder, path=str(folder / "code")).content_hash() == found[0].content_hash()
 
 
