@@ -1,7 +1,6 @@
 import json
 import math
 import random
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +28,7 @@ def prompts_in(folder: Path) -> Path:
     return written(folder, [{"id": "1", "prompt": prompt} for prompt in SAMPLES])
 
 
-def test_planned_samples_are_measured(
-    tmp_path: Path,
-    pico_target: BaseModel,
-    plan_answers: Callable[[BaseModel, dict[str, list[str]]], list[int]],
-):
+def test_planned_samples_are_measured(tmp_path, pico_target, plan_answers):
     suite = Creativity(suites=prompts_in(tmp_path), samples=3)
     assert isinstance(suite, Suite)
     batches = plan_answers(pico_target, SAMPLES)

@@ -1,5 +1,4 @@
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +30,7 @@ def written(folder: Path, **fields: object) -> Path:
     return file
 
 
-def test_planned_answers_are_checked(
-    tmp_path: Path,
-    pico_target: BaseModel,
-    plan_answers: Callable[[BaseModel, dict[str, str]], list[int]],
-):
+def test_planned_answers_are_checked(tmp_path, pico_target, plan_answers):
     suite = FormatSuite(written(tmp_path))
     assert isinstance(suite, Suite)
     assert suite.name == "mine"
@@ -121,9 +116,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("kind", "fields", "good", "bad"), CASES)
-def test_what_meets_a_constraint(
-    kind: str, fields: dict[str, object], good: list[str], bad: list[str]
-):
+def test_what_meets_a_constraint(kind, fields, good, bad):
     constraint = {"kind": kind, **fields}
     assert [answer for answer in good if not met(answer, constraint)] == []
     assert [answer for answer in bad if met(answer, constraint)] == []

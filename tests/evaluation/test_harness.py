@@ -211,9 +211,7 @@ def agree(base: BaseModel, suite: HarnessTask, tolerance: float) -> SuiteScore:
 
 
 @pytest.mark.parametrize("name", EIGHT)
-def test_rows_in_lm_eval_s_columns_are_answered_as_by_its_backend(
-    name: str, pico_target: BaseModel, tmp_path: Path
-):
+def test_rows_in_lm_eval_s_columns_are_answered_as_by_its_backend(name, pico_target, tmp_path):
     rows = original_rows(name)
     (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (suite,) = lm_eval_suites([name], path=tmp_path)
@@ -222,9 +220,7 @@ def test_rows_in_lm_eval_s_columns_are_answered_as_by_its_backend(
 
 
 @pytest.mark.parametrize("name", EIGHT)
-def test_questions_of_a_file_are_answered_as_by_its_backend(
-    name: str, pico_source: BaseModel, tmp_path: Path
-):
+def test_questions_of_a_file_are_answered_as_by_its_backend(name, pico_source, tmp_path):
     blank = " _ it" if name == "winogrande" else ""
     choices = ["false", "true"] if name in ("boolq", "piqa", "winogrande") else ["a", "b c", "good"]
     lines = [

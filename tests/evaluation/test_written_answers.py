@@ -50,9 +50,7 @@ def test_a_plain_prompt_has_its_frame_and_the_leading_tokens(pico_target: BaseMo
         (" One.\nTwo.\n\nThree.", " One.\nTwo.\n\nThree."),
     ],
 )
-def test_an_answer_ends_where_the_frame_begins_again(
-    answer: str, kept: str, pico_target: BaseModel
-):
+def test_an_answer_ends_where_the_frame_begins_again(answer, kept, pico_target):
     assert PromptForm().cut(pico_target, answer) == kept
     assert PromptForm().cut(chatting(pico_target), answer) == answer
 
@@ -73,9 +71,7 @@ def write(base: BaseModel, prompts: list[str], tokens: int = 6, **options: Any) 
     return write_answers(base, ids, max_new_tokens=tokens, **options)
 
 
-def test_answers_are_what_the_networks_own_generate_writes_whatever_the_batches(
-    pico_source: BaseModel,
-):
+def test_answers_are_what_the_networks_own_generate_writes_whatever_the_batches(pico_source):
     together = write(pico_source, PROMPTS)
     assert together == write(pico_source, PROMPTS, batch_rows=1)
     assert len(set(together)) > 1
@@ -115,9 +111,7 @@ def planned(*steps: list[int]):
     return lambda _indices: Planned()
 
 
-def test_an_answer_ends_at_any_token_that_the_model_ends_with(
-    pico_source: BaseModel, monkeypatch: pytest.MonkeyPatch
-):
+def test_an_answer_ends_at_any_token_that_the_model_ends_with(pico_source, monkeypatch):
     good, turn, bad = pico_source.tokenizer("good Answer bad")["input_ids"]
     plan = [[good], [turn], [bad]]
     assert write(pico_source, ["a"], 3, choice=planned(*plan)) == [" good Answer bad"]
