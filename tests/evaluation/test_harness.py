@@ -287,39 +287,17 @@ def test_written_answers_and_whole_metrics_are_lm_eval_s(pico_name, request, tmp
     assert suite.metrics == ("exact_match", "bleu")
 
 
-def test_rolling_likelihoods_are_lm_eval_s(pico_target, tmp_path):
-    suite = own_task(
-        tmp_path,
-        "rolling",
-        output_type="loglikelihood_rolling",
-        doc_to_text="",
-        doc_to_target="{{text}}" * 60,
-        metric_list=[{"metric": "bits_per_byte"}],
-    )
-    score, found = suite.score(pico_target), reference(pico_target, suite)
-    expected = found["results"]["rolling"]["bits_per_byte,none"]
-    assert score.whole["bits_per_byte"] == pytest.approx(expected, rel=1e-5)
-
-
 # --- The suite ---
 
 
-def suites_of(folder: Path, names: tuple[str, ...] = EIGHT, **options: Any) -> list[HarnessTask]:
-    (folder / "reasoning").mkdir(exist_ok=True)
-    for name in names:
+def suites_of(folder: Path) -> None:
+    """Write two questions of each task, one with its answer spelt out."""
+    (folder / "reasoning").mkdir()
+    for name in EIGHT:
         row = GOOD | ({"question": "It is _ that was."} if name == "winogrande" else {})
         row |= {"choices": THREE["choices"]} if name == "social_iqa" else {}
         text = json.dumps(row) + "\n\n" + json.dumps(row | {"answer": "a plot"}) + "\n"
         (folder / "reasoning" / f"{name}.jsonl").write_text(text)
-    return lm_eval_suites(names, suites=folder, **options)
-
-
-def test_all_eight_are_read_from_a_folder_of_suites(tmp_path):
-    suites = suites_of(tmp_path)
-    assert [suite.name for suite in suites] == list(EIGHT)
-    assert {len(suite.prompts()) for suite in suites} == {2}
-    lengthy = {suite.name for suite in suites if "accuracy_norm" in suite.metrics}
-    assert lengthy == set(EIGHT) - {"winogrande", "boolq", "social_iqa"}
 
 
 def test_a_limit_and_examples_before_the_question(tmp_path):
@@ -371,34 +349,31 @@ def test_the_hash_is_of_what_is_asked_and_not_of_the_batches(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "question", "requests"),
+    ("name", "asked", "requests"),
     [
-        ("arc_challenge", "Why?", ("Question: Why?\nAnswer:", " a film")),
-        ("piqa", "Wash it.", ("Question: Wash it.\nAnswer:", " a film")),
-        ("openbookqa", "It is", ("It is", " a film")),
-        ("social_iqa", "He ran. Why?", ("Q: He ran. Why?\nA:", " a film")),
-        ("boolq", "is it?", ("Question: is it?\nAnswer:", " no")),
-        ("hellaswag", "[header] How [title] First [step] go ", (" How. First go", " a film")),
-        ("winogrande", "It is _ that was.", ("It is a film", " that was.")),
+        ("arc_challenge", {"question": "Why?"}, ("Question: Why?\nAnswer:", " a film")),
+        ("piqa", {"question": "Wash it."}, ("Question: Wash it.\nAnswer:", " a film")),
+        ("openbookqa", {"question": "It is"}, ("It is", " a film")),
+        ("social_iqa", {"question": "He ran. Why?"}, ("Q: He ran. Why?\nA:", " a film")),
+        ("boolq", {"question": "is it?"}, ("Question: is it?\nAnswer:", " no")),
+        (
+            "boolq",
+            {"question": "is it?", "passage": "It is."},
+            ("It is.\nQuestion: is it?\nAnswer:", " no"),
+        ),
+        (
+            "hellaswag",
+            {"question": "[header] How [title] First [step] go ", "choices": ["a [title] x", "y"]},
+            (" How. First go", " a. x"),
+        ),
+        ("winogrande", {"question": "It is _ that was."}, ("It is a film", " that was.")),
     ],
 )
-def test_a_question_is_asked_as_lm_eval_asks_it(name, question, requests, tmp_path):
-    choices = (THREE if name == "social_iqa" else TWO)["choices"]
-    (tmp_path / f"{name}.jsonl").write_text(line(question=question, choices=choices))
+def test_a_question_is_asked_as_lm_eval_asks_it(name, asked, requests, tmp_path):
+    row = (THREE if name == "social_iqa" else TWO) | asked
+    (tmp_path / f"{name}.jsonl").write_text(json.dumps(row))
     (suite,) = lm_eval_suites([name], path=tmp_path)
     assert suite._asked[0] == (0, requests)
-
-
-def test_a_passage_stands_before_its_question(tmp_path):
-    (tmp_path / "boolq.jsonl").write_text(line(question="is it?", passage="It is."))
-    (suite,) = lm_eval_suites(["boolq"], path=tmp_path)
-    assert suite._asked[1][1] == ("It is.\nQuestion: is it?\nAnswer:", " yes")
-
-
-def test_marks_in_brackets_are_taken_out_of_endings(tmp_path):
-    (tmp_path / "hellaswag.jsonl").write_text(line(choices=["go [substeps] on", "stop [title] x"]))
-    (suite,) = lm_eval_suites(["hellaswag"], path=tmp_path)
-    assert [request for _, (_, request) in suite._asked] == [" go on", " stop. x"]
 
 
 @pytest.mark.parametrize(
@@ -479,11 +454,15 @@ def test_without_lm_eval_it_is_said_how_to_install_it(monkeypatch):
         lm_eval_suites(["piqa"])
 
 
-def test_the_config_names_the_eight(tmp_path):
+def test_the_config_names_the_eight_and_reads_them_from_a_folder_of_suites(tmp_path):
     suites_of(tmp_path)
     with initialize_config_module("loraport.conf", version_base="1.3"):
         overrides = ["suite=[reasoning,harness]", f"paths.suites={tmp_path}"]
         config = compose("evaluate", overrides=overrides)
-    assert [suite.name for suite in instantiate(config.suite.reasoning)] == list(EIGHT)
+    suites = instantiate(config.suite.reasoning)
+    assert [suite.name for suite in suites] == list(EIGHT)
+    assert {len(suite.prompts()) for suite in suites} == {2}
+    lengthy = {suite.name for suite in suites if "accuracy_norm" in suite.metrics}
+    assert lengthy == set(EIGHT) - {"winogrande", "boolq", "social_iqa"}
     with pytest.raises(Exception, match=re.escape("tasks is [], but takes a list of lm-eval's")):
         instantiate(config.suite.harness)
