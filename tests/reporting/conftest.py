@@ -62,7 +62,7 @@ def full_report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ...]:
     return tuple(write_report(full_benchmark(), tmp_path_factory.mktemp("report")))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def results() -> Results:
     return results_of(
         {

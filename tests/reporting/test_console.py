@@ -16,15 +16,13 @@ from .benchmark_sample import (
     all_refused,
     full_benchmark,
     many_tasks,
-    method_of,
     no_usable_task,
     nothing_known,
     one_mapper,
-    results_of,
 )
 from .conftest import conditions
 from .conftest import results_of as training_of
-from .test_records import content_of, record, report_of, site
+from .test_records import content_of, report_of
 
 
 class Terminal(io.StringIO):
@@ -135,16 +133,7 @@ def test_a_diagnosis_shows_layers_verdict_and_warnings(printed):
     ("show", "content"),
     [
         (print_results, training_of({"[bold]odd[/x]": conditions(30, 50, 60)})),
-        (print_benchmark, results_of([method_of("[bold]odd[/x]")])),
-        (
-            print_transfer,
-            report_of(
-                warnings=("[bold]odd[/x] name",),
-                adapters=(record("x[red]y"),),
-                mapping=({"sites": {"0.q": site(0.5)}},),
-            ),
-        ),
-        (print_diagnosis, content_of(warnings=("an [bold]odd[/x] warning",))),
+        (print_transfer, report_of(warnings=("[bold]odd[/x] name",))),
     ],
 )
 def test_brackets_in_names_are_no_markup(show, content, printed):

@@ -33,7 +33,7 @@ from .benchmark_sample import (
 )
 from .benchmark_sample import results_of as benchmark_of
 from .conftest import conditions, results_of
-from .test_records import content_of, grid
+from .test_records import content_of
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -52,7 +52,7 @@ def test_the_chart_is_a_png_with_bars_of_every_colour(results, tmp_path):
     assert (height > 400, width > 800) == (True, True)
     for colour in ("BBBBBB", "56B4E9", "D55E00", "009E73"):
         assert count(path, colour) > 1000, colour
-    assert [file.name for file in tmp_path.iterdir()] == ["chart.png"]
+    assert write_chart(results, tmp_path / "two.png").read_bytes() == path.read_bytes()
 
 
 def test_a_higher_score_is_a_higher_bar(tmp_path):
@@ -61,11 +61,6 @@ def test_a_higher_score_is_a_higher_bar(tmp_path):
         return count(write_chart(results, tmp_path / "chart.png"), "D55E00")
 
     assert orange(80) > 1.5 * orange(40)
-
-
-def test_the_same_results_give_the_same_file(results, tmp_path):
-    one = write_chart(results, tmp_path / "one.png").read_bytes()
-    assert write_chart(results, tmp_path / "two.png").read_bytes() == one
 
 
 @pytest.mark.parametrize("tasks", [0, 12])
@@ -98,11 +93,13 @@ def test_a_picture_a_measure_with_the_pairing_in_it(tmp_path: Path) -> None:
 
 
 def test_other_values_give_another_picture_and_the_same_ones_the_same_file(tmp_path: Path) -> None:
-    content = content_of()
+    content = content_of(measures={"rsa": content_of().measures["rsa"]})
+    # Undefined values are left blank.
+    undefined = {"raw": ((None, 0.1, 0.2), (0.3, 0.4, 0.5))}
+    hollow = content.measures["rsa"].model_copy(update=undefined)
     one = write_heat_maps(content, tmp_path / "one")["rsa"].read_bytes()
     assert write_heat_maps(content, tmp_path / "two")["rsa"].read_bytes() == one
-    changed = content.measures["rsa"].model_copy(update={"raw": grid(2, 3)[::-1]})
-    other = content.model_copy(update={"measures": {"rsa": changed}})
+    other = content.model_copy(update={"measures": {"rsa": hollow}})
     assert write_heat_maps(other, tmp_path / "three")["rsa"].read_bytes() != one
 
 
@@ -113,13 +110,6 @@ def test_any_number_of_layers(tmp_path: Path, targets: int, sources: int) -> Non
     picture = pixels(write_heat_maps(content, tmp_path)["mutual_knn"])
     assert picture.shape[0] < 2000
     assert picture.shape[1] < 3000
-
-
-def test_undefined_values_are_left_blank(tmp_path: Path) -> None:
-    content = content_of()
-    hollow = content.measures["rsa"].model_copy(update={"raw": ((None, 0.1, 0.2), (0.3, 0.4, 0.5))})
-    content = content.model_copy(update={"measures": {"rsa": hollow}})
-    assert write_heat_maps(content, tmp_path)["rsa"].stat().st_size > 5000
 
 
 def gap_of(results: BenchmarkResults) -> Chart:
