@@ -63,12 +63,8 @@ def task_result(
 ) -> TaskResult:
     """Return the evidence of one task; cosine and error are those of the predicted update.
 
-    Args:
-        scores: At least ``base``, ``oracle`` and ``predicted``; other conditions may be missing.
-        controls: Which of the conditions are controls.
-        weight_cosine: See :class:`~loraport.evaluation.records.TaskResult`.
-        relative_error: Likewise.
-        seed: Of the bootstrap.
+    Of ``scores`` at least ``base``, ``oracle`` and ``predicted`` are there; ``controls`` names
+    those that are controls.
     """
     accuracy = {name: score.accuracy for name, score in scores.items()}
     predicted = accuracy["predicted"]
@@ -96,10 +92,7 @@ def task_result(
 def summarise(tasks: Mapping[str, Conditions], controls: Sequence[str], seed: int = 0) -> Summary:
     """Return the evidence over all tasks, with bootstrap intervals over tasks and rows.
 
-    Args:
-        tasks: Of each task the same conditions as for :func:`task_result`.
-        controls: Which of the conditions are controls; one that a task lacks is left out.
-        seed: Of the bootstrap.
+    A control that a task lacks is left out.
     """
     everywhere = [c for c in controls if all(c in scores for scores in tasks.values())]
     paired = [_paired(scores, "predicted") for scores in tasks.values()]
@@ -160,14 +153,7 @@ def _margin(tasks: Mapping[str, Conditions], control: str, seed: int) -> Margin:
 class ControlLine:
     """What a control scores on a pair's usable tasks, in one run with one seed.
 
-    Attributes:
-        condition: As in the tasks' scores.
-        pair: Name of the pair.
-        seed: Of the run; None where all seeds give the same.
-        gap: Mean gap recovered; None where a usable task lacks the control.
-        gap_nll: The same on minus the negative log-likelihood.
-        accuracy: Its mean.
-        retention: Mean of accuracy over the source's.
+    Numbers are None where a usable task lacks the control, the seed where all give the same.
     """
 
     condition: str
@@ -252,8 +238,8 @@ def suite_result(
 
     Args:
         name: Of the suite.
-        metrics: In the order in which they are shown, and whose changes are told; one that a
-            score lacks is left out there.
+        metrics: Whose changes are told, in the order in which they are shown; one that a score
+            lacks is left out there.
         scores: Of every condition, on the same items.
         bases: Condition of a model with an adapter to that of the same model without it, for
             all whose change is asked for.

@@ -26,10 +26,7 @@ Answer = tuple[float, bool]
 class BatchedLM(HFLM):  # type: ignore[misc]
     """A base model, with what is attached to it, as lm-eval asks models.
 
-    Args:
-        base: The model.
-        batch_tokens: Tokens a forward pass, padding included; sets speed and memory, no number.
-        batch_rows: Prompts that are continued together.
+    ``batch_tokens`` a forward pass, padding included, set speed and memory, and change no number.
     """
 
     def __init__(self, base: BaseModel, *, batch_tokens: int = 2048, batch_rows: int = 16) -> None:

@@ -59,15 +59,8 @@ _PATIENCE = 0.5  # seconds for a process whose line is down to be seen as ended
 class Limits:
     """What one program may use, and as much again its tests; the least leaves room for Python.
 
-    Attributes:
-        seconds: Wall-clock time of both together.
-        cpu_seconds: CPU time of each process.
-        memory_mb: Address space of each process, in MiB. Together its processes can use
-            ``processes`` times as much.
-        folder_mb: Size of the work folder, and of any file, in MiB.
-        open_files: Files that are open at a time.
-        processes: Processes and threads at a time, the program's first among them.
-        output_bytes: What can be printed before the program is stopped.
+    Described in ``conf/suite/code.yaml``. Memory is that of each process: all of them together
+    can use ``processes`` times as much.
     """
 
     seconds: Annotated[float, Field(ge=0.1), Takes("0.1 or more")] = 10.0
@@ -307,7 +300,6 @@ class CodeProblem:
     """A programming problem.
 
     Attributes:
-        name: As its data set names it.
         prompt: What the model goes on behind.
         head: What stands in a program before the model's text.
         reference: A text that passes.
@@ -399,10 +391,8 @@ class CodeSource:
     """A data set of problems.
 
     Attributes:
-        file: Name of its local file, one problem a line.
+        file: Name of its local file, one problem a line, of all splits.
         hub: Its id and its configuration on the hub.
-        splits: Splits there; a local file holds all of them.
-        row: What a line or a row holds.
         stops: Texts with which something new begins: a completion is cut before the first.
     """
 
@@ -470,13 +460,7 @@ SOURCES = {
 class Decoding:
     """How programs are written.
 
-    Attributes:
-        samples: Programs a problem: 1 is the most likely tokens, more are drawn.
-        max_new_tokens: Tokens a program at most.
-        temperature: Divides the logits that are drawn from.
-        top_p: Share of the probability that is drawn from.
-        seed: Of the draws.
-        batch_rows: Rows that go through the model together. Changes what is drawn.
+    Described in ``conf/suite/code.yaml``. ``batch_rows`` changes what is drawn.
     """
 
     samples: Count = 1
@@ -601,21 +585,10 @@ def code_suites(
 ) -> list[Code]:
     """Return the code suites of some names, once the user has allowed to run programs.
 
-    Args:
-        allow_execution: Whether programs that a model writes may be run on this machine.
-        names: Which suites.
-        suites: Folder of suites, whose folder ``code`` holds the problems; None for the hub.
-        path: Instead of it, the folder that holds the problems.
-        subset: Of each suite, the first so many problems; None for all.
-        k: The k of pass@k; those beyond the number of samples cannot be estimated and are left
-            out.
-        decoding: How programs are written.
-        limits: Of each program.
-        workers: Programs run at a time.
+    Described in ``conf/suite/code.yaml``.
 
     Raises:
-        ConfigurationError: it is not allowed, a value is not possible, or the system does not
-            allow a sandbox.
+        ConfigurationError: it is not allowed, or the system does not allow a sandbox.
         DataError: the problems cannot be read.
     """
     if not allow_execution:

@@ -52,19 +52,7 @@ class Creativity:
 
     Source: prompts of NoveltyBench (Zhang et al., 2025, arXiv 2504.05228).
 
-    Args:
-        hub: The sources on the hub by name.
-        path: File of JSON lines ``{"prompt"}``; None: ``creativity/prompts.jsonl`` in ``suites``.
-        suites: Folder of all suites; None, and no ``path`` either: from the hub.
-        count: Prompts to draw; None for all.
-        samples: Answers a prompt.
-        temperature: Of the sampling.
-        top_p: Share of the probability that is drawn from.
-        max_new_tokens: Tokens an answer at most.
-        chat: ``template``, ``plain``, or ``auto``: the chat template where there is one.
-        plain_prompt: The frame of a prompt without a chat template.
-        batch_rows: Answers that are written together, at most.
-        seed: Of the draws.
+    The options are described in ``conf/suite/creativity.yaml``.
 
     Raises:
         DataError: prompts are missing or malformed, or there are fewer than asked for.

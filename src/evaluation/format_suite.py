@@ -200,12 +200,7 @@ class FormatSuite:
     ``all_followed`` (1 where all are). Of all answers together: ``distinct_1`` to ``distinct_3``
     and ``self_bleu``; ``chat_template`` is 1 where the model was asked in its chat template.
 
-    Args:
-        path: The file, or the name of one that comes with the package.
-        max_new_tokens: Tokens an answer at most.
-        chat: ``template``, ``plain``, or ``auto``: the chat template where there is one.
-        plain_prompt: The frame of a prompt without a chat template.
-        batch_rows: Prompts that go through the model together, at most.
+    The options are described in ``conf/suite/coding_suite.yaml``.
 
     Raises:
         DataError: the file is missing or malformed; the message names prompt and field.

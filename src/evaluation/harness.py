@@ -174,18 +174,9 @@ def lm_eval_suites(
 ) -> list[HarnessTask]:
     """Return a suite for each task; a group or a tag of lm-eval stands for all of its tasks.
 
-    Args:
-        tasks: Names of lm-eval.
-        option: Where they are set, for messages.
-        path: Folder of ``TASK.jsonl``, rows in the columns that lm-eval's task reads or, for the
-            eight multiple-choice tasks, ``{"question", "choices", "answer_index"}``.
-        suites: Folder of all suites: ``path`` is its folder ``reasoning``. None, and no ``path``
-            either: from the hub.
-        limit: Items of each, the first; None for all.
-        num_fewshot: Examples before each question; None: what the task says.
-        chat_template: Whether questions are put in the model's chat template.
-        batch_tokens: Tokens a forward pass; sets speed and memory, no number.
-        batch_rows: Prompts that are continued together.
+    The options are described in ``conf/suite/harness.yaml``; ``option`` is where they are set, for
+    messages. A file of ``path``, or of the folder ``reasoning`` in ``suites``, has rows in the
+    columns of lm-eval's task or, of the eight multiple-choice tasks, :class:`ChoiceQuestion`.
 
     Raises:
         ConfigurationError: lm-eval is missing, or a task is unknown or runs programs.

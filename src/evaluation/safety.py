@@ -160,10 +160,7 @@ class NotingRefusals(MostLikely):
 
     The first step of writing an answer has the logits already: no further pass is taken.
 
-    Args:
-        tokens: The first tokens of refusals.
-        odds: Where the log-odds are noted.
-        places: Where in it the batch's are.
+    It is noted in ``odds`` at the batch's ``places``.
     """
 
     def __init__(
@@ -206,20 +203,7 @@ class Safety:
     Source: strings and log-odds as in Arditi et al., 2024 (arXiv 2406.11717); over-refusal as in
     Röttger et al., 2024 (XSTest, arXiv 2308.01263).
 
-    Args:
-        hub: The sources on the hub by name.
-        path: File of JSON lines ``{"prompt", "kind", "source"}``; None: ``safety/prompts.jsonl``
-            in ``suites``.
-        suites: Folder of all suites; None, and no ``path`` either: from the hub.
-        harmful: Harmful prompts to draw, evenly over the sources.
-        benign: Benign prompts to draw, evenly over the sources.
-        over_refusal_sources: Sources whose benign prompts look harmful.
-        max_new_tokens: Tokens an answer at most.
-        chat: ``template``, ``plain``, or ``auto``: the chat template where there is one.
-        plain_prompt: The frame of a prompt without a chat template.
-        prefixes: Name of the list of refusal strings.
-        batch_rows: Prompts that go through the model together, at most.
-        seed: Of the draw.
+    The options are described in ``conf/suite/safety.yaml``.
 
     Raises:
         ConfigurationError: there is no such list of refusal strings.

@@ -68,9 +68,7 @@ class LikelihoodScorer:
     Exact for labels of several tokens and for labels that begin alike. Rows of like length go
     through the model together; neither the batches nor the padding change a score.
 
-    Attributes:
-        batch_tokens: Tokens a forward pass, padding included; bounds memory and sets the speed.
-        batch_rows: Rows a forward pass at most.
+    A forward pass has at most ``batch_tokens``, padding included, in ``batch_rows``.
     """
 
     batch_tokens: int = 4096
@@ -111,10 +109,6 @@ class GenerateScorer:
 
     It generates as many tokens as the longest label has. White space around the continuation is
     ignored; a continuation that begins with no label is wrong.
-
-    Attributes:
-        batch_tokens: Tokens of prompts a batch, padding included.
-        batch_rows: Rows a batch at most.
     """
 
     batch_tokens: int = 4096
@@ -200,10 +194,7 @@ class TextDivergences:
     It holds what the model says without adapter, which is large: finish with one list of texts
     before the next one.
 
-    Attributes:
-        most: So many texts are looked at, drawn from all.
-        positions: Positions a text at most.
-        seed: Of the draws.
+    ``most`` of the texts are looked at, drawn from all, at so many ``positions`` each.
     """
 
     base: BaseModel

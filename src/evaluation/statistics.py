@@ -29,7 +29,7 @@ LEAST_POINTS = 4
 """Fewer points have no rank correlation worth telling."""
 
 LEAST_GROUPS = 3
-"""Of fewer groups hardly any two draws differ, so that they have no interval."""
+"""Of fewer groups hardly any two draws differ."""
 
 _LEVEL = 0.95
 
@@ -55,10 +55,7 @@ _UNDEFINED = Estimate(math.nan, Interval(math.nan, math.nan))
 class PairedScores:
     """The scores of one task's rows under three conditions of the target model.
 
-    Attributes:
-        base: Without an adapter.
-        method: With the adapter that is judged.
-        oracle: With the adapter that was trained on the target itself.
+    Without an adapter, with the one that is judged, and with the one trained on the target itself.
     """
 
     base: Float[Tensor, " rows"] | Bool[Tensor, " rows"]
@@ -102,9 +99,9 @@ def ratio(one: float, other: float) -> float:
 
 
 def task_gap(scores: PairedScores, seed: int = 0, draws: int = DRAWS) -> Estimate:
-    """Return the gap recovered on one usable task, with its paired-bootstrap interval over rows.
+    """Return the gap recovered on one task, with its paired-bootstrap interval over the rows.
 
-    In a draw in which the oracle is not above the base the
+    NaN where the task is not usable. In a draw in which the oracle is not above the base the
     ratio has no meaning; such a draw counts as infinite, with the sign of what the method gained,
     as in Fieller's intervals. So an interval without an end says that the rows do not suffice.
 
@@ -302,15 +299,8 @@ def spearman(
     Source: Spearman, The proof and measurement of association between two things, 1904; the
     cluster bootstrap is that of Field and Welsh, Bootstrapping clustered data, 2007.
 
-    Args:
-        x: One quantity, finite.
-        y: The other.
-        groups: To which group each point belongs.
-        seed: Of the bootstrap.
-        draws: How many draws.
-
-    Returns:
-        None with fewer than :data:`LEAST_POINTS` points, or where a quantity does not vary.
+    None with fewer than :data:`LEAST_POINTS` points, or where a quantity does not vary; no interval
+    with fewer than :data:`LEAST_GROUPS` groups.
     """
     one, other = (torch.tensor(list(values), dtype=torch.float64) for values in (x, y))
     whole = float(_weighted(one, other, torch.ones(1, len(x), dtype=torch.float64))[0])

@@ -99,11 +99,8 @@ Row = TypeVar("Row", bound=PromptRow)
 def json_lines(file: Path, parse: Callable[[str], T], takes: str, way_out: str) -> list[T]:
     """Return what is made of each line of a file that is not blank.
 
-    Args:
-        file: JSON Lines in UTF-8.
-        parse: What to make of a line; a ValueError or a SyntaxError says what is wrong with it.
-        takes: What a line has to be, for messages.
-        way_out: What to do where the file cannot be read, for messages.
+    What is wrong with a line ``parse`` says by a ValueError or a SyntaxError; ``takes`` and
+    ``way_out`` say in messages what a line has to be, and what to do without the file.
 
     Raises:
         DataError: the file cannot be read or is empty, or a line is malformed.
@@ -149,12 +146,7 @@ def prompt_rows(
 ) -> dict[str, list[Row]]:
     """Return the rows of a suite by their source: one file, or the data sets of the hub.
 
-    Args:
-        suite: Its name: of its options, and of its folder in ``suites``.
-        kind: What a row is.
-        hub: The sources by name.
-        path: File of JSON lines; None: ``SUITE/prompts.jsonl`` in ``suites``.
-        suites: Folder of all suites; None, and no ``path`` either: from the hub.
+    The file is ``path``, or else ``SUITE/prompts.jsonl`` in ``suites``; without both it is the hub.
 
     Raises:
         ConfigurationError: there is no source.
@@ -254,7 +246,7 @@ class PromptForm:
     """How a model is asked and answers: in its own chat template, or in a plain frame.
 
     Attributes:
-        chat: ``template``, ``plain``, or ``auto``: the chat template where there is one.
+        chat: See :data:`Chat`.
         plain_prompt: The frame without one, with ``{prompt}`` once. A plain answer ends where a
             line begins like a line of the frame: base models go on with questions of their own.
         max_new_tokens: Tokens an answer at most.
@@ -377,13 +369,7 @@ def write_answers(
     settings call an end, such as an end of turn. A character that was cut off at the last token
     allowed is left out.
 
-    Args:
-        base: The model, with what is attached to it.
-        prompts: Tokens of what is asked.
-        max_new_tokens: Tokens an answer at most.
-        choice: How tokens are chosen.
-        batch_rows: Prompts that go through the model together, at most.
-        batch_tokens: Tokens of prompts a batch, padding included; bounds memory.
+    ``batch_tokens`` bounds the tokens of a batch's prompts, padding included, and so the memory.
     """
     known = getattr(base.network.generation_config, "eos_token_id", None)
     more = [known] if isinstance(known, int) else list(known or [])

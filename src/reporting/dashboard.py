@@ -30,11 +30,7 @@ def build_dashboard(
 ) -> Any:
     """Return the workspace, a ``wandb_workspaces.workspaces.Workspace``; nothing is sent.
 
-    Args:
-        entity: User or team in W&B.
-        project: Project in W&B.
-        methods: Labels of methods, as :func:`~loraport.reporting.loggers.method_label` gives them.
-        tasks: Held-out tasks.
+    ``methods`` are labels as :func:`~loraport.reporting.loggers.method_label` gives them.
 
     Raises:
         ConfigurationError: wandb-workspaces is not installed.

@@ -142,10 +142,7 @@ class RunLogger(Logger):
 
 
 class TensorBoardRunLogger(TensorBoardLogger, RunLogger):
-    """Logs one run as an event file for TensorBoard.
-
-    Args:
-        save_dir: The run's folder; the file lies in ``tensorboard/`` in it.
+    """Logs one run as an event file for TensorBoard, in ``tensorboard/`` of the run's folder.
 
     Raises:
         ConfigurationError: TensorBoard is not installed.
@@ -288,11 +285,8 @@ def log_benchmark(
 
     Tables, charts and pages go to the loggers that show such things.
 
-    Args:
-        loggers: Of the run.
-        results: Of the benchmark.
-        files: Charts (``*.png``) and pages (``*.html``); others are left out.
-        also: More numbers, logged with those of the first seed.
+    Of ``files`` charts are ``*.png`` and pages ``*.html``. The numbers of ``also`` are logged with
+    those of the first seed.
     """
     numbers = benchmark_metrics(results)
     numbers[min(numbers)] |= also or {}

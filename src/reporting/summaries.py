@@ -123,13 +123,8 @@ def task_summary(result: TaskResult) -> str:
 class BestMethod(NamedTuple):
     """The best method with one data access on one pair, in sentences.
 
-    Attributes:
-        pair: Name of the pair.
-        data_access: Of the method.
-        method: Its name.
-        gap: What it recovers, seed by seed.
-        controls: Whether it beats the controls.
-        cheaper: How it compares with the best of cheaper access; empty for the cheapest.
+    What it recovers, seed by seed; whether it beats the controls; how it compares with the best of
+    cheaper access, of which there is none for the cheapest.
     """
 
     pair: str

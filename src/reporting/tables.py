@@ -57,11 +57,8 @@ def estimated(value: Number, ends: Ends) -> Estimated | None:
 class Column(NamedTuple):
     """A column of a table.
 
-    Attributes:
-        key: Its name in rows and CSV files.
-        heading: What stands above it elsewhere.
-        format: Of its floats.
-        meaning: What the heading alone does not say.
+    The key is its name in rows and CSV files, the heading stands above it elsewhere; ``meaning``
+    is what the heading alone does not say, ``format`` that of its floats.
     """
 
     key: str
