@@ -6,7 +6,7 @@ First what a table is and how it is written, through one pandas data frame; then
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
 import pandas as pd
@@ -18,6 +18,7 @@ from ..evaluation.records import (
     Divergence,
     Ends,
     IntersectionMap,
+    MethodResult,
     Number,
     Results,
     SuiteChange,
@@ -465,22 +466,26 @@ def _no_pair(results: BenchmarkResults) -> tuple[str, ...]:
     return ("pair",) if len(results.pairs) == 1 else ()
 
 
+def _method_cells(method: MethodResult) -> dict[str, Cell]:
+    return {
+        **{"pair": method.pair, "method": method.label, "seed": method.seed},
+        **{"data_access": method.data_access, "retention": method.retention},
+        "gap_recovered": estimated(method.gap_recovered, method.ci95),
+    }
+
+
 def methods_table(results: BenchmarkResults) -> ReportTable:
     """Return one line a method and seed, the cheapest class first, and behind them the controls."""
     rows: list[Row] = []
     groups: list[str] = []
     for method in results.ranked():
         summary = method.summary
-        row: dict[str, Cell] = {
-            "pair": method.pair,
-            "method": f"{method.label} (control)" if method.is_control else method.label,
-            "data_access": method.data_access,
-            "seed": method.seed,
-            "gap_recovered": estimated(method.gap_recovered, method.ci95),
+        row = _method_cells(method) | {
             "accuracy": method.mean_accuracy("predicted"),
-            "retention": method.retention,
             "seconds": method.total_seconds,
         }
+        if method.is_control:
+            row["method"] = f"{method.label} (control)"
         if summary is not None:
             known = summary.margin.value is not None
             row |= {
@@ -493,18 +498,13 @@ def methods_table(results: BenchmarkResults) -> ReportTable:
         rows.append(row)
         groups.append(method.data_access)
     for line in control_lines(results):
-        rows.append(
-            {
-                "pair": line.pair,
-                "method": CONTROL_NAMES[line.condition],
-                "data_access": line.data_access,
-                "seed": line.seed,
-                "gap_recovered": line.gap,
-                "gap_recovered_nll": line.gap_nll,
-                "accuracy": line.accuracy,
-                "retention": line.retention,
-            }
-        )
+        cells: Row = asdict(line) | {
+            "method": CONTROL_NAMES[line.condition],
+            "data_access": line.data_access,
+            "gap_recovered": line.gap,
+            "gap_recovered_nll": line.gap_nll,
+        }
+        rows.append(cells)
         groups.append("controls")
     columns: Columns = (
         *("pair", "method"),
@@ -542,6 +542,9 @@ _TASK_CONDITIONS = (
 )
 
 
+_TASK_NUMBERS = {"retention", "relative_to_oracle", "margin", "weight_cosine", "relative_error"}
+
+
 def tasks_table(results: BenchmarkResults) -> ReportTable:
     """Return one line a method, seed and task, with every column of the evaluation protocol."""
     columns: Columns = (
@@ -554,19 +557,13 @@ def tasks_table(results: BenchmarkResults) -> ReportTable:
     )
     rows: list[Row] = [
         {
-            "pair": method.pair,
-            "method": method.label,
-            "seed": method.seed,
+            **_method_cells(method),
+            **task.scores,
+            **task.model_dump(include=_TASK_NUMBERS),
             "task": name,
             "rows": task.n,
-            **task.scores,
             "gap_recovered": _task_gap(task),
             "gap_recovered_nll": estimated(task.gap_recovered_nll, task.ci95_nll),
-            "retention": task.retention,
-            "relative_to_oracle": task.relative_to_oracle,
-            "margin": task.margin,
-            "weight_cosine": task.weight_cosine,
-            "relative_error": task.relative_error,
         }
         for method in results.ranked()
         for name, task in method.tasks.items()
@@ -592,13 +589,8 @@ def transfer_table(results: BenchmarkResults) -> ReportTable:
             *(Column(key, task) for task, key in keys.items()),
         ]
         rows: list[Row] = [
-            {
-                "pair": method.pair,
-                "method": method.label,
-                "data_access": method.data_access,
-                "seed": method.seed,
-                **{keys[name]: _task_gap(task) for name, task in method.tasks.items()},
-            }
+            _method_cells(method)
+            | {keys[name]: _task_gap(task) for name, task in method.tasks.items()}
             for method in methods
         ]
     else:
@@ -702,14 +694,7 @@ def retention_table(results: BenchmarkResults) -> ReportTable:
         return {c.key: _mean(getattr(divergence, c.key) for divergence in known) for c in _KL}
 
     rows: list[Row] = [
-        {
-            "pair": method.pair,
-            "method": method.label,
-            "seed": method.seed,
-            "retention": method.retention,
-            "gap_recovered": estimated(method.gap_recovered, method.ci95),
-            **moved(results.generic_kl(method.pair, method.name, method.seed)),
-        }
+        _method_cells(method) | moved(results.generic_kl(method.pair, method.name, method.seed))
         for method in results.ranked()
     ]
     for pair in results.pairs:
@@ -733,17 +718,16 @@ def confidence_table(results: BenchmarkResults) -> ReportTable:
     rows: list[Row] = []
     for pair, grid in results.similarities.items():
         for layer, similarities in enumerate(grid):
-            known = [
-                (value, source) for source, value in enumerate(similarities) if value is not None
-            ]
             # Of equal values the lower layer, so that the order does not hang on the search.
-            ranked = sorted(known, key=lambda one: (-one[0], one[1]))
+            ranked = sorted(
+                (-value, source) for source, value in enumerate(similarities) if value is not None
+            )
             row: dict[str, Cell] = {"pair": pair, "target_layer": layer}
-            if ranked:
-                row |= {"similarity": ranked[0][0], "source_layer": ranked[0][1]}
+            for (value, source), which in zip(ranked, ("source", "second"), strict=False):
+                prefix = "" if which == "source" else "second_"
+                row |= {f"{which}_layer": source, f"{prefix}similarity": -value}
             if len(ranked) > 1:
-                row |= {"second_similarity": ranked[1][0], "second_layer": ranked[1][1]}
-                row["margin"] = ranked[0][0] - ranked[1][0]
+                row["margin"] = ranked[1][0] - ranked[0][0]
             rows.append(row)
     columns: Columns = (
         *("pair", "target_layer", Column("source_layer", "best source layer")),
