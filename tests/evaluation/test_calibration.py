@@ -121,6 +121,8 @@ def test_every_diagnostic_is_calibrated_overall_and_by_method(points) -> None:
     # Of the two tasks beside the threshold one may fall on the one that is fitted without it.
     assert cast.hit_rate >= 0.8
     assert cast.majority_rate == pytest.approx(0.5)
+    constant = diagnostic(result, "coverage")
+    assert (constant.spearman, constant.ci95, constant.threshold, constant.hit_rate) == (None,) * 4
     whole = diagnostic(result, "norm")
     wanted = spearmanr(
         [p.diagnostics["norm"] for p in points], [p.gap_recovered for p in points]
@@ -128,12 +130,6 @@ def test_every_diagnostic_is_calibrated_overall_and_by_method(points) -> None:
     assert whole.spearman == pytest.approx(wanted, abs=1e-9)
     assert whole.ci95[0] <= whole.spearman <= whole.ci95[1]
     assert calibrate(points, seed=1) == calibrate(points, seed=1)
-
-
-def test_a_constant_diagnostic_says_nothing(points) -> None:
-    found = diagnostic(calibrate(points), "coverage")
-    assert (found.spearman, found.ci95, found.threshold, found.hit_rate) == (None,) * 4
-    assert found.majority_rate == pytest.approx(0.5)
 
 
 def test_points_without_a_gap_or_a_diagnostic_count_for_nothing(points) -> None:

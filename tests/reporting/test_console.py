@@ -105,20 +105,15 @@ def test_a_port_shows_a_row_a_role_and_what_it_lacks(printed):
     assert text.splitlines()[0] == "cross_lora: pico/source -> pico/target"
     assert row_of(text, "q ") == ["q", "2", "0.5", "0.8"]
     assert row_of(text, "v ") == ["v", "1", "0.5", "-"]
-    without = printed(print_transfer, report_of(mapping=({"anchors": ["films"]},)))
-    assert "role" not in without
-    assert without.splitlines()[1].startswith("verified: PEFT reads 3 sites")
-
-
-def test_a_port_shows_the_diagnosis_and_that_it_was_overridden(printed):
     forced = CompatibilityRecord(
         coverage=0.25, minimum=0.5, identification=0.5, rows=300, forced=True
     )
-    text = printed(print_transfer, report_of(compatibility=forced))
-    assert "diagnosis: 25% of the target's layers have a counterpart in the source" in text
-    assert "at least 50% are needed, which force=true overrode" in text
-    calm = forced.model_copy(update={"coverage": 0.75, "forced": False})
-    assert "force=true" not in printed(print_transfer, report_of(compatibility=calm))
+    bare = report_of(mapping=({"anchors": ["films"]},), compatibility=forced)
+    without = printed(print_transfer, bare)
+    assert "role" not in without
+    assert without.splitlines()[1].startswith("verified: PEFT reads 3 sites")
+    assert "25% of the target's layers have a counterpart in the source" in without
+    assert "at least 50% are needed, which force=true overrode" in without
 
 
 def test_a_diagnosis_shows_layers_verdict_and_warnings(printed):
