@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ..exceptions import ConfigurationError, DataError
+from ..option_types import faults
 
 
 class Example(NamedTuple):
@@ -384,11 +385,8 @@ def _define(name: str, fields: Mapping[str, object]) -> TaskDefinition:
     try:
         return TaskDefinition.model_validate(dict(fields))
     except ValidationError as error:
-        faults = "; ".join(
-            f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()
-        )
         raise ConfigurationError(
-            f"the definition of the task {name} is not valid ({faults}); it takes "
+            f"the definition of the task {name} is not valid ({faults(error)}); it takes "
             f"{', '.join(TaskDefinition.model_fields)}; correct tasks.definitions.{name}"
         ) from None
 

@@ -26,6 +26,7 @@ from pydantic import (
 
 from ..exceptions import DataError
 from ..files import write_whole
+from ..option_types import faults
 
 CONDITIONS = ("base", "source_base", "source", "oracle", "mean", "predicted")
 """The conditions under which every task is scored; controls may come on top."""
@@ -206,12 +207,8 @@ class RecordFile(Record):
         try:
             return cls.model_validate(content)
         except ValidationError as error:
-            faults = "; ".join(
-                f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}"
-                for fault in error.errors()[:5]
-            )
             raise DataError(
-                f"{path} is no valid file of {written_by} ({faults}); run {written_by} again"
+                f"{path} is no valid file of {written_by} ({faults(error)}); run {written_by} again"
             ) from None
 
 

@@ -16,7 +16,7 @@ from ..exceptions import ConfigurationError, DataError, ModelError
 from ..models.generation import MostLikely, NextToken, NucleusSampling, generate, text_behind
 from ..models.likelihood import length_batches
 from ..models.loading import BaseModel
-from ..option_types import Takes
+from ..option_types import Takes, faults
 
 PLAIN_PROMPT = "Question: {prompt}\nAnswer:"
 """How a model without a chat template is asked."""
@@ -125,16 +125,6 @@ def parsed(where: str, line: str, parse: Callable[[str], T], takes: str) -> T:
         raise DataError(
             f"{where} is {line.strip()[:80]!r}, but takes {takes} ({faults(error)}); correct it"
         ) from None
-
-
-def faults(error: Exception) -> str:
-    """Return what is wrong, and in which field, in one line."""
-    if not isinstance(error, ValidationError):
-        return str(error)
-    return "; ".join(
-        f"{'.'.join(map(str, fault['loc'])) or 'the whole'}: {fault['msg']}"
-        for fault in error.errors()
-    )
 
 
 def prompt_rows(
@@ -268,7 +258,7 @@ class PromptForm:
         """Return each prompt's tokens, with what the tokenizer or the template puts in front.
 
         Raises:
-            ModelError: there is no chat template, or it refuses a single turn of a user.
+            ModelError: no chat template takes a single turn of a user.
         """
         tokenizer: Any = base.tokenizer
         if not prompts:
@@ -276,11 +266,6 @@ class PromptForm:
         if not self.uses_template(base):
             framed = [self.plain_prompt.replace("{prompt}", prompt) for prompt in prompts]
             return tokenizer(framed)["input_ids"]
-        if not tokenizer.chat_template:
-            raise ModelError(
-                f"the tokenizer of {base.name} has no chat template, but chat=template asks for "
-                "one; take chat=auto or chat=plain"
-            )
         try:
             turns = [
                 tokenizer.apply_chat_template(
@@ -291,10 +276,10 @@ class PromptForm:
                 )
                 for prompt in prompts
             ]
-        except TemplateError as error:
+        except (TemplateError, ValueError) as error:  # it refuses, or there is none
             raise ModelError(
-                f"the chat template of {base.name} does not take a single turn of a user "
-                f"({error}); take chat=plain"
+                f"{base.name} has no chat template that takes a single turn of a user ({error}); "
+                "take chat=plain"
             ) from error
         # The template has the leading tokens in it already.
         return tokenizer(turns, add_special_tokens=False)["input_ids"]

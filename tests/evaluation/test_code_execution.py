@@ -383,9 +383,11 @@ def test_a_killed_runner_takes_its_sandboxes_along():
     mark = f"20.{os.getpid():08d}1"
     runner = os.fork()
     if runner == 0:
-        trial = Trial("print(1, flush=True)\nwhile True: pass", "", ())
-        Sandbox(Limits(seconds=float(mark), cpu_seconds=20)).run([trial])
-        os._exit(0)
+        try:
+            trial = Trial("print(1, flush=True)\nwhile True: pass", "", ())
+            Sandbox(Limits(seconds=float(mark), cpu_seconds=20)).run([trial])
+        finally:
+            os._exit(0)
     assert waited(lambda: len(started(mark)) >= 4, 60)
     os.kill(runner, signal.SIGKILL)
     os.waitpid(runner, 0)

@@ -56,7 +56,7 @@ def test_an_answer_ends_where_the_frame_begins_again(answer, kept, pico_target):
 
 
 def test_a_chat_template_that_is_missing_or_refuses_is_told(pico_target: BaseModel):
-    with pytest.raises(ModelError, match=r"pico/target has no chat template.*chat=plain"):
+    with pytest.raises(ModelError, match=r"pico/target has no chat template .*chat=plain"):
         PromptForm("template").tokens(pico_target, ["a"])
     refusing = chatting(pico_target, "{{ raise_exception('two turns, please') }}")
     with pytest.raises(ModelError, match=r"two turns, please.*chat=plain"):
