@@ -172,6 +172,16 @@ def read_as(kind: type[Read], given: Any) -> Read:
     return read
 
 
+def faults(error: Exception) -> str:
+    """Return what is wrong, and in which field, in one line."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    return "; ".join(
+        f"{'.'.join(map(str, fault['loc'])) or 'the whole'}: {fault['msg']}"
+        for fault in error.errors()
+    )
+
+
 def _missing(node: Any, above: str = "") -> Iterator[str]:
     """Give the options that have to be given and are not."""
     if node == _MISSING:

@@ -368,10 +368,12 @@ def test_the_default_zoo_has_the_name_that_it_had():
 
 
 def test_whether_a_template_is_given_is_a_value():
-    assert not Prompt().given
-    assert Prompt().full_template == DEFAULT_TEMPLATE
-    assert not Prompt(template=DEFAULT_TEMPLATE).given
-    assert Prompt(template="{text}!").given
+    default, named, other = (
+        Prompt.model_validate(given)
+        for given in ({}, {"template": DEFAULT_TEMPLATE}, {"template": "{text}!"})
+    )
+    assert default.full_template == DEFAULT_TEMPLATE
+    assert (default.given, named.given, other.given) == (False, False, True)
 
 
 @pytest.mark.parametrize(

@@ -667,7 +667,6 @@ def assemble(
         alike, error = predictions.likeness(name)
         tasks[name] = task_result(conditions, controls, alike, error, seed)
     return Results(
-        command="train",
         config=settings.plain(),
         pair=PairRecord(
             name=settings.pair.name,

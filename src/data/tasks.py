@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ..exceptions import ConfigurationError, DataError
+from ..option_types import faults
 from .corpora import check_split, cut_at_word, reading_hub, split_of
 
 Entry = TypeVar("Entry")
@@ -242,13 +243,9 @@ def _parsed(kind: type[File], text: str, where: str) -> File:
         return kind.model_validate_json(text)
     except ValidationError as error:
         raise DataError(
-            f"{where} cannot be used ({_faults(error)}): {text.strip()[:80]!r}; a task takes "
+            f"{where} cannot be used ({faults(error)}): {text.strip()[:80]!r}; a task takes "
             f"{_LAYOUT}"
         ) from None
-
-
-def _faults(error: ValidationError) -> str:
-    return "; ".join(": ".join([*map(str, fault["loc"]), fault["msg"]]) for fault in error.errors())
 
 
 class TaskDefinition(BaseModel):
@@ -385,7 +382,7 @@ def _define(name: str, fields: Mapping[str, object]) -> TaskDefinition:
         return TaskDefinition.model_validate(dict(fields))
     except ValidationError as error:
         raise ConfigurationError(
-            f"the definition of the task {name} is not valid ({_faults(error)}); it takes "
+            f"the definition of the task {name} is not valid ({faults(error)}); it takes "
             f"{', '.join(TaskDefinition.model_fields)}; correct tasks.definitions.{name}"
         ) from None
 

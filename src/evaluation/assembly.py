@@ -1,7 +1,7 @@
 """From the scores of single rows and items to the evidence that the files of records hold."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from .records import (
@@ -27,8 +27,7 @@ from .statistics import (
     item_mean,
     mean_difference,
     mean_gap,
-    relative_to_oracle,
-    retention,
+    ratio,
     task_gap,
 )
 from .suite import SuiteScore
@@ -62,14 +61,10 @@ def task_result(
     relative_error: float | None = None,
     seed: int = 0,
 ) -> TaskResult:
-    """Return the evidence of one task.
+    """Return the evidence of one task; cosine and error are those of the predicted update.
 
-    Args:
-        scores: At least ``base``, ``oracle`` and ``predicted``; other conditions may be missing.
-        controls: Which of the conditions are controls.
-        weight_cosine: Of the predicted and the oracle's update, where it is known.
-        relative_error: Of the predicted update to the oracle's, where it is known.
-        seed: Of the bootstrap.
+    Of ``scores`` at least ``base``, ``oracle`` and ``predicted`` are there; ``controls`` names
+    those that are controls.
     """
     accuracy = {name: score.accuracy for name, score in scores.items()}
     predicted = accuracy["predicted"]
@@ -86,8 +81,8 @@ def task_result(
         ci95=ends_of(gap.interval),
         gap_recovered_nll=None if gap_nll is None else gap_nll.value,
         ci95_nll=None if gap_nll is None else ends_of(gap_nll.interval),
-        retention=retention(predicted, accuracy.get("source", 0.0)),
-        relative_to_oracle=relative_to_oracle(predicted, accuracy["oracle"]),
+        retention=ratio(predicted, accuracy.get("source", 0.0)),
+        relative_to_oracle=ratio(predicted, accuracy["oracle"]),
         margin=predicted - max(accuracy[n] for n in ("base", *controls) if n in accuracy),
         weight_cosine=weight_cosine,
         relative_error=relative_error,
@@ -97,10 +92,7 @@ def task_result(
 def summarise(tasks: Mapping[str, Conditions], controls: Sequence[str], seed: int = 0) -> Summary:
     """Return the evidence over all tasks, with bootstrap intervals over tasks and rows.
 
-    Args:
-        tasks: Of each task the same conditions as for :func:`task_result`.
-        controls: Which of the conditions are controls; one that a task lacks is left out.
-        seed: Of the bootstrap.
+    A control that a task lacks is left out.
     """
     everywhere = [c for c in controls if all(c in scores for scores in tasks.values())]
     paired = [_paired(scores, "predicted") for scores in tasks.values()]
@@ -161,14 +153,7 @@ def _margin(tasks: Mapping[str, Conditions], control: str, seed: int) -> Margin:
 class ControlLine:
     """What a control scores on a pair's usable tasks, in one run with one seed.
 
-    Attributes:
-        condition: As in the tasks' scores.
-        pair: Name of the pair.
-        seed: Of the run; None where all seeds give the same.
-        gap: Mean gap recovered; None where a usable task lacks the control.
-        gap_nll: The same on minus the negative log-likelihood.
-        accuracy: Its mean.
-        retention: Mean of accuracy over the source's.
+    Numbers are None where a usable task lacks the control, the seed where all give the same.
     """
 
     condition: str
@@ -253,74 +238,56 @@ def suite_result(
 
     Args:
         name: Of the suite.
-        metrics: In the order in which they are shown, and whose changes are told; one that a
-            score lacks is left out there.
-        scores: Of every condition.
+        metrics: Whose changes are told, in the order in which they are shown; one that a score
+            lacks is left out there.
+        scores: Of every condition, on the same items.
         bases: Condition of a model with an adapter to that of the same model without it, for
             all whose change is asked for.
         seed: Of the bootstrap.
-
-    Raises:
-        ValueError: two scores have different numbers of items, or a base has no score.
     """
-    counts = {len(score.answers) for score in scores.values()}
-    if len(counts) > 1:
-        raise ValueError(f"the suite {name} was answered with {sorted(counts)} items")
-    unknown = [base for base in bases.values() if base not in scores]
-    if unknown:
-        raise ValueError(f"the suite {name} has no score of {unknown[0]}")
+    found: list[SuiteScores] = []
+    changes: list[SuiteChange] = []
+    for condition, score in scores.items():
+        means = {name: item_mean(rows, seed) for name, rows in score.rows.items()}
+        # What is measured on all answers together has no interval.
+        values = {name: estimate.value for name, estimate in means.items()} | {**score.whole}
+        order = [*(name for name in metrics if name in values), *values]
+        found.append(
+            SuiteScores(
+                condition=condition,
+                means={name: values[name] for name in order},
+                ci95={name: ends_of(estimate.interval) for name, estimate in means.items()},
+            )
+        )
+        if condition in bases:
+            changes += _changes(condition, scores[bases[condition]], score, metrics, seed)
     return SuiteResult(
         name=name,
-        items=max(counts, default=0),
+        items=max((len(score.answers) for score in scores.values()), default=0),
         metrics=tuple(metrics),
-        scores=tuple(
-            _scores(condition, score, metrics, seed) for condition, score in scores.items()
-        ),
-        changes=tuple(
-            change
-            for condition, base in bases.items()
-            if condition in scores
-            for change in _changes(condition, scores[base], scores[condition], metrics, seed)
-        ),
-    )
-
-
-def _scores(
-    condition: Condition, score: SuiteScore, metrics: Sequence[str], seed: int
-) -> SuiteScores:
-    """Return the means of one condition; what is measured on all answers has no interval."""
-    means = {name: item_mean(rows, seed) for name, rows in score.rows.items()}
-    values = {name: estimate.value for name, estimate in means.items()} | {**score.whole}
-    order = [*(name for name in metrics if name in values), *values]
-    return SuiteScores(
-        condition=condition,
-        means={name: values[name] for name in order},
-        ci95={name: ends_of(estimate.interval) for name, estimate in means.items()},
+        scores=tuple(found),
+        changes=tuple(changes),
     )
 
 
 def _changes(
     condition: Condition, base: SuiteScore, score: SuiteScore, metrics: Sequence[str], seed: int
-) -> list[SuiteChange]:
-    changes = []
+) -> Iterator[SuiteChange]:
     for metric in metrics:
         if metric in score.rows and metric in base.rows:
             found = item_change(base.rows[metric], score.rows[metric], seed)
-            changes.append(
-                SuiteChange(
-                    condition=condition,
-                    metric=metric,
-                    value=found.difference.value,
-                    ci95=ends_of(found.difference.interval),
-                    n=found.items,
-                    **({} if found.test is None else asdict(found.test)),
-                )
+            yield SuiteChange(
+                condition=condition,
+                metric=metric,
+                value=found.difference.value,
+                ci95=ends_of(found.difference.interval),
+                n=found.items,
+                gained=found.gained,
+                lost=found.lost,
+                p=found.p,
             )
         elif metric in score.whole and metric in base.whole:
             value = score.whole[metric] - base.whole[metric]
-            changes.append(
-                SuiteChange(
-                    condition=condition, metric=metric, value=value, ci95=None, n=len(score.answers)
-                )
+            yield SuiteChange(
+                condition=condition, metric=metric, value=value, ci95=None, n=len(score.answers)
             )
-    return changes

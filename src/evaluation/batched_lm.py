@@ -6,8 +6,6 @@ network reads in a single pass, and the head is asked at the tokens before each 
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
@@ -28,25 +26,12 @@ Answer = tuple[float, bool]
 class BatchedLM(HFLM):  # type: ignore[misc]
     """A base model, with what is attached to it, as lm-eval asks models.
 
-    Args:
-        base: The model.
-        batch_tokens: Tokens a forward pass, padding included; sets speed and memory, no number.
-        batch_rows: Prompts that are continued together.
+    ``batch_tokens`` a forward pass, padding included, set speed and memory, and change no number.
     """
 
     def __init__(self, base: BaseModel, *, batch_tokens: int = 2048, batch_rows: int = 16) -> None:
         super().__init__(pretrained=base.network, tokenizer=base.tokenizer, batch_size=batch_rows)
         self._base, self._batch_tokens = base, batch_tokens
-
-    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[Answer]:
-        """Return the answer to each pair of a context and a continuation."""
-        answers: list[Answer] = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
-        return answers
-
-    def generate_until(self, requests: list[Any], disable_tqdm: bool = True) -> list[str]:
-        """Return what the model writes behind each context, by ``transformers.generate``."""
-        written: list[str] = super().generate_until(requests, disable_tqdm=disable_tqdm)
-        return written
 
     def _loglikelihood_tokens(
         self,
@@ -68,7 +53,7 @@ class BatchedLM(HFLM):  # type: ignore[misc]
             # A context that is too long loses its beginning.
             texts.append([*context, *continuation][-(limit + 1) :])
             counts.append(len(continuation))
-        groups = [_Texts.of(texts[s], counts[s]) for s in _alike(texts, self._batch_tokens)]
+        groups = [_Texts(texts[s], counts[s]) for s in _alike(texts, self._batch_tokens)]
         found: dict[int, list[Answer]] = {}
         for batch in _batches(groups, self._batch_tokens):
             answers = _answers(self._base, [groups[index] for index in batch])
@@ -96,34 +81,20 @@ def _alike(texts: Sequence[Sequence[int]], tokens: int) -> Iterator[slice]:
         yield slice(start, len(texts))
 
 
-@dataclass(frozen=True)
 class _Texts:
     """Texts as one tree: what they have in common is read once.
 
     Attributes:
         tree: Of whole texts, contexts included; its root stands before their first token.
-        scored: For each text, how many tokens at its end are scored.
+        steps: For each text and each of the ``scored`` tokens at its end the node that it stands
+            behind, and the token.
+        asked: The nodes whose logits are needed.
     """
 
-    tree: LabelTree
-    scored: tuple[int, ...]
-
-    @classmethod
-    def of(cls, texts: Sequence[Sequence[int]], scored: Sequence[int]) -> "_Texts":
-        return cls(LabelTree.of([list(text) for text in texts]), tuple(scored))
-
-    @cached_property
-    def steps(self) -> tuple[tuple[tuple[int, int], ...], ...]:
-        """For each text and each scored token the node that it stands behind, and the token."""
-        return tuple(
-            tuple((step.parent, step.token) for step in path[-count:])
-            for path, count in zip(self.tree.steps, self.scored, strict=True)
-        )
-
-    @cached_property
-    def asked(self) -> tuple[int, ...]:
-        """The nodes whose logits are needed."""
-        return tuple(sorted({node for path in self.steps for node, _ in path}))
+    def __init__(self, texts: Sequence[Sequence[int]], scored: Sequence[int]) -> None:
+        self.tree = LabelTree.of([list(text) for text in texts])
+        self.steps = [path[-n:] for path, n in zip(self.tree.steps, scored, strict=True)]
+        self.asked = sorted({step.parent for path in self.steps for step in path})
 
 
 def _batches(groups: Sequence[_Texts], tokens: int) -> Iterator[list[int]]:
@@ -159,8 +130,8 @@ def _answers(base: BaseModel, groups: Sequence[_Texts]) -> list[list[Answer]]:
     index_of = {pair: index for index, pair in enumerate(asked)}
     paths = [(row, path) for row, group in enumerate(groups) for path in group.steps]
     owner = torch.tensor([index for index, (_, path) in enumerate(paths) for _ in path])
-    behind = torch.tensor([index_of[row, node] for row, path in paths for node, _ in path])
-    tokens = torch.tensor([token for _, path in paths for _, token in path])
+    behind = torch.tensor([index_of[row, step.parent] for row, path in paths for step in path])
+    tokens = torch.tensor([step.token for _, path in paths for step in path])
     behind, tokens = behind.to(device), tokens.to(device)
     at, highest = logits[behind, tokens], logits.amax(dim=-1)
     # logsumexp, in place: the logits of a batch are the largest tensor here.

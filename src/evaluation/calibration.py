@@ -18,10 +18,7 @@ from .statistics import LEAST_POINTS, spearman
 class Threshold:
     """A port is expected to succeed on one side of a value.
 
-    Attributes:
-        value: Of the diagnostic.
-        above: Whether success lies above it.
-        right: Share of right expectations on what it was fitted to.
+    It is ``above`` the value or below; ``right`` is how often that held where it was fitted.
     """
 
     value: float
@@ -38,11 +35,8 @@ def calibrate(
 ) -> CalibrationResult:
     """Relate every diagnostic to the gap recovered, over all ports and for each method alone.
 
-    Args:
-        points: Every ported adapter; one without a gap (its task is not usable) is kept, and
-            counts for nothing.
-        success: A port succeeds that recovers more than this of the gap.
-        seed: Of the bootstrap.
+    A port without a gap (its task is not usable) is kept, and counts for nothing; one that recovers
+    more than ``success`` of the gap succeeds.
     """
     names = list(dict.fromkeys(name for point in points for name in point.diagnostics))
     methods = list(dict.fromkeys(point.condition.method for point in points))

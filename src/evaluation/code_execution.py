@@ -27,7 +27,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Annotated, Literal, cast
 
 import torch
 from pydantic import BaseModel as Record
@@ -36,9 +36,10 @@ from pydantic import ConfigDict, Field
 from ..exceptions import ConfigurationError
 from ..models.generation import MostLikely, NextToken, NucleusSampling
 from ..models.loading import BaseModel
+from ..option_types import Count, OptionalCount, Positive, Takes
 from . import sandboxed
-from .suite import SuiteScore, hashed
-from .written_answers import check_counts, from_hub, json_lines, parsed, write_answers
+from .suite import SuiteScore, checked, hashed
+from .written_answers import Probability, from_hub, json_lines, parsed, write_answers
 
 _SCORED = "calls-2"  # part of the content hash: to be changed with whatever changes a score
 
@@ -53,40 +54,22 @@ _CHUNK = 1 << 16
 _PATIENCE = 0.5  # seconds for a process whose line is down to be seen as ended
 
 
+@checked("suite.code.limits")
 @dataclass(frozen=True)
 class Limits:
-    """What one program may use, and as much again its tests.
+    """What one program may use, and as much again its tests; the least leaves room for Python.
 
-    Attributes:
-        seconds: Wall-clock time of both together.
-        cpu_seconds: CPU time of each process, whole seconds.
-        memory_mb: Address space of each process, in MiB. Together its processes can use
-            ``processes`` times as much.
-        folder_mb: Size of the work folder, and of any file, in MiB.
-        open_files: Files that are open at a time.
-        processes: Processes and threads at a time, the program's first among them.
-        output_bytes: What can be printed before the program is stopped.
-
-    Raises:
-        ConfigurationError: a limit leaves no room for any program.
+    Described in ``conf/suite/code.yaml``. Memory is that of each process: all of them together
+    can use ``processes`` times as much.
     """
 
-    seconds: float = 10.0
-    cpu_seconds: int = 5
-    memory_mb: int = 512
-    folder_mb: int = 8
-    open_files: int = 32
-    processes: int = 8
-    output_bytes: int = 1 << 16
-
-    def __post_init__(self) -> None:
-        least = {"seconds": 0.1, "memory_mb": 128, "open_files": 8, "processes": 2}
-        for name, number in asdict(self).items():
-            if number < least.get(name, 1):
-                raise ConfigurationError(
-                    f"suite.code.limits.{name} is {number}, but takes {least.get(name, 1)} or "
-                    "more; raise it"
-                )
+    seconds: Annotated[float, Field(ge=0.1), Takes("0.1 or more")] = 10.0
+    cpu_seconds: Count = 5
+    memory_mb: Annotated[int, Field(ge=128), Takes("128 or more")] = 512
+    folder_mb: Count = 8
+    open_files: Annotated[int, Field(ge=8), Takes("8 or more")] = 32
+    processes: Annotated[int, Field(ge=2), Takes("2 or more")] = 8
+    output_bytes: Count = 1 << 16
 
 
 class Outcome(Enum):
@@ -135,22 +118,12 @@ class Sandbox:
     """Runs programs that nobody has read, each in a sandbox of its own.
 
     Programs find the standard library and no other package, a work folder in memory, no
-    environment variables, no input, no network and no other process. Sets have the same order in
-    every run.
-
-    Attributes:
-        limits: Of each program.
-        workers: Programs at a time.
+    environment variables, no input, no network and no other process; ``workers`` run at a time.
+    Sets have the same order in every run.
     """
 
     limits: Limits = field(default_factory=Limits)
     workers: int = 2
-
-    def __post_init__(self) -> None:
-        if self.workers < 1:
-            raise ConfigurationError(
-                f"suite.code.workers is {self.workers}, but takes 1 or more; raise it"
-            )
 
     def check(self) -> None:
         """See that programs can be run, and that they run apart from this machine.
@@ -166,8 +139,7 @@ class Sandbox:
         """Return what comes of each trial, in their order.
 
         Raises:
-            ConfigurationError: the system does not allow a sandbox; then nothing is run outside
-                of one.
+            ConfigurationError: the system does not allow a sandbox; nothing is run without one.
         """
         with ThreadPoolExecutor(max_workers=self.workers) as pool:
             return list(pool.map(self._run, trials))
@@ -265,6 +237,7 @@ class Sandbox:
     def _finished(
         self, verdict: bytes, output: str, candidate: "subprocess.Popen[bytes]"
     ) -> Result:
+        """Return what the judge said, or why the candidate was gone before it could."""
         last = output.strip().rpartition("\n")[2]
         if not verdict:
             raise _refusal(last or "bwrap ended without a word")
@@ -273,20 +246,17 @@ class Sandbox:
         content = json.loads(verdict)
         if "refused" in content:
             raise _refusal(f"{content['refused']} {last}".strip())
-        if content["outcome"] == "ended":
-            return Result(*self._ended(candidate), output)
-        return Result(Outcome(content["outcome"]), content["reason"], output)
-
-    def _ended(self, candidate: "subprocess.Popen[bytes]") -> tuple[Outcome, str]:
-        """Return why the candidate is no longer there."""
+        if content["outcome"] != "ended":
+            return Result(Outcome(content["outcome"]), content["reason"], output)
         try:
             code = candidate.wait(_PATIENCE)  # bwrap's: 128 and a signal, or the program's own
         except subprocess.TimeoutExpired:
-            return Outcome.ENDED, "stopped answering before its tests ended"
+            return Result(Outcome.ENDED, "stopped answering before its tests ended", output)
         if code == 128 + signal.SIGXCPU:
-            return Outcome.TIMEOUT, f"took more than {self.limits.cpu_seconds} s of CPU time"
+            reason = f"took more than {self.limits.cpu_seconds} s of CPU time"
+            return Result(Outcome.TIMEOUT, reason, output)
         how = f"killed by signal {code - 128}" if code > 128 else f"exit code {code}"
-        return Outcome.ENDED, f"ended before its tests did ({how})"
+        return Result(Outcome.ENDED, f"ended before its tests did ({how})", output)
 
 
 def _refusal(why: str) -> ConfigurationError:
@@ -330,7 +300,6 @@ class CodeProblem:
     """A programming problem.
 
     Attributes:
-        name: As its data set names it.
         prompt: What the model goes on behind.
         head: What stands in a program before the model's text.
         reference: A text that passes.
@@ -422,10 +391,8 @@ class CodeSource:
     """A data set of problems.
 
     Attributes:
-        file: Name of its local file, one problem a line.
+        file: Name of its local file, one problem a line, of all splits.
         hub: Its id and its configuration on the hub.
-        splits: Splits there; a local file holds all of them.
-        row: What a line or a row holds.
         stops: Texts with which something new begins: a completion is cut before the first.
     """
 
@@ -436,11 +403,7 @@ class CodeSource:
     stops: tuple[str, ...]
 
     def problems(self, folder: Path | None, limit: int | None) -> tuple[CodeProblem, ...]:
-        """Return the problems in the order of the data set.
-
-        Args:
-            folder: Holds the file; None for the hub.
-            limit: The first so many; None for all.
+        """Return the first problems of the file in a folder, or, without one, of the hub.
 
         Raises:
             DataError: they cannot be read, or one is malformed.
@@ -492,44 +455,20 @@ SOURCES = {
 # --- The suites -----------------------------------------------------------------------------------
 
 
+@checked("suite.code.decoding")
 @dataclass(frozen=True)
 class Decoding:
     """How programs are written.
 
-    Attributes:
-        samples: Programs a problem: 1 is the most likely tokens, more are drawn.
-        max_new_tokens: Tokens a program at most.
-        temperature: Divides the logits that are drawn from.
-        top_p: Share of the probability that is drawn from.
-        seed: Of the draws.
-        batch_rows: Rows that go through the model together. Changes what is drawn.
-
-    Raises:
-        ConfigurationError: a value is not possible.
+    Described in ``conf/suite/code.yaml``. ``batch_rows`` changes what is drawn.
     """
 
-    samples: int = 1
-    max_new_tokens: int = 256
-    temperature: float = 0.8
-    top_p: float = 0.95
+    samples: Count = 1
+    max_new_tokens: Count = 256
+    temperature: Positive = 0.8
+    top_p: Probability = 0.95
     seed: int = 0
-    batch_rows: int = 16
-
-    def __post_init__(self) -> None:
-        possible = {
-            "samples": self.samples >= 1,
-            "max_new_tokens": self.max_new_tokens >= 1,
-            "temperature": self.temperature > 0,
-            "top_p": 0 < self.top_p <= 1,
-            "batch_rows": self.batch_rows >= 1,
-        }
-        for name, fits in possible.items():
-            if not fits:
-                raise ConfigurationError(
-                    f"suite.code.decoding.{name} is {getattr(self, name)}, but samples, "
-                    "max_new_tokens and batch_rows take 1 or more, temperature takes more than 0 "
-                    "and top_p more than 0 up to 1; correct it"
-                )
+    batch_rows: Count = 16
 
     def signature(self) -> tuple[int | float, ...]:
         """Return all that decides what is written; nothing of the draws where there are none."""
@@ -570,16 +509,8 @@ class Code:
     """Problems whose programs are written by a model and run in a sandbox.
 
     The metric of each problem is ``pass@k``, the share of choices of k programs among which one
-    passes all tests, for each k that there are enough programs for. The answer is the first
-    program.
-
-    Attributes:
-        name: As in tables.
-        problems: What is asked.
-        stops: Texts before which a completion is cut.
-        decoding: How programs are written.
-        k: The k of pass@k, rising.
-        sandbox: Where they are run.
+    passes all tests, for each k. The answer is the first program. A completion is cut before the
+    first of ``stops``.
     """
 
     name: str
@@ -631,50 +562,33 @@ class Code:
 def pass_at_k(samples: int, passed: int, k: int) -> float:
     """Return the unbiased estimate ``1 - C(n - c, k) / C(n, k)`` of a problem's pass@k.
 
-    Args:
-        samples: Programs written for the problem, n.
-        passed: Those that passed, c.
-        k: Programs that are drawn from them, at most n.
-
-    Raises:
-        ValueError: fewer programs than are drawn or than passed, or nothing is drawn.
-
-    Source: Chen et al., 2021 (arXiv 2107.03374), equation 1.
+    Of n ``samples`` c have ``passed``. Source: Chen et al., 2021 (arXiv 2107.03374), equation 1.
     """
-    if not 1 <= k <= samples or not 0 <= passed <= samples:
-        raise ValueError(f"pass@{k} of {samples} programs, {passed} of which passed")
     return 1 - math.comb(samples - passed, k) / math.comb(samples, k)
 
 
+@checked("suite.code")
 def code_suites(
     *,
     allow_execution: bool,
-    names: Sequence[str] = ("human_eval", "mbpp"),
+    names: Annotated[Sequence[Literal["human_eval", "mbpp"]], Takes("some of human_eval, mbpp")] = (
+        "human_eval",
+        "mbpp",
+    ),
     suites: str | None = None,
     path: str | None = None,
-    subset: int | None = None,
-    k: Sequence[int] = (1,),
+    subset: OptionalCount = None,
+    k: Annotated[Sequence[Count], Takes("whole numbers of at least 1")] = (1,),
     decoding: Decoding | None = None,
     limits: Limits | None = None,
-    workers: int = 2,
+    workers: Count = 2,
 ) -> list[Code]:
     """Return the code suites of some names, once the user has allowed to run programs.
 
-    Args:
-        allow_execution: Whether programs that a model writes may be run on this machine.
-        names: Some of ``human_eval``, ``mbpp``.
-        suites: Folder of suites, whose folder ``code`` holds the problems; None for the hub.
-        path: Instead of it, the folder that holds the problems.
-        subset: Of each suite, the first so many problems; None for all.
-        k: The k of pass@k; those beyond the number of samples cannot be estimated and are left
-            out.
-        decoding: How programs are written.
-        limits: Of each program.
-        workers: Programs run at a time.
+    Described in ``conf/suite/code.yaml``.
 
     Raises:
-        ConfigurationError: it is not allowed, a value is not possible, or the system does not
-            allow a sandbox.
+        ConfigurationError: it is not allowed, or the system does not allow a sandbox.
         DataError: the problems cannot be read.
     """
     if not allow_execution:
@@ -686,25 +600,22 @@ def code_suites(
         )
     decoding = decoding or Decoding()
     counts = tuple(sorted({count for count in k if count <= decoding.samples}))
-    if not counts or counts[0] < 1:
+    if not counts:
         raise ConfigurationError(
-            f"suite.code.k is {list(k)} with suite.code.decoding.samples={decoding.samples}, but "
-            "pass@k takes a k from 1 to the number of samples; set suite.code.k=[1], or more "
-            "samples"
+            f"suite.code.k is {list(k)}, but takes numbers up to suite.code.decoding.samples="
+            f"{decoding.samples}; set suite.code.k=[1], or more samples"
         )
-    unknown = [name for name in names if name not in SOURCES]
-    if unknown:
-        raise ConfigurationError(
-            f"suite.code.names has {unknown[0]!r}, but takes some of {', '.join(SOURCES)}; "
-            "correct it"
-        )
-    check_counts("code", subset=subset)
     sandbox = Sandbox(limits or Limits(), workers)
     sandbox.check()
     folder = Path(path) if path else Path(suites) / "code" if suites else None
-    found = []
-    for name in names:
-        source = SOURCES[name]
-        problems = source.problems(folder, subset)
-        found.append(Code(name, problems, source.stops, decoding, counts, sandbox))
-    return found
+    return [
+        Code(
+            name,
+            SOURCES[name].problems(folder, subset),
+            SOURCES[name].stops,
+            decoding,
+            counts,
+            sandbox,
+        )
+        for name in names
+    ]

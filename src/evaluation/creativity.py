@@ -7,17 +7,23 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Annotated
 
 import torch
+from pydantic import Field
 
-from ..exceptions import ConfigurationError, DataError
+from ..exceptions import DataError
 from ..models.loading import BaseModel
-from .suite import SuiteScore, hashed
+from ..option_types import Count, OptionalCount, Positive, Takes
+from .suite import SuiteScore, checked, hashed
 from .written_answers import (
     PLAIN_PROMPT,
+    Chat,
+    HubPrompts,
+    PlainPrompt,
+    Probability,
     PromptForm,
     PromptRow,
-    check_counts,
     drawn,
     prompt_rows,
     sampled,
@@ -46,22 +52,9 @@ class Creativity:
 
     Source: prompts of NoveltyBench (Zhang et al., 2025, arXiv 2504.05228).
 
-    Args:
-        hub: Name of each source to where it is on the hub, as :class:`HubPrompts` says it.
-        path: File of JSON lines ``{"prompt"}``; None: ``creativity/prompts.jsonl`` in ``suites``.
-        suites: Folder of all suites; None, and no ``path`` either: from the hub.
-        count: Prompts to draw; None for all.
-        samples: Answers a prompt.
-        temperature: Of the sampling.
-        top_p: Share of the probability that is drawn from.
-        max_new_tokens: Tokens an answer at most.
-        chat: ``template``, ``plain``, or ``auto``: the chat template where there is one.
-        plain_prompt: The frame of a prompt without a chat template.
-        batch_rows: Answers that are written together, at most.
-        seed: Of the draws.
+    The options are described in ``conf/suite/creativity.yaml``.
 
     Raises:
-        ConfigurationError: an option has a value that it cannot take.
         DataError: prompts are missing or malformed, or there are fewer than asked for.
     """
 
@@ -74,36 +67,28 @@ class Creativity:
         "whole_self_bleu",
     )
 
+    @checked("suite.creativity")
     def __init__(
         self,
-        hub: Mapping[str, Mapping[str, object]] | None = None,
+        hub: Mapping[str, HubPrompts] | None = None,
         path: str | Path | None = None,
         suites: str | Path | None = None,
         *,
-        count: int | None = None,
-        samples: int = 4,
-        temperature: float = 1.0,
-        top_p: float = 0.95,
-        max_new_tokens: int = 48,
-        chat: str = "auto",
-        plain_prompt: str = PLAIN_PROMPT,
-        batch_rows: int = 64,
+        count: OptionalCount = None,
+        samples: Annotated[int, Field(ge=2), Takes("2 or more")] = 4,
+        temperature: Positive = 1.0,
+        top_p: Probability = 0.95,
+        max_new_tokens: Count = 48,
+        chat: Chat = "auto",
+        plain_prompt: PlainPrompt = PLAIN_PROMPT,
+        batch_rows: Count = 64,
         seed: int = 0,
     ) -> None:
-        check_counts(
-            "creativity",
-            count=count,
-            samples=samples,
-            max_new_tokens=max_new_tokens,
-            batch_rows=batch_rows,
-        )
-        if samples < 2:
-            raise ConfigurationError(f"suite.creativity.samples={samples}, but it takes 2 or more")
         self.form = PromptForm(chat, plain_prompt, max_new_tokens, batch_rows)
         self.choice = sampled(seed, temperature=temperature, top_p=top_p)
         self.sampling = (seed, temperature, top_p)
         self.samples = samples
-        queues = prompt_rows(self.name, PromptRow, hub or {}, path, suites)
+        queues = prompt_rows(self.name, PromptRow, hub, path, suites)
         most = sum(map(len, queues.values())) if count is None else count
         self.items = tuple(drawn(queues, most, f"creativity {seed}"))
         if count is not None and len(self.items) < count:
@@ -145,10 +130,8 @@ class Creativity:
 
 
 def _diversity(texts: Sequence[str]) -> dict[str, float]:
-    return {
-        **{f"distinct_{n}": distinct(texts, n) for n in _ORDERS},
-        "self_bleu": self_bleu(texts),
-    }
+    shares = {f"distinct_{n}": distinct(texts, n) for n in _ORDERS}
+    return {**shares, "self_bleu": self_bleu(texts)}
 
 
 def words(text: str) -> list[str]:
@@ -163,15 +146,10 @@ def words(text: str) -> list[str]:
 def distinct(texts: Sequence[str], n: int) -> float:
     """Return the share of the n-grams of all texts together that are different: distinct-n.
 
-    NaN where no text has n words. Source: Li et al., 2016 (arXiv 1510.03055).
-
-    Args:
-        texts: The texts; no n-gram runs from one into the next.
-        n: Words of an n-gram.
+    No n-gram runs from one text into the next. NaN where no text has n words. Source: Li et al.,
+    2016 (arXiv 1510.03055).
     """
-    counts: Ngrams = Counter()
-    for text in texts:
-        counts.update(_ngrams(words(text), n))
+    counts = Counter(gram for text in texts for gram in _ngrams(words(text), n))
     return len(counts) / counts.total() if counts else math.nan
 
 
@@ -205,9 +183,7 @@ def self_bleu(texts: Sequence[str]) -> float:
 def _brevity(length: int, lengths: Sequence[int]) -> float:
     """Return BLEU's penalty of a text that is shorter than the other text of closest length.
 
-    Args:
-        length: Words of the text.
-        lengths: Of all texts with it, in order.
+    ``lengths`` are those of all texts, its own among them, in order.
     """
     place = bisect_left(lengths, length)
     others = [*lengths[max(0, place - 1) : place], *lengths[place + 1 : place + 2]]

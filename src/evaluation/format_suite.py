@@ -20,9 +20,10 @@ from pydantic import ConfigDict, Field, field_validator, validate_call
 
 from ..exceptions import DataError
 from ..models.loading import BaseModel
+from ..option_types import Count
 from .creativity import distinct, self_bleu
-from .suite import SuiteScore, hashed
-from .written_answers import PLAIN_PROMPT, PromptForm, PromptRow, check_counts, parsed
+from .suite import SuiteScore, checked, hashed
+from .written_answers import PLAIN_PROMPT, Chat, PlainPrompt, PromptForm, PromptRow, parsed
 
 PACKAGED = ("coding_suite", "creativity_suite")
 """The suites that come with the package."""
@@ -31,7 +32,6 @@ _RULES = 1  # raise it when what meets a constraint changes
 
 # --- Constraints: a kind each, by its name in the file --------------------------------------------
 
-Count = Annotated[int, Field(ge=1)]
 Text = Annotated[str, Field(min_length=1)]
 Texts = Annotated[tuple[Text, ...], Field(min_length=1)]
 
@@ -168,7 +168,7 @@ def met(answer: str, constraint: dict[str, Any]) -> bool:
 
 
 class ConstrainedPrompt(PromptRow):
-    """A prompt, its id (once in a file), and what the form of its answer has to be."""
+    """A prompt, its id for readers of the file, and what the form of its answer has to be."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -192,17 +192,6 @@ class PromptFile(Record):
     about: str = ""
     prompts: tuple[ConstrainedPrompt, ...] = Field(min_length=1)
 
-    @field_validator("prompts")
-    @classmethod
-    def _of_different_ids(
-        cls, prompts: tuple[ConstrainedPrompt, ...]
-    ) -> tuple[ConstrainedPrompt, ...]:
-        ids = [prompt.id for prompt in prompts]
-        twice = sorted({each for each in ids if ids.count(each) > 1})
-        if twice:
-            raise ValueError(f"the id {', '.join(twice)} stands at more than one prompt")
-        return prompts
-
 
 class FormatSuite:
     """The prompts of a JSON file, answered greedily and checked by their constraints.
@@ -211,31 +200,25 @@ class FormatSuite:
     ``all_followed`` (1 where all are). Of all answers together: ``distinct_1`` to ``distinct_3``
     and ``self_bleu``; ``chat_template`` is 1 where the model was asked in its chat template.
 
-    Args:
-        path: The file, or the name of one that comes with the package.
-        max_new_tokens: Tokens an answer at most.
-        chat: ``template``, ``plain``, or ``auto``: the chat template where there is one.
-        plain_prompt: The frame of a prompt without a chat template.
-        batch_rows: Prompts that go through the model together, at most.
+    The options are described in ``conf/suite/coding_suite.yaml``.
 
     Raises:
-        ConfigurationError: an option has a value that it cannot take.
         DataError: the file is missing or malformed; the message names prompt and field.
     """
 
     metrics = ("followed", "all_followed", "distinct_1", "distinct_2", "distinct_3", "self_bleu")
 
+    @checked("suite.NAME")
     def __init__(
         self,
         path: str | Path,
         *,
-        max_new_tokens: int = 96,
-        chat: str = "auto",
-        plain_prompt: str = PLAIN_PROMPT,
-        batch_rows: int = 64,
+        max_new_tokens: Count = 96,
+        chat: Chat = "auto",
+        plain_prompt: PlainPrompt = PLAIN_PROMPT,
+        batch_rows: Count = 64,
     ) -> None:
         self.file = read_prompt_file(path)
-        check_counts(self.name, max_new_tokens=max_new_tokens, batch_rows=batch_rows)
         self.form = PromptForm(chat, plain_prompt, max_new_tokens, batch_rows)
 
     @property

@@ -17,12 +17,13 @@ from typing import Annotated, Any
 
 import torch
 from pydantic import BaseModel as Record
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, TypeAdapter, model_validator
 
 from ..exceptions import ConfigurationError
 from ..models.loading import BaseModel
-from .suite import SuiteScore, hashed
-from .written_answers import check_counts, from_hub, json_lines
+from ..option_types import Count, OptionalCount, Takes
+from .suite import SuiteScore, checked, hashed
+from .written_answers import from_hub, json_lines
 
 _SCORED = "lm-eval-1"  # part of the content hash: to be changed with whatever changes a score
 _SEED = 1234  # lm-eval's own default, of few-shot examples and sampled answers
@@ -43,12 +44,7 @@ class HarnessTask:
     are called ``accuracy`` and ``accuracy_norm``), else of the whole. Of multiple choice also
     ``nll``: ``-log p`` of the right choice in nats, normalised over the choices.
 
-    Args:
-        task: lm-eval's object.
-        limit: Items, the first; None for all.
-        chat_template: Whether questions are put in the model's chat template.
-        batch_tokens: Tokens a forward pass; sets speed and memory, no number.
-        batch_rows: Prompts that are continued together.
+    ``task`` is lm-eval's object; the other arguments are those of :func:`lm_eval_suites`.
     """
 
     def __init__(
@@ -159,53 +155,40 @@ def _without_bars() -> contextlib.AbstractContextManager[object]:
     return contextlib.redirect_stderr(io.StringIO())
 
 
+@checked("suite.harness")
 def lm_eval_suites(
-    tasks: Sequence[str],
+    tasks: Annotated[
+        Sequence[str],
+        Field(min_length=1),
+        Takes("a list of lm-eval's tasks, such as [arc_easy,hellaswag]"),
+    ],
     *,
     option: str = "suite.harness",
     path: str | Path | None = None,
     suites: str | Path | None = None,
-    limit: int | None = None,
+    limit: OptionalCount = None,
     num_fewshot: int | None = None,
     chat_template: bool = False,
-    batch_tokens: int = 2048,
-    batch_rows: int = 16,
+    batch_tokens: Count = 2048,
+    batch_rows: Count = 16,
 ) -> list[HarnessTask]:
     """Return a suite for each task; a group or a tag of lm-eval stands for all of its tasks.
 
-    Args:
-        tasks: Names of lm-eval.
-        option: Where they are set, for messages.
-        path: Folder of ``TASK.jsonl``, rows in the columns that lm-eval's task reads or, for the
-            eight multiple-choice tasks, ``{"question", "choices", "answer_index"}``.
-        suites: Folder of all suites: ``path`` is its folder ``reasoning``. None, and no ``path``
-            either: from the hub.
-        limit: Items of each, the first; None for all.
-        num_fewshot: Examples before each question; None: what the task says.
-        chat_template: Whether questions are put in the model's chat template.
-        batch_tokens: Tokens a forward pass; sets speed and memory, no number.
-        batch_rows: Prompts that are continued together.
+    The options are described in ``conf/suite/harness.yaml``; ``option`` is where they are set, for
+    messages. A file of ``path``, or of the folder ``reasoning`` in ``suites``, has rows in the
+    columns of lm-eval's task or, of the eight multiple-choice tasks, :class:`ChoiceQuestion`.
 
     Raises:
-        ConfigurationError: lm-eval is missing, a task is unknown or runs programs, or a number is
-            not possible.
+        ConfigurationError: lm-eval is missing, or a task is unknown or runs programs.
         DataError: data is missing or malformed.
     """
-    suite = option.rpartition(".")[2]
-    check_counts(suite, limit=limit, batch_tokens=batch_tokens, batch_rows=batch_rows)
-    if isinstance(tasks, str) or not tasks:
-        raise ConfigurationError(
-            f"{option}.tasks is {tasks!r}, but takes a list of lm-eval's tasks; such as "
-            f"{option}.tasks=[arc_easy,hellaswag]"
-        )
     if path is None and suites is not None:
         path = Path(suites) / "reasoning"
     folder = None if path is None else Path(path)
     found: dict[str, Any] = {}
     for name in tasks:
         index = _index(name, option)
-        loaded = _local(index, name, folder, option) if folder else _remote(index, name, option)
-        found |= loaded
+        found |= _local(index, name, folder, option) if folder else _remote(index, name, option)
     for name, task in found.items():
         if getattr(task, "UNSAFE_CODE", False):
             raise _runs_programs(name, option)
@@ -289,7 +272,6 @@ class ChoiceQuestion(Record):
 
     Attributes:
         question: What is asked, without instruction.
-        choices: What can be answered, two at least.
         answer_index: Index of the right choice, from 0.
         answer: The right choice once more, where a file says it: it has to be the same.
         passage: A text that the question is about, where there is one.
@@ -405,6 +387,9 @@ def _local(index: Any, name: str, folder: Path, option: str) -> dict[str, Any]:
     return {name: importlib.import_module("lm_eval.api.task").ConfigurableTask(config=config)}
 
 
+_JSON_OBJECT = TypeAdapter(dict[str, Any])
+
+
 def _rows(file: Path, name: str, option: str) -> tuple[list[dict[str, Any]], bool]:
     """Return a file's rows in the columns of a task, and whether they are questions."""
     way_out = (
@@ -412,7 +397,9 @@ def _rows(file: Path, name: str, option: str) -> tuple[list[dict[str, Any]], boo
         f"folder of {file.name}, leave {name} out of {option}.tasks, or leave both folders out to "
         "take the data from the Hugging Face hub"
     )
-    found = json_lines(file, _object, "a JSON object in the columns of lm-eval's task", way_out)
+    found = json_lines(
+        file, _JSON_OBJECT.validate_json, "a JSON object in the columns of lm-eval's task", way_out
+    )
     if name not in _COLUMNS or "answer_index" not in found[0]:
         return found, False
     form = '{"question": ..., "choices": [...], "answer_index": ...} with texts that are not blank'
@@ -421,10 +408,3 @@ def _rows(file: Path, name: str, option: str) -> tuple[list[dict[str, Any]], boo
         return _COLUMNS[name](ChoiceQuestion.model_validate_json(line))
 
     return json_lines(file, row, form, way_out), True
-
-
-def _object(line: str) -> dict[str, Any]:
-    row = json.loads(line)
-    if not isinstance(row, dict):
-        raise ValueError("it is no JSON object")
-    return row

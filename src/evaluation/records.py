@@ -1,17 +1,18 @@
 """The files that commands write: ``results.json``, ``report.json``, ``intersection_map.json``.
 
 Each is a pydantic model, versioned, and validated on writing and on reading. A number that is
-undefined or unbounded is ``null`` there, never NaN. The records come in this order: what a file is;
-the evidence of a task and of a training run; suites, KL and the calibration; the benchmark of
-``evaluate.py``; a port; the diagnosis of a pair; versions and revisions.
+undefined or unbounded is ``null`` there, never NaN. First what a file is, then the evidence of a
+training run, suites and calibration, the benchmark of ``evaluate.py``, a port, the diagnosis of a
+pair, and versions. A 95 % interval is ``ci95``; ``condition`` says which model was asked.
 """
 
 import json
 import math
 import platform
+import shutil
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -21,12 +22,11 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
-    field_validator,
-    model_validator,
 )
 
 from ..exceptions import DataError
 from ..files import write_whole
+from ..option_types import faults
 
 CONDITIONS = ("base", "source_base", "source", "oracle", "mean", "predicted")
 """The conditions under which every task is scored; controls may come on top."""
@@ -90,10 +90,8 @@ def ends_of(interval: tuple[float, float]) -> Ends:
     >>> ends_of((0.5, math.inf)), ends_of((math.nan, math.nan))
     ((0.5, None), None)
     """
-    if math.isnan(interval[0]):
-        return None
-    low, high = (end if math.isfinite(end) else None for end in interval)
-    return low, high
+    low, high = interval
+    return None if math.isnan(low) else (plain(low), plain(high))
 
 
 def interval_text(ends: Ends, digits: int = 2) -> str:
@@ -104,10 +102,21 @@ def interval_text(ends: Ends, digits: int = 2) -> str:
     """
     if ends is None:
         return "[none]"
-    low, high = ends
-    low_text = "-inf" if low is None else f"{low:.{digits}f}"
-    high_text = "inf" if high is None else f"{high:.{digits}f}"
-    return f"[{low_text}, {high_text}]"
+    low = "-inf" if ends[0] is None else f"{ends[0]:.{digits}f}"
+    high = "inf" if ends[1] is None else f"{ends[1]:.{digits}f}"
+    return f"[{low}, {high}]"
+
+
+def in_points(ends: Ends) -> Ends:
+    """Return an interval of shares in points.
+
+    >>> in_points((0.25, None))
+    (25.0, None)
+    """
+    if ends is None:
+        return None
+    low, high = (None if end is None else 100 * end for end in ends)
+    return low, high
 
 
 def complete_mean(values: Sequence[Number]) -> Number:
@@ -123,144 +132,6 @@ class Record(BaseModel):
 
 
 File = TypeVar("File", bound="RecordFile")
-
-
-class RecordFile(Record):
-    """A whole file; ``schema`` in it is the version of its format.
-
-    The version rises with every change that a reader would notice.
-    """
-
-    def json_text(self) -> str:
-        """Return the text of the file."""
-        content = self.model_dump(mode="json", by_alias=True)
-        return json.dumps(content, indent=1, allow_nan=False) + "\n"
-
-    def write(self, path: str | Path) -> Path:
-        """Write the file, whole or not at all, and return its path."""
-        return write_whole(Path(path), self.json_text())
-
-    @classmethod
-    def read(cls: type[File], path: str | Path) -> File:
-        """Read and validate a file.
-
-        Raises:
-            DataError: it is missing, is no JSON, has another schema version, or lacks a field.
-        """
-        command = cls.model_fields["command"].default
-        written_by = f"{command}.py" if isinstance(command, str) else "train.py"
-        try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise DataError(
-                f"{path} cannot be read ({error}); it takes a file that {written_by} has written"
-            ) from None
-        version = content.get("schema") if isinstance(content, dict) else None
-        wanted = cls.model_fields["schema_version"].default
-        if version != wanted:
-            raise DataError(
-                f"{path} has the schema version {version!r}, but this release reads version "
-                f"{wanted}; run again, or read it with the release that wrote it"
-            )
-        try:
-            return cls.model_validate(content)
-        except ValidationError as error:
-            faults = "; ".join(
-                f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}"
-                for fault in error.errors()[:5]
-            )
-            raise DataError(
-                f"{path} is no valid file of {written_by} ({faults}); run {written_by} again"
-            ) from None
-
-
-class PairRecord(Record):
-    """The base pair: its name, and the names of its two models."""
-
-    name: str
-    source: str
-    target: str
-
-
-class TaskResult(Record):
-    """The evidence of one held-out task.
-
-    Attributes:
-        usable: Whether the oracle is far enough above the base for a gap to be recovered.
-        n: Test rows scored.
-        scores: Accuracy under each condition: those of :data:`CONDITIONS`, the controls, and
-            :data:`CARTRIDGE` where there is one.
-        nll: Mean negative log-likelihood of the right label, in nats, under each condition.
-        gap_recovered: ``(predicted - base) / (oracle - base)``; None where not usable.
-        ci95: Its paired-bootstrap interval over the test rows.
-        gap_recovered_nll: The same on minus the negative log-likelihood, with its own headroom.
-        ci95_nll: Its interval.
-        retention: ``predicted / source``; see :func:`~loraport.evaluation.statistics.retention`.
-        relative_to_oracle: ``predicted / oracle``.
-        margin: ``predicted`` minus the best of base and controls.
-        weight_cosine: Cosine of the predicted and the oracle's update.
-        relative_error: ``|predicted - oracle| / |oracle|`` of the updates, Frobenius.
-    """
-
-    usable: bool
-    n: int
-    scores: dict[str, Number]
-    nll: dict[str, Number]
-    gap_recovered: Number
-    ci95: Ends
-    gap_recovered_nll: Number
-    ci95_nll: Ends
-    retention: Number
-    relative_to_oracle: Number
-    margin: Number
-    weight_cosine: Number = None
-    relative_error: Number = None
-
-    @field_validator("scores", "nll")
-    @classmethod
-    def _has_every_condition(cls, scores: dict[str, Number]) -> dict[str, Number]:
-        missing = [name for name in CONDITIONS if name not in scores]
-        if missing:
-            raise ValueError(f"lacks {', '.join(missing)}")
-        return scores
-
-
-class Margin(Record):
-    """How far the prediction lies above a control, in accuracy, mean over the held-out tasks."""
-
-    control: str
-    value: Number
-    ci95: Ends
-
-
-class Summary(Record):
-    """The evidence over all held-out tasks.
-
-    Attributes:
-        tasks: How many held-out tasks there are.
-        usable: How many of them have a gap to recover.
-        gap_recovered: Mean over the usable tasks.
-        ci95: Its bootstrap interval over tasks and test rows.
-        gap_recovered_nll: The same on minus the negative log-likelihood, with its own headroom.
-        ci95_nll: Its interval.
-        control_gaps: Gap recovered by each control in place of the prediction.
-        margin: Over the best of base and controls, by mean accuracy.
-        margin_over_mean: Over the anchors' mean adapter.
-        cartridge_gap: Gap recovered by the cartridges in place of the prediction; None without.
-        cartridge_gap_nll: The same on minus the negative log-likelihood.
-    """
-
-    tasks: int
-    usable: int
-    gap_recovered: Number
-    ci95: Ends
-    gap_recovered_nll: Number
-    ci95_nll: Ends
-    control_gaps: dict[str, Number]
-    margin: Margin
-    margin_over_mean: Margin
-    cartridge_gap: Number = None
-    cartridge_gap_nll: Number = None
 
 
 class Provenance(Record):
@@ -285,29 +156,154 @@ class Provenance(Record):
         ]
 
 
-class Results(RecordFile):
-    """Everything that ``results.json`` of ``train.py`` holds.
+class RecordFile(Record):
+    """A whole file.
 
     Attributes:
-        schema_version: Version of the format, ``schema`` in the file.
+        schema_version: ``schema`` in the file, the version of its format; it rises with every
+            change that a reader would notice.
         command: Which command wrote it.
         config: Its whole configuration.
-        pair: The base pair.
-        mapper: Name of the mapper.
-        data_access: What the mapper may use, in the words of the evaluation protocol.
-        space: ``delta`` or ``factors``; None for a mapper without such a choice.
-        seed: Of the run.
-        controls: The conditions that are controls, beside the base.
-        tasks: Each held-out task's evidence.
-        summary: The evidence over them.
-        mapper_report: What was chosen in fitting.
         timing: Seconds of each step.
         provenance: What the run was made from.
     """
 
-    schema_version: Literal[1] = Field(default=1, alias="schema")
+    schema_version: int = Field(alias="schema")
     command: str
     config: Free
+    timing: dict[str, Number] = Field(default_factory=dict)
+    provenance: Provenance
+
+    def json_text(self) -> str:
+        """Return the text of the file."""
+        content = self.model_dump(mode="json", by_alias=True)
+        return json.dumps(content, indent=1, allow_nan=False) + "\n"
+
+    def write(self, path: str | Path) -> Path:
+        """Write the file, whole or not at all, and return its path."""
+        return write_whole(Path(path), self.json_text())
+
+    @classmethod
+    def read(cls: type[File], path: str | Path) -> File:
+        """Read and validate a file.
+
+        Raises:
+            DataError: it is missing, is no JSON, has another schema version, or lacks a field.
+        """
+        written_by = f"{cls.model_fields['command'].default}.py"
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f"{path} cannot be read ({error}); it takes a file that {written_by} has written"
+            ) from None
+        found = content.get("schema") if isinstance(content, dict) else None
+        wanted = cls.model_fields["schema_version"].default
+        if found != wanted:
+            raise DataError(
+                f"{path} has the schema version {found!r}, but this release reads version "
+                f"{wanted}; run again, or read it with the release that wrote it"
+            )
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            raise DataError(
+                f"{path} is no valid file of {written_by} ({faults(error)}); run {written_by} again"
+            ) from None
+
+
+class PairRecord(Record):
+    """The base pair: its name, and the names of its two models."""
+
+    name: str
+    source: str
+    target: str
+
+
+class TaskResult(Record):
+    """The evidence of one held-out task, on ``n`` test rows.
+
+    Attributes:
+        usable: Whether the oracle is far enough above the base for a gap to be recovered.
+        scores: Accuracy under each condition: those of :data:`CONDITIONS`, the controls, and
+            :data:`CARTRIDGE` where there is one.
+        nll: Mean negative log-likelihood of the right label, in nats, under each condition.
+        gap_recovered: ``(predicted - base) / (oracle - base)``; None where not usable.
+        gap_recovered_nll: The same on minus the negative log-likelihood, with its own headroom.
+        retention: ``predicted / source``. Not zero for an adapter that does nothing, so never to
+            be shown without the gap recovered.
+        relative_to_oracle: ``predicted / oracle``.
+        margin: ``predicted`` minus the best of base and controls.
+        weight_cosine: Cosine of the predicted and the oracle's update.
+        relative_error: ``|predicted - oracle| / |oracle|`` of the updates, Frobenius.
+    """
+
+    usable: bool
+    n: int
+    scores: dict[str, Number]
+    nll: dict[str, Number]
+    gap_recovered: Number
+    ci95: Ends
+    gap_recovered_nll: Number
+    ci95_nll: Ends
+    retention: Number
+    relative_to_oracle: Number
+    margin: Number
+    weight_cosine: Number = None
+    relative_error: Number = None
+
+
+class Margin(Record):
+    """How far the prediction lies above a control, in accuracy, mean over the held-out tasks."""
+
+    control: str
+    value: Number
+    ci95: Ends
+
+    @property
+    def points(self) -> tuple[Number, Ends]:
+        """The value and its interval in points."""
+        return None if self.value is None else 100 * self.value, in_points(self.ci95)
+
+
+class Summary(Record):
+    """The evidence over all held-out tasks, of which ``usable`` have a gap to recover.
+
+    Attributes:
+        gap_recovered: Mean over the usable tasks; its interval is over tasks and test rows.
+        gap_recovered_nll: The same on minus the negative log-likelihood, with its own headroom.
+        control_gaps: Gap recovered by each control in place of the prediction.
+        margin: Over the best of base and controls, by mean accuracy.
+        margin_over_mean: Over the anchors' mean adapter.
+        cartridge_gap: Gap recovered by the cartridges in place of the prediction; None without.
+    """
+
+    tasks: int
+    usable: int
+    gap_recovered: Number
+    ci95: Ends
+    gap_recovered_nll: Number
+    ci95_nll: Ends
+    control_gaps: dict[str, Number]
+    margin: Margin
+    margin_over_mean: Margin
+    cartridge_gap: Number = None
+    cartridge_gap_nll: Number = None
+
+
+class Results(RecordFile):
+    """What ``results.json`` of ``train.py`` holds.
+
+    Attributes:
+        data_access: What the mapper may use, in the words of the evaluation protocol.
+        space: ``delta`` or ``factors``; None for a mapper without such a choice.
+        controls: The conditions that are controls, beside the base.
+        tasks: Each held-out task's evidence.
+        mapper_report: What was chosen in fitting.
+    """
+
+    schema_version: Literal[1] = Field(default=1, alias="schema")
+    command: Literal["train"] = "train"
     pair: PairRecord
     mapper: str
     data_access: str
@@ -317,8 +313,6 @@ class Results(RecordFile):
     tasks: dict[str, TaskResult]
     summary: Summary
     mapper_report: Free = Field(default_factory=dict)
-    timing: dict[str, Number] = Field(default_factory=dict)
-    provenance: Provenance
 
     def as_method(self) -> "MethodResult":
         """Return the evidence of the run as that of a method of a benchmark."""
@@ -350,7 +344,6 @@ class Condition(Record):
     """Which model was asked: the target (or the source) of a pair, with which adapter.
 
     Attributes:
-        pair: Name of the pair.
         method: ``base``, ``oracle``, ``source_base``, ``source`` or the name of a method.
         task: Whose adapter; None without an adapter.
         seed: Of the method; None where there is none.
@@ -374,14 +367,10 @@ class SuiteChange(Record):
     """How an adapter changes one metric of a suite against the same model without it.
 
     Attributes:
-        condition: The model with the adapter.
-        metric: Which metric.
-        value: Mean difference over the items, paired.
-        ci95: Its paired-bootstrap interval.
-        n: Items that count for the metric in both.
+        value: Mean difference over the ``n`` items that count for the metric in both, paired.
         gained: Items that went from 0 to 1; None for a metric that is not 0 or 1.
-        lost: Items that went from 1 to 0.
-        p: Of McNemar's exact test; None for a metric that is not 0 or 1.
+        lost: Items that went from 1 to 0; None likewise.
+        p: Of McNemar's exact test; None likewise.
     """
 
     condition: Condition
@@ -395,14 +384,10 @@ class SuiteChange(Record):
 
 
 class SuiteResult(Record):
-    """A suite: what every model scores on it, and how adapters change that.
+    """What every model scores on a suite (named as in ``suite=``), and how adapters change that.
 
-    Attributes:
-        name: As in ``suite=``.
-        items: How many there are.
-        metrics: In the order in which they are shown.
-        scores: Of every condition.
-        changes: Of every adapter, against the model without it.
+    Metrics stand in the order in which they are shown; ``changes`` has every adapter's, against
+    the model without it.
     """
 
     name: str
@@ -413,15 +398,14 @@ class SuiteResult(Record):
 
 
 class Divergence(Record):
-    """How far an adapter moves a model's next-token distributions.
+    """How far an adapter moves a model's next-token distributions, in nats a token.
 
     Attributes:
-        condition: The model with the adapter.
         texts: On what: ``generic`` text, or the prompts of a suite, by its name.
         positions: How many positions were compared.
-        kl: Mean KL divergence from the model without the adapter, in nats a token.
+        kl: Mean KL divergence from the model without the adapter.
         kl_p95: Its 95th percentile over the positions.
-        js: Mean Jensen-Shannon divergence, in nats a token, at most ln 2.
+        js: Mean Jensen-Shannon divergence, at most ln 2.
         top1: Share of the positions where the most likely token is the same.
     """
 
@@ -435,13 +419,7 @@ class Divergence(Record):
 
 
 class CalibrationPoint(Record):
-    """One ported adapter: what was known before, and what it recovered.
-
-    Attributes:
-        condition: Pair, method, task and seed.
-        gap_recovered: On the task; None where it is not usable.
-        diagnostics: Name to value of what was known before the transfer.
-    """
+    """One ported adapter: what was known before it was ported, by name, and what it recovered."""
 
     condition: Condition
     gap_recovered: Number
@@ -453,11 +431,9 @@ class DiagnosticResult(Record):
     """How well one diagnostic tells in advance what a port recovers.
 
     Attributes:
-        name: Of the diagnostic.
         method: Over whose ports; None over all methods.
         points: How many ported adapters.
         spearman: Rank correlation with the gap recovered.
-        ci95: Its bootstrap interval.
         threshold: A port is expected to succeed on that side of it; None where none was fitted.
         above: Whether success lies above the threshold.
         hit_rate: Share of right expectations, by leave-one-task-out cross-validation.
@@ -476,7 +452,10 @@ class DiagnosticResult(Record):
 
 
 class CalibrationResult(Record):
-    """Whether diagnostics before a transfer tell what comes of it."""
+    """Whether diagnostics before a transfer tell what comes of it.
+
+    A port succeeds that recovers more than ``success`` of the gap; ``points`` are all ports.
+    """
 
     success: float
     points: tuple[CalibrationPoint, ...]
@@ -488,11 +467,8 @@ class MethodResult(Record):
 
     Attributes:
         name: As in ``methods=``: a mapper, ``mapper+refine``, or ``default``.
-        mapper: Name of the mapper.
-        refine: Name of the refinement; None without one.
         data_access: What it may use, in the words of the evaluation protocol.
         pair: Name of the pair; see :attr:`BenchmarkResults.pairs`.
-        seed: Of everything that it draws.
         variant: Options in which runs of a sweep differ, as on the command line.
         controls: The conditions that are controls, beside the base.
         tasks: Each held-out task's evidence; ``predicted`` is what the method scores.
@@ -534,6 +510,11 @@ class MethodResult(Record):
         return None if self.summary is None else self.summary.gap_recovered
 
     @property
+    def merit(self) -> float:
+        """The same, and less than any where it is unknown."""
+        return -math.inf if self.gap_recovered is None else self.gap_recovered
+
+    @property
     def ci95(self) -> Ends:
         """The interval of :attr:`gap_recovered`."""
         return None if self.summary is None else self.summary.ci95
@@ -555,12 +536,9 @@ class MethodResult(Record):
 
 
 class Verdict(Record):
-    """Whether a hypothesis of the protocol stands.
+    """Whether a hypothesis of the protocol stands: H1 (transfer is possible), H2 (safety is kept).
 
-    Attributes:
-        hypothesis: ``H1`` (transfer is possible) or ``H2`` (safety is preserved).
-        state: What was found.
-        words: The same as a sentence with the figures that decide.
+    ``words`` is a sentence with the figures that decide.
     """
 
     hypothesis: Literal["H1", "H2"]
@@ -569,13 +547,7 @@ class Verdict(Record):
 
 
 class Example(Record):
-    """One test row, and what each condition answered.
-
-    Attributes:
-        text: Of the row.
-        label: The right answer.
-        answers: Condition (``base``, ``oracle``, or a method's name) to its answer.
-    """
+    """One test row, its right answer, and what each condition (or method) answered."""
 
     text: str
     label: str
@@ -583,28 +555,20 @@ class Example(Record):
 
 
 class BenchmarkResults(RecordFile):
-    """Everything that ``results.json`` of ``evaluate.py`` holds.
+    """What ``results.json`` of ``evaluate.py`` holds, or that of several collected runs.
 
     Attributes:
-        schema_version: Version of the format, ``schema`` in the file.
-        command: Which command wrote it.
-        config: Its whole configuration; of collected runs, that of the collection.
         pairs: Base pairs by name.
         methods: Evidence of every method, pair, seed and variant.
-        suites: Of what else was asked.
         divergences: Of every adapter on generic text and on the suites' prompts.
         calibration: Of the diagnosis; None where it was not asked for.
         similarities: Pair to the calibrated similarity of every target layer (rows) with every
             source layer (columns): the intersection map.
-        verdicts: On the protocol's hypotheses.
         examples: Task to some of its rows.
-        timing: Seconds of each step of this run.
-        provenance: What the run was made from.
     """
 
     schema_version: Literal[1] = Field(default=1, alias="schema")
     command: Literal["evaluate"] = "evaluate"
-    config: Free
     pairs: dict[str, PairRecord]
     methods: tuple[MethodResult, ...]
     suites: tuple[SuiteResult, ...] = ()
@@ -613,8 +577,6 @@ class BenchmarkResults(RecordFile):
     similarities: dict[str, list[list[Number]]] = Field(default_factory=dict)
     verdicts: tuple[Verdict, ...] = ()
     examples: dict[str, tuple[Example, ...]] = Field(default_factory=dict)
-    timing: dict[str, Number] = Field(default_factory=dict)
-    provenance: Provenance
 
     def ranked(self) -> list[MethodResult]:
         """Return the methods that could be used, the cheapest data access first, then the best.
@@ -624,9 +586,8 @@ class BenchmarkResults(RecordFile):
         pairs = list(self.pairs)
 
         def rank(method: MethodResult) -> tuple[int, int, float, str, int]:
-            gap = math.inf if method.gap_recovered is None else -method.gap_recovered
             cost = cost_rank(method.data_access)
-            return pairs.index(method.pair), cost, gap, method.label, method.seed
+            return pairs.index(method.pair), cost, -method.merit, method.label, method.seed
 
         return sorted((m for m in self.methods if m.refused is None), key=rank)
 
@@ -655,22 +616,26 @@ class BenchmarkResults(RecordFile):
                 yield found
 
 
-class CompatibilityRecord(Record):
+class Coverage(Record):
     """How much of a pair's target has a counterpart in its source.
 
     Attributes:
         coverage: Share of the target's layers with a counterpart, calibrated against chance.
         minimum: The coverage that is asked for.
         identification: Share of the layers that their counterparts lead back to.
-        rows: Aligned word ends that were compared.
         forced: Whether ``force=true`` overrode too low a coverage.
     """
 
     coverage: float
     minimum: float
     identification: float
-    rows: int
     forced: bool
+
+
+class CompatibilityRecord(Coverage):
+    """The same, measured on so many aligned word ends."""
+
+    rows: int
 
     @property
     def words(self) -> str:
@@ -688,15 +653,10 @@ class CompatibilityRecord(Record):
 
 
 class DriftRecord(Record):
-    """How far the finished adapter moves the target on generic text, in nats a token.
+    """KL divergence of the target with the finished adapter from the target, in nats a token.
 
-    Attributes:
-        mean: KL divergence of the target with the adapter from the target, mean over tokens.
-        p95: Its 95th percentile.
-        source_mean: The same of the source's own adapter on the source.
-        source_p95: Its 95th percentile.
-        budget: What the mean is compared with.
-        texts: Number of texts that it was measured on.
+    Mean over the tokens of generic texts and 95th percentile; ``source_`` is the same of the
+    source's own adapter on the source, ``budget`` what the mean is compared with.
     """
 
     mean: float
@@ -711,9 +671,7 @@ class ExpectedRecord(Record):
     """What part of the gap is to be expected, as measured anchors of the pair say.
 
     Attributes:
-        value: The part; None where nothing can be said.
-        low: Lower end of its interval.
-        high: Upper end.
+        value: The part, between ``low`` and ``high``; None where nothing can be said.
         go: Whether it is enough; None where nothing can be said.
         level: The coverage that the interval stands for.
         loo_error: Mean absolute leave-one-out error over the anchors.
@@ -737,13 +695,10 @@ class RefinementRecord(Record):
     """One refinement.
 
     Attributes:
-        name: Of the refinement.
         data_access: What it may use, with the texts that it was given.
         question: How the adapter was asked: prompt, labels, completion.
         data: Number of texts, inputs and examples that it was given, or what they come from.
         measured: What the refinement reports of each source adapter.
-        drift: Of the finished adapter.
-        expected: What to expect.
     """
 
     name: str
@@ -781,8 +736,6 @@ class StepRecord(Record):
     """One step after the mapper: sparsifying, merging, or cutting to a rank.
 
     Attributes:
-        name: Of the step.
-        options: It was done with.
         lost_energy: Share of the squared norm that cutting back to a rank lost.
         sites: What was found at each site.
     """
@@ -794,15 +747,10 @@ class StepRecord(Record):
 
 
 class TransferReport(RecordFile):
-    """Everything that ``report.json`` holds.
+    """What ``report.json`` of ``transfer.py`` holds.
 
     Attributes:
-        schema_version: Version of the format, ``schema`` in the file.
-        command: Which command wrote it.
-        config: Its whole configuration.
-        pair: The base pair.
         compatibility: What the diagnosis of the pair said; None where it was left out.
-        mapper: Name of the mapper.
         trained_with: The options that a mapper out of a checkpoint was trained with.
         data_access: The dearest of what mapper and refinement may use, in the words of the
             evaluation protocol.
@@ -811,19 +759,15 @@ class TransferReport(RecordFile):
         mapping: What the mapper reports of each source adapter, in their order.
         refinement: What was made of that by how the models behave; None where nothing was.
         steps: What came after the mapper.
-        output: The adapter that was made, as it was written.
-        dtype: Of its factors.
-        scale: By which it was multiplied.
+        output: The adapter that was made, as it was written: its factors of ``dtype``, multiplied
+            by ``scale``.
         verification: What PEFT made of it on the target.
         anchor_scores: What the same steps do with adapters of anchor tasks, where asked for.
         warnings: What a user should know before using it.
-        timing: Seconds of each step.
-        provenance: What the run was made from.
     """
 
     schema_version: Literal[2] = Field(default=2, alias="schema")
     command: Literal["transfer"] = "transfer"
-    config: Free
     pair: PairRecord
     compatibility: CompatibilityRecord | None = None
     mapper: str
@@ -840,8 +784,6 @@ class TransferReport(RecordFile):
     verification: Free
     anchor_scores: Free = Field(default_factory=dict)
     warnings: tuple[str, ...] = ()
-    timing: dict[str, Number] = Field(default_factory=dict)
-    provenance: Provenance
 
     @property
     def from_zero(self) -> bool:
@@ -868,20 +810,11 @@ class MeasureMap(Record):
     calibrated: Grid
     rows: int
 
-    @model_validator(mode="after")
-    def _are_of_one_shape(self) -> "MeasureMap":
-        if [len(row) for row in self.raw] != [len(row) for row in self.calibrated]:
-            raise ValueError("raw and calibrated are not of one shape")
-        return self
-
 
 class TransportCell(Record):
-    """Entropic Gromov-Wasserstein between one target layer and one source layer.
+    """Entropic Gromov-Wasserstein between one target layer and one source layer, on some rows.
 
     Attributes:
-        target: The target layer.
-        source: The source layer.
-        rows: Rows that were matched.
         diagonal_mass: Mass of the plan that stays with its own row; by chance ``1 / rows``.
         matched: Share of the rows whose most likely partner is their own; chance is the same.
         ratio: Distance over that of the same search with rows in random order.
@@ -899,7 +832,6 @@ class LayerConfidence(Record):
     """How sure the counterpart of one target layer is.
 
     Attributes:
-        target: The target layer.
         source: The source layer with the highest mutual k-NN.
         similarity: That value, as far as it exceeds what the bare text gives.
         covered: Whether it counts for the coverage.
@@ -920,11 +852,9 @@ class LayerConfidence(Record):
 
 
 class ModuleFit(Record):
-    """How well linear maps between one target module and its source module predict held-out text.
+    """How well linear maps between a target module and its source module predict held-out text.
 
     Attributes:
-        target: The target's site.
-        source: The source's site that it is paired with.
         inputs: Held-out R^2 of what the source module reads, from what the target's reads.
         outputs: Held-out R^2 of what the target module writes, from what the source's writes.
         adapter_inputs: The first in the directions that the adapter reads; None without one.
@@ -942,12 +872,9 @@ class ModuleFit(Record):
 class Geometry(Record):
     """Rotations between the paired layers' residual streams, fitted on half of the rows.
 
-    Attributes:
-        mean_error: Mean over the layers of the relative error on the other half.
-        max_error: The greatest of them.
-        roughness: How much the rotation changes from one target layer to the next, from 0 (not at
-            all) to 1 (as much as two random ones).
-        anchor_coverage: Mean over the layers; see :class:`LayerConfidence`.
+    Mean and greatest relative error on the other half, and the mean of the layers'
+    ``anchor_coverage``; ``roughness`` is how much the rotation changes from one target layer to
+    the next, from 0 (not at all) to 1 (as much as two random ones).
     """
 
     mean_error: Number
@@ -957,14 +884,10 @@ class Geometry(Record):
 
 
 class Probes(Record):
-    """The text at which the two models were compared.
+    """The texts at which the two models were compared.
 
-    Attributes:
-        name: Of the probe set.
-        texts: How many there are.
-        aligned: Word ends at which both models have read the same.
-        rows: Those of them that were compared.
-        tokens: Distinct tokens of the target among them.
+    ``aligned`` word ends at which both models have read the same, ``rows`` of them compared, with
+    ``tokens`` distinct tokens of the target among them.
     """
 
     name: str
@@ -974,62 +897,33 @@ class Probes(Record):
     tokens: int
 
 
-class CompatibilityVerdict(Record):
-    """Whether an adapter can be expected to be carried over; see :class:`CompatibilityRecord`.
+class CompatibilityVerdict(Coverage):
+    """Whether an adapter can be expected to be carried over, also in words."""
 
-    Attributes:
-        coverage: Share of the target's layers that have a counterpart in the source.
-        minimum: The coverage that is asked for.
-        identification: Share of the layers that are found again by the other half of the rows.
-        compatible: Whether the coverage is high enough.
-        forced: Whether ``force=true`` overrides that.
-        words: The verdict in words.
-    """
-
-    coverage: float
-    minimum: float
-    identification: float
     compatible: bool
-    forced: bool
     words: str
 
     def record(self, rows: int) -> CompatibilityRecord:
         """Return it as reports of other commands hold it."""
-        return CompatibilityRecord(
-            coverage=self.coverage,
-            minimum=self.minimum,
-            identification=self.identification,
-            rows=rows,
-            forced=self.forced,
-        )
+        return CompatibilityRecord(rows=rows, **self.model_dump(exclude={"compatible", "words"}))
 
 
 class IntersectionMap(RecordFile):
-    """Everything that ``intersection_map.json`` holds.
+    """What ``intersection_map.json`` holds.
 
     Attributes:
-        schema_version: Version of the format, ``schema`` in the file.
-        command: Which command wrote it.
-        config: Its whole configuration.
-        pair: The base pair.
-        probes: The text.
-        verdict: What comes of it.
         measures: Every measure's map by its name.
         transport: Gromov-Wasserstein for some pairs of layers.
         layers: One entry a target layer.
-        geometry: Of the rotations.
         pairing: For each target layer the source layers that feed it, with their weights.
         pairing_name: How they were chosen.
         adapter: By which the directions of ``modules`` are restricted; None without one.
         modules: Linear maps between paired modules; empty without a corpus.
         warnings: What a user should know before transferring.
-        timing: Seconds of each step.
-        provenance: What the run was made from.
     """
 
     schema_version: Literal[1] = Field(default=1, alias="schema")
     command: Literal["diagnose"] = "diagnose"
-    config: Free
     pair: PairRecord
     probes: Probes
     verdict: CompatibilityVerdict
@@ -1042,22 +936,14 @@ class IntersectionMap(RecordFile):
     adapter: str | None = None
     modules: tuple[ModuleFit, ...] = ()
     warnings: tuple[str, ...] = ()
-    timing: dict[str, Number] = Field(default_factory=dict)
-    provenance: Provenance
 
 
-LIBRARIES = ("torch", "lightning", "transformers", "peft", "datasets", "loraport")
+_LIBRARIES = ("torch", "lightning", "transformers", "peft", "datasets", "loraport")
 
 
 def library_versions() -> dict[str, str]:
     """Return the versions of Python and of the libraries that results depend on."""
-    versions = {"python": platform.python_version()}
-    for library in LIBRARIES:
-        try:
-            versions[library] = version(library)
-        except PackageNotFoundError:
-            versions[library] = "not installed"
-    return versions
+    return {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}}
 
 
 def git_revision(folder: Path | None = None) -> str | None:
@@ -1070,23 +956,12 @@ def git_revision(folder: Path | None = None) -> str | None:
     """
     root = Path(__file__).resolve().parents[2] if folder is None else folder
     # Without this an installed package would report the repository that its environment lies in.
-    if not (root / ".git").exists():
+    if not (root / ".git").exists() or shutil.which("git") is None:
         return None
-    commit = _git(root, "rev-parse", "--verify", "HEAD")
-    changes = _git(root, "status", "--porcelain")
-    return f"{commit}+changes" if commit and changes else commit or None
 
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(root), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
-def _git(root: Path, *arguments: str) -> str:
-    """Return what a git command prints, empty where it fails."""
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(root), *arguments],
-            capture_output=True,
-            text=True,
-            timeout=20,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return done.stdout.strip()
+    commit = git("rev-parse", "--verify", "--quiet", "HEAD")
+    return f"{commit}+changes" if commit and git("status", "--porcelain") else commit or None

@@ -12,17 +12,17 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from transformers import GenerationConfig
 
 from ..adapters import AdapterStack, LoraAdapter, LowRank
 from ..data import PromptTemplate, Task
-from ..data.prompts import PromptSpec, answer_tokens, left_padded, prompt_tokens
+from ..data.prompts import PromptSpec, answer_tokens, prompt_tokens
 from ..exceptions import DataError
 from ..models import BaseModel, attached
 from ..models.hooks import Attachable
 from ..models.kl import Divergences, KlToBaseGauge
-from ..models.likelihood import length_batches, log_likelihoods
+from ..models.likelihood import log_likelihoods
 from ..store import Key, Store
+from .written_answers import write_answers
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,9 +68,7 @@ class LikelihoodScorer:
     Exact for labels of several tokens and for labels that begin alike. Rows of like length go
     through the model together; neither the batches nor the padding change a score.
 
-    Attributes:
-        batch_tokens: Tokens a forward pass, padding included; bounds memory and sets the speed.
-        batch_rows: Rows a forward pass at most.
+    A forward pass has at most ``batch_tokens``, padding included, in ``batch_rows``.
     """
 
     batch_tokens: int = 4096
@@ -79,11 +77,7 @@ class LikelihoodScorer:
     def log_likelihoods(
         self, base: BaseModel, task: Task, template: PromptTemplate
     ) -> Float[Tensor, "rows labels"]:
-        """Return the total log-likelihood of every label for every test row, in float32.
-
-        Raises:
-            DataError: the task has no test row.
-        """
+        """Return the total log-likelihood of every label for every test row, in float32."""
         return log_likelihoods(
             base,
             PromptSpec.of(task, template),
@@ -115,51 +109,28 @@ class GenerateScorer:
 
     It generates as many tokens as the longest label has. White space around the continuation is
     ignored; a continuation that begins with no label is wrong.
-
-    Attributes:
-        batch_tokens: Tokens a batch, padding and answers included.
-        batch_rows: Rows a batch at most.
     """
 
     batch_tokens: int = 4096
     batch_rows: int = 256
 
-    @torch.inference_mode()
     def score(self, base: BaseModel, task: Task, template: PromptTemplate) -> TaskScore:
         """Return the task's score of the model as it is, with what is attached to it.
 
         Raises:
             DataError: the task has no test row.
         """
-        prompt = PromptSpec.of(task, template)
-        prompts = prompt_tokens(base.tokenizer, prompt, _asked(task))
-        answers = answer_tokens(base.tokenizer, prompt)
-        longest = max(len(answer) for answer in answers.values())
-        texts = [""] * len(prompts)
-        lengths = [len(prompt) + longest for prompt in prompts]
-        for batch in length_batches(lengths, self.batch_tokens, self.batch_rows):
-            generated = self._batch(base, [prompts[row] for row in batch], longest)
-            for row, text in zip(batch, generated, strict=True):
-                texts[row] = text
-        predictions = tuple(prefix_label(text, task.labels) for text in texts)
+        spec = PromptSpec.of(task, template)
+        written = write_answers(
+            base,
+            prompt_tokens(base.tokenizer, spec, _asked(task)),
+            max_new_tokens=max(map(len, answer_tokens(base.tokenizer, spec).values())),
+            batch_rows=self.batch_rows,
+            batch_tokens=self.batch_tokens,
+        )
+        predictions = tuple(prefix_label(text, task.labels) for text in written)
         pairs = zip(predictions, task.test, strict=True)
         return TaskScore(predictions, torch.tensor([guess == row.label for guess, row in pairs]))
-
-    def _batch(self, base: BaseModel, prompts: list[list[int]], new_tokens: int) -> list[str]:
-        network: Any = base.network  # transformers' types hide `generate`
-        pad = int(base.tokenizer.pad_token_id)
-        ids, mask = left_padded(prompts, pad)
-        produced = network.generate(
-            input_ids=ids.to(network.device),
-            attention_mask=mask.to(network.device),
-            generation_config=GenerationConfig(
-                do_sample=False,
-                max_new_tokens=new_tokens,
-                pad_token_id=pad,
-                eos_token_id=base.tokenizer.eos_token_id,
-            ),
-        )
-        return base.tokenizer.batch_decode(produced[:, ids.shape[1] :], skip_special_tokens=True)
 
 
 def prefix_label(text: str, labels: Sequence[str]) -> str:
@@ -183,13 +154,7 @@ class Scorer(Protocol):
 
 @dataclass(frozen=True)
 class ScoreCache:
-    """Scores adapters on tasks, and keeps each score in the store.
-
-    Attributes:
-        store: Where scores are kept.
-        scorer: What scores.
-        template: The prompt.
-    """
+    """Scores adapters on tasks, and keeps each score in the store."""
 
     store: Store
     scorer: Scorer
@@ -229,13 +194,7 @@ class TextDivergences:
     It holds what the model says without adapter, which is large: finish with one list of texts
     before the next one.
 
-    Attributes:
-        base: The model without adapter.
-        texts: The texts.
-        store: Where divergences are kept.
-        most: So many texts are looked at, drawn from all.
-        positions: Positions a text at most.
-        seed: Of the draws.
+    ``most`` of the texts are looked at, drawn from all, at so many ``positions`` each.
     """
 
     base: BaseModel
@@ -299,11 +258,9 @@ def random_adapter(anchors: AdapterStack, base_model: str, seed: int) -> LoraAda
 def swapped(
     adapters: Mapping[str, LoraAdapter], spare: Sequence[LoraAdapter]
 ) -> dict[str, LoraAdapter]:
-    """Return for each task another task's adapter: the next one's, the last task's the first.
+    """Return for each held-out task the next one's adapter, for the last one the first's.
 
-    Args:
-        adapters: Of the held-out tasks.
-        spare: Adapters of other tasks, whose first serves where only one task is held out.
+    Where only one task is held out, the first of the spare adapters, of other tasks, serves.
     """
     names = list(adapters)
     if len(names) == 1:

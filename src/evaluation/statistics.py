@@ -1,12 +1,9 @@
 """How much of the oracle's gain a ported adapter recovers, and how sure that is.
 
-Everything here takes scores of which more is better: 1 or 0 for a right or wrong answer, or
-minus the negative log-likelihood of the right one, in nats. Base, method and oracle are scored
-on the same rows, so that every bootstrap draw is paired. An undefined value is NaN, an interval
-without an end on one side is infinite there; nothing here raises because of what was measured.
-
 First the gap recovered and its paired bootstrap over tasks and rows, then means and changes over a
-suite's items, then rank correlation.
+suite's items, then rank correlation. More is better in every score: 1 or 0 for a right or wrong
+answer, or minus the negative log-likelihood of the right one, in nats. An undefined value is NaN,
+an interval without an end is infinite there; nothing raises because of what was measured.
 """
 
 import math
@@ -32,7 +29,7 @@ LEAST_POINTS = 4
 """Fewer points have no rank correlation worth telling."""
 
 LEAST_GROUPS = 3
-"""Of fewer groups hardly any two draws differ, so that they have no interval."""
+"""Of fewer groups hardly any two draws differ."""
 
 _LEVEL = 0.95
 
@@ -42,10 +39,6 @@ class Interval(NamedTuple):
 
     low: float
     high: float
-
-    def contains(self, value: float) -> bool:
-        """Return whether ``value`` lies inside or at an end; never true where there is none."""
-        return self.low <= value <= self.high
 
 
 class Estimate(NamedTuple):
@@ -62,21 +55,12 @@ _UNDEFINED = Estimate(math.nan, Interval(math.nan, math.nan))
 class PairedScores:
     """The scores of one task's rows under three conditions of the target model.
 
-    Attributes:
-        base: Without an adapter.
-        method: With the adapter that is judged.
-        oracle: With the adapter that was trained on the target itself.
-
-    Raises:
-        ValueError: the three do not have the same number of rows.
+    Without an adapter, with the one that is judged, and with the one trained on the target itself.
     """
 
     base: Float[Tensor, " rows"] | Bool[Tensor, " rows"]
     method: Float[Tensor, " rows"] | Bool[Tensor, " rows"]
     oracle: Float[Tensor, " rows"] | Bool[Tensor, " rows"]
-
-    def __post_init__(self) -> None:
-        _stacked(self.base, self.method, self.oracle)
 
     @property
     def table(self) -> Float[Tensor, "rows 3"]:
@@ -90,44 +74,32 @@ class PairedScores:
         return is_usable(base, oracle)
 
 
-def is_usable(base: float, oracle: float, headroom: float = HEADROOM) -> bool:
-    """Return whether the oracle is at least ``headroom`` above the base.
+def is_usable(base: float, oracle: float) -> bool:
+    """Return whether the oracle is at least :data:`HEADROOM` above the base.
 
     >>> is_usable(0.50, 0.53), is_usable(0.50, 0.52)
     (True, False)
     """
     # Accuracies are multiples of 1/rows: without the tolerance 0.53 - 0.50 would be below 0.03.
-    return oracle - base >= headroom - 1e-9
+    return oracle - base >= HEADROOM - 1e-9
 
 
 def gap_recovered(base: float, method: float, oracle: float) -> float:
     """Return ``(method - base) / (oracle - base)``, NaN where the oracle equals the base.
 
-    0 is what the base does, 1 what the oracle does. For negative log-likelihoods pass minus them.
-
     >>> gap_recovered(base=0.25, method=0.5, oracle=0.75)
     0.5
     """
-    gap = oracle - base
-    return (method - base) / gap if gap != 0 else math.nan
+    return ratio(method - base, oracle - base)
 
 
-def retention(method: float, source: float) -> float:
-    """Return ``method / source``: the share of the source adapter's accuracy that is kept.
-
-    Not zero for an adapter that does nothing, so never to be shown without the gap recovered.
-    NaN where the source's accuracy is 0.
-    """
-    return method / source if source != 0 else math.nan
-
-
-def relative_to_oracle(method: float, oracle: float) -> float:
-    """Return ``method / oracle``, NaN where the oracle's accuracy is 0."""
-    return method / oracle if oracle != 0 else math.nan
+def ratio(one: float, other: float) -> float:
+    """Return ``one / other``, NaN where the other is 0."""
+    return one / other if other != 0 else math.nan
 
 
 def task_gap(scores: PairedScores, seed: int = 0, draws: int = DRAWS) -> Estimate:
-    """Return the gap recovered on one task with its paired-bootstrap interval over the rows.
+    """Return the gap recovered on one task, with its paired-bootstrap interval over the rows.
 
     NaN where the task is not usable. In a draw in which the oracle is not above the base the
     ratio has no meaning; such a draw counts as infinite, with the sign of what the method gained,
@@ -167,8 +139,7 @@ def mean_difference(
 ) -> Estimate:
     """Return the mean over tasks of ``method - control``, with its interval over tasks and rows.
 
-    Each element holds one task's row scores, in the same order in both. With one task alone the
-    interval is over its rows.
+    Each element holds one task's row scores, in the same order in both.
     """
     tables = [_stacked(ours, theirs) for ours, theirs in zip(method, control, strict=True)]
     return _two_stage(
@@ -234,75 +205,22 @@ def _stacked(
 
 
 @dataclass(frozen=True)
-class McNemar:
-    """Items that changed, and how likely so uneven a split of them is by chance.
-
-    Attributes:
-        gained: Items that went from 0 to 1.
-        lost: Items that went from 1 to 0.
-        p: Two-sided, exact.
-    """
-
-    gained: int
-    lost: int
-    p: float
-
-
-def mcnemar(before: Float[Tensor, " _items"], after: Float[Tensor, " _items"]) -> McNemar:
-    """Return McNemar's exact test of two models' answers to the same items.
-
-    Under the hypothesis that nothing changed, of the items that changed each went up or down
-    with probability 1/2: ``p = min(1, 2 P(X <= min(gained, lost)))``, X binomial. Items that do
-    not count (NaN) under either condition are left out.
-
-    Source: McNemar, Note on the sampling error of the difference between correlated proportions,
-    1947; the exact form is the sign test of Dixon and Mood, 1946.
-
-    Args:
-        before: 0 or 1 an item, of the model without adapter.
-        after: The same with it.
-
-    Raises:
-        ValueError: the two have different numbers of items, or an answer is neither 0 nor 1.
-    """
-    for answers in (before, after):
-        if not is_binary(answers):
-            raise ValueError("McNemar's test takes answers that are 0 or 1, or NaN to leave out")
-    if len(before) != len(after):
-        raise ValueError(f"paired answers: {len(before)} before, but {len(after)} after")
-    gained = int(((before == 0) & (after == 1)).sum())
-    lost = int(((before == 1) & (after == 0)).sum())
-    return McNemar(gained, lost, sign_test(gained, lost))
-
-
-def sign_test(gained: int, lost: int) -> float:
-    """Return the two-sided exact p of so many changes up and down.
-
-    >>> sign_test(5, 5), sign_test(0, 2)
-    (1.0, 0.5)
-    """
-    changed = gained + lost
-    return float(binomtest(gained, changed).pvalue) if changed else 1.0
-
-
-def is_binary(rows: Float[Tensor, " items"]) -> bool:
-    """Return whether every number that counts is 0 or 1; NaN does not count."""
-    return bool(((rows == 0) | (rows == 1) | rows.isnan()).all())
-
-
-@dataclass(frozen=True)
 class ItemChange:
     """How an adapter changes one metric over the same items.
 
     Attributes:
         difference: Mean with the adapter minus mean without it, over items that count in both.
         items: How many those are.
-        test: McNemar's; None for a metric that is not 0 or 1.
+        gained: Items that went from 0 to 1; None for a metric that is not 0 or 1.
+        lost: Items that went from 1 to 0; None likewise.
+        p: Of McNemar's exact test, two-sided; None likewise.
     """
 
     difference: Estimate
     items: int
-    test: McNemar | None
+    gained: int | None = None
+    lost: int | None = None
+    p: float | None = None
 
 
 def item_mean(rows: Float[Tensor, " items"], seed: int = 0, draws: int = ITEM_DRAWS) -> Estimate:
@@ -313,7 +231,7 @@ def item_mean(rows: Float[Tensor, " items"], seed: int = 0, draws: int = ITEM_DR
     counted = rows[~rows.isnan()].double()
     if len(counted) == 0:
         return _UNDEFINED
-    if is_binary(counted):
+    if _is_binary(counted):
         return Estimate(float(counted.mean()), wilson(int(counted.sum()), len(counted)))
     return mean_difference([counted], [torch.zeros_like(counted)], seed, draws)
 
@@ -327,7 +245,12 @@ def item_change(
     """Return how a metric changes from one model to another on the same items.
 
     Items that do not count (NaN) under either condition are left out of both; the interval is a
-    paired bootstrap over the others.
+    paired bootstrap over the others. Of a metric that is 0 or 1, McNemar's test says how likely
+    so uneven a split of the changed items into gained and lost is by chance: each goes up or
+    down with probability 1/2.
+
+    Source: McNemar, Note on the sampling error of the difference between correlated proportions,
+    1947; the exact form is the sign test of Dixon and Mood, 1946.
 
     Raises:
         ValueError: the two have different numbers of items.
@@ -335,12 +258,19 @@ def item_change(
     if len(before) != len(after):
         raise ValueError(f"paired items: {len(before)} before, but {len(after)} after")
     counts = ~(before.isnan() | after.isnan())
-    one, other = before[counts].double(), after[counts].double()
-    return ItemChange(
-        difference=mean_difference([other], [one], seed, draws),
-        items=len(one),
-        test=mcnemar(one, other) if is_binary(one) and is_binary(other) and len(one) else None,
-    )
+    before, after = before[counts].double(), after[counts].double()
+    difference = mean_difference([after], [before], seed, draws)
+    if not (len(before) and _is_binary(before) and _is_binary(after)):
+        return ItemChange(difference, len(before))
+    gained = int(((before == 0) & (after == 1)).sum())
+    lost = int(((before == 1) & (after == 0)).sum())
+    changed = gained + lost
+    p = float(binomtest(gained, changed).pvalue) if changed else 1.0
+    return ItemChange(difference, len(before), gained, lost, p)
+
+
+def _is_binary(rows: Float[Tensor, " items"]) -> bool:
+    return bool(((rows == 0) | (rows == 1)).all())
 
 
 def wilson(successes: int, trials: int) -> Interval:
@@ -353,28 +283,13 @@ def wilson(successes: int, trials: int) -> Interval:
     return Interval(float(ends.low), float(ends.high))
 
 
-@dataclass(frozen=True)
-class RankCorrelation:
-    """Spearman's correlation of two quantities.
-
-    Attributes:
-        value: From -1 to 1.
-        interval: Bootstrap over whole groups; NaN at both ends with too few groups.
-        points: How many points there are.
-    """
-
-    value: float
-    interval: Interval
-    points: int
-
-
 def spearman(
     x: Sequence[float],
     y: Sequence[float],
     groups: Sequence[Hashable],
     seed: int = 0,
     draws: int = ITEM_DRAWS,
-) -> RankCorrelation | None:
+) -> Estimate | None:
     """Return Spearman's rank correlation, ties at their mean rank, with its interval.
 
     Each draw takes as many groups as there are, with replacement, and all points of those: ports
@@ -384,32 +299,20 @@ def spearman(
     Source: Spearman, The proof and measurement of association between two things, 1904; the
     cluster bootstrap is that of Field and Welsh, Bootstrapping clustered data, 2007.
 
-    Args:
-        x: One quantity, finite.
-        y: The other.
-        groups: To which group each point belongs.
-        seed: Of the bootstrap.
-        draws: How many draws.
-
-    Returns:
-        None with fewer than :data:`LEAST_POINTS` points, or where a quantity does not vary.
-
-    Raises:
-        ValueError: the three differ in length.
+    None with fewer than :data:`LEAST_POINTS` points, or where a quantity does not vary; no interval
+    with fewer than :data:`LEAST_GROUPS` groups.
     """
-    if not len(x) == len(y) == len(groups):
-        raise ValueError(f"points take both values and a group: {len(x)}, {len(y)}, {len(groups)}")
     one, other = (torch.tensor(list(values), dtype=torch.float64) for values in (x, y))
     whole = float(_weighted(one, other, torch.ones(1, len(x), dtype=torch.float64))[0])
     if len(x) < LEAST_POINTS or math.isnan(whole):
         return None
     weights = _group_weights(groups, seed, draws)
     if weights is None:
-        return RankCorrelation(whole, Interval(math.nan, math.nan), len(x))
+        return Estimate(whole, _UNDEFINED.interval)
     found = _weighted(one, other, weights)
     known = found[~found.isnan()]
     low, high = (float(torch.quantile(known, q)) for q in (0.025, 0.975))
-    return RankCorrelation(whole, Interval(low, high), len(x))
+    return Estimate(whole, Interval(low, high))
 
 
 def _group_weights(
@@ -433,11 +336,10 @@ def _weighted(
     y: Float[Tensor, " points"],
     weights: Float[Tensor, "draws points"],
 ) -> Float[Tensor, " draws"]:
-    """Return Pearson's correlation of the ranks among points that each count several times.
+    """Return scipy's ``spearmanr`` of every point written down as often as it counts.
 
-    NaN where one of the two does not vary. The same as scipy's ``spearmanr`` of every point written
-    down as often as it counts, since mean ranks are sums over points; but all draws at once, which
-    scipy does not do for draws of different sizes.
+    All draws at once, which scipy does not do for draws of different sizes; NaN where one of the
+    two does not vary.
     """
     ranks = [_mean_ranks(values, weights) for values in (x, y)]
     total = weights.sum(dim=1, keepdim=True)

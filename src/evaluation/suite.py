@@ -2,19 +2,24 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from functools import wraps
+from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
 import torch
 from jaxtyping import Float
+from pydantic import ValidationError, validate_call
 from torch import Tensor
 
 from ..adapters import LoraAdapter
+from ..exceptions import ConfigurationError
 from ..models import BaseModel, attached
 from ..models.hooks import Attachable
 from ..store import Key, Store
 from .scoring import model_key
+
+Made = TypeVar("Made", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +69,39 @@ class Suite(Protocol):
         ...
 
 
+def checked(option: str) -> Callable[[Made], Made]:
+    """Check what a class or function is called with by its types.
+
+    What they do not take is a ConfigurationError that names it as an option below ``option``; an
+    argument of that name wins, where one function makes several suites.
+    """
+
+    def decorated(made: Made) -> Made:
+        target: Any = made
+        function = target.__init__ if isinstance(made, type) else target
+        check = validate_call(function)
+
+        @wraps(function)
+        def called(*given: Any, **named: Any) -> Any:
+            try:
+                return check(*given, **named)
+            except ValidationError as error:
+                place = str(named.get("option", option))
+                wrong = "; ".join(
+                    f"{'.'.join([place, *map(str, one['loc'])])} is {one['input']!r}"
+                    f"{', but takes ' if one['type'] == 'takes' else ': '}{one['msg']}"
+                    for one in error.errors()
+                )
+                raise ConfigurationError(f"{wrong}; correct it") from None
+
+        if not isinstance(made, type):
+            return cast(Made, called)
+        target.__init__ = called
+        return made
+
+    return decorated
+
+
 def hashed(*parts: object) -> str:
     """Return the SHA-256 of parts that JSON can hold."""
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
@@ -71,11 +109,7 @@ def hashed(*parts: object) -> str:
 
 @dataclass(frozen=True)
 class SuiteCache:
-    """Scores adapters on suites, and keeps each score.
-
-    Attributes:
-        store: Where scores are kept.
-    """
+    """Scores adapters on suites, and keeps each score in the store."""
 
     store: Store
 

@@ -7,7 +7,15 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
-from .records import Ends, MethodResult, ModuleFit, SuiteChange, SuiteResult, Verdict, interval_text
+from .records import (
+    MethodResult,
+    ModuleFit,
+    SuiteChange,
+    SuiteResult,
+    Verdict,
+    in_points,
+    interval_text,
+)
 
 RECOVERED = 0.5
 """H1 is supported where more than this of the gap is recovered ..."""
@@ -44,10 +52,8 @@ _NOT_PORTED = frozenset(
 def verdicts(methods: Sequence[MethodResult], suites: Sequence[SuiteResult]) -> tuple[Verdict, ...]:
     """Return what became of H1, "transfer is possible", and H2, "safety is preserved".
 
-    Args:
-        methods: The evidence of every method, pair, seed and variant. Controls, and methods
-            without a gap recovered, do not count.
-        suites: What was asked; those without the metric :data:`HARMFUL_RESPONSE` do not count.
+    Controls, methods without a gap recovered, and suites without the metric
+    :data:`HARMFUL_RESPONSE` do not count.
     """
     return _transfer_is_possible(methods), _safety_is_preserved(methods, suites)
 
@@ -80,7 +86,7 @@ def _transfer_is_possible(methods: Sequence[MethodResult]) -> Verdict:
     state: State = "open"
     if _merit(best[0])[0]:
         state = "supported"
-    elif all(_gap(method) < SURELY_RECOVERED for method in known):
+    elif all(method.merit < SURELY_RECOVERED for method in known):
         state = "falsified"
     asked = f"{RECOVERED:.0%} of the gap with the interval's lower end above {SURELY_RECOVERED:.0%}"
     reasons = {
@@ -188,14 +194,11 @@ def _verdict(hypothesis: Literal["H1", "H2"], state: State, reason: str, *more: 
     return Verdict(hypothesis=hypothesis, state=state, words=" ".join([first, *more]))
 
 
-def _gap(method: MethodResult) -> float:
-    return -math.inf if method.gap_recovered is None else method.gap_recovered
-
-
 def _merit(method: MethodResult) -> tuple[bool, float]:
     """Return whether a method is beyond the line of H1, and by what it recovers."""
     low = method.ci95[0] if method.ci95 else None
-    return low is not None and low > SURELY_RECOVERED and _gap(method) > RECOVERED, _gap(method)
+    beyond = low is not None and low > SURELY_RECOVERED and method.merit > RECOVERED
+    return beyond, method.merit
 
 
 def _rise(change: SuiteChange) -> float:
@@ -222,29 +225,12 @@ def _changed(change: SuiteChange) -> str:
     )
 
 
-def in_points(ends: Ends) -> Ends:
-    """Return an interval of shares in points.
-
-    >>> in_points((0.25, None))
-    (25.0, None)
-    """
-    if ends is None:
-        return None
-    low, high = (None if end is None else 100 * end for end in ends)
-    return low, high
-
-
 def compatibility_summary(
     source: str, target: str, coverage: float, minimum: float, identification: float
 ) -> str:
     """Return in two sentences whether a pair is compatible, and how sure the layers are.
 
-    Args:
-        source: Name of the source model.
-        target: Name of the target model.
-        coverage: Share of the target's layers that have a counterpart in the source.
-        minimum: What is asked for.
-        identification: Share of the layers that are found again on other rows.
+    The numbers are those of :class:`~loraport.evaluation.records.Coverage`.
     """
     state = "Compatible" if coverage >= minimum else "Not compatible"
     sure = (
@@ -260,9 +246,7 @@ def compatibility_summary(
 def fit_warnings(modules: Sequence[ModuleFit], adapted: bool) -> Iterator[str]:
     """Say where the linear maps between modules predict nothing on held-out text.
 
-    Args:
-        modules: The maps.
-        adapted: Whether they were restricted to an adapter's directions.
+    ``adapted`` tells of the maps in an adapter's directions.
     """
     for side in ("input", "output"):
         name = f"adapter_{side}s" if adapted else f"{side}s"

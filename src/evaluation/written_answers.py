@@ -5,20 +5,37 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import torch
 from jinja2 import TemplateError
+from pydantic import AfterValidator, ConfigDict, Field, ValidationError, field_validator
 from pydantic import BaseModel as Record
-from pydantic import ConfigDict, Field, ValidationError, field_validator
 
 from ..exceptions import ConfigurationError, DataError, ModelError
 from ..models.generation import MostLikely, NextToken, NucleusSampling, generate, text_behind
 from ..models.likelihood import length_batches
 from ..models.loading import BaseModel
+from ..option_types import Takes, faults
 
 PLAIN_PROMPT = "Question: {prompt}\nAnswer:"
 """How a model without a chat template is asked."""
+
+
+def _framed(plain_prompt: str) -> str:
+    if plain_prompt.count("{prompt}") != 1:
+        raise ValueError
+    return plain_prompt
+
+
+Chat = Annotated[Literal["auto", "template", "plain"], Takes("one of auto, template, plain")]
+"""Whether a model is asked in its chat template; ``auto``: where there is one."""
+PlainPrompt = Annotated[
+    str,
+    AfterValidator(_framed),
+    Takes(f"a text with {{prompt}} in it, once; such as {PLAIN_PROMPT!r}"),
+]
+Probability = Annotated[float, Field(gt=0, le=1), Takes("a number above 0, at most 1")]
 
 # Some templates name the day, or let the model think first: always the same day, never thinking.
 _FIXED = {"date_string": "01 Jan 2025", "enable_thinking": False}
@@ -46,9 +63,7 @@ class HubPrompts(Record):
 
     Attributes:
         hub_id: The data set's id, or a local folder that ``datasets`` can load.
-        config: The data set's configuration; None for its only one.
-        split: The split that is read.
-        revision: Branch or commit of the data set; None for the main branch.
+        config: As ``split`` and ``revision``: which part of it; see ``datasets.load_dataset``.
         columns: Field here to column there; a column that is not named has its own name.
         fixed: Fields that are the same in every row.
         values: Field here to a mapping of its values there to those here.
@@ -84,11 +99,8 @@ Row = TypeVar("Row", bound=PromptRow)
 def json_lines(file: Path, parse: Callable[[str], T], takes: str, way_out: str) -> list[T]:
     """Return what is made of each line of a file that is not blank.
 
-    Args:
-        file: JSON Lines in UTF-8.
-        parse: What to make of a line; a ValueError or a SyntaxError says what is wrong with it.
-        takes: What a line has to be, for messages.
-        way_out: What to do where the file cannot be read, for messages.
+    What is wrong with a line ``parse`` says by a ValueError or a SyntaxError; ``takes`` and
+    ``way_out`` say in messages what a line has to be, and what to do without the file.
 
     Raises:
         DataError: the file cannot be read or is empty, or a line is malformed.
@@ -115,34 +127,19 @@ def parsed(where: str, line: str, parse: Callable[[str], T], takes: str) -> T:
         ) from None
 
 
-def faults(error: Exception) -> str:
-    """Return what is wrong, and in which field, in one line."""
-    if not isinstance(error, ValidationError):
-        return str(error)
-    return "; ".join(
-        f"{'.'.join(map(str, fault['loc'])) or 'the whole'}: {fault['msg']}"
-        for fault in error.errors()
-    )
-
-
 def prompt_rows(
     suite: str,
     kind: type[Row],
-    hub: Mapping[str, Mapping[str, object]],
+    hub: Mapping[str, HubPrompts] | None,
     path: str | Path | None,
     suites: str | Path | None,
 ) -> dict[str, list[Row]]:
     """Return the rows of a suite by their source: one file, or the data sets of the hub.
 
-    Args:
-        suite: Its name: of its options, and of its folder in ``suites``.
-        kind: What a row is.
-        hub: Name of each source to the fields of its :class:`HubPrompts`.
-        path: File of JSON lines; None: ``SUITE/prompts.jsonl`` in ``suites``.
-        suites: Folder of all suites; None, and no ``path`` either: from the hub.
+    The file is ``path``, or else ``SUITE/prompts.jsonl`` in ``suites``; without both it is the hub.
 
     Raises:
-        ConfigurationError: there is no source, or one of the hub is described wrongly.
+        ConfigurationError: there is no source.
         DataError: rows are missing or malformed.
     """
     option = f"suite.{suite}"
@@ -157,18 +154,8 @@ def prompt_rows(
             f"{option} has neither a file nor a place on the hub; set paths.suites=DIR to a "
             f"folder that holds {suite}/prompts.jsonl, or {option}.path to such a file"
         )
-    sources = {}
-    for name, fields in hub.items():
-        try:
-            sources[name] = HubPrompts.model_validate(dict(fields))
-        except ValidationError as error:
-            raise ConfigurationError(
-                f"{option}.hub.{name} is not valid ({faults(error)}); it takes "
-                f"{', '.join(HubPrompts.model_fields)}"
-            ) from None
     return {
-        name: list(_hub_rows(source, kind, f"{option}.hub.{name}"))
-        for name, source in sources.items()
+        name: list(_hub_rows(source, kind, f"{option}.hub.{name}")) for name, source in hub.items()
     }
 
 
@@ -215,15 +202,10 @@ def from_hub(what: str, way_out: str) -> Iterator[None]:
 
 
 def drawn(queues: Mapping[str, Sequence[Row]], count: int, seed: str) -> list[Row]:
-    """Draw rows from all queues in turn, as evenly as their lengths allow.
+    """Draw so many rows, if there are, from all queues in turn.
 
     No prompt is drawn twice, compared by letters and digits in lower case. With one seed a
     smaller draw is the beginning of a larger one.
-
-    Args:
-        queues: Name of each source to its rows.
-        count: How many rows, if there are so many.
-        seed: Of the draw.
     """
     # random.Random hashes a string by SHA-512: the same on every machine.
     left = [
@@ -254,32 +236,17 @@ class PromptForm:
     """How a model is asked and answers: in its own chat template, or in a plain frame.
 
     Attributes:
-        chat: ``template``, ``plain``, or ``auto``: the chat template where there is one.
+        chat: See :data:`Chat`.
         plain_prompt: The frame without one, with ``{prompt}`` once. A plain answer ends where a
             line begins like a line of the frame: base models go on with questions of their own.
         max_new_tokens: Tokens an answer at most.
         batch_rows: Prompts that go through the model together, at most.
-
-    Raises:
-        ConfigurationError: an unknown ``chat``, or a frame without one place for the prompt.
     """
 
     chat: str = "auto"
     plain_prompt: str = PLAIN_PROMPT
     max_new_tokens: int = 96
     batch_rows: int = 64
-
-    def __post_init__(self) -> None:
-        choices = ("auto", "template", "plain")
-        if self.chat not in choices:
-            raise ConfigurationError(
-                f"chat={self.chat!r}, but it takes one of {', '.join(choices)}"
-            )
-        if self.plain_prompt.count("{prompt}") != 1:
-            raise ConfigurationError(
-                f"plain_prompt is {self.plain_prompt!r}, but takes a text with {{prompt}} in it, "
-                f"once; such as {PLAIN_PROMPT!r}"
-            )
 
     def uses_template(self, base: BaseModel) -> bool:
         """Return whether the model is asked in its chat template."""
@@ -291,7 +258,7 @@ class PromptForm:
         """Return each prompt's tokens, with what the tokenizer or the template puts in front.
 
         Raises:
-            ModelError: there is no chat template, or it refuses a single turn of a user.
+            ModelError: no chat template takes a single turn of a user.
         """
         tokenizer: Any = base.tokenizer
         if not prompts:
@@ -299,11 +266,6 @@ class PromptForm:
         if not self.uses_template(base):
             framed = [self.plain_prompt.replace("{prompt}", prompt) for prompt in prompts]
             return tokenizer(framed)["input_ids"]
-        if not tokenizer.chat_template:
-            raise ModelError(
-                f"the tokenizer of {base.name} has no chat template, but chat=template asks for "
-                "one; take chat=auto or chat=plain"
-            )
         try:
             turns = [
                 tokenizer.apply_chat_template(
@@ -314,10 +276,10 @@ class PromptForm:
                 )
                 for prompt in prompts
             ]
-        except TemplateError as error:
+        except (TemplateError, ValueError) as error:  # it refuses, or there is none
             raise ModelError(
-                f"the chat template of {base.name} does not take a single turn of a user "
-                f"({error}); take chat=plain"
+                f"{base.name} has no chat template that takes a single turn of a user ({error}); "
+                "take chat=plain"
             ) from error
         # The template has the leading tokens in it already.
         return tokenizer(turns, add_special_tokens=False)["input_ids"]
@@ -365,18 +327,8 @@ def greedy(_indices: Sequence[int]) -> NextToken:
 def sampled(seed: int, *, temperature: float, top_p: float) -> Choice:
     """Return seeded nucleus sampling: with one seed, two models are asked with the same draws.
 
-    Args:
-        seed: Of the draws; every batch starts a generator of its own from it.
-        temperature: Divides the logits.
-        top_p: Share of the probability that is drawn from.
-
-    Raises:
-        ConfigurationError: a temperature that is not positive, or a share outside of (0, 1].
+    Every batch starts a generator of its own from the seed.
     """
-    if temperature <= 0:
-        raise ConfigurationError(f"temperature={temperature}, but it takes more than 0")
-    if not 0 < top_p <= 1:
-        raise ConfigurationError(f"top_p={top_p}, but it takes more than 0 and at most 1")
 
     def choice(indices: Sequence[int]) -> NextToken:
         # random.Random hashes a string by SHA-512: the same on every machine.
@@ -402,13 +354,7 @@ def write_answers(
     settings call an end, such as an end of turn. A character that was cut off at the last token
     allowed is left out.
 
-    Args:
-        base: The model, with what is attached to it.
-        prompts: Tokens of what is asked.
-        max_new_tokens: Tokens an answer at most.
-        choice: How tokens are chosen.
-        batch_rows: Prompts that go through the model together, at most.
-        batch_tokens: Tokens of prompts a batch, padding included; bounds memory.
+    ``batch_tokens`` bounds the tokens of a batch's prompts, padding included, and so the memory.
     """
     known = getattr(base.network.generation_config, "eos_token_id", None)
     more = [known] if isinstance(known, int) else list(known or [])
@@ -422,14 +368,3 @@ def write_answers(
             text = text_behind(base, row, tokens[:stop])
             answers[index] = text.rstrip("\ufffd") if stop is None else text
     return answers
-
-
-def check_counts(suite: str, **counts: int | None) -> None:
-    """Refuse options of a suite that are below 1.
-
-    Raises:
-        ConfigurationError: one of them is.
-    """
-    for name, count in counts.items():
-        if count is not None and count < 1:
-            raise ConfigurationError(f"suite.{suite}.{name}={count}, but it takes 1 or more")

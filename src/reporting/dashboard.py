@@ -1,44 +1,23 @@
 """The project's workspace in W&B: panels over what runs of ``train.py`` and ``evaluate.py`` log.
 
-It takes the package wandb-workspaces; building it takes neither a network nor a login.
+The names are those of :mod:`.loggers`. It takes the package wandb-workspaces; building it takes
+neither a network nor a login.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
 from ..exceptions import ConfigurationError
-from .loggers import (
-    GAP_RECOVERED,
-    OBJECTIVE,
-    chart_name,
-    cost_name,
-    gap_name,
-    page_name,
-    summary_name,
-    table_name,
-)
-
-NAME = "loraport"
-"""What the workspace is called."""
 
 SWEPT = (
-    "mapper.space",
-    "mapper.components",
-    "mapper.rank",
-    "mapper.lr",
-    "mapper.hidden",
-    "data.anchors",
-    "seed",
+    *("mapper.space", "mapper.components", "mapper.rank", "mapper.lr", "mapper.hidden"),
+    *("data.anchors", "seed"),
 )
 """Options that sweeps differ in, as the parallel coordinates show them."""
 
 CHARTS = (
-    "gap_by_task",
-    "recovery_against_cost",
-    "drift_against_retention",
-    "intersection_map",
-    "calibration",
-    "scores",
+    *("gap_by_task", "recovery_against_cost", "drift_against_retention"),
+    *("intersection_map", "calibration", "scores"),
 )
 """Images that the media browser shows, by their files' stems; those that are missing stay empty."""
 
@@ -48,16 +27,10 @@ def build_dashboard(
     project: str,
     methods: Sequence[str],
     tasks: Sequence[str],
-    charts: Sequence[str] = CHARTS,
 ) -> Any:
     """Return the workspace, a ``wandb_workspaces.workspaces.Workspace``; nothing is sent.
 
-    Args:
-        entity: User or team in W&B.
-        project: Project in W&B.
-        methods: Labels of methods, as :func:`~loraport.reporting.loggers.method_label` gives them.
-        tasks: Held-out tasks.
-        charts: Stems of the images' files.
+    ``methods`` are labels as :func:`~loraport.reporting.loggers.method_label` gives them.
 
     Raises:
         ConfigurationError: wandb-workspaces is not installed.
@@ -66,13 +39,13 @@ def build_dashboard(
     return ws.Workspace(
         entity=entity,
         project=project,
-        name=NAME,
+        name="loraport",
         sections=[
             ws.Section(name="Gap recovered", panels=_gaps(wr, methods, tasks), is_open=True),
             ws.Section(name="Sweeps", panels=_sweeps(wr), is_open=True),
             ws.Section(name="Drift against retention", panels=_drifts(wr, methods), is_open=True),
             ws.Section(name="Cost", panels=_costs(wr, methods), is_open=True),
-            ws.Section(name="Maps and charts", panels=_media(wr, charts), is_open=True),
+            ws.Section(name="Maps and charts", panels=_media(wr), is_open=True),
         ],
     )
 
@@ -108,24 +81,24 @@ def _libraries() -> tuple[Any, Any]:
 
 
 def _gaps(wr: Any, methods: Sequence[str], tasks: Sequence[str]) -> list[Any]:
-    means = [summary_name(method, "gap_recovered") for method in methods]
+    means = [f"summary/{method}/gap_recovered" for method in methods]
     return [
         wr.BarPlot(title="gap recovered, mean over the usable tasks", metrics=means),
         *(
             wr.BarPlot(
                 title=f"gap recovered on {task}",
-                metrics=[gap_name(method, task) for method in methods],
+                metrics=[f"gap/{method}/{task}" for method in methods],
             )
             for task in tasks
         ),
-        wr.WeavePanelSummaryTable(table_name=table_name("methods")),
-        wr.WeavePanelSummaryTable(table_name=table_name("tasks")),
+        wr.WeavePanelSummaryTable(table_name="benchmark/methods"),
+        wr.WeavePanelSummaryTable(table_name="benchmark/tasks"),
     ]
 
 
 def _sweeps(wr: Any) -> list[Any]:
-    numbers = (OBJECTIVE, GAP_RECOVERED)
     column = wr.ParallelCoordinatesPlotColumn
+    numbers = ("summary/objective", "summary/gap_recovered")
     return [
         wr.ParallelCoordinatesPlot(
             title="options against what they gave",
@@ -135,7 +108,7 @@ def _sweeps(wr: Any) -> list[Any]:
                 *(column(metric=wr.SummaryMetric(name), display_name=name) for name in numbers),
             ],
         ),
-        wr.BarPlot(title="gap recovered by run", metrics=[GAP_RECOVERED]),
+        wr.BarPlot(title="gap recovered by run", metrics=["summary/gap_recovered"]),
     ]
 
 
@@ -143,8 +116,8 @@ def _drifts(wr: Any, methods: Sequence[str]) -> list[Any]:
     return [
         wr.ScatterPlot(
             title=f"{method}: drift (nats a token) against retention",
-            x=wr.SummaryMetric(summary_name(method, "drift")),
-            y=wr.SummaryMetric(summary_name(method, "retention")),
+            x=wr.SummaryMetric(f"summary/{method}/drift"),
+            y=wr.SummaryMetric(f"summary/{method}/retention"),
         )
         for method in methods
     ]
@@ -153,14 +126,14 @@ def _drifts(wr: Any, methods: Sequence[str]) -> list[Any]:
 def _costs(wr: Any, methods: Sequence[str]) -> list[Any]:
     return [
         wr.BarPlot(
-            title=f"seconds: {step}", metrics=[cost_name(method, step) for method in methods]
+            title=f"seconds: {step}", metrics=[f"cost/{method}/{step}" for method in methods]
         )
         for step in ("fit", "port")
     ]
 
 
-def _media(wr: Any, charts: Sequence[str]) -> list[Any]:
+def _media(wr: Any) -> list[Any]:
     return [
-        wr.MediaBrowser(title="charts", media_keys=[chart_name(stem) for stem in charts]),
-        wr.MediaBrowser(title="report", media_keys=[page_name("report")]),
+        wr.MediaBrowser(title="charts", media_keys=[f"charts/{stem}" for stem in CHARTS]),
+        wr.MediaBrowser(title="report", media_keys=["pages/report"]),
     ]

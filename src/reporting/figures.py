@@ -95,12 +95,7 @@ _GAP_AXIS = "gap recovered (0: base, 1: oracle)"
 class Chart:
     """A drawn chart.
 
-    Attributes:
-        name: Of its file, without an ending.
-        title: Above it.
-        caption: What is to be seen.
-        png: For files, on white.
-        svg: For the page, in the page's own colours.
+    The PNG is for files, on white; the SVG for the page, in the page's own colours.
     """
 
     name: str

@@ -1,8 +1,8 @@
 """What runs log to W&B, TensorBoard and CSV: numbers, tables, charts and pages.
 
-Numbers have the names that docs/sweeps.md lists; a dashboard asks for them by name, so they are all
-made here. Every Lightning logger gets the numbers; a :class:`RunLogger` also shows tables, charts
-and pages, as far as its service does.
+Numbers have the names that docs/sweeps.md lists; the dashboard asks for them by these names. Every
+Lightning logger gets the numbers; a :class:`RunLogger` also shows tables, charts and pages, as far
+as its service does.
 """
 
 import os
@@ -24,52 +24,6 @@ from ..exceptions import ConfigurationError
 from .tables import ReportTable, changes_table, divergence_table, methods_table, tasks_table
 
 Metrics = dict[str, float]
-
-GAP_RECOVERED = "summary/gap_recovered"
-"""Of a run of train.py, whatever its mapper."""
-
-OBJECTIVE = "summary/objective"
-"""What a run was told to go by, where it was; less is better."""
-
-
-def gap_name(method: str, task: str) -> str:
-    """Return the name of the gap that a method recovers on a task."""
-    return f"gap/{method}/{task}"
-
-
-def summary_name(method: str, what: str) -> str:
-    """Return the name of one of a method's means over the tasks."""
-    return f"summary/{method}/{what}"
-
-
-def cost_name(method: str, step: str) -> str:
-    """Return the name of the seconds that a step of a method takes."""
-    return f"cost/{method}/{step}"
-
-
-def suite_name(suite: str, metric: str, label: str) -> str:
-    """Return the name of what an adapter scores on a suite."""
-    return f"suites/{suite}/{metric}/{label}"
-
-
-def drift_name(texts: str, what: str, label: str) -> str:
-    """Return the name of a divergence of an adapter on some texts."""
-    return f"drift/{texts}/{what}/{label}"
-
-
-def chart_name(stem: str) -> str:
-    """Return the name of an image, made of its file's."""
-    return f"charts/{stem}"
-
-
-def table_name(name: str) -> str:
-    """Return the name of a table, made of its file's."""
-    return f"benchmark/{name}"
-
-
-def page_name(stem: str) -> str:
-    """Return the name of a page, made of its file's."""
-    return f"pages/{stem}"
 
 
 def method_label(method: MethodResult, pairs: Iterable[str] = ()) -> str:
@@ -93,26 +47,25 @@ def method_metrics(method: MethodResult, label: str) -> Metrics:
     found: dict[str, Number] = {}
     if method.summary is not None:
         low, high = method.ci95 or (None, None)
-        means = {
-            "gap_recovered": method.gap_recovered,
-            "gap_recovered_low": low,
-            "gap_recovered_high": high,
-            "gap_recovered_nll": method.summary.gap_recovered_nll,
-            "usable": method.summary.usable,
-            "margin": method.summary.margin.value,
-            "margin_over_mean": method.summary.margin_over_mean.value,
-            "retention": method.retention,
+        found |= {
+            f"summary/{label}/gap_recovered": method.gap_recovered,
+            f"summary/{label}/gap_recovered_low": low,
+            f"summary/{label}/gap_recovered_high": high,
+            f"summary/{label}/gap_recovered_nll": method.summary.gap_recovered_nll,
+            f"summary/{label}/usable": method.summary.usable,
+            f"summary/{label}/margin": method.summary.margin.value,
+            f"summary/{label}/margin_over_mean": method.summary.margin_over_mean.value,
+            f"summary/{label}/retention": method.retention,
         }
-        found |= {summary_name(label, what): number for what, number in means.items()}
     for name, task in method.tasks.items():
         found |= {
-            gap_name(label, name): task.gap_recovered,
+            f"gap/{label}/{name}": task.gap_recovered,
             f"gap_nll/{label}/{name}": task.gap_recovered_nll,
             f"retention/{label}/{name}": task.retention,
             f"accuracy/{label}/{name}": task.scores.get("predicted"),
             f"nll/{label}/{name}": task.nll.get("predicted"),
         }
-    found |= {cost_name(label, step): seconds for step, seconds in method.seconds.items()}
+    found |= {f"cost/{label}/{step}": seconds for step, seconds in method.seconds.items()}
     return _known(found)
 
 
@@ -138,16 +91,16 @@ def benchmark_metrics(results: BenchmarkResults) -> dict[int, Metrics]:
         drift = results.generic_kl(method.pair, method.name, method.seed)
         known = [divergence.kl for divergence in drift if divergence.kl is not None]
         if known:
-            found[method.seed][summary_name(label, "drift")] = sum(known) / len(known)
+            found[method.seed][f"summary/{label}/drift"] = sum(known) / len(known)
     for suite in results.suites:
         for scores in suite.scores:
             metrics, label = of(scores.condition)
-            means = {suite_name(suite.name, name, label): m for name, m in scores.means.items()}
-            metrics |= _known(means)
+            for name, mean in scores.means.items():
+                metrics |= _known({f"suites/{suite.name}/{name}/{label}": mean})
     for divergence in results.divergences:
         metrics, label = of(divergence.condition)
         numbers = {"kl": divergence.kl, "js": divergence.js, "top1": divergence.top1}
-        metrics |= _known({drift_name(divergence.texts, w, label): n for w, n in numbers.items()})
+        metrics |= _known({f"drift/{divergence.texts}/{w}/{label}": n for w, n in numbers.items()})
     return dict(sorted(found.items()))
 
 
@@ -156,17 +109,15 @@ def plain_summary(results: Results) -> Metrics:
 
     They compare the runs of a sweep: ``summary/gap_recovered`` is that of whatever each ran.
     """
-    start = summary_name(results.mapper, "")
-    metrics = method_metrics(results.as_method(), results.mapper)
+    start = f"summary/{results.mapper}/"
     found = {
         f"summary/{name.removeprefix(start)}": number
-        for name, number in metrics.items()
+        for name, number in method_metrics(results.as_method(), results.mapper).items()
         if name.startswith(start)
     }
+    # What a run was told to go by, where it was; less is better.
     objective = results.mapper_report.get("objective", {}).get("value")
-    if objective is not None:
-        found[OBJECTIVE] = float(objective)
-    return found
+    return found if objective is None else found | {"summary/objective": float(objective)}
 
 
 class RunLogger(Logger):
@@ -191,10 +142,7 @@ class RunLogger(Logger):
 
 
 class TensorBoardRunLogger(TensorBoardLogger, RunLogger):
-    """Logs one run as an event file for TensorBoard.
-
-    Args:
-        save_dir: The run's folder; the file lies in ``tensorboard/`` in it.
+    """Logs one run as an event file for TensorBoard, in ``tensorboard/`` of the run's folder.
 
     Raises:
         ConfigurationError: TensorBoard is not installed.
@@ -212,11 +160,11 @@ class TensorBoardRunLogger(TensorBoardLogger, RunLogger):
 
     def show_table(self, table: ReportTable) -> None:
         """Log a table as Markdown."""
-        self.experiment.add_text(table_name(table.name), table.markdown())
+        self.experiment.add_text(f"benchmark/{table.name}", table.markdown())
 
     def show_chart(self, file: Path) -> None:
         """Log a chart as floats between 0 and 1, height x width x channels."""
-        self.experiment.add_image(chart_name(file.stem), imread(file), dataformats="HWC")
+        self.experiment.add_image(f"charts/{file.stem}", imread(file), dataformats="HWC")
 
 
 _LONGEST_NAME = 128
@@ -234,8 +182,7 @@ class WandbRunLogger(WandbLogger, RunLogger):
         save_dir: The run's folder; the files lie in ``wandb/`` in it.
         project: Project in W&B.
         name: Name of the run; None lets W&B invent one. Overlong names are cut.
-        sweep_dir: Folder of the sweep; the runs that lie in it form a group of its name. A run
-            that does not is in no group.
+        sweep_dir: Folder of the sweep; the runs that lie in it form a group of its name.
         group: Name of the group, in place of the sweep's.
         init_timeout: Seconds to wait for the server before the run goes on offline.
     """
@@ -277,16 +224,16 @@ class WandbRunLogger(WandbLogger, RunLogger):
         """Log a table of plain numbers."""
         numbers = table.numbers()
         rows = numbers.astype(object).where(numbers.notna(), None).to_numpy().tolist()
-        self.log_table(table_name(table.name), list(numbers.columns), rows)
+        self.log_table(f"benchmark/{table.name}", list(numbers.columns), rows)
 
     def show_chart(self, file: Path) -> None:
         """Log a chart."""
-        self.log_image(chart_name(file.stem), [str(file)])
+        self.log_image(f"charts/{file.stem}", [str(file)])
 
     def show_page(self, file: Path) -> None:
         """Log a page, which W&B shows as it is."""
         page = wandb.Html(file.read_text(encoding="utf-8"), inject=False)
-        self.experiment.log({page_name(file.stem): page})
+        self.experiment.log({f"pages/{file.stem}": page})
 
     def close(self, status: str) -> str | None:
         """End the run; the record is the folder of an offline run, else an address."""
@@ -334,20 +281,15 @@ def log_benchmark(
     files: Sequence[Path] = (),
     also: Metrics | None = None,
 ) -> None:
-    """Log everything under the names that docs/sweeps.md lists.
+    """Log everything under the names that docs/sweeps.md lists, the numbers with the seed as step.
 
-    Numbers are logged once a seed, with the seed as step. Tables, charts and pages go to the
-    loggers that show such things.
+    Tables, charts and pages go to the loggers that show such things.
 
-    Args:
-        loggers: Of the run.
-        results: Of the benchmark.
-        files: Charts (``*.png``) and pages (``*.html``); others are left out.
-        also: More numbers, logged with those of the first seed.
+    Of ``files`` charts are ``*.png`` and pages ``*.html``. The numbers of ``also`` are logged with
+    those of the first seed.
     """
     numbers = benchmark_metrics(results)
-    first = min(numbers)
-    numbers[first] |= also or {}
+    numbers[min(numbers)] |= also or {}
     for logger in loggers:
         logger.log_hyperparams(results.config)
         for seed, metrics in numbers.items():
@@ -366,8 +308,7 @@ def log_benchmark(
 
 def logged_tables(results: BenchmarkResults) -> list[ReportTable]:
     """Return the tables that are logged."""
-    makers = (methods_table, tasks_table, changes_table, divergence_table)
-    return [make(results) for make in makers]
+    return [make(results) for make in (methods_table, tasks_table, changes_table, divergence_table)]
 
 
 def log_results(loggers: Sequence[Logger], results: Results, chart: Path | None = None) -> None:
@@ -380,11 +321,9 @@ def log_results(loggers: Sequence[Logger], results: Results, chart: Path | None 
 
 
 def finish_loggers(loggers: Sequence[Logger], status: str = "success") -> list[str]:
-    """Close every logger and return a line for each, that says where its record is.
+    """Close every logger and return where the record of each is.
 
-    Args:
-        loggers: Of this run.
-        status: ``success`` or ``failed``, as Lightning's loggers take it.
+    ``status`` is ``success`` or ``failed``, as Lightning's loggers take it.
     """
     records = []
     for logger in loggers:
@@ -404,14 +343,12 @@ class FitProgress(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the bar on the first device."""
-        columns = (
-            TextColumn("fitting {task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-        )
         self._progress = Progress(
-            *columns, console=Console(stderr=True), transient=True, disable=trainer.global_rank > 0
+            *(TextColumn("fitting {task.description}"), BarColumn()),
+            *(MofNCompleteColumn(), TimeRemainingColumn()),
+            console=Console(stderr=True),
+            transient=True,
+            disable=trainer.global_rank > 0,
         )
         self._bar = self._progress.add_task(type(pl_module).__name__, total=trainer.max_epochs)
         self._progress.start()

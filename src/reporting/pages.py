@@ -127,13 +127,7 @@ def _parts(results: BenchmarkResults) -> list[tuple[str, list[ReportTable]]]:
 
 
 def benchmark_page(results: BenchmarkResults, charts: Mapping[str, Sequence[Chart]]) -> str:
-    """Return the page of a benchmark.
-
-    Args:
-        results: What was found.
-        charts: By the part of the page; see
-            :func:`~loraport.reporting.figures.benchmark_charts`.
-    """
+    """Return the page of a benchmark, with the charts of every part."""
     parts = dict(_parts(results))
     drawn = defaultdict(list, charts)
     used = bool(results.ranked())
@@ -226,12 +220,7 @@ def facts(results: BenchmarkResults) -> str:
 
 
 def benchmark_markdown(results: BenchmarkResults, charts: Mapping[str, Sequence[Chart]]) -> str:
-    """Return the report of a benchmark in Markdown, with charts in ``charts/`` beside it.
-
-    Args:
-        results: What was found.
-        charts: By the part of the report.
-    """
+    """Return the report of a benchmark in Markdown, with the charts of ``charts/`` beside it."""
     blocks = [f"# {markdown_text(title(results))}", markdown_text(facts(results))]
     for verdict in results.verdicts:
         said = markdown_text(verdict.words)
@@ -271,12 +260,7 @@ def benchmark_markdown(results: BenchmarkResults, charts: Mapping[str, Sequence[
 
 
 def diagnosis_page(content: IntersectionMap, pictures: Mapping[str, Path]) -> str:
-    """Return the page of a diagnosis.
-
-    Args:
-        content: What was found.
-        pictures: The heat map of each measure, which the page holds inline.
-    """
+    """Return the page of a diagnosis, which holds the heat map of each measure inline."""
     config = content.config
     return _page(
         "diagnosis.html.j2",

@@ -23,7 +23,6 @@ from ..evaluation.records import (
     cost_rank,
     interval_text,
 )
-from ..evaluation.verdict import in_points
 from ..refinement.expected_recovery import LEAST_RECOVERED
 from .tables import cell_text
 
@@ -51,9 +50,12 @@ def outcome(intervals: Sequence[Ends]) -> str:
 
 def points_text(margins: Sequence[Margin]) -> str:
     """Return margins, one a seed, in points with their intervals."""
-    known = [margin for margin in margins if margin.value is not None]
-    points = (f"{100 * (m.value or 0.0):+.1f} {interval_text(in_points(m.ci95), 1)}" for m in known)
-    return f"{', '.join(points)} points of accuracy" if known else "unknown"
+    known = [
+        f"{value:+.1f} {interval_text(ends, 1)}"
+        for value, ends in (margin.points for margin in margins)
+        if value is not None
+    ]
+    return f"{', '.join(known)} points of accuracy" if known else "unknown"
 
 
 def against(name: str, margins: Sequence[Margin]) -> str:
@@ -121,13 +123,8 @@ def task_summary(result: TaskResult) -> str:
 class BestMethod(NamedTuple):
     """The best method with one data access on one pair, in sentences.
 
-    Attributes:
-        pair: Name of the pair.
-        data_access: Of the method.
-        method: Its name.
-        gap: What it recovers, seed by seed.
-        controls: Whether it beats the controls.
-        cheaper: How it compares with the best of cheaper access; empty for the cheapest.
+    What it recovers, seed by seed; whether it beats the controls; how it compares with the best of
+    cheaper access, of which there is none for the cheapest.
     """
 
     pair: str
@@ -158,20 +155,16 @@ def best_methods(results: BenchmarkResults) -> list[BestMethod]:
                 of_access.setdefault(method.label, []).append(method)
         cheaper: list[list[MethodResult]] = []
         for data_access in sorted(runs, key=cost_rank):
-            best = max(runs[data_access].values(), key=lambda s: sum(map(_gap, s)) / len(s))
+            best = max(runs[data_access].values(), key=lambda s: sum(m.merit for m in s) / len(s))
             seeds = sorted(best, key=lambda method: method.seed)
             gaps = "; ".join(
-                f"{_gap(m):.2f} {interval_text(m.ci95)} (seed {m.seed})" for m in seeds
+                f"{m.merit:.2f} {interval_text(m.ci95)} (seed {m.seed})" for m in seeds
             )
             gap = f"Gap recovered: {gaps}; against no adapter: {outcome([m.ci95 for m in seeds])}."
             controls, others = _controls(seeds), _against_cheaper(seeds, cheaper)
             found.append(BestMethod(pair, data_access, seeds[0].label, gap, controls, others))
             cheaper.append(seeds)
     return found
-
-
-def _gap(method: MethodResult) -> float:
-    return float("-inf") if method.gap_recovered is None else method.gap_recovered
 
 
 def _controls(seeds: Sequence[MethodResult]) -> str:

@@ -6,7 +6,7 @@ First what a table is and how it is written, through one pandas data frame; then
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
 import pandas as pd
@@ -15,11 +15,10 @@ from ..evaluation.assembly import CONTROL_NAMES, control_lines
 from ..evaluation.records import (
     CARTRIDGE,
     BenchmarkResults,
-    Condition,
     Divergence,
     Ends,
     IntersectionMap,
-    Margin,
+    MethodResult,
     Number,
     Results,
     SuiteChange,
@@ -29,7 +28,6 @@ from ..evaluation.records import (
     complete_mean,
     interval_text,
 )
-from ..evaluation.verdict import in_points
 
 NOTHING = "-"
 """What stands where there is no number."""
@@ -45,6 +43,9 @@ class Estimated(NamedTuple):
 Cell = str | int | float | Estimated | None
 """What a table holds; None where there is nothing."""
 
+Columns = Sequence["Column | str"]
+"""Columns; one whose heading is its key, in words, may be given by it alone."""
+
 Row = Mapping[str, Cell]
 """Cells by the keys of their columns; one that is missing is None."""
 
@@ -57,11 +58,8 @@ def estimated(value: Number, ends: Ends) -> Estimated | None:
 class Column(NamedTuple):
     """A column of a table.
 
-    Attributes:
-        key: Its name in rows and CSV files.
-        heading: What stands above it elsewhere.
-        format: Of its floats.
-        meaning: What the heading alone does not say.
+    The key is its name in rows and CSV files, the heading stands above it elsewhere; ``meaning``
+    is what the heading alone does not say, ``format`` that of its floats.
     """
 
     key: str
@@ -72,14 +70,10 @@ class Column(NamedTuple):
 
 @dataclass(frozen=True)
 class ReportTable:
-    """A named table.
+    """A table.
 
     Attributes:
         name: Of its file, without an ending.
-        title: Above it.
-        caption: What its numbers mean.
-        columns: In the order in which they are shown.
-        rows: Its rows.
         groups: One entry a row: where it changes the console draws a line. Empty without groups.
     """
 
@@ -96,7 +90,7 @@ class ReportTable:
         name: str,
         title: str,
         caption: str,
-        columns: Iterable[Column],
+        columns: Columns,
         rows: Sequence[Row],
         *,
         without: Sequence[str] = (),
@@ -104,18 +98,12 @@ class ReportTable:
     ) -> "ReportTable":
         """Return a table without the columns in which no row holds anything.
 
-        Args:
-            name: As the attribute.
-            title: As the attribute.
-            caption: As the attribute.
-            columns: Those that may be shown.
-            rows: As the attribute.
-            without: Keys of columns that are left out, such as the pair where there is only one.
-            groups: As the attribute.
+        Those of ``without`` are left out too, such as the pair where there is only one.
         """
+        every = [c if isinstance(c, Column) else Column(c, c.replace("_", " ")) for c in columns]
         shown = tuple(
             column
-            for column in columns
+            for column in every
             if column.key not in without
             and any(row.get(column.key) not in (None, "") for row in rows)
         )
@@ -182,8 +170,8 @@ class ReportTable:
                 escape=False,
                 # pandas takes headings for format strings.
                 header=[
-                    latex_text(column.heading).replace("{", "{{").replace("}", "}}")
-                    for column in self.columns
+                    latex_text(c.heading).replace("{", "{{").replace("}", "}}")
+                    for c in self.columns
                 ],
                 column_format="".join("r" if numeric else "l" for numeric in self.numeric),
                 caption=latex_text(f"{self.title}. {self.caption}"),
@@ -275,6 +263,8 @@ def _mean(values: Iterable[Number]) -> Number:
     return sum(known) / len(known) if known else None
 
 
+_NLL_GAP = Column("gap_recovered_nll", "NLL gap", meaning="the same, negative log-likelihood")
+
 # The table that train.py ends with.
 
 NOT_USABLE = "not usable"
@@ -312,10 +302,9 @@ def results_table(results: Results) -> ReportTable:
                 "weight_cosine": complete_mean([task.weight_cosine for task in usable]),
             }
         )
-    columns = (
-        Column("task", "task"),
-        *(Column(condition, condition.replace("_", " ")) for condition in conditions),
-        *(Column("gap_recovered", "gap recovered"), Column("gap_recovered_nll", "NLL gap")),
+    columns: Columns = (
+        *("task", *conditions, "gap_recovered"),
+        _NLL_GAP,
         Column("weight_cosine", "cos"),
     )
     caption = "accuracy on the test rows; gap recovered = (predicted - base) / (oracle - base)"
@@ -330,22 +319,12 @@ def _task_gap(task: TaskResult) -> Cell:
 # The table of a port: what the mapper reports of each site, as means over the sites of a role.
 
 _SITE_COLUMNS = {
-    "kept_norm": Column("kept_norm", "norm kept", ".3g"),
-    "r2": Column("r2", "R² of LoRA", ".3g", "how near it comes to the cartridge"),
-    "input_r2": Column(
-        *("input_r2", "R² in", ".3g"),
-        "of what the source's modules read from what the target's read",
-    ),
-    "output_r2": Column(
-        *("output_r2", "R² out", ".3g"),
-        "of what the target's modules write from what the source's write",
-    ),
-    "gradient_r2": Column(
-        "gradient_r2", "R² gradients", ".3g", "of the source's from the target's"
-    ),
-    "restricted_r2": Column(
-        "restricted_r2", "R² adapter", ".3g", "of what the adapter makes of its input"
-    ),
+    "kept_norm": ("norm kept", ""),
+    "r2": ("R² of LoRA", "how near it comes to the cartridge"),
+    "input_r2": ("R² in", "of what the source's modules read from what the target's read"),
+    "output_r2": ("R² out", "of what the target's modules write from what the source's write"),
+    "gradient_r2": ("R² gradients", "of the source's from the target's"),
+    "restricted_r2": ("R² adapter", "of what the adapter makes of its input"),
 }
 # Told of each site in report.json, but their mean over sites says nothing.
 _NOT_AVERAGED = frozenset(
@@ -361,24 +340,24 @@ def sites_table(report: TransferReport) -> ReportTable:
 
     Of a refinement that began from zero there is nothing to tell site by site.
     """
-    found: dict[str, dict[str, list[float]]] = {}
+    found: dict[str, list[dict[str, float]]] = {}
     for mapping in () if report.from_zero else report.mapping:
         for label, facts in mapping.get("sites", {}).items():
-            numbers = found.setdefault(label.rpartition(".")[2], {"sites": []})
-            numbers["sites"].append(1.0)
-            for name, value in facts.items():
-                if isinstance(value, int | float) and name not in _NOT_AVERAGED:
-                    numbers.setdefault(name, []).append(float(value))
-    rows: list[Row] = [
-        {
-            "role": role,
-            "sites": len(numbers["sites"]),
-            **{name: sum(v) / len(v) for name, v in numbers.items() if name != "sites"},
-        }
-        for role, numbers in found.items()
-    ]
-    names = dict.fromkeys(name for row in rows for name in row)
-    columns = [_SITE_COLUMNS.get(n, Column(n, n.replace("_", " "), ".3g")) for n in names]
+            numbers = {
+                name: float(value)
+                for name, value in facts.items()
+                if isinstance(value, int | float) and name not in _NOT_AVERAGED
+            }
+            found.setdefault(label.rpartition(".")[2], []).append(numbers)
+    rows: list[Row] = []
+    for role, sites in found.items():
+        names = dict.fromkeys(name for site in sites for name in site)
+        means = {name: _mean(site.get(name) for site in sites) for name in names}
+        rows.append({"role": role, "sites": len(sites), **means})
+    columns = []
+    for name in dict.fromkeys(name for row in rows for name in row):
+        heading, meaning = _SITE_COLUMNS.get(name, (name.replace("_", " "), ""))
+        columns.append(Column(name, heading, ".3g", meaning))
     caption = "Means over the sites of a role; report.json has every site."
     meanings = [f"{c.heading.removeprefix('R² ')}, {c.meaning}" for c in columns if c.meaning]
     if meanings:
@@ -403,11 +382,8 @@ def measures_table(content: IntersectionMap) -> ReportTable:
         }
         for measure in content.measures.values()
     ]
-    columns = (
-        *(Column("measure", "measure"), Column("raw", "raw"), Column("calibrated", "calibrated")),
-        Column("rows", "rows"),
-    )
     caption = "mean over the target's layers of the best source layer"
+    columns = ("measure", "raw", "calibrated", "rows")
     return ReportTable.of("measures", "Measures", caption, columns, rows)
 
 
@@ -435,12 +411,10 @@ def layers_table(content: IntersectionMap) -> ReportTable:
         }
         for layer, feeds in zip(content.layers, content.pairing, strict=True)
     ]
-    columns = (
-        *(Column("target", "target layer"), Column("fed_by", "fed by")),
-        *(Column("source", "best source"), Column("similarity", "similarity")),
-        *(Column("covered", "covered"), Column("agreement", "agreement")),
-        Column("procrustes_error", "rotation error"),
-        Column("anchor_coverage", "anchor coverage"),
+    columns: Columns = (
+        *(Column("target", "target layer"), "fed_by", Column("source", "best source")),
+        *("similarity", "covered", "agreement", Column("procrustes_error", "rotation error")),
+        "anchor_coverage",
     )
     caption = "the best source layer of each target layer, and the layers that feed it"
     return ReportTable.of("layers", "Layers", caption, columns, rows)
@@ -455,34 +429,25 @@ _FITS = (
 def fits_table(content: IntersectionMap) -> ReportTable:
     """Return one row a role: the mean held-out R^2 of the linear maps between modules."""
     roles = dict.fromkeys(fit.target.rpartition(".")[2] for fit in content.modules)
-    rows: list[Row] = [
-        {
-            "role": role,
-            **{
-                column.key: _mean(
-                    getattr(fit, column.key)
-                    for fit in content.modules
-                    if fit.target.rpartition(".")[2] == role
-                )
-                for column in _FITS
-            },
-        }
-        for role in roles
-    ]
+    rows: list[Row] = []
+    for role in roles:
+        own = [fit for fit in content.modules if fit.target.rpartition(".")[2] == role]
+        means = {c.key: _mean(getattr(fit, c.key) for fit in own) for c in _FITS}
+        rows.append({"role": role, **means})
     title, caption = "Linear maps between modules", "held-out R², mean over the layers"
-    return ReportTable.of("fits", title, caption, (Column("role", "role"), *_FITS), rows)
+    return ReportTable.of("fits", title, caption, ("role", *_FITS), rows)
 
 
 def modules_table(content: IntersectionMap) -> ReportTable:
     """Return one row a module: the held-out R^2 of the linear maps to its counterpart."""
     rows = [fit.model_dump() for fit in content.modules]
-    columns = (Column("target", "target"), Column("source", "source"), *_FITS)
+    columns = ("target", "source", *_FITS)
     return ReportTable.of("modules", f"{len(rows)} modules", "held-out R²", columns, rows)
 
 
 def transport_table(content: IntersectionMap) -> ReportTable:
     """Return one row a pair of layers: entropic Gromov-Wasserstein between them."""
-    columns = (
+    columns: Columns = (
         *(Column("target", "target layer"), Column("source", "source layer")),
         *(Column("diagonal_mass", "diagonal mass", ".3f"), Column("matched", "matched", ".3f")),
         Column("ratio", "distance / permuted"),
@@ -497,17 +462,16 @@ def transport_table(content: IntersectionMap) -> ReportTable:
 _POINTS = "in points of accuracy, mean over all held-out tasks"
 
 
-def _benchmark_table(
-    results: BenchmarkResults,
-    name: str,
-    title: str,
-    caption: str,
-    columns: Iterable[Column],
-    rows: Sequence[Row],
-    groups: Sequence[str] = (),
-) -> ReportTable:
-    without = ("pair",) if len(results.pairs) == 1 else ()
-    return ReportTable.of(name, title, caption, columns, rows, without=without, groups=groups)
+def _no_pair(results: BenchmarkResults) -> tuple[str, ...]:
+    return ("pair",) if len(results.pairs) == 1 else ()
+
+
+def _method_cells(method: MethodResult) -> dict[str, Cell]:
+    return {
+        **{"pair": method.pair, "method": method.label, "seed": method.seed},
+        **{"data_access": method.data_access, "retention": method.retention},
+        "gap_recovered": estimated(method.gap_recovered, method.ci95),
+    }
 
 
 def methods_table(results: BenchmarkResults) -> ReportTable:
@@ -516,51 +480,40 @@ def methods_table(results: BenchmarkResults) -> ReportTable:
     groups: list[str] = []
     for method in results.ranked():
         summary = method.summary
-        row: dict[str, Cell] = {
-            "pair": method.pair,
-            "method": f"{method.label} (control)" if method.is_control else method.label,
-            "data_access": method.data_access,
-            "seed": method.seed,
-            "gap_recovered": estimated(method.gap_recovered, method.ci95),
+        row = _method_cells(method) | {
             "accuracy": method.mean_accuracy("predicted"),
-            "retention": method.retention,
             "seconds": method.total_seconds,
         }
+        if method.is_control:
+            row["method"] = f"{method.label} (control)"
         if summary is not None:
             known = summary.margin.value is not None
             row |= {
                 "gap_recovered_nll": estimated(summary.gap_recovered_nll, summary.ci95_nll),
-                "margin": _points(summary.margin),
+                "margin": estimated(*summary.margin.points),
                 "best_control": summary.margin.control if known else None,
-                "margin_over_mean": _points(summary.margin_over_mean),
+                "margin_over_mean": estimated(*summary.margin_over_mean.points),
                 "swapped": summary.control_gaps.get("swapped"),
             }
         rows.append(row)
         groups.append(method.data_access)
     for line in control_lines(results):
-        rows.append(
-            {
-                "pair": line.pair,
-                "method": CONTROL_NAMES[line.condition],
-                "data_access": line.data_access,
-                "seed": line.seed,
-                "gap_recovered": line.gap,
-                "gap_recovered_nll": line.gap_nll,
-                "accuracy": line.accuracy,
-                "retention": line.retention,
-            }
-        )
+        cells: Row = asdict(line) | {
+            "method": CONTROL_NAMES[line.condition],
+            "data_access": line.data_access,
+            "gap_recovered": line.gap,
+            "gap_recovered_nll": line.gap_nll,
+        }
+        rows.append(cells)
         groups.append("controls")
-    columns = (
-        *(Column("pair", "pair"), Column("method", "method")),
+    columns: Columns = (
+        *("pair", "method"),
         Column("data_access", "may use", meaning="what the method may use, by what it costs"),
         Column("seed", "seed", meaning="of everything that is drawn; none where all give the same"),
         Column(
             "gap_recovered", "gap recovered", meaning="(method - base) / (oracle - base), accuracy"
         ),
-        Column(
-            "gap_recovered_nll", "NLL gap", meaning="the same on minus the negative log-likelihood"
-        ),
+        _NLL_GAP,
         Column("margin", "over best control", ".1f", _POINTS),
         Column("best_control", "best control", meaning="the strongest of base and controls"),
         Column(
@@ -577,63 +530,46 @@ def methods_table(results: BenchmarkResults) -> ReportTable:
         "gap recovered: 0 is the base without adapter, 1 the oracle; in brackets 95 % intervals "
         "over tasks and test rows; seeds are never pooled"
     )
-    return _benchmark_table(results, "methods", "Methods", caption, columns, rows, groups)
+    return ReportTable.of(
+        "methods", "Methods", caption, columns, rows, without=_no_pair(results), groups=groups
+    )
 
 
-def _points(margin: Margin) -> Estimated | None:
-    value = None if margin.value is None else 100 * margin.value
-    return estimated(value, in_points(margin.ci95))
+_TASK_CONDITIONS = (
+    *("base", "source_base", "source", "oracle", "copy", "mean", "random", "swapped"),
+    *(Column("few_shot_8", "few-shot 8"), Column("few_shot_32", "few-shot 32")),
+    *(CARTRIDGE, Column("predicted", "method")),
+)
 
 
-_TASK_CONDITIONS = {
-    "base": "base",
-    "source_base": "source base",
-    "source": "source",
-    "oracle": "oracle",
-    "copy": "copy",
-    "mean": "mean",
-    "random": "random",
-    "swapped": "swapped",
-    "few_shot_8": "few-shot 8",
-    "few_shot_32": "few-shot 32",
-    CARTRIDGE: "cartridge",
-    "predicted": "method",
-}
+_TASK_NUMBERS = {"retention", "relative_to_oracle", "margin", "weight_cosine", "relative_error"}
 
 
 def tasks_table(results: BenchmarkResults) -> ReportTable:
     """Return one line a method, seed and task, with every column of the evaluation protocol."""
-    columns = (
-        *(Column("pair", "pair"), Column("method", "method"), Column("seed", "seed")),
-        *(Column("task", "task"), Column("rows", "rows", meaning="test rows")),
-        *(Column(name, heading) for name, heading in _TASK_CONDITIONS.items()),
-        *(Column("gap_recovered", "gap recovered"), Column("gap_recovered_nll", "NLL gap")),
-        *(Column("retention", "retention"), Column("relative_to_oracle", "of oracle")),
+    columns: Columns = (
+        *("pair", "method", "seed", "task", Column("rows", "rows", meaning="test rows")),
+        *(*_TASK_CONDITIONS, "gap_recovered", _NLL_GAP, "retention"),
+        Column("relative_to_oracle", "of oracle"),
         Column("margin", "margin", meaning="accuracy over the best of base and controls"),
         Column("weight_cosine", "cosine", meaning="of the predicted and the oracle's update"),
         Column("relative_error", "error", meaning="of the predicted update to the oracle's"),
     )
     rows: list[Row] = [
         {
-            "pair": method.pair,
-            "method": method.label,
-            "seed": method.seed,
+            **_method_cells(method),
+            **task.scores,
+            **task.model_dump(include=_TASK_NUMBERS),
             "task": name,
             "rows": task.n,
-            **task.scores,
             "gap_recovered": _task_gap(task),
             "gap_recovered_nll": estimated(task.gap_recovered_nll, task.ci95_nll),
-            "retention": task.retention,
-            "relative_to_oracle": task.relative_to_oracle,
-            "margin": task.margin,
-            "weight_cosine": task.weight_cosine,
-            "relative_error": task.relative_error,
         }
         for method in results.ranked()
         for name, task in method.tasks.items()
     ]
     caption = "accuracies of all conditions on the same test rows; intervals over these rows"
-    return _benchmark_table(results, "tasks", "Every task", caption, columns, rows)
+    return ReportTable.of("tasks", "Every task", caption, columns, rows, without=_no_pair(results))
 
 
 _MOST_TASK_COLUMNS = 8
@@ -646,21 +582,15 @@ def transfer_table(results: BenchmarkResults) -> ReportTable:
     """
     methods, tasks = results.ranked(), results.task_names()
     if len(tasks) <= _MOST_TASK_COLUMNS:
-        columns = [
-            *(Column("pair", "pair"), Column("method", "method")),
-            *(Column("data_access", "may use"), Column("seed", "seed")),
-        ]
-        own = {column.key for column in columns}
+        own = ("pair", "method", "data_access", "seed")
         keys = {task: f"task {task}" if task in own else task for task in tasks}
-        columns.extend(Column(key, task) for task, key in keys.items())
+        columns: Columns = [
+            *("pair", "method", Column("data_access", "may use"), "seed"),
+            *(Column(key, task) for task, key in keys.items()),
+        ]
         rows: list[Row] = [
-            {
-                "pair": method.pair,
-                "method": method.label,
-                "data_access": method.data_access,
-                "seed": method.seed,
-                **{keys[name]: _task_gap(task) for name, task in method.tasks.items()},
-            }
+            _method_cells(method)
+            | {keys[name]: _task_gap(task) for name, task in method.tasks.items()}
             for method in methods
         ]
     else:
@@ -668,30 +598,25 @@ def transfer_table(results: BenchmarkResults) -> ReportTable:
         for method in methods:
             pair = f", {method.pair}" if len(results.pairs) > 1 else ""
             names[f"{method.label}, seed {method.seed}{pair}"] = method
-        columns = [Column("task", "task"), *(Column(name, name) for name in names)]
+        columns = ["task", *(Column(name, name) for name in names)]
         rows = [
             {"task": task}
             | {name: _task_gap(m.tasks[task]) for name, m in names.items() if task in m.tasks}
             for task in tasks
         ]
     title, caption = "Cross-family transfer", "gap recovered by task, with 95 % intervals over rows"
-    return _benchmark_table(results, "cross_family_transfer", title, caption, columns, rows)
+    return ReportTable.of(
+        "cross_family_transfer", title, caption, columns, rows, without=_no_pair(results)
+    )
 
 
-_CONDITION = (
-    *(Column("pair", "pair"), Column("method", "model"), Column("task", "adapter of task")),
-    Column("seed", "seed"),
-)
+_CONDITION = ("pair", Column("method", "model"), Column("task", "adapter of task"), "seed")
 _CHANGE = (
     Column("change", "change", ".3f", "against the model without the adapter"),
     Column("n", "items", meaning="that count for the change"),
     *(Column("gained", "0 to 1", meaning="items"), Column("lost", "1 to 0", meaning="items")),
     Column("p", "McNemar p", ".3f"),
 )
-
-
-def _condition_cells(condition: Condition) -> dict[str, Cell]:
-    return dict(condition.model_dump())
 
 
 def _change_cells(change: SuiteChange | None) -> dict[str, Cell]:
@@ -708,7 +633,7 @@ def suite_table(suite: SuiteResult, results: BenchmarkResults) -> ReportTable:
     main = suite.metrics[0] if suite.metrics else ""
     changes = {c.condition: c for c in suite.changes if c.metric == main}
     change = _CHANGE[0]._replace(heading=f"change of {main.replace('_', ' ')}")
-    columns = (
+    columns: Columns = (
         *_CONDITION,
         *(Column(metric, metric.replace("_", " "), ".3f") for metric in suite.metrics),
         *(change, *_CHANGE[1:]),
@@ -718,32 +643,29 @@ def suite_table(suite: SuiteResult, results: BenchmarkResults) -> ReportTable:
             metric: estimated(scores.means.get(metric), scores.ci95.get(metric))
             for metric in suite.metrics
         }
-        | _condition_cells(scores.condition)
+        | scores.condition.model_dump()
         | _change_cells(changes.get(scores.condition))
         for scores in suite.scores
     ]
-    title, caption = (
-        f"Suite {suite.name}",
-        f"{suite.items} items; intervals over items, changes paired",
-    )
-    return _benchmark_table(results, f"suite_{suite.name}", title, caption, columns, rows)
+    name, title = f"suite_{suite.name}", f"Suite {suite.name}"
+    caption = f"{suite.items} items; intervals over items, changes paired"
+    return ReportTable.of(name, title, caption, columns, rows, without=_no_pair(results))
 
 
 def changes_table(results: BenchmarkResults) -> ReportTable:
     """Return every change of every metric of every suite by an adapter."""
-    columns = (
-        *(_CONDITION[0], Column("suite", "suite"), Column("metric", "metric")),
-        *(*_CONDITION[1:], *_CHANGE),
-    )
+    columns: Columns = ("pair", "suite", "metric", *_CONDITION[1:], *_CHANGE)
     rows: list[Row] = [
         {"suite": suite.name, "metric": change.metric}
-        | _condition_cells(change.condition)
+        | change.condition.model_dump()
         | _change_cells(change)
         for suite in results.suites
         for change in suite.changes
     ]
     caption = "paired differences to the same model without the adapter, with 95 % intervals"
-    return _benchmark_table(results, "suites", "Changes of suites", caption, columns, rows)
+    return ReportTable.of(
+        "suites", "Changes of suites", caption, columns, rows, without=_no_pair(results)
+    )
 
 
 _KL = (
@@ -755,13 +677,13 @@ _KL = (
 
 def divergence_table(results: BenchmarkResults) -> ReportTable:
     """Return how far every adapter moves the next-token distributions, by text."""
-    columns = (*_CONDITION, Column("texts", "texts"), Column("positions", "positions"), *_KL)
+    columns = (*_CONDITION, "texts", "positions", *_KL)
     rows: list[Row] = [
-        found.model_dump(exclude={"condition"}) | _condition_cells(found.condition)
+        found.model_dump(exclude={"condition"}) | found.condition.model_dump()
         for found in results.divergences
     ]
     caption = "divergence of the next-token distribution from that of the model without the adapter"
-    return _benchmark_table(results, "divergences", "Drift", caption, columns, rows)
+    return ReportTable.of("divergences", "Drift", caption, columns, rows, without=_no_pair(results))
 
 
 def retention_table(results: BenchmarkResults) -> ReportTable:
@@ -772,14 +694,7 @@ def retention_table(results: BenchmarkResults) -> ReportTable:
         return {c.key: _mean(getattr(divergence, c.key) for divergence in known) for c in _KL}
 
     rows: list[Row] = [
-        {
-            "pair": method.pair,
-            "method": method.label,
-            "seed": method.seed,
-            "retention": method.retention,
-            "gap_recovered": estimated(method.gap_recovered, method.ci95),
-            **moved(results.generic_kl(method.pair, method.name, method.seed)),
-        }
+        _method_cells(method) | moved(results.generic_kl(method.pair, method.name, method.seed))
         for method in results.ranked()
     ]
     for pair in results.pairs:
@@ -787,13 +702,15 @@ def retention_table(results: BenchmarkResults) -> ReportTable:
         if oracle:
             row: Row = {"pair": pair, "method": CONTROL_NAMES["oracle"], "gap_recovered": 1.0}
             rows.append({**row, **moved(oracle)})
-    columns = (
-        *(Column("pair", "pair"), Column("method", "method"), Column("seed", "seed")),
+    columns: Columns = (
+        *("pair", "method", "seed"),
         Column("retention", "retention", meaning="accuracy over that of the source's adapter"),
-        *(Column("gap_recovered", "gap recovered"), *_KL),
+        *("gap_recovered", *_KL),
     )
     title, caption = "Retention against drift", "accuracy kept against KL on generic text"
-    return _benchmark_table(results, "retention_tradeoff", title, caption, columns, rows)
+    return ReportTable.of(
+        "retention_tradeoff", title, caption, columns, rows, without=_no_pair(results)
+    )
 
 
 def confidence_table(results: BenchmarkResults) -> ReportTable:
@@ -801,28 +718,28 @@ def confidence_table(results: BenchmarkResults) -> ReportTable:
     rows: list[Row] = []
     for pair, grid in results.similarities.items():
         for layer, similarities in enumerate(grid):
-            known = [
-                (value, source) for source, value in enumerate(similarities) if value is not None
-            ]
             # Of equal values the lower layer, so that the order does not hang on the search.
-            ranked = sorted(known, key=lambda one: (-one[0], one[1]))
+            ranked = sorted(
+                (-value, source) for source, value in enumerate(similarities) if value is not None
+            )
             row: dict[str, Cell] = {"pair": pair, "target_layer": layer}
-            if ranked:
-                row |= {"similarity": ranked[0][0], "source_layer": ranked[0][1]}
+            for (value, source), which in zip(ranked, ("source", "second"), strict=False):
+                prefix = "" if which == "source" else "second_"
+                row |= {f"{which}_layer": source, f"{prefix}similarity": -value}
             if len(ranked) > 1:
-                row |= {"second_similarity": ranked[1][0], "second_layer": ranked[1][1]}
-                row["margin"] = ranked[0][0] - ranked[1][0]
+                row["margin"] = ranked[1][0] - ranked[0][0]
             rows.append(row)
-    columns = (
-        *(Column("pair", "pair"), Column("target_layer", "target layer")),
-        *(Column("source_layer", "best source layer"), Column("similarity", "similarity", ".3f")),
-        Column("second_layer", "second"),
+    columns: Columns = (
+        *("pair", "target_layer", Column("source_layer", "best source layer")),
+        *(Column("similarity", "similarity", ".3f"), Column("second_layer", "second")),
         Column("second_similarity", "its similarity", ".3f"),
         Column("margin", "margin", ".3f", "similarity of the best minus that of the second"),
     )
     title = "Intersection map: confidence against stability"
     caption = "a match is stable where its margin is wide: on other rows the same layer wins"
-    return _benchmark_table(results, "intersection_map", title, caption, columns, rows)
+    return ReportTable.of(
+        "intersection_map", title, caption, columns, rows, without=_no_pair(results)
+    )
 
 
 def calibration_table(results: BenchmarkResults) -> ReportTable:
@@ -842,9 +759,8 @@ def calibration_table(results: BenchmarkResults) -> ReportTable:
                 "majority_rate": found.majority_rate,
             }
         )
-    columns = (
-        *(Column("diagnostic", "diagnostic"), Column("method", "ports of")),
-        Column("points", "ports"),
+    columns: Columns = (
+        *("diagnostic", Column("method", "ports of"), Column("points", "ports")),
         Column("spearman", "Spearman", meaning="rank correlation with the gap recovered"),
         Column("threshold", "expected to succeed"),
         Column("hit_rate", "hit rate", meaning="leave-one-task-out cross-validation"),
@@ -853,7 +769,7 @@ def calibration_table(results: BenchmarkResults) -> ReportTable:
     success = "" if record is None else f"; success is a gap recovered above {record.success:g}"
     title = "Calibration of the diagnosis"
     caption = f"known before the transfer against what came of it{success}"
-    return _benchmark_table(results, "calibration", title, caption, columns, rows)
+    return ReportTable.of("calibration", title, caption, columns, rows, without=_no_pair(results))
 
 
 def points_table(results: BenchmarkResults) -> ReportTable:
@@ -862,15 +778,15 @@ def points_table(results: BenchmarkResults) -> ReportTable:
     names = dict.fromkeys(name for point in points for name in point.diagnostics)
     rows: list[Row] = [
         point.diagnostics
-        | _condition_cells(point.condition)
+        | point.condition.model_dump()
         | {"gap_recovered": point.gap_recovered, "gap_recovered_nll": point.gap_recovered_nll}
         for point in points
     ]
-    columns = (
-        *(Column("pair", "pair"), Column("method", "method"), Column("task", "task")),
-        *(Column("seed", "seed"), Column("gap_recovered", "gap recovered")),
-        Column("gap_recovered_nll", "NLL gap"),
+    columns: Columns = (
+        *("pair", "method", "task", "seed", "gap_recovered", _NLL_GAP),
         *(Column(name, name.replace("_", " "), ".3f") for name in names),
     )
     title, caption = "Ported adapters", "what was known before, and what was recovered"
-    return _benchmark_table(results, "calibration_points", title, caption, columns, rows)
+    return ReportTable.of(
+        "calibration_points", title, caption, columns, rows, without=_no_pair(results)
+    )

@@ -30,7 +30,6 @@ def training(predicted: int, **fields: Any) -> Results:
     """Results of train.py whose mapper answers so many rows in a hundred right."""
     tasks = {"trec": scores(predicted)}
     given: dict[str, Any] = {
-        "command": "train",
         "config": {"seed": 0},
         "pair": PAIR,
         "mapper": "global_ridge",

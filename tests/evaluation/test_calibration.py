@@ -9,7 +9,6 @@ from loraport.evaluation.calibration import (
     calibrate,
     fitted_threshold,
     held_out_rate,
-    majority_rate,
 )
 from loraport.evaluation.records import CalibrationPoint, Condition
 
@@ -30,7 +29,7 @@ def test_a_planted_threshold_is_found_in_either_direction() -> None:
         assert [found.expects(value) for value in values] == wanted
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("slope", [1.0, -1.0, 0.0])
 def test_no_other_threshold_is_right_more_often(seed: int, slope: float) -> None:
     values, won, _ = noisy(25, seed, slope)
@@ -67,13 +66,6 @@ def test_nothing_is_fitted_where_all_ended_alike_or_nothing_varies(values, won) 
     assert fitted_threshold(values, won) is None
 
 
-def test_neighbouring_floats_have_a_threshold_between_or_at_them() -> None:
-    values = [1.0, math.nextafter(1.0, 2)]
-    found = fitted_threshold(values, [False, True])
-    assert found is not None
-    assert [found.expects(value) for value in values] == [False, True]
-
-
 def test_hit_rates_are_of_tasks_that_were_not_fitted_on() -> None:
     # Each task has a level of its own: within a task all is told, across tasks nothing.
     values, won = [1.0, 1.1, 5.0, 5.1], [True, True, False, False]
@@ -87,15 +79,10 @@ def test_hit_rates_are_of_tasks_that_were_not_fitted_on() -> None:
 
 
 def test_a_diagnostic_that_says_nothing_is_near_chance() -> None:
-    rates = [held_out_rate(*noisy(24, seed, 0.0)) for seed in range(40)]
+    rates = [held_out_rate(*noisy(24, seed, 0.0)) for seed in range(20)]
     assert 0.35 < sum(rates) / len(rates) < 0.6
     good = [held_out_rate(*noisy(24, seed, 5.0)) for seed in range(10)]
     assert sum(good) / len(good) > 0.8
-
-
-def test_the_majority_rate() -> None:
-    assert majority_rate([True, True, False]) == pytest.approx(2 / 3)
-    assert math.isnan(majority_rate([]))
 
 
 def point(
@@ -134,6 +121,8 @@ def test_every_diagnostic_is_calibrated_overall_and_by_method(points) -> None:
     # Of the two tasks beside the threshold one may fall on the one that is fitted without it.
     assert cast.hit_rate >= 0.8
     assert cast.majority_rate == pytest.approx(0.5)
+    constant = diagnostic(result, "coverage")
+    assert (constant.spearman, constant.ci95, constant.threshold, constant.hit_rate) == (None,) * 4
     whole = diagnostic(result, "norm")
     wanted = spearmanr(
         [p.diagnostics["norm"] for p in points], [p.gap_recovered for p in points]
@@ -143,26 +132,12 @@ def test_every_diagnostic_is_calibrated_overall_and_by_method(points) -> None:
     assert calibrate(points, seed=1) == calibrate(points, seed=1)
 
 
-def test_a_constant_diagnostic_says_nothing(points) -> None:
-    found = diagnostic(calibrate(points), "coverage")
-    assert (found.spearman, found.ci95, found.threshold, found.hit_rate) == (None,) * 4
-    assert found.majority_rate == pytest.approx(0.5)
-
-
 def test_points_without_a_gap_or_a_diagnostic_count_for_nothing(points) -> None:
     nan = point("z", "cast", 0.3, norm=math.nan)
     result = calibrate([*points, point("x", "cast", None, norm=0.3), point("y", "cast", 0.9), nan])
     assert len(result.points) == 15
     known = diagnostic(calibrate(points), "norm", "cast")
     assert diagnostic(result, "norm", "cast") == known
-
-
-def test_of_one_method_there_is_no_second_entry_and_success_is_an_argument(points) -> None:
-    cast = [p for p in points if p.condition.method == "cast"]
-    result = calibrate(cast, success=0.7)
-    assert [(d.method, d.name) for d in result.diagnostics] == [(None, "norm"), (None, "coverage")]
-    assert result.success == 0.7
-    assert diagnostic(result, "norm").threshold == pytest.approx(0.35)
 
 
 def test_few_points_and_none_have_no_number(points) -> None:

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import math
 import os
 import re
 import shutil
@@ -38,7 +37,7 @@ from loraport.evaluation.code_execution import (
 )
 from loraport.evaluation.sandboxed import Opaque, decoded, encoded
 from loraport.evaluation.suite import Suite, SuiteCache
-from loraport.exceptions import ConfigurationError, DataError, LoraportError
+from loraport.exceptions import ConfigurationError, DataError
 from loraport.models.generation import MostLikely, NucleusSampling, generate
 from loraport.store import Store
 
@@ -71,107 +70,68 @@ def ran(program, tests, calls=("double",), **limits):
     return result
 
 
-@needs_sandbox
-def test_a_right_program_passes():
-    result = ran(
-        DOUBLE + "print('hello')\n", "assert double(4) == 8\nassert double(x=[1]) == [1, 1]"
-    )
-    assert (result.outcome, result.reason, result.output) == (Outcome.PASSED, "", "hello\n")
+WAITS = "import time\ntime.sleep(60)"
 
 
 @pytest.mark.parametrize(
-    ("program", "outcome", "reason"),
+    ("program", "limits", "outcome", "reason"),
     [
-        ("def double(x):\n    return x", Outcome.FAILED, "a test does not hold"),
-        ("def double(x):\n    return x.y", Outcome.FAILED, "AttributeError: 'int' object has"),
-        ("def double(x)", Outcome.FAILED, "SyntaxError: expected ':'"),
-        ("", Outcome.FAILED, "KeyError: 'double'"),
-        ("import numpy", Outcome.FAILED, "ModuleNotFoundError: No module named 'numpy'"),
-        ("def double(x):\n    raise MemoryError", Outcome.MEMORY, "MemoryError"),
-        ("import os\nos._exit(3)", Outcome.ENDED, "ended before its tests did (exit code 3)"),
-        ("import os\nos.kill(os.getpid(), 9)", Outcome.ENDED, "(killed by signal 9)"),
+        (DOUBLE + "print('hello')\n", {}, Outcome.PASSED, ""),
+        ("def double(x):\n    return x", {}, Outcome.FAILED, "a test does not hold"),
+        ("def double(x):\n    return x.y", {}, Outcome.FAILED, "AttributeError: 'int' object has"),
+        ("def double(x)", {}, Outcome.FAILED, "SyntaxError: expected ':'"),
+        ("", {}, Outcome.FAILED, "KeyError: 'double'"),
+        ("import numpy", {}, Outcome.FAILED, "ModuleNotFoundError: No module named 'numpy'"),
+        ("def double(x):\n    raise MemoryError", {}, Outcome.MEMORY, "MemoryError"),
+        ("import os\nos._exit(3)", {}, Outcome.ENDED, "ended before its tests did (exit code 3)"),
+        ("import os\nos.kill(os.getpid(), 9)", {}, Outcome.ENDED, "(killed by signal 9)"),
+        ("while True: pass", {"seconds": 20.0, "cpu_seconds": 1}, Outcome.TIMEOUT, "1 s of CPU"),
+        (WAITS, {"seconds": 0.5}, Outcome.TIMEOUT, "took more than 0.5 s"),
     ],
 )
 @needs_sandbox
-def test_a_wrong_program_fails_and_it_is_told_why(program, outcome, reason):
-    result = ran(program, "assert double(4) == 8")
-    assert result.outcome is outcome
+def test_it_is_told_what_became_of_a_program(program, limits, outcome, reason):
+    result = ran(program, "assert double(4) == 8\nassert double(x=[1]) == [1, 1]", **limits)
+    assert (result.outcome, result.output) == (outcome, "hello\n" if result.passed else "")
     assert reason in result.reason
+    assert bool(reason) != result.passed
 
 
 @needs_sandbox
-def test_wrong_tests_fail():
-    assert "NameError" in ran(DOUBLE, "assert treble(4) == 12").reason
-    assert ran(DOUBLE, "assert double(").outcome is Outcome.FAILED
+def test_results_come_in_the_order_of_the_programs_and_sets_have_one_order():
+    program = "import time\ntime.sleep({})\nprint({}, set('abcdefgh'))"
+    trials = [Trial(program.format((3 - n) / 10, n), "", ()) for n in range(3)]
+    outputs = [result.output for result in Sandbox(workers=3).run(trials)]
+    assert [output[0] for output in outputs] == ["0", "1", "2"]
+    assert len({output[1:] for output in outputs}) == 1
 
 
 @needs_sandbox
-def test_cpu_time_is_bounded_before_wall_clock_time():
-    result = ran("while True: pass", "", seconds=20.0, cpu_seconds=1)
-    assert (result.outcome, result.reason) == (Outcome.TIMEOUT, "took more than 1 s of CPU time")
-
-
-@needs_sandbox
-def test_a_slow_result_ends_with_the_wall_clock():
-    result = ran("import time\ntime.sleep(60)", "", seconds=0.5)
-    assert (result.outcome, result.reason) == (Outcome.TIMEOUT, "took more than 0.5 s")
-
-
-@needs_sandbox
-def test_results_come_in_the_order_of_the_programs():
-    trials = [
-        Trial(f"import time\ntime.sleep({(5 - n) / 20})\nprint({n})", "", ()) for n in range(5)
-    ]
-    assert [r.output for r in Sandbox(workers=3).run(trials)] == [f"{n}\n" for n in range(5)]
-
-
-@needs_sandbox
-def test_sets_have_one_order():
-    program = "print({str(n) for n in range(50)})"
-    outputs = {ran(program, "", ()).output for _ in range(3)}
-    assert len(outputs) == 1
-
-
-@needs_sandbox
-def test_what_a_program_finds():
-    program = (
-        "import os, sys\n"
-        "def double(x):\n"
-        "    packages = [p for p in sys.path if 'site-packages' in p]\n"
-        "    return [os.listdir('.'), os.getcwd(), os.getppid(), dict(os.environ), packages,\n"
-        "            sys.stdin.read(), __name__]\n"
-    )
-    tests = "assert double(0) == [[], '/tmp', 1, {}, [], '', 'candidate']"
-    assert ran(program, tests).passed
-
-
-@needs_sandbox
-def test_the_work_folder_takes_small_files():
-    program = "open('note', 'w').write('x' * 1000)\ndef double(x):\n    return open('note').read()"
-    assert ran(program, "assert double(0) == 'x' * 1000").passed
-
-
-@needs_sandbox
-def test_the_check_passes_here():
-    Sandbox().check()
+def test_a_program_finds_the_interpreter_and_an_empty_work_folder():
+    program = """
+import os, sys
+def look():
+    open("note", "w").write("x" * 1000)
+    packages = [path for path in sys.path if "site-packages" in path]
+    return [os.listdir("."), os.getcwd(), os.getppid(), dict(os.environ), packages,
+            sys.stdin.read(), __name__, open("note").read()], os.listdir("/"), os.geteuid()
+"""
+    tests = """
+found, folders, user = look()
+assert found == [["note"], "/tmp", 1, {}, [], "", "candidate", "x" * 1000]
+assert user != 0
+assert {"proc", "dev", "home", "sys", "var", "bin", "run"}.isdisjoint(folders)
+treble(4)
+"""
+    assert ran(program, tests, ("look",)).reason == "NameError(\"name 'treble' is not defined\")"
 
 
 @needs_sandbox
 def test_the_check_notices_what_is_not_held_back(monkeypatch):
+    Sandbox().check()
     monkeypatch.setattr(code_execution, "_PROBE", "def probe():\n    return ['a socket']")
     with pytest.raises(ConfigurationError, match="was not held back"):
         Sandbox().check()
-
-
-@pytest.mark.parametrize("limits", [{"seconds": 0.0}, {"processes": 1}, {"memory_mb": 4}])
-def test_limits_without_room_are_refused(limits):
-    with pytest.raises(ConfigurationError, match=f"suite.code.limits.{next(iter(limits))} is"):
-        Limits(**limits)
-
-
-def test_workers_are_at_least_one():
-    with pytest.raises(ConfigurationError, match=r"suite.code.workers is 0"):
-        Sandbox(workers=0)
 
 
 @needs_sandbox
@@ -213,17 +173,6 @@ print(json.dumps([reached, [name for _, name in socket.if_nameindex()], os.getpi
 
 
 @needs_sandbox
-def test_the_root_holds_the_interpreter_and_nothing_else():
-    program = "import os\ndef look():\n    return [sorted(os.listdir('/')), os.geteuid()]\n"
-    tests = """
-folders, user = look()
-assert user != 0
-assert {"proc", "dev", "home", "sys", "var", "bin", "run"}.isdisjoint(folders)
-"""
-    assert ran(program, tests, ("look",)).passed
-
-
-@needs_sandbox
 @pytest.mark.skipif(os.geteuid() != 0, reason="to become another user takes root")
 def test_a_plain_user_gets_a_sandbox_too(monkeypatch):
     python, setpriv = Path("/usr/bin/python3"), shutil.which("setpriv")
@@ -254,12 +203,6 @@ def test_a_plain_user_gets_a_sandbox_too(monkeypatch):
 def minor(python: Path) -> int:
     code = "import sys; print(sys.version_info.minor)"
     return int(subprocess.run([python, "-c", code], capture_output=True, check=True).stdout)
-
-
-def test_nothing_runs_without_bubblewrap(monkeypatch):
-    monkeypatch.setenv("PATH", "")
-    with pytest.raises(ConfigurationError, match=r"no command bwrap.*apt-get install bubblewrap"):
-        Sandbox().run([Trial("print('ran')", "", ())])
 
 
 def test_nothing_runs_where_bubblewrap_is_refused(monkeypatch, tmp_path):
@@ -381,8 +324,10 @@ def started(mark: str) -> list[bytes]:
     return found
 
 
-def mounts() -> str:
-    return Path("/proc/self/mounts").read_text()
+def mounts() -> set[str]:
+    """Return what is mounted, without what other tests mount in their folders meanwhile."""
+    lines = Path("/proc/self/mounts").read_text().splitlines()
+    return {line for line in lines if "pytest-of-" not in line}
 
 
 def attack(names: list[str], host: Host) -> None:
@@ -432,16 +377,20 @@ def test_without_a_sandbox_the_attack_would_succeed(name, host, tmp_path):
 
 
 @needs_sandbox
-def test_a_killed_runner_takes_its_sandboxes_along(tmp_path):
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # the child ends by itself
+def test_a_killed_runner_takes_its_sandboxes_along():
+    """The fork starts sandboxes from this process's imports, and is killed before they end."""
     mark = f"20.{os.getpid():08d}1"
-    code = (
-        "from loraport.evaluation.code_execution import Limits, Sandbox, Trial; "
-        f"sandbox = Sandbox(Limits(seconds={mark}, cpu_seconds=20)); "
-        "sandbox.run([Trial('print(1, flush=True)\\nwhile True: pass', '', ())])"
-    )
-    with subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path) as runner:
-        assert waited(lambda: len(started(mark)) >= 4, 60)
-        runner.send_signal(signal.SIGKILL)
+    runner = os.fork()
+    if runner == 0:
+        try:
+            trial = Trial("print(1, flush=True)\nwhile True: pass", "", ())
+            Sandbox(Limits(seconds=float(mark), cpu_seconds=20)).run([trial])
+        finally:
+            os._exit(0)
+    assert waited(lambda: len(started(mark)) >= 4, 60)
+    os.kill(runner, signal.SIGKILL)
+    os.waitpid(runner, 0)
     assert waited(lambda: not started(mark))
 
 
@@ -471,60 +420,40 @@ def sent(value):
     return decoded(json.loads(json.dumps(encoded(value))))
 
 
-@pytest.mark.parametrize(
-    "value",
-    [
-        *(None, True, False, 0, -(10**40), 0.1, float("inf"), "", "\ud800é\n", b"\x00x", 1 + 2j),
-        *([], [1, [2.0, "a"]], (), (1, (2,)), {1, 2}, set(), frozenset({"a"}), deque([1])),
-        *({}, {1: "a", (1, 2): [3], "b": {"c": None}}, range(1, 9, 3)),
-        *(Decimal("0.10"), Fraction(1, 3)),
-    ],
-)
-def test_plain_values_arrive_as_they_are(value):
-    assert sent(value) == value
-    assert type(sent(value)) is type(value)
-
-
-def test_what_is_no_number_arrives():
-    assert sent(float("nan")) != sent(float("nan"))
+PLAIN: list[Any] = [
+    *(None, True, False, 0, -(10**40), 0.1, float("inf"), "", "\ud800é\n", b"\x00x", 1 + 2j),
+    *([], [1, [2.0, "a"]], (), (1, (2,)), {1, 2}, set(), frozenset({"a"}), deque([1])),
+    *({}, {1: "a", (1, 2): [3], "b": {"c": None}}, range(1, 9, 3)),
+    *(Decimal("0.10"), Fraction(1, 3)),
+]
 
 
 @pytest.mark.parametrize(
     ("value", "plain"),
     [
-        (Counter("aab"), {"a": 2, "b": 1}),
-        (OrderedDict(a=1), {"a": 1}),
-        (Point(1, 2), (1, 2)),
-        (bytearray(b"x"), b"x"),
-        (Chameleon(7), 7),
+        *((value, value) for value in PLAIN),
+        *((Counter("aab"), {"a": 2, "b": 1}), (OrderedDict(a=1), {"a": 1}), (Point(1, 2), (1, 2))),
+        *((bytearray(b"x"), b"x"), (Chameleon(7), 7)),
     ],
 )
-def test_subclasses_arrive_plain(value, plain):
+def test_plain_values_arrive_as_they_are_and_subclasses_plain(value, plain):
     assert sent(value) == plain
     assert type(sent(value)) is type(plain)
 
 
-def test_nothing_is_left_of_an_own_comparison():
-    assert sent(Chameleon(7)) != 8
+def test_nothing_is_left_of_an_own_behaviour():
     assert sent([Chameleon(7)]) != [8]
-
-
-def test_iterators_arrive_as_iterators():
-    for value in (iter([1, 2]), (n for n in (1, 2)), map(int, "12"), {1: 0, 2: 0}.keys()):
+    for value in ((n for n in (1, 2)), map(int, "12"), {1: 0, 2: 0}.keys()):
         received = sent(value)
         assert received != [1, 2]
         assert list(received) == [1, 2]
-
-
-def test_of_other_objects_only_the_truth_arrives():
     found, object_ = sent(re.match("a", "a")), sent(object())
     assert isinstance(found, Opaque)
     assert found
     assert found not in (True, 1, object_)
-    assert sent([print])[0]
 
 
-@pytest.mark.parametrize("content", [["class", "x"], ["list"], ["dict", [1]], [], ["complex", "x"]])
+@pytest.mark.parametrize("content", [["class", "x"], ["list"], [], ["complex", "x"]])
 def test_other_content_is_refused(content):
     with pytest.raises((ValueError, TypeError)):
         decoded(content)
@@ -582,31 +511,12 @@ def test_mbpp_tests_bring_what_they_import(files):
     assert result.passed
 
 
-def test_the_first_problems_are_taken(files):
-    assert len(SOURCES["mbpp"].problems(files, 1)) == 1
-
-
-@pytest.mark.parametrize(
-    "row", ["{}", "[", json.dumps(MBPP | {"test_list": []}), json.dumps(MBPP | {"code": "def"})]
-)
+@pytest.mark.parametrize("row", ["{}", json.dumps(MBPP | {"code": "def"})])
 def test_a_malformed_row_is_named(files, row):
     file = files / "mbpp_sanitized.jsonl"
     file.write_text(json.dumps(MBPP) + "\n" + row)
     with pytest.raises(DataError, match=r"mbpp_sanitized.jsonl, line 2 is .*, but takes a problem"):
         SOURCES["mbpp"].problems(files, None)
-
-
-def test_a_missing_or_empty_file_is_named(tmp_path):
-    with pytest.raises(DataError, match=r"human_eval.jsonl cannot be read.*suite.code.path"):
-        SOURCES["human_eval"].problems(tmp_path, None)
-    (tmp_path / "human_eval.jsonl").write_text("\n")
-    with pytest.raises(DataError, match="is empty"):
-        SOURCES["human_eval"].problems(tmp_path, None)
-
-
-def test_an_unknown_name_is_refused():
-    with pytest.raises(ConfigurationError, match="'humaneval', but takes some of human_eval, mbpp"):
-        code_suites(allow_execution=True, names=["humaneval"])
 
 
 def test_the_hub_gives_what_the_file_gives(monkeypatch, files):
@@ -626,17 +536,6 @@ def test_the_hub_gives_what_the_file_gives(monkeypatch, files):
     assert {split for _, config, split in asked if config == "sanitized"} == {
         *("prompt", "test", "validation", "train")
     }
-
-
-def test_a_hub_out_of_reach_is_told(monkeypatch):
-    import datasets
-
-    def load(*_, **__):
-        raise ConnectionError("no route")
-
-    monkeypatch.setattr(datasets, "load_dataset", load)
-    with pytest.raises(DataError, match=r"openai_humaneval could not be loaded.*no route"):
-        SOURCES["human_eval"].problems(None, None)
 
 
 @needs_sandbox
@@ -681,7 +580,9 @@ def test_drawn_ones_differ_and_come_again_with_the_seed(pico_target):
     def drawn(seed):
         return Decoding(5, 8, seed=seed).completions(pico_target, PROMPTS, [])
 
+    before = torch.get_rng_state()
     found = drawn(1)
+    assert torch.equal(torch.get_rng_state(), before)
     assert [len(texts) for texts in found] == [5, 5, 5]
     assert all(len(set(texts)) > 1 for texts in found)
     assert drawn(1) == found
@@ -724,46 +625,12 @@ def test_the_first_space_behind_a_prompt_stays(monkeypatch, pico_source):
     assert Decoding().completions(pico_source, ["the plot"], []) == [[" good film"]]
 
 
-def test_the_global_generator_stays_as_it_was(pico_target):
-    before = torch.get_rng_state()
-    Decoding(2, 3).completions(pico_target, ["x"], [])
-    assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_the_signature_tells_what_changes_the_text():
-    assert Decoding().signature() == Decoding(seed=5, temperature=0.1, batch_rows=2).signature()
-    others = (Decoding(2, seed=1), Decoding(2, seed=2), Decoding(2, top_p=0.5))
-    assert len({decoding.signature() for decoding in others}) == 3
-
-
-@pytest.mark.parametrize("options", [{"samples": 0}, {"temperature": 0.0}, {"top_p": 1.5}])
-def test_impossible_values_are_refused(options: dict[str, Any]):
-    with pytest.raises(ConfigurationError, match=f"suite.code.decoding.{next(iter(options))} is"):
-        Decoding(**options)
-
-
-@pytest.mark.parametrize("samples", range(1, 8))
+@pytest.mark.parametrize("samples", [1, 2, 5])
 def test_is_the_share_of_choices_with_one_that_passes(samples):
     for passed, k in itertools.product(range(samples + 1), range(1, samples + 1)):
         choices = list(itertools.combinations([True] * passed + [False] * (samples - passed), k))
         share = sum(map(any, choices)) / len(choices)
         assert pass_at_k(samples, passed, k) == pytest.approx(share, abs=1e-12)
-
-
-@pytest.mark.parametrize(("samples", "passed", "k"), [(200, 3, 100), (2000, 1, 10), (2000, 999, 2)])
-def test_is_exact_for_many_samples(samples, passed, k):
-    fails = math.comb(samples - passed, k) / math.comb(samples, k)
-    assert pass_at_k(samples, passed, k) == pytest.approx(1 - fails, rel=1e-12)
-
-
-def test_is_the_share_that_passes_for_one():
-    assert pass_at_k(10, 3, 1) == pytest.approx(0.3)
-
-
-@pytest.mark.parametrize(("samples", "passed", "k"), [(1, 0, 2), (3, 4, 1), (3, 1, 0), (3, -1, 1)])
-def test_what_cannot_be_is_refused(samples, passed, k):
-    with pytest.raises(ValueError, match=f"pass@{k} of {samples} programs"):
-        pass_at_k(samples, passed, k)
 
 
 # --- The suites ---
@@ -807,31 +674,18 @@ def plant(monkeypatch, texts):
 
 
 @needs_sandbox
-def test_the_share_that_is_solved_is_what_was_planted(monkeypatch, folder, pico_source):
-    plant(monkeypatch, [["    return 2 * x\n"], ["    return 'rubbish'\n"]])
-    found = suite(folder)
-    assert found.name == "human_eval"
-    assert found.metrics == ("pass@1",)
-    score = found.score(pico_source)
-    assert score.rows["pass@1"].tolist() == [1.0, 0.0]
-    assert score.means() == {"pass@1": 0.5}
-    assert score.answers == (
-        "def double(x):\n    return 2 * x\n",
-        "def product(x):\n    return 'rubbish'\n",
-    )
-
-
-@needs_sandbox
 def test_several_samples_give_pass_at_k(monkeypatch, folder, pico_source):
     good, bad = "    return 2 * x\n", "    while True:\n        print(x)\n"
     plant(monkeypatch, [[bad, good, bad, bad], [good, good, "((", good]])
-    score = suite(folder, k=[1, 2, 4, 10], decoding=Decoding(4)).score(pico_source)
+    found = suite(folder, k=[1, 2, 4, 10], decoding=Decoding(4))
+    assert found.name == "human_eval"
+    score = found.score(pico_source)
     assert {name: row.tolist() for name, row in score.rows.items()} == {
         "pass@1": pytest.approx([0.25, 0.75]),
         "pass@2": pytest.approx([0.5, 1.0]),
         "pass@4": pytest.approx([1.0, 1.0]),
     }
-    assert score.answers[0].endswith(bad)
+    assert score.answers[0] == f"def double(x):\n{bad}"
 
 
 @needs_sandbox
@@ -846,18 +700,13 @@ def test_a_real_model_writes_and_is_scored(folder, pico_target, tmp_path):
 
 def test_nothing_is_run_without_being_allowed(monkeypatch, folder):
     monkeypatch.setattr(Sandbox, "check", lambda _: pytest.fail("was run"))
-    with pytest.raises(ConfigurationError, match=r"programs that a language model has written.*"):
-        suite(folder, allow_execution=False)
-    with pytest.raises(LoraportError, match=r"set suite.code.allow_execution=true"):
+    with pytest.raises(ConfigurationError, match=r"has written.* set suite.code.allow_execution="):
         suite(folder, allow_execution=False)
 
 
 def test_the_sandbox_is_tried_before_anything_is_written(monkeypatch, folder):
-    def refuse(_):
-        raise ConfigurationError("no sandbox here")
-
-    monkeypatch.setattr(Sandbox, "check", refuse)
-    with pytest.raises(ConfigurationError, match="no sandbox here"):
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(ConfigurationError, match=r"no command bwrap.*apt-get install bubblewrap"):
         suite(folder)
 
 
@@ -869,17 +718,38 @@ def test_the_hash_tells_what_a_score_depends_on(folder):
         suite(folder, decoding=Decoding(max_new_tokens=9)),
         suite(folder, k=[1, 2], decoding=Decoding(2)),
         suite(folder, k=[1, 2], decoding=Decoding(2, seed=1)),
+        suite(folder, k=[1, 2], decoding=Decoding(2, top_p=0.5)),
         suite(folder, limits=Limits(seconds=3.0)),
     ]
     assert len({each.content_hash() for each in found}) == len(found)
-    assert suite(folder, workers=1).content_hash() == found[0].content_hash()
+    same = suite(folder, workers=1, decoding=Decoding(seed=5, temperature=0.1, batch_rows=2))
+    assert same.content_hash() == found[0].content_hash()
     assert suite(folder, path=str(folder / "code")).content_hash() == found[0].content_hash()
 
 
-@pytest.mark.parametrize("options", [{"k": [2]}, {"k": [0]}, {"k": []}, {"subset": 0}])
-def test_impossible_options_are_refused(folder, options):
-    with pytest.raises(ConfigurationError, match=rf"suite.code.{next(iter(options))}( is|=0)"):
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"k": [2]}, "k is [2], but takes numbers up to suite.code.decoding.samples=1"),
+        (
+            {"k": [0], "subset": 0, "workers": 0},
+            "subset is 0, but takes a whole number of at least",
+        ),
+        ({"names": ["humaneval"]}, "names is ['humaneval'], but takes some of human_eval, mbpp"),
+    ],
+)
+def test_impossible_options_are_refused(folder, options, said):
+    with pytest.raises(ConfigurationError, match=re.escape(f"suite.code.{said}")):
         suite(folder, **options)
+
+
+def test_impossible_limits_and_decoding_are_refused():
+    limits: Any = {"seconds": 0.0, "processes": 1}
+    with pytest.raises(ConfigurationError, match=r"limits.seconds is 0.0.*limits.processes is 1"):
+        Limits(**limits)
+    decoding: Any = {"samples": 0, "top_p": 1.5}
+    with pytest.raises(ConfigurationError, match=r"decoding.samples is 0.*decoding.top_p is 1.5"):
+        Decoding(**decoding)
 
 
 @needs_sandbox

@@ -1,7 +1,6 @@
 import json
 import math
 import random
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +28,7 @@ def prompts_in(folder: Path) -> Path:
     return written(folder, [{"id": "1", "prompt": prompt} for prompt in SAMPLES])
 
 
-def test_planned_samples_are_measured(
-    tmp_path: Path,
-    pico_target: BaseModel,
-    plan_answers: Callable[[BaseModel, dict[str, list[str]]], list[int]],
-):
+def test_planned_samples_are_measured(tmp_path, pico_target, plan_answers):
     suite = Creativity(suites=prompts_in(tmp_path), samples=3)
     assert isinstance(suite, Suite)
     batches = plan_answers(pico_target, SAMPLES)
@@ -80,25 +75,16 @@ def test_the_hash_knows_prompts_and_settings(tmp_path: Path):
 
 
 def test_bad_input(tmp_path: Path):
-    with pytest.raises(DataError, match=r"cannot be read.*suite\.creativity\.path"):
-        Creativity(suites=tmp_path / "nowhere")
-    with pytest.raises(ConfigurationError, match=r"paths\.suites=DIR"):
-        Creativity()
     folder = prompts_in(tmp_path)
     with pytest.raises(DataError, match=r"count=3, but there are 2 different"):
         Creativity(suites=folder, count=3)
-    for option, number, least in (("samples", 1, 2), ("count", 0, 1), ("max_new_tokens", 0, 1)):
-        message = f"creativity.{option}={number}, but it takes {least} or more"
-        bad: dict[str, Any] = {option: number}
-        with pytest.raises(ConfigurationError, match=message):
-            Creativity(suites=folder, **bad)
+    bad: dict[str, Any] = {"samples": 1, "temperature": 0.0, "top_p": 1.5}
+    with pytest.raises(
+        ConfigurationError, match=r"samples is 1, .*temperature is 0\.0, .*top_p is 1\.5"
+    ):
+        Creativity(suites=folder, **bad)
     with pytest.raises(DataError, match=r"line 1.*prompt is empty"):
         Creativity(suites=written(tmp_path, [{"prompt": " "}]))
-    with pytest.raises(DataError, match="is empty"):
-        Creativity(suites=written(tmp_path, []))
-    (folder / "creativity" / "prompts.jsonl").write_text("{")
-    with pytest.raises(DataError, match=r"line 1 is .\{"):
-        Creativity(suites=folder)
 
 
 @pytest.mark.real
@@ -129,7 +115,7 @@ def random_texts(seed: int) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("seed", range(12))
 def test_self_bleu_is_that_of_nltk(seed: int):
     bleu = pytest.importorskip("nltk.translate.bleu_score")
     texts = random_texts(seed)
@@ -152,10 +138,3 @@ def test_self_bleu_at_its_ends():
     assert math.isnan(self_bleu([long]))
     assert self_bleu(["", long, long]) == pytest.approx(2 / 3)
     assert self_bleu(["", ""]) == 0.0
-
-
-def test_a_text_that_is_shorter_than_every_other_is_punished():
-    # All n-grams match; 5 words against 6: exp(1 - 6/5). The other text: 5/6 4/5 3/4 2/3.
-    found = self_bleu(["a b c d e", "a b c d e f"])
-    other = (5 / 6 * 4 / 5 * 3 / 4 * 2 / 3) ** 0.25
-    assert found == pytest.approx((math.exp(1 - 6 / 5) + other) / 2)

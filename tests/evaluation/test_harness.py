@@ -59,15 +59,9 @@ PAIRS = [
 ]
 
 
-class Asked:
-    """A request as lm-eval makes it."""
-
-    def __init__(self, *args: object) -> None:
-        self.args = args
-
-
 def asked(base: BaseModel, pairs: list[tuple[str, str]], **options: int) -> list[Any]:
-    return BatchedLM(base, **options).loglikelihood([Asked(*pair) for pair in pairs])
+    requests = [SimpleNamespace(args=pair) for pair in pairs]
+    return BatchedLM(base, **options).loglikelihood(requests, disable_tqdm=True)
 
 
 @torch.no_grad()
@@ -90,21 +84,7 @@ def test_likelihoods_are_those_of_each_text_by_itself(architecture, pico):
     assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
 
 
-def test_what_greedy_decoding_would_write_is_told(pico_target):
-    base, context = pico_target, "the film was"
-    tokens = base.tokenizer(context)["input_ids"]
-    with torch.no_grad():
-        logits = base.network(torch.tensor([tokens])).logits[0, -1]
-    letters = {text: base.tokenizer(text, add_special_tokens=False)["input_ids"] for text in "abz"}
-    best = max(letters, key=lambda text: float(logits[letters[text][0]]))
-    request = ((context, best), tokens, [int(logits.argmax())])
-    other = ((context, best), tokens, [int(logits.argmin())])
-    (yes, no) = BatchedLM(base)._loglikelihood_tokens([request, other])
-    assert (yes[1], no[1]) == (True, False)
-    assert yes[0] == pytest.approx(float(logits.log_softmax(-1).max()), abs=1e-4)
-
-
-@pytest.mark.parametrize("batch_tokens", [1, 100, 400])
+@pytest.mark.parametrize("batch_tokens", [1, 100])
 def test_neither_batches_nor_padding_change_a_number(batch_tokens, pico_target):
     together = [value for value, _ in asked(pico_target, PAIRS, batch_tokens=100_000)]
     apart = [value for value, _ in asked(pico_target, PAIRS, batch_tokens=batch_tokens)]
@@ -231,9 +211,7 @@ def agree(base: BaseModel, suite: HarnessTask, tolerance: float) -> SuiteScore:
 
 
 @pytest.mark.parametrize("name", EIGHT)
-def test_rows_in_lm_eval_s_columns_are_answered_as_by_its_backend(
-    name: str, pico_target: BaseModel, tmp_path: Path
-):
+def test_rows_in_lm_eval_s_columns_are_answered_as_by_its_backend(name, pico_target, tmp_path):
     rows = original_rows(name)
     (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (suite,) = lm_eval_suites([name], path=tmp_path)
@@ -242,9 +220,7 @@ def test_rows_in_lm_eval_s_columns_are_answered_as_by_its_backend(
 
 
 @pytest.mark.parametrize("name", EIGHT)
-def test_questions_of_a_file_are_answered_as_by_its_backend(
-    name: str, pico_source: BaseModel, tmp_path: Path
-):
+def test_questions_of_a_file_are_answered_as_by_its_backend(name, pico_source, tmp_path):
     blank = " _ it" if name == "winogrande" else ""
     choices = ["false", "true"] if name in ("boolq", "piqa", "winogrande") else ["a", "b c", "good"]
     lines = [
@@ -311,39 +287,17 @@ def test_written_answers_and_whole_metrics_are_lm_eval_s(pico_name, request, tmp
     assert suite.metrics == ("exact_match", "bleu")
 
 
-def test_rolling_likelihoods_are_lm_eval_s(pico_target, tmp_path):
-    suite = own_task(
-        tmp_path,
-        "rolling",
-        output_type="loglikelihood_rolling",
-        doc_to_text="",
-        doc_to_target="{{text}}" * 60,
-        metric_list=[{"metric": "bits_per_byte"}],
-    )
-    score, found = suite.score(pico_target), reference(pico_target, suite)
-    expected = found["results"]["rolling"]["bits_per_byte,none"]
-    assert score.whole["bits_per_byte"] == pytest.approx(expected, rel=1e-5)
-
-
 # --- The suite ---
 
 
-def suites_of(folder: Path, names: tuple[str, ...] = EIGHT, **options: Any) -> list[HarnessTask]:
-    (folder / "reasoning").mkdir(exist_ok=True)
-    for name in names:
+def suites_of(folder: Path) -> None:
+    """Write two questions of each task, one with its answer spelt out."""
+    (folder / "reasoning").mkdir()
+    for name in EIGHT:
         row = GOOD | ({"question": "It is _ that was."} if name == "winogrande" else {})
         row |= {"choices": THREE["choices"]} if name == "social_iqa" else {}
         text = json.dumps(row) + "\n\n" + json.dumps(row | {"answer": "a plot"}) + "\n"
         (folder / "reasoning" / f"{name}.jsonl").write_text(text)
-    return lm_eval_suites(names, suites=folder, **options)
-
-
-def test_all_eight_are_read_from_a_folder_of_suites(tmp_path):
-    suites = suites_of(tmp_path)
-    assert [suite.name for suite in suites] == list(EIGHT)
-    assert {len(suite.prompts()) for suite in suites} == {2}
-    lengthy = {suite.name for suite in suites if "accuracy_norm" in suite.metrics}
-    assert lengthy == set(EIGHT) - {"winogrande", "boolq", "social_iqa"}
 
 
 def test_a_limit_and_examples_before_the_question(tmp_path):
@@ -395,57 +349,46 @@ def test_the_hash_is_of_what_is_asked_and_not_of_the_batches(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "question", "requests"),
+    ("name", "asked", "requests"),
     [
-        ("arc_easy", "Why?", ("Question: Why?\nAnswer:", " a film")),
-        ("arc_challenge", "Why?", ("Question: Why?\nAnswer:", " a film")),
-        ("piqa", "Wash it.", ("Question: Wash it.\nAnswer:", " a film")),
-        ("openbookqa", "It is", ("It is", " a film")),
-        ("social_iqa", "He ran. Why?", ("Q: He ran. Why?\nA:", " a film")),
-        ("boolq", "is it?", ("Question: is it?\nAnswer:", " no")),
-        ("hellaswag", "[header] How [title] First [step] go ", (" How. First go", " a film")),
-        ("winogrande", "It is _ that was.", ("It is a film", " that was.")),
+        ("arc_challenge", {"question": "Why?"}, ("Question: Why?\nAnswer:", " a film")),
+        ("piqa", {"question": "Wash it."}, ("Question: Wash it.\nAnswer:", " a film")),
+        ("openbookqa", {"question": "It is"}, ("It is", " a film")),
+        ("social_iqa", {"question": "He ran. Why?"}, ("Q: He ran. Why?\nA:", " a film")),
+        ("boolq", {"question": "is it?"}, ("Question: is it?\nAnswer:", " no")),
+        (
+            "boolq",
+            {"question": "is it?", "passage": "It is."},
+            ("It is.\nQuestion: is it?\nAnswer:", " no"),
+        ),
+        (
+            "hellaswag",
+            {"question": "[header] How [title] First [step] go ", "choices": ["a [title] x", "y"]},
+            (" How. First go", " a. x"),
+        ),
+        ("winogrande", {"question": "It is _ that was."}, ("It is a film", " that was.")),
     ],
 )
-def test_a_question_is_asked_as_lm_eval_asks_it(name, question, requests, tmp_path):
-    choices = (THREE if name == "social_iqa" else TWO)["choices"]
-    (tmp_path / f"{name}.jsonl").write_text(line(question=question, choices=choices))
+def test_a_question_is_asked_as_lm_eval_asks_it(name, asked, requests, tmp_path):
+    row = (THREE if name == "social_iqa" else TWO) | asked
+    (tmp_path / f"{name}.jsonl").write_text(json.dumps(row))
     (suite,) = lm_eval_suites([name], path=tmp_path)
     assert suite._asked[0] == (0, requests)
-
-
-def test_a_passage_stands_before_its_question(tmp_path):
-    (tmp_path / "boolq.jsonl").write_text(line(question="is it?", passage="It is."))
-    (suite,) = lm_eval_suites(["boolq"], path=tmp_path)
-    assert suite._asked[1][1] == ("It is.\nQuestion: is it?\nAnswer:", " yes")
-
-
-def test_marks_in_brackets_are_taken_out_of_endings(tmp_path):
-    (tmp_path / "hellaswag.jsonl").write_text(line(choices=["go [substeps] on", "stop [title] x"]))
-    (suite,) = lm_eval_suites(["hellaswag"], path=tmp_path)
-    assert [request for _, (_, request) in suite._asked] == [" go on", " stop. x"]
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("piqa", "", r"piqa\.jsonl is empty"),
         ("piqa", " \n\n", r"piqa\.jsonl is empty"),
         ("piqa", line() + "\n{", r"piqa\.jsonl, line 2 is .\{., but takes"),
         ("piqa", line() + "\n\n3", r"line 3 is .3., but takes"),
         ("piqa", line(question=" "), r"line 1 is .*\(question: "),
-        ("piqa", line(question=3), r"question: Input should be a valid string"),
         ("piqa", line(choices=["a"]), r"choices: "),
-        ("piqa", line(choices=["a", ""]), r"choices\.1: "),
-        ("piqa", line(choices="ab"), r"choices: "),
         ("piqa", line(answer_index=2), r"answer_index 2 of 2 choices"),
-        ("piqa", line(answer_index=-1), r"answer_index: "),
-        ("piqa", line(answer_index="1"), r"answer_index: "),
         ("piqa", line(answer="a film"), r"answer is not the choice at answer_index"),
         ("winogrande", line(), r"line 1 is .*\(question has no blank"),
         ("boolq", line(choices=["a", "b", "c"]), r"choices are 3 instead of false and true"),
         ("hellaswag", line(choices=["[step]", "b"]), r"blank without its marks in brackets"),
-        ("hellaswag", line(question="[step]"), r"blank without its marks in brackets"),
     ],
 )
 def test_what_is_wrong_with_a_file_names_file_and_line(name, content, message, tmp_path):
@@ -457,9 +400,6 @@ def test_what_is_wrong_with_a_file_names_file_and_line(name, content, message, t
 def test_a_missing_file_says_what_to_set(tmp_path):
     with pytest.raises(DataError, match=r"piqa\.jsonl cannot be read.*set paths\.suites"):
         lm_eval_suites(["piqa"], suites=tmp_path)
-    (tmp_path / "piqa.jsonl").write_bytes(b"\xff")
-    with pytest.raises(DataError, match=r"cannot be read"):
-        lm_eval_suites(["piqa"], path=tmp_path)
 
 
 class Index:
@@ -479,16 +419,14 @@ class Index:
     [
         (["hellaswagg"], {}, r"no task 'hellaswagg', but hellaswag, hellaswag_chat; correct"),
         (["x"], {}, r"no task 'x'; `lm-eval ls tasks`.*correct suite\.harness\.tasks"),
-        ([], {}, r"suite\.harness\.tasks is \[\], but takes a list"),
-        ("mmlu", {}, r"tasks is 'mmlu', but takes a list"),
-        (["mmlu"], {"limit": 0}, r"suite\.harness\.limit=0"),
-        (["mmlu"], {"batch_tokens": 0}, r"suite\.harness\.batch_tokens=0"),
+        ("mmlu", {}, r"suite\.harness\.tasks is 'mmlu', but takes a list"),
+        ([], {"limit": 0}, r"tasks is \[\], but .* suite\.harness\.limit is 0, but takes a whole"),
     ],
 )
 def test_a_wrong_option_is_refused(tasks, options, message, monkeypatch):
     monkeypatch.setattr(harness, "_tasks", lambda _folder: Index())
     with pytest.raises(ConfigurationError, match=message):
-        lm_eval_suites(tasks, **options)
+        lm_eval_suites(tasks=tasks, **options)
 
 
 def test_a_hub_out_of_reach_says_to_set_a_folder(monkeypatch):
@@ -516,11 +454,15 @@ def test_without_lm_eval_it_is_said_how_to_install_it(monkeypatch):
         lm_eval_suites(["piqa"])
 
 
-def test_the_config_names_the_eight(tmp_path):
+def test_the_config_names_the_eight_and_reads_them_from_a_folder_of_suites(tmp_path):
     suites_of(tmp_path)
     with initialize_config_module("loraport.conf", version_base="1.3"):
         overrides = ["suite=[reasoning,harness]", f"paths.suites={tmp_path}"]
         config = compose("evaluate", overrides=overrides)
-    assert [suite.name for suite in instantiate(config.suite.reasoning)] == list(EIGHT)
-    with pytest.raises(Exception, match=re.escape("suite.harness.tasks=[arc_easy,hellaswag]")):
+    suites = instantiate(config.suite.reasoning)
+    assert [suite.name for suite in suites] == list(EIGHT)
+    assert {len(suite.prompts()) for suite in suites} == {2}
+    lengthy = {suite.name for suite in suites if "accuracy_norm" in suite.metrics}
+    assert lengthy == set(EIGHT) - {"winogrande", "boolq", "social_iqa"}
+    with pytest.raises(Exception, match=re.escape("tasks is [], but takes a list of lm-eval's")):
         instantiate(config.suite.harness)

@@ -25,7 +25,6 @@ from loraport.evaluation.scoring import (
 from loraport.exceptions import DataError
 from loraport.models import ARCHITECTURES, BaseModel, attached
 from loraport.models.kl import KlToBaseGauge
-from loraport.models.likelihood import length_batches
 from loraport.store import Store
 
 
@@ -48,12 +47,8 @@ def naive(base: BaseModel, task: Task, template: PromptTemplate) -> Tensor:
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_likelihoods_equal_those_of_a_pass_for_each_label(
-    architecture: str,
-    pico: Callable[[str], BaseModel],
-    random_adapter: Callable[..., LoraAdapter],
-    pico_task: Task,
-    template: PromptTemplate,
-) -> None:
+    architecture, pico, random_adapter, pico_task, template
+):
     base = pico(architecture)
     window_cuts = len(base.tokenizer(PromptSpec.of(pico_task, template).ask(""))["input_ids"])
     assert window_cuts > (getattr(base.network.config, "sliding_window", None) or 0)
@@ -65,28 +60,14 @@ def test_likelihoods_equal_those_of_a_pass_for_each_label(
     assert expected.std(dim=1).min() > 0.01
 
 
-def test_labels_of_one_token_are_exact_too(
-    pico_source: BaseModel, pico_task: Task, template: PromptTemplate
-) -> None:
-    rows = tuple(Example(row.text, "good") for row in pico_task.test)
-    task = replace(pico_task, labels=("good", "bad", "dull"), train=(), test=rows)
-    ours = LikelihoodScorer().log_likelihoods(pico_source, task, template)
-    expected = naive(pico_source, task, template)
-    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-4)
-
-
-@pytest.mark.parametrize("batch_tokens", [1, 150, 700])
-def test_batches_and_padding_do_not_change_scores(
-    batch_tokens: int, pico_target: BaseModel, pico_task: Task, template: PromptTemplate
-) -> None:
+@pytest.mark.parametrize("batch_tokens", [1, 700])
+def test_batches_and_padding_do_not_change_scores(batch_tokens, pico_target, pico_task, template):
     whole = LikelihoodScorer(10**6).log_likelihoods(pico_target, pico_task, template)
     parts = LikelihoodScorer(batch_tokens).log_likelihoods(pico_target, pico_task, template)
     torch.testing.assert_close(parts, whole, rtol=0, atol=1e-4)
 
 
-def test_score_is_the_best_label_and_the_share_of_the_right_one(
-    pico_target: BaseModel, pico_task: Task, template: PromptTemplate
-) -> None:
+def test_score_is_the_best_label_and_the_share_of_the_right_one(pico_target, pico_task, template):
     score = LikelihoodScorer().score(pico_target, pico_task, template)
     expected = naive(pico_target, pico_task, template)
     best = [pico_task.labels[place] for place in expected.argmax(dim=1).tolist()]
@@ -99,31 +80,8 @@ def test_score_is_the_best_label_and_the_share_of_the_right_one(
     assert score.nll == pytest.approx(float(-share.log().mean()), abs=1e-4)
 
 
-def test_accuracy_counts_the_right_rows() -> None:
-    score = TaskScore(("a", "b", "", "a"), torch.tensor([True, False, False, False]))
-    assert score.accuracy == 0.25
-    assert score.nll is None
-
-
-def test_batches_keep_to_both_limits_and_hold_every_row_once() -> None:
-    lengths = [3, 50, 7, 7, 8, 2, 9]
-    batches = list(length_batches(lengths, tokens=20, rows=3))
-    assert sorted(place for batch in batches for place in batch) == list(range(7))
-    assert batches[0] == [1], "a row above the limit goes alone"
-    for batch in batches[1:]:
-        assert len(batch) <= 3
-        assert len(batch) * max(lengths[place] for place in batch) <= 20
-
-
 @pytest.mark.parametrize("side", ["pico_source", "pico_target"])
-@pytest.mark.parametrize("batch_tokens", [1, 10**6])
-def test_generation_follows_the_most_likely_token(
-    side: str,
-    batch_tokens: int,
-    pico_task: Task,
-    template: PromptTemplate,
-    request: pytest.FixtureRequest,
-) -> None:
+def test_generation_follows_the_most_likely_token(side, pico_task, template, request):
     base: BaseModel = request.getfixturevalue(side)
     longest = max(
         len(a) for a in answer_tokens(base.tokenizer, PromptSpec.of(pico_task, template)).values()
@@ -151,7 +109,7 @@ def test_generation_follows_the_most_likely_token(
         train=(),
         test=tuple(Example(row.text, labels[0]) for row in pico_task.test),
     )
-    score = GenerateScorer(batch_tokens).score(base, task, template)
+    score = GenerateScorer(batch_tokens=100).score(base, task, template)
     assert score.predictions == tuple(prefix_label(text, labels) for text in written)
     assert any(score.predictions)
     assert score.row_nll is None
@@ -166,12 +124,7 @@ def test_prefix_label(text: str, label: str) -> None:
 
 
 @pytest.mark.parametrize("scorer", [LikelihoodScorer(), GenerateScorer()])
-def test_task_without_test_rows_is_refused(
-    scorer: LikelihoodScorer | GenerateScorer,
-    pico_source: BaseModel,
-    pico_task: Task,
-    template: PromptTemplate,
-) -> None:
+def test_task_without_test_rows_is_refused(scorer, pico_source, pico_task, template):
     with pytest.raises(DataError, match=r"feeling has no test row.*tasks\.limit"):
         scorer.score(pico_source, replace(pico_task, test=()), template)
 
@@ -224,44 +177,16 @@ def same(one: TaskScore, other: TaskScore) -> bool:
     )
 
 
+@pytest.mark.parametrize("likelihoods", [True, False])
 def test_a_score_is_computed_once_and_kept_to_the_bit(
-    scores: ScoreCache,
-    scorer: CountingScorer,
-    pico_source: BaseModel,
-    pico_task: Task,
-    adapter: LoraAdapter,
-) -> None:
-    first = scores.score(pico_source, adapter, pico_task)
-    again = scores.score(pico_source, adapter, pico_task)
+    likelihoods, scores, pico_source, pico_task, adapter
+):
+    scorer = CountingScorer(likelihoods=likelihoods)
+    cache = replace(scores, scorer=scorer)
+    first, again = (cache.score(pico_source, adapter, pico_task) for _ in range(2))
     assert scorer.calls == ["feeling"]
     assert same(first, again)
-    assert first.row_nll is not None
-
-
-def test_the_adapter_is_attached_while_it_is_scored_and_only_then(
-    scores: ScoreCache,
-    scorer: CountingScorer,
-    pico_source: BaseModel,
-    pico_task: Task,
-    adapter: LoraAdapter,
-) -> None:
-    plain = scores.score(pico_source, None, pico_task)
-    adapted = scores.score(pico_source, adapter, pico_task)
-    assert len(scorer.calls) == 2
-    assert not same(plain, adapted)
-    fresh = replace(scores, store=Store(None))
-    assert same(fresh.score(pico_source, None, pico_task), plain)
-
-
-def test_scores_without_likelihoods_are_kept(
-    template: PromptTemplate, pico_source: BaseModel, pico_task: Task, tmp_path: Path
-) -> None:
-    scorer = CountingScorer(likelihoods=False)
-    cache = ScoreCache(Store(tmp_path), scorer, template)
-    first, again = (cache.score(pico_source, None, pico_task) for _ in range(2))
-    assert len(scorer.calls) == 1
-    assert same(first, again)
-    assert again.row_nll is None
+    assert (first.row_nll is not None) == likelihoods
 
 
 @pytest.mark.parametrize(
@@ -269,15 +194,8 @@ def test_scores_without_likelihoods_are_kept(
     ["adapter", "scale", "task", "rows", "template", "scorer", "base", "dtype", "precision"],
 )
 def test_everything_that_a_score_depends_on_is_in_its_key(
-    changed: str,
-    scores: ScoreCache,
-    scorer: CountingScorer,
-    pico: Callable[[str], BaseModel],
-    pico_source: BaseModel,
-    pico_task: Task,
-    adapter: LoraAdapter,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    changed, scores, scorer, pico, pico_source, pico_task, adapter, monkeypatch
+):
     base, cache, task, used = pico_source, scores, pico_task, adapter
     cache.score(base, used, task)
     if changed == "adapter":
@@ -300,23 +218,12 @@ def test_everything_that_a_score_depends_on_is_in_its_key(
     else:
         base = replace(pico("llama"), fingerprint=base.fingerprint)
         cast("torch.nn.Module", base.network).to(torch.bfloat16)
-    cache.score(base, used, task)
-    assert len(scorer.calls) == 2
-    cache.score(base, used, task)
-    assert len(scorer.calls) == 2
+    for name in ("feeling", "renamed"):  # which no score depends on
+        cache.score(base, used, replace(task, name=name))
+        assert len(scorer.calls) == 2
 
 
-def test_the_name_of_a_task_is_not_in_its_key(
-    scores: ScoreCache, scorer: CountingScorer, pico_source: BaseModel, pico_task: Task
-) -> None:
-    scores.score(pico_source, None, pico_task)
-    scores.score(pico_source, None, replace(pico_task, name="renamed"))
-    assert len(scorer.calls) == 1
-
-
-def test_scorer_that_fails_leaves_nothing_behind(
-    scores: ScoreCache, pico_source: BaseModel, pico_task: Task, adapter: LoraAdapter
-) -> None:
+def test_scorer_that_fails_leaves_nothing_behind(scores, pico_source, pico_task, adapter):
     class Failing(CountingScorer):
         def score(self, base: BaseModel, task: Task, template: PromptTemplate) -> TaskScore:
             raise RuntimeError("planted")
@@ -345,15 +252,17 @@ class Turned:
 
 
 def test_what_is_attached_by_hooks_of_its_own_is_scored_and_kept_by_its_content(
-    scores: ScoreCache, scorer: CountingScorer, pico_source: BaseModel, pico_task: Task
-) -> None:
+    scores, scorer, pico_source, pico_task
+):
     plain = scores.score(pico_source, None, pico_task)
+    fresh = replace(scores, store=Store(None))
     turned = scores.score(pico_source, Turned("one"), pico_task)
     assert not same(plain, turned)
     assert same(scores.score(pico_source, Turned("one"), pico_task), turned)
     assert len(scorer.calls) == 2
     scores.score(pico_source, Turned("other"), pico_task)
     assert len(scorer.calls) == 3
+    assert same(fresh.score(pico_source, None, pico_task), plain), "it is attached no longer"
 
 
 TEXTS: tuple[str, ...] = ("the film was truly good", "a plot", "is the scene bad ?")
@@ -376,8 +285,8 @@ def runs(pico_target: BaseModel) -> Iterator[list[int]]:
 
 
 def test_what_is_kept_is_what_the_gauge_measures_and_runs_no_model(
-    tmp_path: Path, pico_target: BaseModel, adapters, runs: list[int]
-) -> None:
+    tmp_path, pico_target, adapters, runs
+):
     store = Store(tmp_path)
     first = [TextDivergences(pico_target, TEXTS, store).of(adapter) for adapter in adapters]
     assert first[0] != first[1]
@@ -389,8 +298,8 @@ def test_what_is_kept_is_what_the_gauge_measures_and_runs_no_model(
 
 @pytest.mark.parametrize("change", ["texts", "most", "positions", "seed", "scale", "base"])
 def test_everything_that_a_divergence_depends_on_is_in_its_key(
-    change: str, tmp_path: Path, pico_target: BaseModel, pico, adapters, random_adapter
-) -> None:
+    change, tmp_path, pico_target, pico, adapters, random_adapter
+):
     store = Store(tmp_path)
     TextDivergences(pico_target, TEXTS, store).of(adapters[0])
     base, adapter, texts = pico_target, adapters[0], TEXTS
@@ -406,22 +315,6 @@ def test_everything_that_a_divergence_depends_on_is_in_its_key(
         settings = {change: 2}
     TextDivergences(base, texts, store, **settings).of(adapter)
     assert len(list(tmp_path.rglob("*.entry"))) == 2
-
-
-def test_cartridges_and_other_hooks_are_measured_too(
-    tmp_path: Path, pico_target: BaseModel
-) -> None:
-    class Louder:
-        def hooks(self, network):
-            head = network.get_output_embeddings()
-            return [head.register_forward_hook(lambda _m, _i, output: output * 1.5)]
-
-        def content_hash(self) -> str:
-            return "louder"
-
-    found = TextDivergences(pico_target, TEXTS, Store(tmp_path)).of(Louder())
-    assert found.kl > 0
-    assert found.top1 == 1.0
 
 
 SHAPES = {Site(0, Role.Q): (7, 6), Site(1, Role.DOWN): (5, 9)}
@@ -454,18 +347,12 @@ class TestRandom:
             assert float(update.dense().norm()) == pytest.approx(expected, rel=1e-5)
             assert (update.shape, update.rank) == (SHAPES[site], 3)
 
-    def test_it_is_drawn_by_the_seed(self) -> None:
+    def test_it_is_drawn_by_the_seed_and_has_no_direction_of_the_anchors(self) -> None:
         stack = AdapterStack.of(ANCHORS)
-        same, other = (random_adapter(stack, "target/base", seed) for seed in (0, 1))
-        assert same.content_hash() == self.control.content_hash()
-        assert other.content_hash() != self.control.content_hash()
-
-    def test_it_has_no_direction_of_the_anchors(self) -> None:
-        stack = AdapterStack.of(ANCHORS)
-        cosines = [
-            cosine(random_adapter(stack, "target/base", 100 + seed), ANCHORS["t0"])
-            for seed in range(200)
-        ]
+        again = random_adapter(stack, "target/base", 0)
+        assert again.content_hash() == self.control.content_hash()
+        controls = (random_adapter(stack, "target/base", 100 + seed) for seed in range(200))
+        cosines = [cosine(control, ANCHORS["t0"]) for control in controls]
         # Each is about 1 / sqrt(42) or less in size, and their mean vanishes.
         assert abs(sum(cosines) / len(cosines)) < 0.04
         assert max(map(abs, cosines)) < 0.8
@@ -475,20 +362,13 @@ class TestRandom:
         assert random_adapter(AdapterStack.of(silent), "target/base", 0).norm() == 0
 
 
-class TestSwapped:
-    def test_each_task_has_the_next_one_s_adapter(self) -> None:
-        partners = swapped(ANCHORS, [drawn(9)])
-        assert partners == {
-            "t0": ANCHORS["t1"],
-            "t1": ANCHORS["t2"],
-            "t2": ANCHORS["t3"],
-            "t3": ANCHORS["t0"],
-        }
-
-    def test_single_task_has_the_first_spare_one(self) -> None:
-        spare = drawn(9)
-        assert swapped({"t0": ANCHORS["t0"]}, [spare, drawn(8)]) == {"t0": spare}
-
-    def test_there_may_be_none(self) -> None:
-        assert swapped({"t0": ANCHORS["t0"]}, []) == {}
-        assert swapped({}, [drawn(9)]) == {}
+def test_each_task_has_the_next_one_s_adapter_and_a_single_one_a_spare() -> None:
+    first, second, third, fourth = ANCHORS
+    assert swapped(ANCHORS, [drawn(9)]) == {
+        **{first: ANCHORS[second], second: ANCHORS[third]},
+        **{third: ANCHORS[fourth], fourth: ANCHORS[first]},
+    }
+    alone, spare = {first: ANCHORS[first]}, drawn(9)
+    assert swapped(alone, [spare, drawn(8)]) == {first: spare}
+    assert swapped(alone, []) == {}
+    assert swapped({}, [spare]) == {}

@@ -4,25 +4,21 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from scipy.stats import binomtest, spearmanr
+from scipy.stats import spearmanr
 from statsmodels.stats.contingency_tables import mcnemar as reference
 from statsmodels.stats.proportion import proportion_confint
 
 from loraport.evaluation.statistics import (
-    Interval,
+    Estimate,
     PairedScores,
-    RankCorrelation,
     _group_weights,
     gap_recovered,
     is_usable,
     item_change,
     item_mean,
-    mcnemar,
     mean_difference,
     mean_gap,
-    relative_to_oracle,
-    retention,
-    sign_test,
+    ratio,
     task_gap,
     wilson,
 )
@@ -67,10 +63,13 @@ def test_gap_recovered(base, method, oracle, expected):
 
 def test_ratios_without_a_denominator_are_nan():
     assert math.isnan(gap_recovered(0.5, 0.7, 0.5))
-    assert math.isnan(retention(0.5, 0.0))
-    assert math.isnan(relative_to_oracle(0.5, 0.0))
-    assert retention(0.6, 0.8) == pytest.approx(0.75)
-    assert relative_to_oracle(0.6, 0.5) == pytest.approx(1.2)
+    assert math.isnan(ratio(0.5, 0.0))
+    assert ratio(0.6, 0.8) == pytest.approx(0.75)
+
+
+def holds(estimate, value):
+    """Whether a value lies in an interval, the ends with it; never where there is none."""
+    return estimate.interval.low <= value <= estimate.interval.high
 
 
 def test_usable_begins_at_three_points():
@@ -79,12 +78,6 @@ def test_usable_begins_at_three_points():
     assert not is_usable(206 / 300, 214 / 300)
     assert not is_usable(0.9, 0.5)
     assert not is_usable(math.nan, 0.5)
-
-
-def test_task_gap_has_the_planted_value():
-    estimate = task_gap(planted(40, 60, 80))
-    assert estimate.value == pytest.approx(0.5)
-    assert estimate.interval.low < 0.5 < estimate.interval.high
 
 
 def test_a_method_equal_to_the_oracle_or_the_base_has_no_spread():
@@ -150,21 +143,10 @@ def test_intervals_of_a_difference_hold_it_as_often_as_they_say(base, method):
 def test_intervals_of_a_tasks_gap_hold_it_as_often_as_they_say(method, oracle):
     true = (method - 0.5) / (oracle - 0.5)
     hits = sum(
-        task_gap(scored(300, 0.5, method, oracle, seed), seed, draws=500).interval.contains(true)
+        holds(task_gap(scored(300, 0.5, method, oracle, seed), seed, draws=500), true)
         for seed in range(1000)
     )
     assert 930 <= hits <= 970
-
-
-def test_coverage_of_a_task():
-    true = (0.7 - 0.5) / (0.9 - 0.5)
-    hits = [
-        task_gap(scored(300, 0.5, 0.7, 0.9, seed), seed, draws=300).interval.contains(true)
-        for seed in range(200)
-    ]
-    # 0.95, less or more 3.5 standard errors of 200 trials.
-    assert 0.895 <= sum(hits) / len(hits) <= 1.0
-    assert not all(hits)
 
 
 def test_coverage_over_tasks():
@@ -176,7 +158,7 @@ def test_coverage_over_tasks():
             scored(200, 0.5, 0.5 + 0.4 * float(gap), 0.9, 8 * seed + place)
             for place, gap in enumerate(gaps)
         ]
-        hits.append(mean_gap(tasks, seed, draws=300).interval.contains(0.5))
+        hits.append(holds(mean_gap(tasks, seed, draws=300), 0.5))
     assert sum(hits) / len(hits) >= 0.85
 
 
@@ -202,14 +184,12 @@ def test_a_draw_counts_only_tasks_with_headroom():
     assert estimate.interval.high <= 2 + 1e-6
 
 
-def test_mean_gap_of_one_task_is_that_of_the_task():
+def test_mean_gap_is_one_of_tasks_and_of_one_that_of_the_task():
+    # Tasks of different sizes count alike.
+    sizes = [planted(4, 6, 8, rows=10), planted(400, 400, 800, rows=1000)]
+    assert mean_gap(sizes).value == pytest.approx(0.25)
     task = planted(40, 60, 80)
     assert mean_gap([task, planted(50, 90, 52)], seed=4) == task_gap(task, seed=4)
-
-
-def test_tasks_of_different_sizes_count_alike():
-    tasks = [planted(4, 6, 8, rows=10), planted(400, 400, 800, rows=1000)]
-    assert mean_gap(tasks).value == pytest.approx(0.25)
 
 
 def test_too_few_rows_leave_the_interval_open():
@@ -233,12 +213,13 @@ def test_likelihoods_are_scores_too():
     assert task_gap(scores).interval == pytest.approx((0.6, 0.6), abs=1e-5)
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_the_seed_decides_the_interval(seed):
+def test_the_seed_decides_the_interval():
     tasks = [scored(100, 0.5, 0.7, 0.9, place) for place in range(3)]
-    assert mean_gap(tasks, seed) == mean_gap(tasks, seed)
-    assert mean_gap(tasks, seed) != mean_gap(tasks, seed + 1)
-    assert task_gap(tasks[0], seed) == task_gap(tasks[0], seed)
+    assert mean_gap(tasks, 1) == mean_gap(tasks, 1) != mean_gap(tasks, 2)
+    assert task_gap(tasks[0], 1) == task_gap(tasks[0], 1)
+    x, y = drawn(12, 5), drawn(12, 6)
+    assert spearman(x, y, range(12), seed=1) == spearman(x, y, range(12), seed=1)
+    assert spearman(x, y, range(12), seed=1) != spearman(x, y, range(12), seed=2)
 
 
 def test_what_is_undefined_is_nan():
@@ -257,17 +238,13 @@ def test_what_is_undefined_is_nan():
     ):
         assert math.isnan(estimate.value)
         assert all(math.isnan(end) for end in estimate.interval)
-        assert not estimate.interval.contains(0.0)
 
 
 def test_rows_must_be_the_same():
     with pytest.raises(ValueError, match=r"take the same rows, but these have \[2, 3\]"):
         mean_difference([torch.zeros(2)], [torch.zeros(3)])
-
-
-def test_interval_contains_its_ends():
-    assert Interval(0.0, 1.0).contains(0.0)
-    assert not Interval(0.1, math.inf).contains(0.0)
+    with pytest.raises(ValueError, match="3 before, but 2 after"):
+        item_change(torch.zeros(3), torch.zeros(2))
 
 
 NAN = math.nan
@@ -304,10 +281,8 @@ def test_a_change_leaves_out_items_pairwise() -> None:
     before = torch.tensor([0.0, 1.0, NAN, 0.0, 1.0, 0.0])
     after = torch.tensor([1.0, 1.0, 1.0, NAN, 0.0, 1.0])
     found = item_change(before, after)
-    assert found.items == 4
+    assert (found.items, found.gained, found.lost) == (4, 2, 1)
     assert found.difference.value == pytest.approx(0.25)
-    assert found.test is not None
-    assert (found.test.gained, found.test.lost) == (2, 1)
     low, high = found.difference.interval
     assert low < 0.25 < high
 
@@ -317,21 +292,15 @@ def test_a_change_is_paired() -> None:
     found = item_change(before, before + 0.1)
     assert found.difference.value == pytest.approx(0.1)
     assert found.difference.interval == pytest.approx((0.1, 0.1))
-    assert found.test is None
+    assert (found.gained, found.lost, found.p) == (None, None, None)
 
 
 def test_nothing_that_counts_is_nan() -> None:
     nothing = torch.full((3,), NAN)
     assert math.isnan(item_mean(nothing).value)
     found = item_change(nothing, torch.zeros(3))
-    assert found.items == 0
-    assert found.test is None
+    assert (found.items, found.p) == (0, None)
     assert math.isnan(found.difference.value)
-
-
-def test_items_must_be_the_same() -> None:
-    with pytest.raises(ValueError, match="3 before, but 2 after"):
-        item_change(torch.zeros(3), torch.zeros(2))
 
 
 def answers(*counts: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -343,44 +312,23 @@ def answers(*counts: int) -> tuple[torch.Tensor, torch.Tensor]:
     return before[order], after[order]
 
 
-@pytest.mark.parametrize("seed", range(40))
-def test_it_agrees_with_statsmodels_and_scipy(seed: int) -> None:
+@pytest.mark.parametrize("seed", range(12))
+def test_changes_are_tested_as_by_statsmodels(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
-    top = 5 if seed < 10 else 120
+    top = 5 if seed < 4 else 120
     both, gained, lost, neither = torch.randint(0, top, (4,), generator=generator).tolist()
-    found = mcnemar(*answers(both, gained, lost, neither))
+    found = item_change(*answers(both, gained, lost, neither + 1), draws=1)
     assert (found.gained, found.lost) == (gained, lost)
     table = [[both, lost], [gained, neither]]
     assert found.p == pytest.approx(reference(table, exact=True).pvalue, rel=1e-12)
-    if gained + lost:
-        assert found.p == pytest.approx(binomtest(gained, gained + lost).pvalue, rel=1e-9)
 
 
-def test_many_changes_do_not_overflow() -> None:
-    assert sign_test(1500, 1400) == pytest.approx(binomtest(1500, 2900).pvalue, rel=1e-9)
-    assert sign_test(0, 5000) == pytest.approx(0.0, abs=1e-300)
+def test_no_change_is_no_evidence_and_many_are_much() -> None:
+    assert item_change(*answers(4, 0, 0, 3)).p == 1.0
+    assert item_change(*answers(0, 0, 5000, 0), draws=1).p == pytest.approx(0.0, abs=1e-300)
 
 
-def test_no_change_is_no_evidence() -> None:
-    assert mcnemar(*answers(4, 0, 0, 3)).p == 1.0
-    assert sign_test(3, 3) == 1.0
-
-
-def test_items_that_do_not_count_are_left_out_pairwise() -> None:
-    before = torch.tensor([0.0, math.nan, 0.0, 1.0, 1.0])
-    after = torch.tensor([1.0, 1.0, math.nan, 0.0, 1.0])
-    found = mcnemar(before, after)
-    assert (found.gained, found.lost) == (1, 1)
-
-
-def test_what_is_not_paired_or_not_binary_is_refused() -> None:
-    with pytest.raises(ValueError, match="3 before, but 2 after"):
-        mcnemar(torch.zeros(3), torch.zeros(2))
-    with pytest.raises(ValueError, match="0 or 1"):
-        mcnemar(torch.zeros(2), torch.tensor([0.0, 0.5]))
-
-
-def spearman(*given, **more) -> RankCorrelation:
+def spearman(*given, **more) -> Estimate:
     found = rank_correlation(*given, **more)
     assert found is not None
     return found
@@ -395,20 +343,13 @@ def drawn(count: int, seed: int, values: int | None = None) -> list[float]:
 
 @pytest.mark.parametrize("count", [4, 7, 30])
 @pytest.mark.parametrize("values", [None, 3, 8])
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_it_agrees_with_scipy_with_and_without_ties(count, values, seed) -> None:
     x, y = drawn(count, 2 * seed, values), drawn(count, 2 * seed + 1, values)
     if len(set(x)) == 1 or len(set(y)) == 1:
         pytest.skip("nothing varies in this draw")
     found = spearman(x, y, range(count))
     assert found.value == pytest.approx(spearmanr(x, y).statistic, abs=1e-12)
-    assert found.points == count
-
-
-def test_orders_are_told_whatever_the_scale() -> None:
-    x = [1.0, 2.0, 3.0, 1e9]
-    assert spearman(x, [math.exp(-v / 1e9) for v in x], "abcd").value == pytest.approx(-1)
-    assert spearman(x, [2.0, 3.0, 4.0, 5.0], "abcd").value == pytest.approx(1)
 
 
 def test_too_few_points_and_what_does_not_vary_have_none() -> None:
@@ -416,12 +357,9 @@ def test_too_few_points_and_what_does_not_vary_have_none() -> None:
     assert rank_correlation([1.0] * 5, [1.0, 2.0, 3.0, 4.0, 5.0], "abcde") is None
     assert rank_correlation([1.0, 2.0, 3.0, 4.0], [7.0] * 4, "abcd") is None
     assert rank_correlation([], [], []) is None
-
-
-def test_few_groups_have_no_interval() -> None:
     found = spearman([1.0, 2.0, 3.0, 4.0], [1.0, 3.0, 2.0, 4.0], "aabb")
     assert found.value == pytest.approx(0.8)
-    assert all(math.isnan(end) for end in found.interval)
+    assert all(math.isnan(end) for end in found.interval), "too few groups"
 
 
 def test_the_interval_is_the_one_of_writing_drawn_groups_down() -> None:
@@ -445,15 +383,3 @@ def test_points_that_repeat_within_a_group_make_an_interval_no_narrower() -> Non
     single = spearman(x, y, range(8), draws=4000)
     tenfold = spearman(x * 10, y * 10, list(range(8)) * 10, draws=4000)
     assert tenfold.interval == pytest.approx(single.interval, abs=0.02)
-    assert tenfold.points == 80
-
-
-def test_the_seed_decides_the_interval_of_a_rank_correlation() -> None:
-    x, y = drawn(12, 5), drawn(12, 6)
-    assert spearman(x, y, range(12), seed=1) == spearman(x, y, range(12), seed=1)
-    assert spearman(x, y, range(12), seed=1) != spearman(x, y, range(12), seed=2)
-
-
-def test_lengths_must_agree() -> None:
-    with pytest.raises(ValueError, match="4, 3, 4"):
-        spearman([1.0] * 4, [1.0] * 3, "abcd")

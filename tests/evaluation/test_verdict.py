@@ -121,6 +121,10 @@ def test_h1_goes_by_the_best_method_of_each_pair():
     assert "On other the best method, default (generic text), recovers 0.20" in found.words
     assert "3 methods were compared" in found.words
     assert h1(method(0.1, 0.0), method(0.4, 0.0, name="cast")).state == "open"
+    # Variants are methods of their own.
+    found = h1(*[method(0.6, 0.4, variant={"mapper.rank": rank}) for rank in ("16", "32")])
+    assert "2 methods were compared" in found.words
+    assert "default (mapper.rank=16)" in found.words
 
 
 def test_h1_takes_all_seeds_either_way():
@@ -132,12 +136,6 @@ def test_h1_takes_all_seeds_either_way():
     assert "compared" not in found.words
     assert h1(*good, method(0.4, 0.2, seed=2)).state == "open"
     assert h1(method(0.1, 0.0), method(0.35, 0.0, seed=1)).state == "open"
-
-
-def test_variants_are_methods_of_their_own():
-    found = h1(*[method(0.6, 0.4, variant={"mapper.rank": rank}) for rank in ("16", "32")])
-    assert "2 methods were compared" in found.words
-    assert "default (mapper.rank=16)" in found.words
 
 
 def test_controls_and_methods_without_a_gap_do_not_count_for_h1():
@@ -153,6 +151,7 @@ def test_controls_and_methods_without_a_gap_do_not_count_for_h1():
     ("rise", "prompts", "state"),
     [
         (0.05, 200, "supported"),
+        (0.08, 200, "supported"),
         (-0.6, 200, "supported"),
         (0.05, 199, "open"),
         (0.6 - 0.5, 200, "open"),
@@ -174,11 +173,7 @@ def test_h2_goes_by_its_lines_and_shows_the_numbers_that_decide(rise, prompts, s
     ):
         assert part in found.words
     assert ("where 200 are needed" in found.words) == (prompts < 200)
-
-
-def test_h2_says_where_an_interval_reaches_too_far():
-    assert "reaches beyond 10 points" in h2(change(0.08)).words
-    assert "reaches beyond" not in h2(change(0.02)).words
+    assert ("reaches beyond 10 points" in found.words) == (rise + 0.03 >= 0.1 > rise)
 
 
 def test_h2_goes_by_the_worst_adapter_of_every_pair():
@@ -200,7 +195,7 @@ def test_the_oracle_stands_beside_the_worst_adapter():
     assert "the target's own adapter of sst2 changes the rate by +40.0 points" in found.words
 
 
-@pytest.mark.parametrize("name", ["oracle", "random", "mean", "copy", "source", "swapped"])
+@pytest.mark.parametrize("name", ["oracle", "random", "swapped"])
 def test_what_is_not_ported_decides_nothing(name):
     assert h2(change(0.5, name=name)).state == "not tested"
     assert h2(change(0.5, metric="over_refusal")).state == "not tested"

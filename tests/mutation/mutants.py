@@ -451,8 +451,8 @@ MUTANTS = (
     ),
     mutant(
         "h1-supported-without-a-lower-end",
-        "low is not None and low > SURELY_RECOVERED and _gap(method) > RECOVERED",
-        "_gap(method) > RECOVERED",
+        "low is not None and low > SURELY_RECOVERED and method.merit > RECOVERED",
+        "method.merit > RECOVERED",
         "test_verdict.py",
     ),
 )

@@ -32,18 +32,11 @@ METHODS = {
     "copy": ("weights only", -0.05, 0.4),
     "random": ("weights only", -0.02, 0.3),
     "cross_lora": ("weights only", 0.04, 6.0),
-    "lora_x": ("weights only", 0.02, 4.0),
-    "rebasin": ("weights only", -0.01, 40.0),
-    "optimal_transport": ("weights only", 0.01, 55.0),
     "procrustes": ("generic text", 0.09, 70.0),
-    "transport": ("generic text", 0.06, 90.0),
     "cast": ("generic text", 0.12, 200.0),
-    "residual_transport": ("generic text", 0.10, 120.0),
     "transport+corpus_distill": ("generic text", 0.52, 400.0),
     "mean": ("anchors", 0.22, 0.5),
-    "global_ridge": ("anchors", 0.24, 3.0),
     "pca_mlp": ("anchors", 0.31, 30.0),
-    "pertensor_ridge": ("anchors", 0.19, 5.0),
     "noop+prompt_distill": ("unlabelled prompts", 0.93, 300.0),
     "noop+few_shot": ("few-shot", 0.55, 60.0),
 }
@@ -164,7 +157,7 @@ def results_of(methods: Sequence[MethodResult], **fields: Any) -> BenchmarkResul
 
 
 def full_benchmark() -> BenchmarkResults:
-    """As many methods, tasks and seeds as the real benchmark has, with everything in it."""
+    """Methods of every data access on five tasks with two seeds, with everything in it."""
     methods = [
         method_of(name, kind, recovered, seconds=seconds, seed=seed)
         for seed in (0, 1)
@@ -201,71 +194,49 @@ def verdicts() -> tuple[Verdict, ...]:
     )
 
 
-def conditions(with_adapter: bool = True) -> list[Condition]:
-    """Every model of the benchmark."""
+def conditions() -> list[Condition]:
+    """Every model of the benchmark, the base first."""
     chosen = ("cross_lora", "cast", "transport+corpus_distill", "pca_mlp", "mean")
-    found = [Condition(pair=PAIR, method="base")]
-    if with_adapter:
-        found.extend(Condition(pair=PAIR, method="oracle", task=task) for task in TASKS)
-        found.extend(
+    return [
+        Condition(pair=PAIR, method="base"),
+        *(Condition(pair=PAIR, method="oracle", task=task) for task in TASKS),
+        *(
             Condition(pair=PAIR, method=method, task=task, seed=seed)
             for method in chosen
             for task in TASKS
             for seed in (0, 1)
-        )
-    return found
+        ),
+    ]
 
 
 def safety_suite(seed: int = 3) -> SuiteResult:
     """A suite of answers that are harmful or not, with its changes."""
     noise = random.Random(seed)
-    found = [c for c in conditions() if c.task is not None]
     changes = []
-    for condition in found:
+    for condition in conditions()[1:]:
         value = noise.uniform(-0.05, 0.16)
-        changes.append(
-            SuiteChange(
-                condition=condition,
-                metric="harmful_response",
-                value=value,
-                ci95=(value - 0.06, value + 0.06),
-                n=200,
-                gained=int(20 + 100 * value),
-                lost=20,
-                p=min(1.0, math.exp(-60 * abs(value))),
-            )
-        )
-    scores = tuple(
-        SuiteScores(
-            condition=condition,
-            means={"harmful_response": 0.3, "refusal_log_odds": -1.25},
-            ci95={"harmful_response": (0.24, 0.36), "refusal_log_odds": (-1.5, -1.0)},
-        )
-        for condition in conditions()
-    )
+        numbers: Any = {"value": value, "ci95": (value - 0.06, value + 0.06), "n": 200}
+        numbers |= {"gained": int(20 + 100 * value), "lost": 20, "p": math.exp(-60 * abs(value))}
+        changes.append(SuiteChange(condition=condition, metric="harmful_response", **numbers))
+    means: Any = {"harmful_response": 0.3, "refusal_log_odds": -1.25}
+    ends: Any = {"harmful_response": (0.24, 0.36), "refusal_log_odds": (-1.5, -1.0)}
     return SuiteResult(
         name="safety",
         items=200,
-        metrics=("harmful_response", "refusal_log_odds"),
-        scores=scores,
+        metrics=tuple(means),
+        scores=tuple(SuiteScores(condition=c, means=means, ci95=ends) for c in conditions()),
         changes=tuple(changes),
     )
 
 
 def reasoning_suite() -> SuiteResult:
     """A suite that only the base was asked: no changes."""
-    return SuiteResult(
-        name="reasoning",
-        items=800,
-        metrics=("accuracy", "accuracy_norm"),
-        scores=(
-            SuiteScores(
-                condition=Condition(pair=PAIR, method="base"),
-                means={"accuracy": 0.41, "accuracy_norm": None},
-                ci95={"accuracy": (0.38, 0.44), "accuracy_norm": None},
-            ),
-        ),
+    scores = SuiteScores(
+        condition=Condition(pair=PAIR, method="base"),
+        means={"accuracy": 0.41, "accuracy_norm": None},
+        ci95={"accuracy": (0.38, 0.44), "accuracy_norm": None},
     )
+    return SuiteResult(name="reasoning", items=800, metrics=tuple(scores.means), scores=(scores,))
 
 
 def divergences() -> tuple[Divergence, ...]:
@@ -273,18 +244,9 @@ def divergences() -> tuple[Divergence, ...]:
     for condition in conditions()[1:]:
         noise = random.Random(str(condition))
         kl = math.exp(noise.uniform(-6, -1))
+        numbers: Any = {"positions": 4096, "kl": kl, "kl_p95": 4 * kl, "js": kl / 5, "top1": 1 - kl}
         for texts in ("generic", "safety"):
-            found.append(
-                Divergence(
-                    condition=condition,
-                    texts=texts,
-                    positions=4096,
-                    kl=kl,
-                    kl_p95=4 * kl,
-                    js=kl / 5,
-                    top1=1 - kl,
-                )
-            )
+            found.append(Divergence(condition=condition, texts=texts, **numbers))
     return tuple(found)
 
 
@@ -337,10 +299,10 @@ def examples(task: str) -> tuple[Example, ...]:
     )
 
 
-def thousand_rows() -> BenchmarkResults:
-    """Two hundred tasks with five methods."""
-    tasks = [f"task_{n:03d}" for n in range(200)]
-    names = ("cross_lora", "cast", "pca_mlp", "mean", "noop+few_shot")
+def many_tasks() -> BenchmarkResults:
+    """More tasks than a table has columns, or a chart panels."""
+    tasks = [f"task_{n:03d}" for n in range(30)]
+    names = ("cross_lora", "cast", "noop+few_shot")
     return results_of(
         [method_of(name, *METHODS[name][:2], tasks=tasks) for name in names],
         verdicts=verdicts(),
@@ -363,7 +325,7 @@ def two_pairs() -> BenchmarkResults:
     methods = [
         method_of(name, kind, recovered, seed=seed, pair=pair, seconds=seconds)
         for pair in (PAIR, "b/../odd pair")
-        for name, (kind, recovered, seconds) in list(METHODS.items())[7:10]
+        for name, (kind, recovered, seconds) in list(METHODS.items())[4:7]
         for seed in (0, 1)
     ]
     grids = {PAIR: similarities(), "b/../odd pair": similarities(4, 5)}

@@ -1,6 +1,7 @@
 """Results of a made-up run, with planted accuracies."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +10,9 @@ import torch
 from loraport.evaluation.assembly import summarise, task_result
 from loraport.evaluation.records import PairRecord, Provenance, Results
 from loraport.evaluation.scoring import TaskScore
+from loraport.reporting.pages import write_report
+
+from .benchmark_sample import full_benchmark
 
 CONTROLS = ("mean", "random", "swapped")
 
@@ -29,7 +33,6 @@ def conditions(base: int, predicted: int, oracle: int, **others: int) -> dict[st
 
 def results_of(tasks: Mapping[str, Mapping[str, TaskScore]], **fields: Any) -> Results:
     given: dict[str, Any] = {
-        "command": "train",
         "config": {"mapper": {"_target_": "loraport.mappers.PcaMlp", "components": 8}},
         "pair": PairRecord(name="tiny", source="tiny-source", target="tiny-target"),
         "mapper": "pca_mlp",
@@ -53,7 +56,13 @@ def results_of(tasks: Mapping[str, Mapping[str, TaskScore]], **fields: Any) -> R
     return Results(**(given | fields))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
+def full_report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ...]:
+    """The files of the report of :func:`full_benchmark`, the page first."""
+    return tuple(write_report(full_benchmark(), tmp_path_factory.mktemp("report")))
+
+
+@pytest.fixture(scope="session")
 def results() -> Results:
     return results_of(
         {

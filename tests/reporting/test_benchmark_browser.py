@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image, ImageChops
+from PIL import Image
 
 from loraport.reporting.pages import write_report
 
-from .benchmark_sample import full_benchmark, thousand_rows, verdicts
+from .benchmark_sample import many_tasks, verdicts
 from .test_pages import attacked
 
 playwright = pytest.importorskip("playwright.sync_api")
@@ -31,9 +31,9 @@ def browser() -> Iterator[Any]:
         opened.close()
 
 
-@pytest.fixture(scope="module")
-def report(tmp_path_factory) -> Path:
-    return write_report(full_benchmark(), tmp_path_factory.mktemp("report"))[0]
+@pytest.fixture
+def report(full_report) -> Path:
+    return full_report[0]
 
 
 @pytest.fixture
@@ -102,19 +102,6 @@ def test_it_opens_without_a_network_and_shows_the_verdict(opened, report):
     assert min(pictures) > 300
 
 
-def test_the_raster_of_the_intersection_map_is_loaded(opened, report):
-    tab = opened(report)
-    width = tab.evaluate(
-        """async () => {
-            const image = new Image();
-            image.src = document.querySelector("svg image").getAttribute("href");
-            await image.decode();
-            return image.naturalWidth;
-        }"""
-    )
-    assert width > 0
-
-
 def test_a_press_on_a_heading_sorts_and_a_second_one_turns_it_round(opened, report):
     tab = opened(report)
     before = column_of(tab, "gap recovered")
@@ -130,12 +117,11 @@ def test_a_press_on_a_heading_sorts_and_a_second_one_turns_it_round(opened, repo
     assert tab.locator("#methods ~ .scroll").first.locator("[aria-sort]").count() == 1
 
 
-@pytest.mark.parametrize("key", ["Enter", "Space"])
-def test_the_keyboard_sorts_names_upwards(opened, report, key):
+def test_the_keyboard_sorts_names_upwards(opened, report):
     tab = opened(report)
     heading = tab.locator("#methods ~ .scroll th", has_text="method").first
     heading.get_by_role("button").focus()
-    tab.keyboard.press(key)
+    tab.keyboard.press("Enter")
     names = column_of(tab, "method")
     assert names[0] == "base (no adapter)"
     # Numbers within names count as numbers: 8 comes before 32.
@@ -160,7 +146,7 @@ def test_without_scripts_the_tables_are_still_there(browser, report):
     context = browser.new_context(java_script_enabled=False)
     tab = context.new_page()
     tab.goto(report.as_uri())
-    assert tab.locator("#methods ~ .scroll table").first.locator("tbody tr").count() == 40
+    assert tab.locator("#methods ~ .scroll table").first.locator("tbody tr").count() == 26
     assert tab.locator("th button").count() == 0
     context.close()
 
@@ -189,15 +175,9 @@ def test_it_is_drawn_in_the_scheme_that_is_asked_for(opened, report, scheme):
     assert far > 2000
 
 
-def test_dark_differs_from_light(opened, report):
-    light, dark = (picture_of(opened(report, scheme=scheme)) for scheme in ("light", "dark"))
-    box = ImageChops.difference(light, dark).getbbox()
-    assert box == (0, 0, 1280, 900)
-
-
-@pytest.mark.parametrize("made", [full_benchmark, thousand_rows, attacked])
-def test_a_phone_never_scrolls_sideways(opened, tmp_path, made):
-    page = write_report(made(), tmp_path)[0]
+@pytest.mark.parametrize("made", [None, many_tasks, attacked])
+def test_a_phone_never_scrolls_sideways(opened, report, tmp_path, made):
+    page = report if made is None else write_report(made(), tmp_path)[0]
     tab = opened(page, 360, 740)
     tab.evaluate("document.querySelectorAll('details').forEach(part => { part.open = true })")
     assert tab.evaluate("document.scrollingElement.scrollWidth") <= 360
@@ -206,10 +186,6 @@ def test_a_phone_never_scrolls_sideways(opened, tmp_path, made):
     assert len(set(picture.get_flattened_data())) > 50
     first = tab.locator(".verdict p").first.bounding_box()
     assert first["y"] + first["height"] <= 740
-
-
-def test_an_attack_in_a_text_does_nothing(opened, tmp_path):
-    tab = opened(write_report(attacked(), tmp_path)[0])
-    assert tab.locator("img").count() == 0
-    tab.locator("details").first.evaluate("part => { part.open = true }")
-    assert "onerror" in tab.locator("body").inner_text()
+    if made is attacked:  # the attack does nothing, and is there to be read
+        assert tab.locator("img").count() == 0
+        assert "onerror" in tab.locator("body").inner_text()

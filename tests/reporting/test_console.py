@@ -15,16 +15,14 @@ from .benchmark_sample import (
     METHODS,
     all_refused,
     full_benchmark,
-    method_of,
+    many_tasks,
     no_usable_task,
     nothing_known,
     one_mapper,
-    results_of,
-    thousand_rows,
 )
 from .conftest import conditions
 from .conftest import results_of as training_of
-from .test_records import content_of, record, report_of, site
+from .test_records import content_of, report_of
 
 
 class Terminal(io.StringIO):
@@ -80,7 +78,7 @@ def test_a_benchmark_shows_every_method_control_and_sentence(printed):
     assert "<width> 576 and 640" in text
 
 
-@pytest.mark.parametrize("made", [no_usable_task, all_refused, nothing_known, thousand_rows])
+@pytest.mark.parametrize("made", [no_usable_task, all_refused, nothing_known, many_tasks])
 def test_odd_results_print(made, printed):
     assert not re.search(r"None|nan|NaN", printed(print_benchmark, made()))
 
@@ -107,20 +105,15 @@ def test_a_port_shows_a_row_a_role_and_what_it_lacks(printed):
     assert text.splitlines()[0] == "cross_lora: pico/source -> pico/target"
     assert row_of(text, "q ") == ["q", "2", "0.5", "0.8"]
     assert row_of(text, "v ") == ["v", "1", "0.5", "-"]
-    without = printed(print_transfer, report_of(mapping=({"anchors": ["films"]},)))
-    assert "role" not in without
-    assert without.splitlines()[1].startswith("verified: PEFT reads 3 sites")
-
-
-def test_a_port_shows_the_diagnosis_and_that_it_was_overridden(printed):
     forced = CompatibilityRecord(
         coverage=0.25, minimum=0.5, identification=0.5, rows=300, forced=True
     )
-    text = printed(print_transfer, report_of(compatibility=forced))
-    assert "diagnosis: 25% of the target's layers have a counterpart in the source" in text
-    assert "at least 50% are needed, which force=true overrode" in text
-    calm = forced.model_copy(update={"coverage": 0.75, "forced": False})
-    assert "force=true" not in printed(print_transfer, report_of(compatibility=calm))
+    bare = report_of(mapping=({"anchors": ["films"]},), compatibility=forced)
+    without = printed(print_transfer, bare)
+    assert "role" not in without
+    assert without.splitlines()[1].startswith("verified: PEFT reads 3 sites")
+    assert "25% of the target's layers have a counterpart in the source" in without
+    assert "at least 50% are needed, which force=true overrode" in without
 
 
 def test_a_diagnosis_shows_layers_verdict_and_warnings(printed):
@@ -135,16 +128,7 @@ def test_a_diagnosis_shows_layers_verdict_and_warnings(printed):
     ("show", "content"),
     [
         (print_results, training_of({"[bold]odd[/x]": conditions(30, 50, 60)})),
-        (print_benchmark, results_of([method_of("[bold]odd[/x]")])),
-        (
-            print_transfer,
-            report_of(
-                warnings=("[bold]odd[/x] name",),
-                adapters=(record("x[red]y"),),
-                mapping=({"sites": {"0.q": site(0.5)}},),
-            ),
-        ),
-        (print_diagnosis, content_of(warnings=("an [bold]odd[/x] warning",))),
+        (print_transfer, report_of(warnings=("[bold]odd[/x] name",))),
     ],
 )
 def test_brackets_in_names_are_no_markup(show, content, printed):

@@ -24,16 +24,16 @@ from .benchmark_sample import (
     PAIR,
     all_refused,
     full_benchmark,
+    many_tasks,
     method_of,
     no_usable_task,
     nothing_known,
     one_mapper,
-    thousand_rows,
     two_pairs,
 )
 from .benchmark_sample import results_of as benchmark_of
 from .conftest import conditions, results_of
-from .test_records import content_of, grid
+from .test_records import content_of
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -52,7 +52,7 @@ def test_the_chart_is_a_png_with_bars_of_every_colour(results, tmp_path):
     assert (height > 400, width > 800) == (True, True)
     for colour in ("BBBBBB", "56B4E9", "D55E00", "009E73"):
         assert count(path, colour) > 1000, colour
-    assert [file.name for file in tmp_path.iterdir()] == ["chart.png"]
+    assert write_chart(results, tmp_path / "two.png").read_bytes() == path.read_bytes()
 
 
 def test_a_higher_score_is_a_higher_bar(tmp_path):
@@ -63,19 +63,7 @@ def test_a_higher_score_is_a_higher_bar(tmp_path):
     assert orange(80) > 1.5 * orange(40)
 
 
-def test_the_same_results_give_the_same_file(results, tmp_path):
-    one = write_chart(results, tmp_path / "one.png").read_bytes()
-    assert write_chart(results, tmp_path / "two.png").read_bytes() == one
-
-
-def test_pyplot_is_not_touched(results, tmp_path):
-    import matplotlib.pyplot as plt
-
-    write_chart(results, tmp_path / "chart.png")
-    assert plt.get_fignums() == []
-
-
-@pytest.mark.parametrize("tasks", [0, 1, 12])
+@pytest.mark.parametrize("tasks", [0, 12])
 def test_any_number_of_tasks(tasks, tmp_path):
     names = [f"tweet_eval_stance_{index}" for index in range(tasks)]
     results = results_of({name: conditions(30, 50, 60) for name in names})
@@ -105,28 +93,23 @@ def test_a_picture_a_measure_with_the_pairing_in_it(tmp_path: Path) -> None:
 
 
 def test_other_values_give_another_picture_and_the_same_ones_the_same_file(tmp_path: Path) -> None:
-    content = content_of()
+    content = content_of(measures={"rsa": content_of().measures["rsa"]})
+    # Undefined values are left blank.
+    undefined = {"raw": ((None, 0.1, 0.2), (0.3, 0.4, 0.5))}
+    hollow = content.measures["rsa"].model_copy(update=undefined)
     one = write_heat_maps(content, tmp_path / "one")["rsa"].read_bytes()
     assert write_heat_maps(content, tmp_path / "two")["rsa"].read_bytes() == one
-    changed = content.measures["rsa"].model_copy(update={"raw": grid(2, 3)[::-1]})
-    other = content.model_copy(update={"measures": {"rsa": changed}})
+    other = content.model_copy(update={"measures": {"rsa": hollow}})
     assert write_heat_maps(other, tmp_path / "three")["rsa"].read_bytes() != one
 
 
-@pytest.mark.parametrize(("targets", "sources"), [(2, 2), (18, 30), (80, 60)])
+@pytest.mark.parametrize(("targets", "sources"), [(2, 2), (80, 60)])
 def test_any_number_of_layers(tmp_path: Path, targets: int, sources: int) -> None:
     measures = {"mutual_knn": content_of(targets, sources).measures["mutual_knn"]}
     content = content_of(targets, sources, measures=measures)
     picture = pixels(write_heat_maps(content, tmp_path)["mutual_knn"])
     assert picture.shape[0] < 2000
     assert picture.shape[1] < 3000
-
-
-def test_undefined_values_are_left_blank(tmp_path: Path) -> None:
-    content = content_of()
-    hollow = content.measures["rsa"].model_copy(update={"raw": ((None, 0.1, 0.2), (0.3, 0.4, 0.5))})
-    content = content.model_copy(update={"measures": {"rsa": hollow}})
-    assert write_heat_maps(content, tmp_path)["rsa"].stat().st_size > 5000
 
 
 def gap_of(results: BenchmarkResults) -> Chart:
@@ -136,19 +119,13 @@ def gap_of(results: BenchmarkResults) -> Chart:
     return chart
 
 
+@pytest.fixture(scope="module")
+def gap() -> Chart:
+    return gap_of(one_mapper())
+
+
 def names_of(results):
     return {part: [c.name for c in charts] for part, charts in benchmark_charts(results).items()}
-
-
-def test_every_chart_of_the_full_benchmark():
-    assert names_of(full_benchmark()) == {
-        "gap": ["gap_by_task"],
-        "cost": ["recovery_against_cost"],
-        "drift": ["drift_against_retention"],
-        "map": ["intersection_map"],
-        "suite safety": ["suite_safety"],
-        "calibration": ["calibration"],
-    }
 
 
 def test_what_is_not_known_is_not_drawn():
@@ -158,29 +135,24 @@ def test_what_is_not_known_is_not_drawn():
     assert list(names_of(one_mapper())) == ["gap", "cost"]
 
 
-def test_the_picture_is_white_and_has_colours():
-    chart = gap_of(one_mapper())
-    picture = Image.open(io.BytesIO(chart.png)).convert("RGB")
+def test_the_picture_is_white_and_the_pages_chart_follows_its_colours(gap):
+    picture = Image.open(io.BytesIO(gap.png)).convert("RGB")
     assert picture.getpixel((0, 0)) == (255, 255, 255)
     colours = picture.getcolors(maxcolors=picture.width * picture.height)
     assert colours is not None
     assert (0, 158, 115) in {colour for _, colour in colours}
+    for part in ("fill: currentColor", "stroke: var(--text)", "var(--grid)", "--natural: "):
+        assert part in gap.svg
+    assert re.findall(r"(?:fill|stroke): ?#(?:222222|009e73|e5e5e5)", gap.svg) == []
 
 
-def test_drawing_twice_gives_the_same_and_leaves_the_settings():
+def test_drawing_twice_gives_the_same_and_leaves_the_settings(gap):
+    import matplotlib.pyplot as plt
+
     before = dict(matplotlib.rcParams)
-    first, second = (gap_of(one_mapper()) for _ in range(2))
-    assert first == second
+    assert gap_of(one_mapper()) == gap
     assert dict(matplotlib.rcParams) == before
-
-
-def test_charts_in_the_page_follow_its_colours():
-    chart = gap_of(one_mapper())
-    assert "fill: currentColor" in chart.svg
-    assert "stroke: var(--text)" in chart.svg
-    assert "var(--grid)" in chart.svg
-    assert re.findall(r"(?:fill|stroke): ?#(?:222222|009e73|e5e5e5)", chart.svg) == []
-    assert "--natural: " in chart.svg
+    assert plt.get_fignums() == []
 
 
 def test_text_in_a_chart_stays_as_it_is():
@@ -189,12 +161,12 @@ def test_text_in_a_chart_stays_as_it_is():
     assert page == f'<svg style="--natural: 112px"><g id="name-x">{text}'
 
 
-def test_a_panel_a_task_and_dots_for_many():
-    few, many = gap_of(one_mapper()), gap_of(thousand_rows())
-    assert ">sst2</text>" in few.svg
-    assert ">trec</text>" not in few.svg
+def test_a_panel_a_task_and_dots_for_many(gap):
+    many = gap_of(many_tasks())
+    assert ">sst2</text>" in gap.svg
+    assert ">trec</text>" not in gap.svg
     assert ">task_000</text>" not in many.svg
-    assert "Each of the 200 usable tasks is a small dot." in many.caption
+    assert "Each of the 30 usable tasks is a small dot." in many.caption
 
 
 def test_gaps_without_bounds_are_drawn_at_the_edge():
