@@ -4,13 +4,14 @@ import copy
 import importlib
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
@@ -122,14 +123,22 @@ class ModelSource(ABC):
         folder = self.folder(cache)
         read_config(folder)
         try:
-            network = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=DTYPES[self.dtype], local_files_only=True
+            found: Any = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=DTYPES[self.dtype],
+                local_files_only=True,
+                use_safetensors=True,
+                trust_remote_code=False,
+                ignore_mismatched_sizes=True,  # they are refused by name below
+                output_loading_info=True,
             )
         except (OSError, ValueError, SafetensorError) as error:
             raise ModelError(
                 f"the base model in {folder} could not be read ({str(error).splitlines()[0]}); "
                 "it takes config.json and *.safetensors, as `save_pretrained` writes them"
             ) from error
+        network, loaded = found
+        _check_whole(folder, loaded)
         tokenizer = read_tokenizer(folder)
         if not tokenizer.is_fast:
             raise ModelError(
@@ -141,6 +150,29 @@ class ModelSource(ABC):
     def weights(self, cache: Path) -> StreamedWeights:
         """Open the weights in :meth:`folder` without loading them, in the dtype that they have."""
         return StreamedWeights.open(self.folder(cache), self.name)
+
+
+def _check_whole(folder: Path, loaded: Mapping[str, Any]) -> None:
+    """Raise ModelError unless the weights are those that the config makes, no more and no fewer.
+
+    transformers fills what is missing with random numbers, and leaves out what is not asked for.
+    """
+    found = {
+        "lacks": sorted(loaded["missing_keys"]),
+        "has beyond it": sorted(loaded["unexpected_keys"]),
+        "has in another shape": sorted(str(key[0]) for key in loaded["mismatched_keys"]),
+    }
+    wrong = [
+        f"{what} {len(names)} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+        for what, names in found.items()
+        if names
+    ]
+    if wrong:
+        raise ModelError(
+            f"the weights in {folder} are not those of the model in its config.json: of its "
+            f"tensors it {'; '.join(wrong)}; weights and config must be of one model: fetch both "
+            "again"
+        )
 
 
 @dataclass(frozen=True)
@@ -301,9 +333,11 @@ def dequantised(gguf: Path, folder: Path) -> None:
     GGUF, although nothing is quantised any more, and then refuses to save it. So its weights
     move into a model that is built from the config without that entry.
     """
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    tokenizer = AutoTokenizer.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, trust_remote_code=False
+    )
     read = AutoModelForCausalLM.from_pretrained(
-        gguf.parent, gguf_file=gguf.name, dtype=torch.float32
+        gguf.parent, gguf_file=gguf.name, dtype=torch.float32, trust_remote_code=False
     )
     entries = read.config.to_dict()
     del entries["quantization_config"]

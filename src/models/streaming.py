@@ -148,7 +148,7 @@ class StreamedWeights:
 def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """Return the tokenizer in a model's folder; ModelError where it cannot be read."""
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ModelError(
             f"the tokenizer in {folder} could not be read ({str(error).splitlines()[0]}); it takes "
@@ -170,7 +170,7 @@ def read_config(folder: Path) -> PretrainedConfig:
         if architecture not in ARCHITECTURES:
             # Which transformers need not know either: let the site table refuse it.
             return PretrainedConfig.from_dict({"model_type": str(architecture)})
-        return AutoConfig.from_pretrained(folder, local_files_only=True)
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, AttributeError, ArithmeticError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())
         raise ModelError(
@@ -195,12 +195,19 @@ def _shard_files(folder: Path) -> list[Path]:
         )
     try:
         names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+        if not all(isinstance(name, str) for name in names):
+            raise TypeError("a shard's name is no text")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(
             f"{index} could not be read ({error}); it takes JSON with a weight_map from tensors "
             "to shards; fetch the file again"
         ) from error
     for name in names:
+        if Path(name).name != name:
+            raise ModelError(
+                f"{index} names the shard {name!r}, which is no plain file name; it takes files of "
+                "its own folder: fetch the model again, from where you trust it"
+            )
         if not (folder / name).is_file():
             raise ModelError(
                 f"the shard {folder / name} is missing: {_INDEX} names {len(names)} shards; "

@@ -326,3 +326,62 @@ def test_one_thread_gives_the_threads_back():
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"num_hidden_layers": 4}, r"it lacks \d+ \(model\.layers\.2\."),
+        ({"num_hidden_layers": 1}, r"it has beyond it \d+ \(model\.layers\.1\."),
+        ({"intermediate_size": 72}, r"it has in another shape \d+ \(model\.layers\.0\.mlp\."),
+        ({"model_type": "mistral", "num_hidden_layers": 5}, "it lacks"),
+    ],
+    ids=str,
+)
+def test_weights_that_are_not_those_of_the_config_are_refused(
+    pico_source: BaseModel, tmp_path: Path, changed: dict[str, Any], named: str
+) -> None:
+    """transformers would fill what is missing with random numbers."""
+    save(pico_source, tmp_path)
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | changed))
+    with pytest.raises(ModelError, match=named):
+        LocalModel(path=str(tmp_path)).load(tmp_path)
+
+
+def test_weights_are_read_of_safetensors_alone(pico_source: BaseModel, tmp_path: Path) -> None:
+    save(pico_source, tmp_path)
+    torch.save(pico_source.network.state_dict(), tmp_path / "pytorch_model.bin")
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"safetensors"):
+        LocalModel(path=str(tmp_path)).load(tmp_path)
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
+def test_code_beside_a_model_is_not_run(
+    pico_source: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    """Nor is anybody asked whether to run it."""
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked a question"))
+    save(pico_source, tmp_path)
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: pass\n")
+    names = {
+        "config.json": {"AutoConfig": "evil.Evil", "AutoModelForCausalLM": "evil.Evil"},
+        "tokenizer_config.json": {"AutoTokenizer": ["evil.Evil", "evil.Evil"]},
+    }
+    path = tmp_path / file
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"auto_map": names[file]}))
+    LocalModel(path=str(tmp_path)).load(tmp_path)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("name", ["../model.safetensors", "/etc/passwd", "a/b.safetensors", 3])
+def test_a_shard_is_a_file_of_its_folder(
+    pico_source: BaseModel, tmp_path: Path, name: object
+) -> None:
+    save(pico_source, tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / "model-1.safetensors")
+    index = {"weight_map": {"model.norm.weight": name}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ModelError, match=r"index\.json (names the shard|could not be read)"):
+        StreamedWeights.open(tmp_path, "x")
