@@ -5,21 +5,25 @@ so do mistakes in it.
 """
 
 import difflib
+import errno
 import logging
 import os
 import re
 import shutil
+import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException, HydraException
+from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
@@ -31,7 +35,7 @@ from .settings import DiagnoseSettings, read
 
 _CONFIGS = "pkg://loraport.conf"
 _MODULES = {"transfer": "port"}  # the module of a command that has another name
-_REFUSED, _STOPPED = ConfigurationError.exit_code, 130
+_REFUSED, _STOPPED, _PIPE = ConfigurationError.exit_code, 130, 141
 
 
 @hydra.main(version_base="1.3", config_path=_CONFIGS, config_name="train")
@@ -55,6 +59,7 @@ def _diagnose(config: DictConfig) -> float | None:
     from .commands.diagnose import enforce
 
     # What was found stays where it was written, whatever comes of it.
+    RunFolder.made, RunFolder.content = [], None
     return _clean_after(lambda config: enforce(DiagnoseSettings.of(config), content), config)
 
 
@@ -106,8 +111,12 @@ def _command(
     # A shell leaves the ~ of paths.zoo=~/zoo, and Hydra's grammar takes it in quotes alone.
     home = re.compile(r"(\+{0,2}[\w.]+)=(~[^'\"]*)")
     sys.argv[1:] = [home.sub(r"\1='\2'", w) if home.fullmatch(w) else w for w in sys.argv[1:]]
+    handler = signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
     try:
-        main()
+        try:
+            main()
+        finally:
+            sys.stdout.flush()
     except LoraportError as error:
         _fail(str(error), error.exit_code)
     except (HydraException, OmegaConfBaseException) as error:
@@ -118,6 +127,21 @@ def _command(
         _fail(f"a group takes one of its choices by name: {error}\n{_help(name)}", _REFUSED)
     except KeyboardInterrupt:
         _fail(f"stopped; {then}", _STOPPED)
+    except OSError as error:
+        if not _of_stdout(error):
+            raise
+        # What is left in its buffer would raise once more when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if error.errno == errno.EPIPE:  # as of `| head`, which has seen enough
+            sys.exit(_PIPE)
+        _fail(f"standard output cannot be written ({error.strerror}); nothing more is printed", 1)
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+
+
+def _of_stdout(error: OSError) -> bool:
+    """Return whether printing raised an error: files are written with messages of their own."""
+    return error.filename is None and error.errno in (errno.EPIPE, errno.ENOSPC, errno.EIO)
 
 
 def _fail(message: str, code: int) -> NoReturn:
@@ -126,36 +150,52 @@ def _fail(message: str, code: int) -> NoReturn:
 
 
 def _clean_after(run: Callable[[DictConfig], Any], config: DictConfig) -> Any:
-    """Run a workflow; where it refuses its input, leave no run folder behind.
+    """Run a workflow; where it refuses its input, leave nothing of the run behind.
 
     In a sweep the error goes on to Hydra, which says which of the jobs it is about.
     """
-    folder = Path(HydraConfig.get().runtime.output_dir)
-    # A folder that the user named may hold more than what Hydra has just put there.
-    ours = not folder.exists() or {path.name for path in folder.iterdir()} <= {".hydra"}
     try:
         return run(config)
     except (LoraportError, OmegaConfBaseException) as error:
         if HydraConfig.get().mode != RunMode.RUN:
             raise
-        if ours:
-            _remove(folder)
+        RunFolder.remove(Path(HydraConfig.get().runtime.output_dir))
         if isinstance(error, LoraportError):
             _fail(str(error), error.exit_code)
         _fail(_explained(error, HydraConfig.get().job.name), _REFUSED)
 
 
-def _remove(folder: Path) -> None:
-    """Remove a run's folder, and the two above it where nothing else is in them."""
-    root = logging.getLogger()
-    for handler in [h for h in root.handlers if isinstance(h, logging.FileHandler)]:
-        root.removeHandler(handler)
-        handler.close()
-    shutil.rmtree(folder, ignore_errors=True)
-    for parent in folder.parents[:2]:
-        if any(parent.iterdir()):
-            break
-        parent.rmdir()
+class RunFolder(Callback):
+    """Knows what lay at a run's folder before the run, and removes what came after."""
+
+    made: ClassVar[list[Path]] = []
+    """Folders that the run made, the innermost first."""
+    content: ClassVar[set[Path] | None] = None
+    """What the run's folder held before; None where that is not known, so that all of it stays."""
+
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        """Look at what there is; Hydra calls this before it makes the folder."""
+        folder = Path(config.hydra.run.dir).absolute()
+        RunFolder.made = [path for path in (folder, *folder.parents) if not path.exists()]
+        RunFolder.content = set(folder.iterdir()) if folder.is_dir() else set()
+
+    @classmethod
+    def remove(cls, folder: Path) -> None:
+        """Remove what the run has made, and nothing else."""
+        if cls.content is None:
+            return
+        root = logging.getLogger()
+        for handler in [h for h in root.handlers if isinstance(h, logging.FileHandler)]:
+            root.removeHandler(handler)
+            handler.close()
+        for path in set(folder.absolute().iterdir()) - cls.content if folder.is_dir() else ():
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+        for path in cls.made:
+            with suppress(OSError):  # another process has put something there
+                path.rmdir()
 
 
 def _explained(error: Exception, name: str) -> str:

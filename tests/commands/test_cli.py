@@ -1,0 +1,93 @@
+"""What every command does around its work: what it leaves behind, and how it ends."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+
+from loraport.commands import port
+
+from .conftest import ROOT, Command, Workspace
+
+
+@pytest.fixture
+def refused(workspace: Workspace, command: Command) -> Any:
+    def call(*options: str) -> None:
+        words = [word for word in workspace.options() if not word.startswith("paths.zoo=")]
+        end = command("transfer", *words, "mapper=copy", "adapter=nowhere", *options)
+        assert end.code == 2, end.err
+
+    return call
+
+
+class TestWhatARefusedRunLeaves:
+    def test_folders_of_the_users_stay(self, workspace: Workspace, refused: Any):
+        work = workspace.root / "work"
+        (work / "runs" / "a").mkdir(parents=True)
+        refused("hydra.run.dir=runs/a/b/c")
+        assert [path.relative_to(work) for path in sorted(work.rglob("*"))] == [
+            Path("runs"),
+            Path("runs/a"),
+        ]
+        refused("hydra.run.dir=runs/a")
+        assert (work / "runs" / "a").is_dir()
+        assert not list((work / "runs" / "a").iterdir())
+
+    def test_what_lay_in_the_folder_stays(self, workspace: Workspace, refused: Any):
+        folder = workspace.root / "work" / "mine"
+        (folder / "empty").mkdir(parents=True)
+        (folder / "thesis.tex").write_text("years of work")
+        refused("hydra.run.dir=mine")
+        assert {path.name for path in folder.iterdir()} == {"empty", "thesis.tex"}
+
+    def test_the_folders_that_it_made_go(self, workspace: Workspace, refused: Any):
+        refused()
+        assert not list((workspace.root / "work").iterdir())
+
+
+def test_a_request_to_end_is_like_one_of_the_keyboard(
+    workspace: Workspace, command: Command, monkeypatch: pytest.MonkeyPatch
+):
+    def ask(*_: object) -> NoReturn:
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError("the signal was not noticed")
+
+    monkeypatch.setattr(port.Inputs, "of", ask)
+    before = signal.getsignal(signal.SIGTERM)
+    end = command("transfer", *workspace.options(), "mapper=copy", "adapter=books")
+    assert end.code == 130
+    assert "stopped; nothing was written" in end.err
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_standard_output_that_is_full_is_told(unbuffered: str):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, ROOT / "anchors.py", "--help"],
+            env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert done.returncode == 1
+    assert done.stderr.startswith("loraport: standard output cannot be written (No space left")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_reader_that_has_gone_is_no_error():
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, ROOT / "anchors.py", "--help"],
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")
