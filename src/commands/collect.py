@@ -16,8 +16,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+import yaml
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -66,11 +67,25 @@ class SweptJob:
 
     @cached_property
     def asked(self) -> dict[str, str]:
-        """Options of its command line to their values; none where Hydra left no record."""
+        """Options of its command line to their values; none where Hydra left no record.
+
+        Raises:
+            DataError: the record cannot be read.
+        """
         record = self.folder / ".hydra" / "overrides.yaml"
         if not record.is_file():
             return {}
-        words = [str(word).lstrip("+").partition("=") for word in OmegaConf.load(record)]
+        try:
+            # Plain data: what a record of somebody else refers to here is nobody's to know.
+            content = yaml.safe_load(record.read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise DataError(
+                f"{record} cannot be read ({' '.join(str(error).split())}); it takes the words of "
+                "a command line as YAML, as Hydra writes them: remove the run's folder, or run it "
+                "again"
+            ) from None
+        given = content if isinstance(content, list) else []
+        words = [str(word).lstrip("+").partition("=") for word in given]
         return {key: value for key, _, value in words if key.split(".")[0] not in _BOOKKEEPING}
 
     @property

@@ -58,6 +58,20 @@ def test_what_only_keeps_books_is_no_option(tmp_path: Path) -> None:
     assert job.asked == {"mapper.rank": "80", "a": "b=c"}
 
 
+def test_nothing_in_a_record_is_resolved(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("SECRET", "hidden")
+    job = SweptJob(write_job(tmp_path / "0", "objective=${oc.env:SECRET}"))
+    assert job.asked == {"objective": "${oc.env:SECRET}"}
+
+
+@pytest.mark.parametrize("content", [b"- [a", b"\xff\xfe", b"- !!python/object/apply:os.getcwd []"])
+def test_a_record_that_is_no_list_of_words_is_named(tmp_path: Path, content: bytes) -> None:
+    folder = write_job(tmp_path / "0")
+    (folder / ".hydra" / "overrides.yaml").write_bytes(content)
+    with pytest.raises(DataError, match=r"overrides\.yaml cannot be read"):
+        _ = SweptJob(folder).asked
+
+
 def test_only_options_that_differ_are_told(tmp_path: Path) -> None:
     asked = (
         ("mapper=mean", "seed=0"),
