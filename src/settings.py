@@ -494,6 +494,18 @@ class AnchorsSettings(Settings):
         """The sides whose adapters are trained."""
         return ("source", "target") if self.side == "both" else (self.side,)
 
+    def _problems(self) -> Iterator[str]:
+        yield from super()._problems()
+        for key in ("devices", "num_nodes"):
+            asked = self.trainer.options.get(key, 1)
+            if not (asked in (1, "1") or (isinstance(asked, list) and len(asked) == 1)):
+                yield (
+                    f"trainer.{key} is {asked!r}, but anchors.py trains each adapter on one "
+                    "device: several would average gradients of different tasks; set it to 1, and "
+                    "start the same command once a device (trainer.devices=[0], [1], ...): "
+                    "processes share the tasks"
+                )
+
 
 class TransferSettings(PortingSettings):
     """The configuration of ``transfer.py``.

@@ -103,6 +103,8 @@ def groups(command: str) -> dict[str, list[str]]:
         del found["mapper"], found["refine"]
     if command == "diagnose":
         found["diagnosis"].remove("none")
+    if command == "anchors":
+        found["trainer"].remove("ddp")
     return {name: some for name, some in found.items() if name != "sweep"}
 
 
@@ -135,7 +137,7 @@ def test_every_sweep_switches_to_multirun_and_tries_options_that_exist(sweep):
         hydra = hydra_compose(command, overrides=words, return_hydra_config=True).hydra
     assert hydra.mode.name == "MULTIRUN"
     summary = "loraport.commands.collect.SweepSummary"
-    assert [callback._target_ for callback in hydra.callbacks.values()] == [summary]
+    assert summary in [callback._target_ for callback in hydra.callbacks.values()]
     params = {key: str(value) for key, value in hydra.sweeper.params.items()}
     # Of a list of values the first; where they are drawn, there is none.
     first = {key: re.split(r",(?![^\[]*\])", value)[0] for key, value in params.items()}
@@ -220,6 +222,8 @@ def test_every_option_is_listed_with_what_it_takes_and_means(command):
         ("transfer", "prompt.labels=[A,B,A]", "prompt.labels names A twice; name each once"),
         ("transfer", "refine_texts.anchors=yes_please", "is 'yes_please'; it takes true, false"),
         ("transfer", "cartridge=C", "cartridge=C takes ckpt= of mapper=cast"),
+        ("anchors", "trainer.devices=2", "trainer.devices is 2, but anchors.py trains each"),
+        ("anchors", "trainer.num_nodes=3", "trainer.num_nodes is 3, but anchors.py"),
         ("transfer", "choose.anchors=[DIR]", "choose.anchors has DIR, which is ported itself"),
         ("transfer", "choose.anchors=[speaker_33]", "which tasks.held_out keeps for evaluation"),
         ("transfer", "choose.anchors=[a]", "refine= would refine each for minutes; set refine=no"),
