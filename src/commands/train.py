@@ -499,7 +499,8 @@ class Fitting:
             return
         store, key = Store(self.context.cache), self._key(self.text)
         folder = store.working_folder(key)
-        assert folder is not None  # a command's store has a root
+        if folder is None:
+            raise ValueError("the store of a command has a root")
         for callback in chosen:
             callback.dirpath = str(folder / "best")
         yield ModelCheckpoint(dirpath=folder, filename="last", enable_version_counter=False)

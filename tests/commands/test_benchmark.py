@@ -16,7 +16,8 @@ from loraport.store import Key, Store
 def test_the_default_method_is_the_default_of_transfer():
     transfer = OmegaConf.load("conf/transfer.yaml").defaults
     named = {k: v for entry in transfer if hasattr(entry, "items") for k, v in entry.items()}
-    [refine] = OmegaConf.load(f"conf/refine/{named['refine']}.yaml").defaults
+    refine, own = OmegaConf.load(f"conf/refine/{named['refine']}.yaml").defaults
+    assert own == "_self_"
     default = Method("default")
     assert (default.mapper, default.refine) == (named["mapper"], refine)
 

@@ -72,7 +72,7 @@ class TestAdapters:
         ("kind", "named"),
         [
             ("missing", ["is no folder", "films, games"]),
-            ("wrong model", ["'pico/target'", "pair's source pico/source", "choose the pair"]),
+            ("wrong model", ["'pico/target'", "mapper's source pico/source", "choose the pair"]),
             ("truncated", ["truncated or damaged"]),
             ("untrained", ["zero at every site", "that was trained"]),
         ],
