@@ -215,7 +215,7 @@ class ActivationCache:
                 "least one of each; give a corpus with more text, or more modules"
             )
         self.folder = folder
-        sizes = [(self._file(label), self._size(label)) for label in widths]
+        sizes = [(self._file(label), rows * width * _BYTES) for label, width in widths.items()]
         if all(file.is_file() and file.stat().st_size == size for file, size in sizes):
             self.done = self._store.get(key) or 0
             return
@@ -300,6 +300,3 @@ class ActivationCache:
 
     def _file(self, label: str) -> Path:
         return self.folder / f"{label}.bf16"
-
-    def _size(self, label: str) -> int:
-        return self.rows * self.widths[label] * _BYTES
