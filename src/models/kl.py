@@ -164,7 +164,7 @@ class KlToBaseGauge:
         """Return the KL to base of ``scale`` times the adapter.
 
         Raises:
-            ModelError: the adapter does not fit the base model, or makes it say NaN; so do the
+            LoraportError: the adapter does not fit the base model, or makes it say NaN; so do the
                 methods below.
         """
         return KlToBase.over(self.divergences(adapter, scale))

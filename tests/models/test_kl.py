@@ -8,7 +8,7 @@ import torch
 from scipy.spatial.distance import jensenshannon
 
 from loraport.adapters import LoraAdapter
-from loraport.exceptions import ConfigurationError, DataError, ModelError
+from loraport.exceptions import AdapterError, ConfigurationError, DataError, ModelError
 from loraport.models import BaseModel, attached
 from loraport.models.kl import (
     Divergences,
@@ -200,7 +200,7 @@ def test_what_cannot_be_measured_is_refused_and_taken_off(
 ) -> None:
     with pytest.raises(ConfigurationError, match="positions=0"):
         KlToBaseGauge(pico_target, TEXTS, positions=0)
-    with pytest.raises(ModelError, match="attach it to the base model"):
+    with pytest.raises(AdapterError, match="attach it to the base model"):
         KlToBaseGauge(pico_source, TEXTS).of(adapter)
     gauge = KlToBaseGauge(pico_target, TEXTS)
     with pytest.raises(ModelError, match="NaN or infinity"):
