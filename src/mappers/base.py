@@ -311,12 +311,7 @@ class WeightMapper(Mapper):
             ModelError: a weight cannot be read.
         """
         pair = self.pair
-        pair.source.sites.check(
-            adapter,
-            "the adapter",
-            f"the pair's source {pair.source.name}",
-            "choose the pair whose source the adapter was trained on",
-        )
+        check_source(adapter, pair.source)
         pairs = SitePairs.of(adapter, pair.source.sites, pair.target.sites)
         self._sites = {}
         self._whole = dropped_facts(adapter, pairs.dropped) | {"repeated_sites": pairs.repeated}
@@ -345,6 +340,18 @@ class WeightMapper(Mapper):
     def report(self) -> Report:
         """Return what was measured while the last adapter was mapped, in all and by site."""
         return {**self._whole, "sites": {site.label: f for site, f in self._sites.items()}}
+
+
+def check_source(adapter: LoraAdapter, source: StreamedWeights) -> None:
+    """Raise AdapterError unless an adapter's sites and shapes are modules of the source model."""
+    misfit = source.sites.misfit(adapter)
+    if misfit is not None:
+        site, expected = misfit
+        raise AdapterError(
+            f"the adapter, trained on {adapter.base_model or 'an unnamed model'!r}, has shape "
+            f"{adapter[site].shape} at {site.module_name}, but the pair's source {source.name} has "
+            f"{expected}; choose the pair whose source the adapter was trained on"
+        )
 
 
 def _moved(update: LowRank, device: torch.device) -> LowRank:

@@ -110,12 +110,14 @@ class PairFrame:
                 f"the adapter of {adapter.base_model} adapts {missing[0].module}, but this mapper "
                 f"was fitted for the roles [{knows}]; train the mapper with mapper.roles=[{has}]"
             )
-        self.source.check(
-            adapter,
-            "the adapter",
-            f"this mapper's source {self.source_name}",
-            "give an adapter of that base model",
-        )
+        misfit = self.source.misfit(adapter)
+        if misfit is not None:
+            site, found = misfit
+            raise AdapterError(
+                f"the adapter, trained on {adapter.base_model or 'an unnamed model'!r}, has shape "
+                f"{adapter[site].shape} at {site.module_name}, but this mapper's source "
+                f"{self.source_name} has {found}; give an adapter of that base model"
+            )
 
     def dropped(self, adapter: LoraAdapter) -> Report:
         """Return which sites of an adapter feed nothing, and their share of its squared norm."""

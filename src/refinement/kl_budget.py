@@ -166,7 +166,7 @@ class KlBudget(Refinement):
 
         Raises:
             DataError: there are no generic texts.
-            AdapterError: the adapter does not fit the target.
+            ModelError: the adapter does not fit the target.
         """
         texts = _generic_texts(data, self.texts)
         source = _source_kl(data, texts, self.positions)
@@ -225,7 +225,7 @@ def check_kl(
 
     Raises:
         DataError: there are no generic texts.
-        AdapterError: the adapter does not fit the target.
+        ModelError: the adapter does not fit the target.
     """
     chosen = _generic_texts(data, texts)
     source = _source_kl(data, chosen, positions)

@@ -76,7 +76,7 @@ def continuations(
 
     Raises:
         ConfigurationError: ``max_new_tokens`` is below 1.
-        AdapterError: the adapter does not fit the model.
+        ModelError: the adapter does not fit the model.
         OutputError: the store cannot be written.
     """
     if max_new_tokens < 1:
