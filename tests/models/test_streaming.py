@@ -359,8 +359,10 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
 def svd(
     cache: Path | None, weights: StreamedWeights, site: Site = DOWN, **other: Any
 ) -> TruncatedSvd:
-    settings = {**SETTINGS, **other}
-    return FactorCache(cache).svd(weights, site, device=torch.device("cpu"), **settings)
+    factors, settings = FactorCache(cache), {**SETTINGS, **other}
+    done = factors.svd(weights, site, device=torch.device("cpu"), **settings)
+    factors.flush()  # what is kept is written while the next weight is factorised
+    return done
 
 
 def files(folder: Path) -> list[Path]:
@@ -381,6 +383,18 @@ def test_the_second_time_gives_the_same_bits_without_computing(
     assert computed == [(32, 40)]
     assert_same(cold, warm)
     assert_same(cold, randomised_svd(weights.weight(DOWN), **SETTINGS))
+
+
+def test_a_weight_that_comes_twice_at_once_is_factorised_once(
+    folder: Path, computed: list[Any], tmp_path: Path
+) -> None:
+    """As when a model is ported to itself."""
+    weights, factors = StreamedWeights.open(folder, "pico/source"), FactorCache(tmp_path / "cache")
+    one, other = (
+        factors.svd(weights, DOWN, device=torch.device("cpu"), **SETTINGS) for _ in range(2)
+    )
+    assert_same(one, other)
+    assert len(computed) == 1
 
 
 def test_without_a_folder_nothing_is_kept(
