@@ -35,7 +35,7 @@ class Role(StrEnum):
 
     @property
     def module(self) -> str:
-        """The module's own name, such as ``q_proj``."""
+        """Its own name there, such as ``q_proj``."""
         return f"{self.value}_proj"
 
 
@@ -146,8 +146,8 @@ class LowRank:
     ) -> tuple[Float[Tensor, "out k"], Float[Tensor, " k"], Float[Tensor, "k in"]]:
         """Return the thin SVD of the update in float64, ``k = min(rank, out, in)``.
 
-        By QR of both factors and the SVD of the small core, O((in + out) r^2). Signs are fixed:
-        the largest entry of each left singular vector is positive.
+        By QR of both factors and the SVD of the small core, O((in + out) r^2). The largest entry of
+        each left singular vector is positive.
         """
         q_b, r_b = torch.linalg.qr(self.B.double())
         q_a, r_a = torch.linalg.qr(self.A.double().mT)
@@ -157,10 +157,10 @@ class LowRank:
         return u * signs, sigma, signs[:, None] * vt
 
     def truncated(self, rank: int) -> Truncation:
-        """Return the nearest update of at most ``rank`` in balanced canonical form.
+        """Return the nearest update of at most ``rank`` (Eckart and Young, 1936), as canonical.
 
         The factors have ``rank`` columns even where there are fewer singular values; the rest are
-        zero. Source: Eckart and Young, 1936; the canonical form is that of :meth:`canonical`.
+        zero.
         """
         u, sigma, vt = self.factors_svd()
         total = float(sigma.square().sum())
@@ -305,10 +305,9 @@ def effective_rank(adapter: LoraAdapter) -> float:
 
 
 def concentration(adapter: LoraAdapter) -> float:
-    """Return Herfindahl's index of the sites' shares of the squared norm: the sum of squares.
+    """Return the sum of squares of the sites' shares of the squared norm (Herfindahl's index).
 
-    From ``1 / sites``, where all have the same share, to 1, where one has all. 0 for an adapter of
-    zeros.
+    From ``1 / sites``, where all have the same share, to 1. 0 for an adapter of zeros.
     """
     return float(_energy_shares(adapter).square().sum())
 

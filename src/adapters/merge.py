@@ -74,7 +74,12 @@ class Combiner(ABC):
             return cut(scaled, rank)
         sites = {}
         for site in dict.fromkeys(site for adapter in adapters for site in adapter):
-            terms = _terms(site, adapters, resolved)
+            terms = [
+                Term(position, weight, adapter[site])
+                for position, (adapter, weight) in enumerate(zip(adapters, resolved, strict=True))
+                if site in adapter
+            ]
+            _check_shapes(site, terms)
             if len(terms) == 1:
                 sites[site] = cut_site(terms[0].update.scaled(terms[0].weight), rank)
             else:
@@ -107,12 +112,7 @@ class Combiner(ABC):
         return [weight / total for weight in resolved]
 
 
-def _terms(site: Site, adapters: Sequence[LoraAdapter], weights: Sequence[float]) -> list[Term]:
-    terms = [
-        Term(position, weight, adapter[site])
-        for position, (adapter, weight) in enumerate(zip(adapters, weights, strict=True))
-        if site in adapter
-    ]
+def _check_shapes(site: Site, terms: Sequence[Term]) -> None:
     first = terms[0]
     for term in terms[1:]:
         if term.update.shape != first.update.shape:
@@ -122,7 +122,6 @@ def _terms(site: Site, adapters: Sequence[LoraAdapter], weights: Sequence[float]
                 f"{first.update.shape}; adapters that are merged take the same base model: leave "
                 "one out of merge.with"
             )
-    return terms
 
 
 @dataclass(frozen=True)
@@ -266,18 +265,12 @@ class Orthogonalised(NamedTuple):
 class Decoupled(Combiner):
     """Orthogonalises the updates' factors, and averages magnitudes and directions separately.
 
-    At each site:
-
-    1. Gradient descent finds small perturbations that make the rows of the A_i of different
-       adapters (input directions) more orthogonal, and likewise the columns of the B_i (output
-       directions): ``sum_{i != j} |a_i a_j^T|^2 + gamma sum_i |delta_i|^2`` with
-       ``a_i = a_i^0 + delta_i``.
-    2. Each update is split into the magnitudes and the unit directions of its columns; both are
-       averaged by weight, and multiplied. Adapters of very different norms thus have the same
-       weight in the direction.
-
-    The result is a sum of updates whose columns are rescaled: exact at the sum of the ranks,
-    without a dense matrix. Directions that disagree cancel, as in any average.
+    At each site gradient descent first makes the rows of the A_i of different adapters (input
+    directions) more orthogonal by small perturbations, and likewise the columns of the B_i (output
+    directions): ``sum_{i != j} |a_i a_j^T|^2 + gamma sum_i |delta_i|^2`` with
+    ``a_i = a_i^0 + delta_i``. Then each update is split into the magnitudes and the unit directions
+    of its columns; both are averaged by weight, and multiplied: adapters of very different norms
+    have the same weight in the direction. Exact at the sum of the ranks, without a dense matrix.
 
     Source: Zheng et al., 2025 (DO-Merging, arXiv 2505.15875), known here by its abstract and a
     summary. Not found there, and chosen: the values of gamma, steps and lr; ``A_i A_j^T`` (rank

@@ -334,14 +334,8 @@ class Porting:
 
 def check_target(adapter: LoraAdapter, target: SiteTable, what: str) -> None:
     """Raise AdapterError unless an adapter's sites and shapes are modules of the target."""
-    misfit = target.misfit(adapter)
-    if misfit is not None:
-        site, found = misfit
-        raise AdapterError(
-            f"{what}, for {adapter.base_model or 'an unnamed model'!r}, has shape "
-            f"{adapter[site].shape} at {site.module_name}, but the pair's target has {found}; "
-            "choose the pair whose target it belongs to"
-        )
+    way_out = "choose the pair whose target it belongs to"
+    target.check(adapter, what, "the pair's target", way_out)
 
 
 def _rounding_error(update: LowRank, dtype: torch.dtype) -> float:

@@ -34,7 +34,7 @@ from ..evaluation.records import (
     library_versions,
 )
 from ..evaluation.scoring import ScoreCache, TaskScore, random_adapter, swapped
-from ..exceptions import AdapterError, ConfigurationError
+from ..exceptions import ConfigurationError
 from ..mappers import LearnedMapper, Mapper, load_mapper
 from ..mappers.controls import MeanMapper
 from ..mappers.from_text import CorpusMapper, ModelPair
@@ -612,14 +612,8 @@ def predict(mapper: Mapper, data: AnchorPairs, controls: Sequence[str], seed: in
 
 def check_base(base: BaseModel, adapter: LoraAdapter, side: str) -> None:
     """Raise unless an adapter's sites and shapes are modules of a base model."""
-    misfit = base.sites.misfit(adapter)
-    if misfit is not None:
-        site, found = misfit
-        raise AdapterError(
-            f"the {side} adapters have shape {adapter[site].shape} at {site.module_name}, but the "
-            f"pair's {side} model {base.name} has {found}; the zoo was trained on "
-            f"{adapter.base_model!r}: choose the pair it belongs to"
-        )
+    what, way_out = f"an adapter of the {side} zoo", "choose the pair that the zoo belongs to"
+    base.sites.check(adapter, what, f"the pair's {side} model {base.name}", way_out)
 
 
 def score(

@@ -307,6 +307,7 @@ class WeightMapper(Mapper):
             if before > 0:
                 self.note(target, kept_norm=norm / before)
             mapped[target] = _moved(result, torch.device("cpu"))
+        pair.factors.flush()
         progress(len(pairs), len(pairs))
         return LoraAdapter(mapped, pair.target.name)
 

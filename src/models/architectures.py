@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from ..adapters import LoraAdapter, Role, Site
-from ..exceptions import ModelError
+from ..exceptions import AdapterError, ModelError
 
 
 @dataclass(frozen=True)
@@ -183,10 +183,20 @@ class SiteTable:
         None where every site of the adapter fits.
         """
         for site, update in adapter.items():
-            expected = self.shapes.get(site)
-            if expected != update.shape:
-                return site, "no such module" if expected is None else f"{expected} there"
+            shape = self.shapes.get(site)
+            if shape != update.shape:
+                return site, "no such module" if shape is None else f"{shape} there"
         return None
+
+    def check(self, adapter: LoraAdapter, what: str, model: str, way_out: str) -> None:
+        """Raise AdapterError, which says what does not fit which model, where there is a misfit."""
+        misfit = self.misfit(adapter)
+        if misfit is not None:
+            site, found = misfit
+            raise AdapterError(
+                f"{what}, for {adapter.base_model or 'an unnamed model'!r}, has shape "
+                f"{adapter[site].shape} at {site.module_name}, but {model} has {found}; {way_out}"
+            )
 
     def of_roles(self, roles: tuple[Role, ...]) -> tuple[Site, ...]:
         """Return the sites of the given roles in every layer, in order."""

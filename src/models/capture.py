@@ -215,7 +215,7 @@ class ActivationCache:
                 "least one of each; give a corpus with more text, or more modules"
             )
         self.folder = folder
-        sizes = [(self._file(label), self._size(label)) for label in widths]
+        sizes = [(self._file(label), rows * width * _BYTES) for label, width in widths.items()]
         if all(file.is_file() and file.stat().st_size == size for file, size in sizes):
             self.done = self._store.get(key) or 0
             return
@@ -270,15 +270,8 @@ class ActivationCache:
             )
 
     def write(self, batch: Mapping[str, Float[Tensor, "rows _"]]) -> None:
-        """Write the next rows of all labels, equally many of each; errors as of :meth:`fill`."""
+        """Write the next rows of all labels, equally many of each."""
         (count,) = {len(rows) for rows in batch.values()}
-        found = {label: rows.shape[1] for label, rows in batch.items()}
-        if found != self.widths or self.done + count > self.rows:
-            raise ConfigurationError(
-                f"{self.folder} was given {count} rows of {len(found)} modules, but takes the "
-                f"rows from {self.done} to {self.rows} of the {len(self.widths)} modules that it "
-                "was made for; remove the folder if the corpus has changed"
-            )
         with writing(self.folder):
             for label, rows in batch.items():
                 content = rows.detach().to("cpu", torch.bfloat16).contiguous().view(torch.int16)
@@ -300,6 +293,3 @@ class ActivationCache:
 
     def _file(self, label: str) -> Path:
         return self.folder / f"{label}.bf16"
-
-    def _size(self, label: str) -> int:
-        return self.rows * self.widths[label] * _BYTES

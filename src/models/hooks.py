@@ -9,7 +9,6 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from ..adapters import LoraAdapter, LowRank, Role, Site
-from ..exceptions import ModelError
 from .architectures import INPUT_ROLE, SiteTable
 
 
@@ -53,20 +52,15 @@ def attached(network: PreTrainedModel, adapter: LoraAdapter | Attachable | None)
     ``None`` leaves the base model as it is, for the scores without adapter.
 
     Raises:
-        ModelError: the model lacks one of the adapter's sites, or a shape does not fit.
+        AdapterError: the model lacks one of the adapter's sites, or a shape does not fit.
     """
     handles: list[RemovableHandle] = []
     try:
         if isinstance(adapter, LoraAdapter):
             table = SiteTable.of(network.config)
-            if (misfit := table.misfit(adapter)) is not None:
-                site, found = misfit
-                raise ModelError(
-                    f"the adapter of {adapter.base_model} updates {site.module_name} by a matrix "
-                    f"of shape {adapter[site].shape}, but the model ({table.architecture}, "
-                    f"{table.layers} layers) has {found}; attach it to the base model that it was "
-                    "made for"
-                )
+            model = f"the model ({table.architecture}, {table.layers} layers)"
+            way_out = "attach it to the base model that it was made for"
+            table.check(adapter, "the adapter", model, way_out)
             handles = [_hook(network, site, update) for site, update in adapter.items()]
         elif adapter is not None:
             handles = adapter.hooks(network)

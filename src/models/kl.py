@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..adapters import LoraAdapter
@@ -61,11 +61,6 @@ def js_divergence(one: LogProbabilities, other: LogProbabilities) -> Float[Tenso
     return shares.clamp_min(0).sum(dim=-1) / 2
 
 
-def same_choice(one: LogProbabilities, other: LogProbabilities) -> Bool[Tensor, " positions"]:
-    """Return at which positions both find the same token most likely."""
-    return one.argmax(dim=-1) == other.argmax(dim=-1)
-
-
 @dataclass(frozen=True)
 class KlToBase:
     """Mean and 95th percentile of the KL to base, in nats, and over how many positions."""
@@ -105,7 +100,7 @@ class KlToBaseGauge:
         most: So many texts are looked at, or as many as memory has room for at a position each,
             drawn at random; None takes all.
         positions: Positions a text at most, drawn at random behind its first 4 tokens, where a
-            model says what depends on hardly any text; None takes all.
+            model says what depends on hardly any text.
         memory_gb: For what is kept; where it does not suffice, fewer positions a text are taken.
         seed: Of the draws.
 
@@ -121,14 +116,12 @@ class KlToBaseGauge:
         texts: Sequence[str],
         *,
         most: int | None = None,
-        positions: int | None = 8,
+        positions: int = 8,
         memory_gb: float = 0.5,
         seed: int = 0,
     ) -> None:
-        if positions is not None and positions < 1:
-            raise ConfigurationError(
-                f"KL to base got positions={positions}; it takes 1 or more, or None for all"
-            )
+        if positions < 1:
+            raise ConfigurationError(f"KL to base got positions={positions}; it takes 1 or more")
         self.base = base
         vocabulary = int(base.network.get_output_embeddings().weight.shape[0])
         room = int(memory_gb * 2**30 / _BYTES / vocabulary)
@@ -150,7 +143,7 @@ class KlToBaseGauge:
                 f"memory_gb has room for {room} of {len(rows)} texts; raise memory_gb or take "
                 "fewer texts"
             )
-        chosen = _drawn(rows, each if positions is None else min(each, positions), seed)
+        chosen = _drawn(rows, min(each, positions), seed)
         self._batches = list(_batches(base, rows, chosen))
         with torch.inference_mode():
             self._base = [
@@ -171,7 +164,7 @@ class KlToBaseGauge:
         """Return the KL to base of ``scale`` times the adapter.
 
         Raises:
-            ModelError: the adapter does not fit the base model, or makes it say NaN; so do the
+            LoraportError: the adapter does not fit the base model, or makes it say NaN; so do the
                 methods below.
         """
         return KlToBase.over(self.divergences(adapter, scale))
@@ -186,8 +179,8 @@ class KlToBaseGauge:
     def measures(self, adapter: LoraAdapter | Attachable) -> Divergences:
         """Return how far an adapter moves the model by all measures, in one pass."""
         parts = [
-            (divergence(*pair), js_divergence(*pair), same_choice(*pair))
-            for pair in self._compared(adapter)
+            (divergence(own, other), js_divergence(own, other), own.argmax(-1) == other.argmax(-1))
+            for own, other in self._compared(adapter)
         ]
         kl, js, same = (torch.cat(part) for part in zip(*parts, strict=True))
         summary = KlToBase.over(self._finite(kl))

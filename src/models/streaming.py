@@ -2,9 +2,10 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -314,6 +315,8 @@ class FactorCache:
 
     def __init__(self, cache: Path | None) -> None:
         self._store = Store(cache)
+        # Written by one thread while the next weight is factorised: gigabytes of a large model.
+        self._pending: tuple[Key, Future[None]] | None = None
 
     def svd(
         self,
@@ -333,7 +336,8 @@ class FactorCache:
 
         Raises:
             ModelError: the weight cannot be read, or has entries that are not finite.
-            OutputError: it cannot be kept: the disk is full, or the folder forbidden.
+            OutputError: the factorisation before this one could not be kept: the disk is full,
+                or the folder forbidden.
         """
         weight = weights.weight(site)
         options = {
@@ -345,6 +349,8 @@ class FactorCache:
         key = None
         if self._store.root is not None:
             key = Key.of("factors", weight=weight, device=device, **options)
+            if self._pending is not None and key == self._pending[0]:  # a model ported to itself
+                self.flush()
             kept = self._store.get_tensors(key)
             if kept is not None:
                 tensors, energy = kept
@@ -358,5 +364,19 @@ class FactorCache:
                 f"weights in {weights.folder} again"
             ) from error
         if key is not None:
-            self._store.put_tensors(key, dict(zip(_FACTORS, svd[:3], strict=True)), svd.energy)
+            self.flush()
+            tensors = dict(zip(_FACTORS, svd[:3], strict=True))
+            put = _writer().submit(self._store.put_tensors, key, tensors, svd.energy)
+            self._pending = key, put
         return svd
+
+    def flush(self) -> None:
+        """Wait until everything is kept; OutputError where it cannot be."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending[1].result()
+
+
+@cache
+def _writer() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, thread_name_prefix="factor-cache")

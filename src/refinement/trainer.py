@@ -15,7 +15,6 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from ..adapters import LoraAdapter, LowRank, Site
-from ..exceptions import AdapterError
 from ..models.loading import BaseModel
 from ..models.lora_training import LoraTraining, interruptible
 from ..store import Key, Store
@@ -63,13 +62,8 @@ class Student(LoraTraining):
         lr: float = 2e-3,
         warmup_steps: int = 4,
     ) -> None:
-        misfit = base.sites.misfit(start)
-        if misfit is not None:
-            site, shape = misfit
-            raise AdapterError(
-                f"refinement begins from an adapter whose {site.module_name} has the shape "
-                f"{start[site].shape}, but {base.name} has {shape}; map the adapter to this model"
-            )
+        what = "the adapter that refinement begins from"
+        base.sites.check(start, what, base.name, "map the adapter to this model")
         ranks = {site: update.rank for site, update in start.items()}
         super().__init__(base, ranks, scale=SCALE, init_seed=seed, lr=lr, warmup_steps=warmup_steps)
         self.base = base

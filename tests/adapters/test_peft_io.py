@@ -134,6 +134,7 @@ MakeFolder = Callable[..., Path]
 Logits = Callable[[Path | None], Tensor]
 Edit = Callable[..., Path]
 
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 Q_KEY = "base_model.model.model.layers.0.self_attn.q_proj"
 O_KEY, A = Q_KEY.replace("q_proj", "o_proj"), torch.ones(4, 32)
 VISION_KEY = "base_model.model.vision.model.layers.0.mlp.up_proj.lora_A.weight"
@@ -173,9 +174,7 @@ def test_read_and_written_again_peft_computes_the_same_bits(
     assert torch.equal(peft_logits(tmp_path / "again"), expected)
     assert (expected - peft_logits(None)).abs().max() > 1e-2
 
-    before, after = (
-        load_file(f / "adapter_model.safetensors") for f in (original, tmp_path / "again")
-    )
+    before, after = (load_file(f / WEIGHTS) for f in (original, tmp_path / "again"))
     assert before.keys() == after.keys()
     assert all(torch.equal(before[key], after[key]) for key in before)
     assert all(before[key].dtype == after[key].dtype for key in before)
@@ -301,7 +300,7 @@ class TestRefused:
 
     def test_empty_weights(self, peft_folder: MakeFolder, edited: Edit) -> None:
         folder = peft_folder()
-        names = load_file(folder / "adapter_model.safetensors")
+        names = load_file(folder / WEIGHTS)
         with pytest.raises(AdapterError, match=r"original: .*has no site"):
             read_adapter(edited(folder, tensors=dict.fromkeys(names)))
 
@@ -310,8 +309,8 @@ class TestRefused:
     ) -> None:
         folder = peft_folder()
         expected = read_adapter(folder)
-        torch.save(load_file(folder / "adapter_model.safetensors"), folder / "adapter_model.bin")
-        (folder / "adapter_model.safetensors").unlink()
+        torch.save(load_file(folder / WEIGHTS), folder / "adapter_model.bin")
+        (folder / WEIGHTS).unlink()
         with pytest.raises(AdapterError, match=r"as a pickle \(adapter_model\.bin\)") as caught:
             read_adapter(folder)
         code = str(caught.value).partition('python -c "')[2].rstrip('"')
@@ -319,34 +318,27 @@ class TestRefused:
         exec(code, {})
         assert read_adapter(folder).content_hash() == expected.content_hash()
 
-    @pytest.mark.parametrize("kept", [0, -1])
-    def test_truncated_weights(self, kept: int, peft_folder: MakeFolder) -> None:
-        path = peft_folder() / "adapter_model.safetensors"
-        path.write_bytes(path.read_bytes()[:kept])
-        size = path.stat().st_size
-        with pytest.raises(AdapterError, match=rf"safetensors \({size} bytes\) is truncated"):
-            read_adapter(path.parent)
-
     @pytest.mark.parametrize(
-        ("content", "message"),
+        ("spoil", "message"),
         [
-            (b'{"r": 4', r"adapter_config\.json is not valid JSON .*save the adapter again"),
-            (b"[1, 2]", r"adapter_config\.json holds a list, it takes a JSON object"),
+            (lambda f: (f / WEIGHTS).write_bytes(b""), r"safetensors \(0 bytes\) is truncated"),
+            (
+                lambda f: (f / WEIGHTS).write_bytes((f / WEIGHTS).read_bytes()[:-1]),
+                r"safetensors \(\d\d+ bytes\) is truncated",
+            ),
+            (lambda f: (f / WEIGHTS).unlink(), rf"original has no {WEIGHTS}"),
+            (lambda f: (f / CONFIG).unlink(), rf"original is no.*no {CONFIG}"),
+            (lambda f: (f / CONFIG).write_text('{"r": 4'), r"is not valid JSON .*save the adapter"),
+            (lambda f: (f / CONFIG).write_text("[1, 2]"), r"holds a list, it takes a JSON object"),
         ],
+        ids=["empty", "cut", "no weights", "no config", "no JSON", "a list"],
     )
-    def test_config_that_is_no_json_object(
-        self, content: bytes, message: str, peft_folder: MakeFolder
+    def test_missing_and_damaged_files(
+        self, spoil: Callable[[Path], object], message: str, peft_folder: MakeFolder
     ) -> None:
         folder = peft_folder()
-        (folder / "adapter_config.json").write_bytes(content)
+        spoil(folder)
         with pytest.raises(AdapterError, match=message):
-            read_adapter(folder)
-
-    @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
-    def test_missing_file(self, name: str, peft_folder: MakeFolder) -> None:
-        folder = peft_folder()
-        (folder / name).unlink()
-        with pytest.raises(AdapterError, match=rf"original .*no {name}"):
             read_adapter(folder)
 
 

@@ -153,7 +153,7 @@ def test_what_is_kept_depends_on_adapter_anchors_and_options(workspace: Workspac
 
 def test_an_adapter_of_the_target_is_refused(workspace: Workspace) -> None:
     given = {"books": read_adapter(workspace.zoo / "target" / "books")}
-    with pytest.raises(AdapterError, match="source adapters have shape"):
+    with pytest.raises(AdapterError, match=r"adapter of the source zoo, for .* has shape"):
         diagnostics(context(workspace, "diagnosis=none"), given)
 
 

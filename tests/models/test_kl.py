@@ -8,7 +8,7 @@ import torch
 from scipy.spatial.distance import jensenshannon
 
 from loraport.adapters import LoraAdapter
-from loraport.exceptions import ConfigurationError, DataError, ModelError
+from loraport.exceptions import AdapterError, ConfigurationError, DataError, ModelError
 from loraport.models import BaseModel, attached
 from loraport.models.kl import (
     Divergences,
@@ -59,7 +59,7 @@ def test_all_measures_are_those_of_a_direct_computation(
 ) -> None:
     base = pico(architecture)
     adapter = random_adapter(base)
-    gauge = KlToBaseGauge(base, TEXTS, positions=None)
+    gauge = KlToBaseGauge(base, TEXTS, positions=1000)
     wanted, measures = direct(base, adapter)
     found = gauge.divergences(adapter).numpy()
     np.testing.assert_allclose(np.sort(found), np.sort(wanted), rtol=1e-3, atol=1e-6)
@@ -135,7 +135,7 @@ def test_positions_are_bounded_by_number_and_by_memory(pico_target: BaseModel) -
     expected = sum(min(3, max(1, length - 4)) for length in whole)
     assert KlToBaseGauge(pico_target, TEXTS, positions=3).positions == expected
     eight = 8 * 4 * 260 / 2**30
-    assert KlToBaseGauge(pico_target, TEXTS, positions=None, memory_gb=eight).positions == 8
+    assert KlToBaseGauge(pico_target, TEXTS, positions=1000, memory_gb=eight).positions == 8
     with pytest.raises(ConfigurationError, match="room for 3 of 4 texts"):
         KlToBaseGauge(pico_target, TEXTS, memory_gb=eight * 0.45)
     # Where some texts are drawn, no more are than there is room for.
@@ -185,7 +185,7 @@ def test_an_adapter_without_effect_has_none_and_the_base_is_run_once(
 
 def test_texts_are_cut(pico_target: BaseModel) -> None:
     texts = ["actor " * 100], [("actor " * 66).strip()]
-    long, cut = (KlToBaseGauge(pico_target, text, positions=None).positions for text in texts)
+    long, cut = (KlToBaseGauge(pico_target, text, positions=1000).positions for text in texts)
     assert long == cut > 300
 
 
@@ -200,7 +200,7 @@ def test_what_cannot_be_measured_is_refused_and_taken_off(
 ) -> None:
     with pytest.raises(ConfigurationError, match="positions=0"):
         KlToBaseGauge(pico_target, TEXTS, positions=0)
-    with pytest.raises(ModelError, match="attach it to the base model"):
+    with pytest.raises(AdapterError, match="attach it to the base model"):
         KlToBaseGauge(pico_source, TEXTS).of(adapter)
     gauge = KlToBaseGauge(pico_target, TEXTS)
     with pytest.raises(ModelError, match="NaN or infinity"):

@@ -169,46 +169,38 @@ def test_hub_out_of_reach_says_what_to_set(
 
 
 FAKE = PackagedGguf(name="pico/source", distribution="fake-model", file="fake_model/model.gguf")
-Fake = Callable[[BaseModel], list[Path]]
 
 
 @pytest.fixture
-def fake_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
-    """Install a package whose file, when it is dequantised, becomes the given model."""
+def built(pico_source: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Install a package whose file becomes the source model; the files that were dequantised."""
+    packages = tmp_path / "packages"
+    (packages / "fake_model").mkdir(parents=True)
+    (packages / "fake_model" / "model.gguf").write_bytes(b"weights")
+    info = packages / "fake_model-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: fake-model\nVersion: 1.0\n")
+    monkeypatch.syspath_prepend(packages)
+    read: list[Path] = []
 
-    def install(base: BaseModel) -> list[Path]:
-        packages = tmp_path / "packages"
-        (packages / "fake_model").mkdir(parents=True)
-        (packages / "fake_model" / "model.gguf").write_bytes(b"weights")
-        info = packages / "fake_model-1.0.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: fake-model\nVersion: 1.0\n")
-        monkeypatch.syspath_prepend(packages)
-        built = []
+    def dequantised(gguf: Path, folder: Path) -> None:
+        read.append(gguf)
+        save(pico_source, folder)
 
-        def dequantised(gguf: Path, folder: Path) -> None:
-            built.append(gguf)
-            base.network.save_pretrained(folder)
-            base.tokenizer.save_pretrained(folder)
-
-        monkeypatch.setattr("loraport.models.loading.dequantised", dequantised)
-        return built
-
-    return install
+    monkeypatch.setattr("loraport.models.loading.dequantised", dequantised)
+    return read
 
 
 def test_model_is_built_once_and_kept_under_the_hash_of_its_file(
-    fake_package: Fake, pico_source: BaseModel, tmp_path: Path
+    built: list[Path], pico_source: BaseModel, tmp_path: Path
 ) -> None:
-    built = fake_package(pico_source)
     first, first_folder = FAKE.load(tmp_path / "cache"), FAKE.folder(tmp_path / "cache")
-    FAKE.load(tmp_path / "cache")
+    assert_same_weights(FAKE.weights(tmp_path / "cache"), pico_source)
     assert [path.name for path in built] == ["model.gguf"]
     assert first.name == "pico/source"
     assert first.fingerprint == sha256(b"weights").hexdigest()
     ids = torch.arange(2, 9)[None]
     assert torch.equal(first.network(input_ids=ids).logits, pico_source.network(ids).logits)
-    assert_same_weights(FAKE.weights(tmp_path / "cache"), pico_source)
     # Another file of the same package and name is another model.
     (tmp_path / "packages" / "fake_model" / "model.gguf").write_bytes(b"other weights")
     assert FAKE.folder(tmp_path / "cache") != first_folder
@@ -222,10 +214,8 @@ def test_package_that_is_not_installed_names_the_extra(tmp_path: Path) -> None:
             source.load(tmp_path)
 
 
-def test_file_that_the_package_lacks_is_named(
-    fake_package: Fake, pico_source: BaseModel, tmp_path: Path
-) -> None:
-    fake_package(pico_source)
+@pytest.mark.usefixtures("built")
+def test_file_that_the_package_lacks_is_named(tmp_path: Path) -> None:
     lacking = PackagedGguf(name="pico", distribution="fake-model", file="fake_model/other.gguf")
     with pytest.raises(ModelError, match=r"fake-model 1\.0 has no file fake_model/other\.gguf"):
         lacking.folder(tmp_path)

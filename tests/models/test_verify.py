@@ -1,8 +1,9 @@
 import copy
 import json
+import math
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -37,19 +38,26 @@ def folder(adapter: LoraAdapter, tmp_path: Path) -> Path:
     return tmp_path / "adapter"
 
 
-def edited(
-    folder: Path, change: Callable[[dict[str, Tensor]], Mapping[str, Tensor | None]]
-) -> None:
-    """Change tensors of a folder; None removes one."""
-    file = folder / "adapter_model.safetensors"
-    tensors = load_file(file)
-    changed = {**tensors, **change(tensors)}
-    save_file({k: v.contiguous() for k, v in changed.items() if v is not None}, file)
+Q = Site(1, Role.Q)
+NAME = re.escape(Q.module_name)
+A_KEY, B_KEY = (f"base_model.model.{Q.module_name}.lora_{factor}.weight" for factor in "AB")
+WEIGHTS = "adapter_model.safetensors"
 
 
-def keys(site: Site) -> tuple[str, str]:
-    name = f"base_model.model.{site.module_name}"
-    return f"{name}.lora_A.weight", f"{name}.lora_B.weight"
+def edited(folder: Path, **changes: Callable[[Tensor], Tensor] | None) -> None:
+    """Change the factors of one site, A or B; None removes one."""
+    tensors = load_file(folder / WEIGHTS)
+    for factor, change in changes.items():
+        key = {"A": A_KEY, "B": B_KEY}[factor]
+        old = tensors.pop(key)
+        if change is not None:
+            tensors[key] = change(old).contiguous()
+    save_file(tensors, folder / WEIGHTS)
+
+
+def configured(folder: Path, **options: object) -> None:
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | options))
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -97,17 +105,6 @@ def test_factors_of_any_dtype_are_verified_on_a_model_in_bfloat16_in_shards(
     assert found.logit_change > 0.1
 
 
-def test_some_sites_of_some_layers_are_verified(
-    target: StreamedWeights, adapter: LoraAdapter, tmp_path: Path
-) -> None:
-    few = LoraAdapter(
-        {site: adapter[site] for site in (Site(0, Role.Q), Site(2, Role.DOWN), Site(2, Role.V))},
-        adapter.base_model,
-    )
-    write_adapter(few, tmp_path / "adapter")
-    assert verify(tmp_path / "adapter", target, few).sites == 3
-
-
 def test_nothing_is_left_behind_and_nothing_drawn(
     target: StreamedWeights, adapter: LoraAdapter, folder: Path
 ) -> None:
@@ -126,70 +123,39 @@ def test_zero_must_leave_the_logits_as_they_are(
     assert verify(tmp_path / "adapter", target, zero) == Verification(21, 0.0, 0.0, 0.0, 0.0)
 
 
-Q = Site(1, Role.Q)
-NAME = re.escape(Q.module_name)
-
-
 def refused(folder: Path, target: StreamedWeights, adapter: LoraAdapter, message: str) -> None:
     with pytest.raises(VerificationError, match=message) as error:
         verify(folder, target, adapter)
     assert error.value.exit_code == 1
 
 
-def spoilt(value: float) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
-    def spoil(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        tensors[keys(Q)[0]][0, 0] = value
-        return {}
-
-    return spoil
-
-
-def of_another_site(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    others = [tensors[key].clone() for key in keys(Site(2, Role.Q))]
-    return dict(zip(keys(Q), others, strict=True))
-
-
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("spoil", "message"),
     [
-        (lambda _: dict.fromkeys(keys(Q)), rf"another update at {NAME}.*norm 0"),
-        (spoilt(float("nan")), rf"{NAME}.*norm not finite instead"),
-        (lambda t: {keys(Q)[1]: torch.zeros_like(t[keys(Q)[1]])}, rf"{NAME}.*norm 0\.0 instead"),
-        (of_another_site, rf"another update at {NAME}"),
-        # The norms are right, and the update is wrong.
-        (lambda t: {keys(Q)[0]: -t[keys(Q)[0]]}, rf"another update at {NAME}"),
+        (lambda f: edited(f, A=None, B=None), rf"another update at {NAME}.*norm 0"),
+        (lambda f: edited(f, A=lambda a: a * math.nan), rf"{NAME}.*norm not finite instead"),
+        (lambda f: edited(f, B=torch.zeros_like), rf"{NAME}.*norm 0\.0 instead"),
+        # The norm is right, and the update is wrong.
+        (lambda f: edited(f, A=torch.neg), rf"another update at {NAME}"),
+        (
+            lambda f: configured(f, exclude_modules=[Q.module_name]),
+            rf"lacks {NAME}: of 21 .*finds 20",
+        ),
+        (lambda f: configured(f, lora_alpha=2 * 0.5 * 3), "another update at"),
+        (lambda f: configured(f, r=2), "PEFT cannot put the adapter in .* on pico/target"),
+        (lambda f: (f / WEIGHTS).write_bytes(b"short"), "PEFT cannot put the adapter in"),
+        (lambda f: (f / WEIGHTS).unlink(), "PEFT cannot put the adapter in"),
     ],
-    ids=["missing", "nan", "zero", "another site's", "sign"],
+    ids=["absent", "nan", "zero", "sign", "site", "scale", "rank", "damaged", "no weights"],
 )
-def test_other_factors_are_refused(
-    change: Callable[[dict[str, Tensor]], Mapping[str, Tensor | None]],
+def test_what_peft_reads_otherwise_is_refused(
+    spoil: Callable[[Path], object],
     message: str,
     folder: Path,
     target: StreamedWeights,
     adapter: LoraAdapter,
 ) -> None:
-    edited(folder, change)
-    refused(folder, target, adapter, message)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"exclude_modules": [Q.module_name]}, rf"lacks {NAME}: of 21 .*finds 20"),
-        ({"lora_alpha": 2 * 0.5 * 3}, "another update at"),
-        ({"r": 2}, "PEFT cannot put the adapter in .* on pico/target"),
-    ],
-    ids=["site", "scale", "rank"],
-)
-def test_other_settings_are_refused(
-    options: dict[str, object],
-    message: str,
-    folder: Path,
-    target: StreamedWeights,
-    adapter: LoraAdapter,
-) -> None:
-    file = folder / "adapter_config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | options))
+    spoil(folder)
     refused(folder, target, adapter, message)
 
 
@@ -200,16 +166,11 @@ def test_a_site_too_many_is_refused(
     refused(folder, target, meant, rf"too many by {NAME}: of 20.*finds 21")
 
 
-@pytest.mark.parametrize("damage", ["cut", "missing"])
-def test_damaged_or_missing_files_are_refused(
-    damage: str, folder: Path, target: StreamedWeights, adapter: LoraAdapter
+def test_an_adapter_of_another_model_is_refused(
+    folder: Path, pico: Callable[[str], BaseModel], adapter: LoraAdapter, tmp_path: Path
 ) -> None:
-    file = folder / "adapter_model.safetensors"
-    if damage == "cut":
-        file.write_bytes(file.read_bytes()[:-100])
-    else:
-        file.unlink()
-    refused(folder, target, adapter, re.escape(str(folder)))
+    pico("llama").network.save_pretrained(tmp_path / "llama")
+    refused(folder, StreamedWeights.open(tmp_path / "llama", "pico/llama"), adapter, "PEFT")
 
 
 @pytest.mark.parametrize(

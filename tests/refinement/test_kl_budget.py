@@ -8,7 +8,7 @@ import torch
 
 from loraport.adapters import LoraAdapter
 from loraport.data.corpora import VALIDATION
-from loraport.exceptions import ConfigurationError, DataError, ModelError
+from loraport.exceptions import AdapterError, ConfigurationError, DataError
 from loraport.models import BaseModel
 from loraport.models.kl import KlToBase, KlToBaseGauge
 from loraport.refinement.base import DistillationInputs, Teacher
@@ -144,7 +144,7 @@ def test_without_texts_there_is_an_error(
 
 
 def test_adapter_of_another_model_is_refused(data: DistillationInputs) -> None:
-    with pytest.raises(ModelError, match="attach it to the base model"):
+    with pytest.raises(AdapterError, match="attach it to the base model"):
         KlBudget().refine(data.teacher.adapter, data)
 
 
