@@ -4,7 +4,6 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -263,18 +262,4 @@ def test_what_a_nonlinear_one_loses_is_measured_on_held_out_rows() -> None:
     assert facts["0.q"]["r2"] == pytest.approx(r2, abs=1e-5)
     assert 0.05 < r2 < 0.98
     assert facts["0.q"]["norm"] == pytest.approx(float(made[SITE].dense().norm()), rel=1e-5)
-
-
-def test_at_full_rank_it_is_least_squares() -> None:
-    bent = one_site(6)
-    made, facts = exported(bent, TRAIN, HELD_OUT, OUT)
-    with torch.no_grad():
-        change = bent.change(SITE, TRAIN[LABEL]).numpy()
-    expected = np.linalg.lstsq(TRAIN[LABEL].numpy(), change, rcond=None)[0].T
-    assert facts["0.q"]["strength"] <= 1e-2
-    np.testing.assert_allclose(made[SITE].dense().numpy(), expected, atol=0.02)
-
-
-def test_a_lower_rank_loses_more() -> None:
-    lost = [exported(one_site(6), TRAIN, HELD_OUT, rank)[1]["0.q"]["lost"] for rank in (1, 2, 5)]
-    assert lost[0] > lost[1] > lost[2]
+    assert exported(bent, TRAIN, HELD_OUT, 1)[1]["0.q"]["lost"] > facts["0.q"]["lost"]

@@ -15,12 +15,7 @@ from loraport.alignment.moments import PairedMoments
 from loraport.exceptions import ConfigurationError
 from loraport.mappers import load_mapper
 from loraport.mappers.from_text import ModelPair
-from loraport.mappers.transport import (
-    AdjointTransportMapper,
-    RopeBlocks,
-    TransportMapper,
-    nearest_frequencies,
-)
+from loraport.mappers.transport import AdjointTransportMapper, RopeBlocks, TransportMapper
 from loraport.models.architectures import HeadShape
 from loraport.models.capture import readings
 from loraport.models.statistics import StatisticsStore
@@ -338,8 +333,3 @@ def test_heads_that_never_vary_give_zero() -> None:
     x, y = torch.zeros(400, 16), drawn(400, 16)
     blocks = RopeBlocks(SHAPE, SHAPE, torch.arange(4))
     assert not blocks.fit(Role.K, {Role.K: split(x, y)}).matrix.any()
-
-
-def test_nearest_frequencies() -> None:
-    source, target = torch.tensor([0.0, -1.0, -2.0]), torch.tensor([0.3, -0.6, -0.4, -9.0])
-    assert nearest_frequencies(source, target).tolist() == [0, 1, 0, 2]

@@ -273,9 +273,8 @@ def test_similarity_of_heads_and_of_dimensions_with_itself_has_cosine_one():
     pair = pair_of(group, group)
     same = fit(pair, LinearAssignment())
     for similarity in (pair.of_heads(same.dims), pair.of_dims(same.heads)):
-        torch.testing.assert_close(
-            similarity.cosine.diagonal(), torch.ones(len(similarity.inner)), atol=1e-5, rtol=0
-        )
+        ones = torch.ones(len(similarity.inner))
+        torch.testing.assert_close(similarity.cosine.diagonal(), ones, atol=1e-5, rtol=0)
     assert pair.squared() == pytest.approx((4, 4))
 
 
