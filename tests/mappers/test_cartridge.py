@@ -92,6 +92,16 @@ def test_it_is_the_difference_of_what_the_output_projection_makes(cartridge: Car
     assert expected.abs().max() > 0.1
 
 
+def test_the_scale_of_the_update_counts_once() -> None:
+    update = LowRank(drawn(2, 5), drawn(3, 2, seed=1), 0.5)
+    into, out = head(4, 5, 0, 1), head(3, 6, 0, 2)
+    pair = Site(0, Role.Q), Site(0, Role.Q)
+    one = CartridgeSite(*pair, 2.0, into, out, drawn(3, 5), drawn(3), update)
+    x = drawn(8, 4, seed=9)
+    expected = 2 * into(x) @ update.dense().mT @ out.skip.weight.mT
+    torch.testing.assert_close(one(x), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_with_linear_heads_it_is_the_lora_between_them_and_leaves_no_trace(
     pico_source: BaseModel, pico_target: BaseModel
 ) -> None:

@@ -136,8 +136,8 @@ def test_training_beats_the_linear_start_where_the_relation_bends(
 
 
 def test_it_stops_when_held_out_text_is_explained_no_better(fit: Fit, tmp_path: Path) -> None:
-    stop = EarlyStopping("val/loss", patience=2)
-    mapper = fit(tmp_path / "mapper.ckpt", 30, (stop,), lr=0.1, behaviour=0.0)
+    stop = EarlyStopping("val/loss", patience=1)
+    mapper = fit(tmp_path / "mapper.ckpt", 30, (stop,), lr=0.3, behaviour=0.0)
     assert 0 < stop.stopped_epoch < 29
     assert mapper.report()["reconstruction"]["linear_input_r2"] > 0
 

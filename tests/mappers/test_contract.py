@@ -23,8 +23,15 @@ OF_ANCHORS = sorted(name for name, yaml in YAMLS.items() if "/data: anchor_pairs
 OF_TEXT = sorted(name for name, yaml in YAMLS.items() if "/data: text_corpus" in yaml)
 OF_WEIGHTS = sorted(set(YAMLS) - {*OF_ANCHORS, *OF_TEXT})
 
+# Nothing that the contract asks depends on how wide heads are.
+SMALL = {"cast": ("mapper.hidden=8",)}
+
 for _name in sorted(YAMLS):
-    globals()[f"Test_{_name}"] = type(f"Test_{_name}", (MapperContract,), {"mapper": _name})
+    globals()[f"Test_{_name}"] = type(
+        f"Test_{_name}",
+        (MapperContract,),
+        {"mapper": _name, "overrides": SMALL.get(_name, ())},
+    )
 for _name in OF_ANCHORS:
     globals()[f"Test_{_name}_of_factors"] = type(
         f"Test_{_name}_of_factors",
@@ -95,7 +102,7 @@ def planted_error(
     def error(name: str, space: str) -> float:
         zoo, held_out = planted_zoo(20), ["t00", "t01"]
         epochs = ["trainer.max_epochs=60"] if name == "pca_mlp" else []
-        mapper = train(name, zoo, held_out, f"mapper.space={space}", *epochs).best
+        mapper = train(name, zoo, held_out, f"mapper.space={space}", *epochs)
         return sum(relative_error(mapper.map(zoo.source[t]), zoo.target[t]) for t in held_out)
 
     return error
