@@ -231,11 +231,7 @@ class CastMapper(CorpusMapper):
 
     def report(self) -> Report:
         """Return how well held-out text is reconstructed, and what the last export lost."""
-        return {
-            **self.frame.report(),
-            **self._r2.facts(self._made().pairs),
-            **self._mapped,
-        }
+        return {**self.frame.report(), **self._r2.facts(self._made().pairs), **self._mapped}
 
     def fitted_state(self) -> dict[str, Any]:
         """Return what a cartridge and its export take beside the heads."""

@@ -48,11 +48,7 @@ class PairFrame:
 
     @classmethod
     def of(
-        cls,
-        source: BaseModel,
-        target: BaseModel,
-        pairing: LayerPairing,
-        roles: tuple[Role, ...],
+        cls, source: BaseModel, target: BaseModel, pairing: LayerPairing, roles: tuple[Role, ...]
     ) -> "PairFrame":
         """Describe two base models.
 

@@ -76,10 +76,7 @@ class PCARidgeMapper(ClosedFormMapper):
     name: ClassVar[str] = "pca_ridge"
 
     def __init__(
-        self,
-        space: str = "delta",
-        components: int = 8,
-        strengths: Sequence[float] = STRENGTHS,
+        self, space: str = "delta", components: int = 8, strengths: Sequence[float] = STRENGTHS
     ) -> None:
         super().__init__(space)
         self.components, self.strengths = components, checked_strengths(strengths)

@@ -129,12 +129,7 @@ def test_generation_with_the_cache_gives_the_tokens_of_whole_passes(
     network: Any = pico_target.network
     start = IDS[:1, :6]
     with cartridge.attached(network), torch.inference_mode():
-        options = {
-            "max_new_tokens": 6,
-            "min_new_tokens": 6,
-            "do_sample": False,
-            "pad_token_id": 0,
-        }
+        options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
         written = network.generate(start, attention_mask=torch.ones_like(start), **options)
         whole = start
         for _ in range(6):

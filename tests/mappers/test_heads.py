@@ -143,10 +143,7 @@ def test_skips_are_ridge_regressions_with_an_intercept() -> None:
     heads = pair()
     found = heads.start(split(X_ROWS, Y_ROWS), None, 1.0)
     assert heads.back is not None
-    for head, fit in (
-        (heads.head, ridge(X_ROWS, Y_ROWS)),
-        (heads.back, ridge(Y_ROWS, X_ROWS)),
-    ):
+    for head, fit in ((heads.head, ridge(X_ROWS, Y_ROWS)), (heads.back, ridge(Y_ROWS, X_ROWS))):
         np.testing.assert_allclose(head.skip.weight.detach(), fit.coef_, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(head.skip.bias.detach(), fit.intercept_, rtol=1e-4, atol=1e-5)
     error = (Y_ROWS[CUT:] - heads.head(X_ROWS[CUT:])).detach()

@@ -164,9 +164,7 @@ def twins(pico, opened):
 def with_embedding(monkeypatch: pytest.MonkeyPatch, model: StreamedWeights, planted: torch.Tensor):
     original = StreamedWeights.embedding
     monkeypatch.setattr(
-        StreamedWeights,
-        "embedding",
-        lambda self: planted if self is model else original(self),
+        StreamedWeights, "embedding", lambda self: planted if self is model else original(self)
     )
 
 
@@ -210,12 +208,7 @@ def weights(heads: int, seed: int) -> dict[str, torch.Tensor]:
 def moved(group: dict[str, torch.Tensor], heads: torch.Tensor, dims: torch.Tensor):
     rows = (heads[:, None] * DIMS + torch.arange(DIMS)).flatten()
     columns = (heads[:, None] * DIMS + dims).flatten()
-    return {
-        "q": group["q"][rows],
-        "k": group["k"],
-        "v": group["v"][dims],
-        "o": group["o"][columns],
-    }
+    return {"q": group["q"][rows], "k": group["k"], "v": group["v"][dims], "o": group["o"][columns]}
 
 
 def pair_of(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> GroupPair:
