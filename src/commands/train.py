@@ -501,7 +501,7 @@ class Fitting:
         key_parts = {
             part: config[part] for part in ("mapper", "data", "corpus", "pairing", "trainer")
         }
-        key_parts["models"] = [m.fingerprint for m in vars(text.models).values()]
+        key_parts["models"] = [model.fingerprint for model in text.models]
         key_parts["text"] = text.corpus.content_hash()
         content = json.dumps(key_parts, sort_keys=True, default=str)
         return hashlib.sha256(content.encode()).hexdigest()[:32]
