@@ -68,12 +68,7 @@ class LayerMap:
 
 
 def layer_map(
-    measure: LayerMeasure,
-    target: Layers,
-    source: Layers,
-    *,
-    permutations: int = 200,
-    seed: int = 0,
+    measure: LayerMeasure, target: Layers, source: Layers, *, permutations: int = 200, seed: int = 0
 ) -> LayerMap:
     """Compare every target layer with every source layer at the same tokens, row by row.
 
@@ -93,13 +88,11 @@ class Coverage:
     Attributes:
         best: The source layer that each target layer resembles most.
         scores: Its score as of :attr:`LayerMap.certain`.
-        in_band: Whether it lies in the band of plausible depths.
-        covered: Whether its score is above 0 and it lies in the band.
+        covered: Whether that is above 0 and the layer in the band of plausible depths.
     """
 
     best: tuple[int, ...]
     scores: Float[Tensor, " target"]
-    in_band: Bool[Tensor, " target"]
     covered: Bool[Tensor, " target"]
 
     @property
@@ -129,7 +122,7 @@ def coverage(similarity: LayerMap) -> Coverage:
     best = similarity.raw.argmax(dim=1, keepdim=True)
     scores = similarity.certain.gather(1, best)[:, 0]
     in_band = depth_band(*similarity.raw.shape).gather(1, best)[:, 0]
-    return Coverage(tuple(best[:, 0].tolist()), scores, in_band, (scores > 0) & in_band)
+    return Coverage(tuple(best[:, 0].tolist()), scores, (scores > 0) & in_band)
 
 
 def layer_identification(

@@ -510,7 +510,7 @@ class Fitting:
         return Key.of(
             "training",
             options=self.context.options("mapper", "data", "pairing", "trainer"),
-            models=[text.models.source.fingerprint, text.models.target.fingerprint],
+            models=[model.fingerprint for model in text.models],
             text=text.corpus.content_hash(),
         )
 

@@ -50,21 +50,21 @@ class ActivationRows(LightningDataModule):
 
     def prepare_data(self) -> None:
         """Capture what is not there yet."""
-        self.open()
+        self.caches  # noqa: B018
 
-    def open(self) -> tuple[ActivationCache, ActivationCache]:
-        """Return the caches of training and of held-out text, complete."""
+    @property
+    def caches(self) -> dict[str, ActivationCache]:
+        """The activations of ``train`` and of ``held_out`` text, complete."""
         if not self._caches:
             self._caches = {
                 "train": self._filled("train", self.corpus.train_dataloader()),
                 "held_out": self._filled("held_out", self.corpus.val_dataloader()),
             }
-        return self._caches["train"], self._caches["held_out"]
+        return self._caches
 
     def all_rows(self, label: str, split: str, most: int) -> Float[Tensor, "rows _"]:
         """Return at most so many rows of one label, evenly spread over the split."""
-        self.open()
-        cache = self._caches[split]
+        cache = self.caches[split]
         count = min(most, cache.rows)
         return cache.read(label, torch.arange(count) * cache.rows // count)
 
@@ -78,8 +78,7 @@ class ActivationRows(LightningDataModule):
 
     def batches(self, split: str, shuffled: bool) -> Iterator[Rows]:
         """Yield this device's share of all labels' rows, batch by batch."""
-        self.open()
-        cache = self._caches[split]
+        cache = self.caches[split]
         order = torch.arange(cache.rows)
         if shuffled:
             # The trainer's epoch, so that a training that was stopped goes on in the same order.
@@ -95,8 +94,7 @@ class ActivationRows(LightningDataModule):
 
     def count(self, split: str) -> int:
         """Return how many batches of a split each device has."""
-        self.open()
-        share = self._caches[split].rows // self._device()[1]
+        share = self.caches[split].rows // self._device()[1]
         return -(-share // self.batch_rows)
 
     def _device(self) -> tuple[int, int]:

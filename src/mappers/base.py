@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from pickle import PickleError
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import torch
-from lightning import LightningModule
+from lightning import LightningDataModule, LightningModule
 
 from ..adapters import LoraAdapter, LowRank, Site
 from ..alignment import relative_depth
@@ -25,6 +25,8 @@ from ..models.streaming import FactorCache, StreamedWeights
 
 if TYPE_CHECKING:
     from .cartridge import Cartridge
+
+Data = TypeVar("Data", bound=LightningDataModule)
 
 Report = dict[str, Any]
 """What was chosen and measured, as plain data."""
@@ -149,6 +151,14 @@ class LearnedMapper(LightningModule, Mapper):
         state = checkpoint[self.checkpoint_key]["state"]
         if state is not None:
             self.restore(state)
+
+    def trained_on(self, kind: type[Data]) -> Data:
+        """Return the trainer's data module, which has to be of a kind."""
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if not isinstance(data, kind):
+            name = type(self).__name__
+            raise RuntimeError(f"{name} trains on {kind.__name__}, not on {data!r}")
+        return data
 
     def summed(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return the sum of a tensor over all devices that train the mapper."""

@@ -132,16 +132,7 @@ class CastMapper(CorpusMapper):
         if not lr > 0:
             raise ConfigurationError(f"mapper.lr is {lr}; it takes a positive number")
         self.save_hyperparameters(
-            {
-                "hidden": hidden,
-                "cycle": cycle,
-                "behaviour": behaviour,
-                "lr": lr,
-                "batch_rows": batch_rows,
-                "rank": rank,
-                "export_rows": export_rows,
-                "seed": seed,
-            }
+            *("hidden", "cycle", "behaviour", "lr", "batch_rows", "rank", "export_rows", "seed")
         )
         self.hidden, self.cycle, self.behaviour = hidden, cycle, behaviour
         self.lr, self.batch_rows, self.seed = lr, batch_rows, seed
@@ -176,10 +167,7 @@ class CastMapper(CorpusMapper):
         """Solve the skips, and keep what a cartridge takes beside the heads."""
         if self._parts is not None:
             return  # a checkpoint has brought heads that are trained already
-        rows: Any = getattr(self.trainer, "datamodule", None)
-        if not isinstance(rows, ActivationRows):
-            raise RuntimeError(f"CastMapper trains on its own data_module(...), not on {rows!r}")
-        heads = self._made()
+        rows, heads = self.trained_on(ActivationRows), self._made()
         self._r2 = HeadR2(heads.start(rows, self.behaviour))
         self._parts = CartridgeParts.of(self.models.source, heads.pairs, rows, self.export_rows)
 
@@ -243,11 +231,7 @@ class CastMapper(CorpusMapper):
 
     def report(self) -> Report:
         """Return how well held-out text is reconstructed, and what the last export lost."""
-        return {
-            **self.frame.report(),
-            **self._r2.facts(self._made().pairs),
-            **self._mapped,
-        }
+        return {**self.frame.report(), **self._r2.facts(self._made().pairs), **self._mapped}
 
     def fitted_state(self) -> dict[str, Any]:
         """Return what a cartridge and its export take beside the heads."""

@@ -76,13 +76,9 @@ class MapperContract:
     config_dir: ClassVar[Path | None] = None
     overrides: ClassVar[tuple[str, ...]] = ()
 
-    @classmethod
-    @cache
-    def config(cls) -> Any:
+    def config(self) -> Any:
         """Return what ``train.py mapper=NAME`` reads."""
-        search = [f"hydra.searchpath=[file://{cls.config_dir.resolve()}]"] if cls.config_dir else []
-        with initialize_config_module("loraport.conf", version_base=None):
-            return compose("train", overrides=[f"mapper={cls.mapper}", *cls.overrides, *search])
+        return composed(self.mapper, self.config_dir, self.overrides)
 
     def build(self) -> Mapper:
         """Return a new mapper, as its YAML says."""
@@ -194,6 +190,14 @@ class MapperContract:
             assert not mapper.fitted
         with pytest.raises(RuntimeError, match=type(mapper).__name__):
             mapper.map(contract_pair().adapter)
+
+
+@cache
+def composed(mapper: str, folder: Path | None = None, overrides: tuple[str, ...] = ()) -> Any:
+    """Compose what ``train.py mapper=NAME`` reads, with a folder of further YAMLs."""
+    search = [f"hydra.searchpath=[file://{folder.resolve()}]"] if folder else []
+    with initialize_config_module("loraport.conf", version_base=None):
+        return compose("train", overrides=[f"mapper={mapper}", *overrides, *search])
 
 
 class Pair(NamedTuple):

@@ -84,10 +84,7 @@ class AnchorMapper(LearnedMapper):
     @property
     def data(self) -> AnchorPairs:
         """The data module of the trainer that fits this mapper."""
-        data: Any = getattr(self.trainer, "datamodule", None)
-        if not isinstance(data, AnchorPairs):
-            raise RuntimeError(f"{type(self).__name__} trains on AnchorPairs, not on {data!r}")
-        return data
+        return self.trained_on(AnchorPairs)
 
     def fit(self, anchors: AnchorSet) -> None:
         """Fit on a set of paired adapters.

@@ -48,11 +48,7 @@ class PairFrame:
 
     @classmethod
     def of(
-        cls,
-        source: BaseModel,
-        target: BaseModel,
-        pairing: LayerPairing,
-        roles: tuple[Role, ...],
+        cls, source: BaseModel, target: BaseModel, pairing: LayerPairing, roles: tuple[Role, ...]
     ) -> "PairFrame":
         """Describe two base models.
 
@@ -261,10 +257,7 @@ class CorpusMapper(LearnedMapper):
     @property
     def data(self) -> TextCorpus:
         """The data module of the trainer that fits this mapper."""
-        data: Any = getattr(self.trainer, "datamodule", None)
-        if not isinstance(data, TextCorpus):
-            raise RuntimeError(f"{type(self).__name__} trains on a TextCorpus, not on {data!r}")
-        return data
+        return self.trained_on(TextCorpus)
 
     def on_fit_start(self) -> None:
         """Move the base models to where the mapper is trained."""

@@ -210,9 +210,7 @@ class LinearTextMapper(CorpusMapper):
     ) -> None:
         super().__init__(roles)
         self.min_r2, self.match_norm, self.memory_gb = min_r2, match_norm, memory_gb
-        self.save_hyperparameters(
-            {"min_r2": min_r2, "match_norm": match_norm, "memory_gb": memory_gb}
-        )
+        self.save_hyperparameters("min_r2", "match_norm", "memory_gb")
         self.maps = FittedMaps()
         self.source_norms: dict[Site, float] = {}
         self.target_norms: dict[Site, float] = {}
@@ -336,32 +334,28 @@ class LinearTextMapper(CorpusMapper):
 
     def map(self, adapter: LoraAdapter) -> LoraAdapter:
         """Return the target adapter, in float32."""
-        frame = self.frame
-        terms = {
-            target: [self._term(adapter, target, *feed) for feed in feeds]
-            for target, feeds in frame.feeds_of(adapter).items()
-        }
-        kept = {target: [t for t in every if self._passes(t)] for target, every in terms.items()}
-        mapped = {
-            target: self._joined(adapter, target, every) for target, every in kept.items() if every
-        }
-        if not mapped:
+        frame, left_out = self.frame, list[str]()
+        feeds = frame.feeds_of(adapter)
+        kept: dict[Site, list[_Term]] = {}
+        for target, found in feeds.items():
+            for source, weight in found:
+                term = self._term(adapter, target, source, weight)
+                if self.min_r2 is None or term.facts["restricted_r2"] > self.min_r2:
+                    kept.setdefault(target, []).append(term)
+                else:
+                    left_out.append(f"{source.label} > {target.label}")
+        if not kept:
             raise AdapterError(
                 f"what the adapter of {adapter.base_model} reads is predicted from text with an "
                 f"R^2 above mapper.min_r2={self.min_r2} at none of its sites; lower it, or set it "
                 "to null"
             )
-        used = [term.source for every in kept.values() for term in every]
-        feeding = {term.source for every in terms.values() for term in every}
+        mapped = {target: self._joined(adapter, target, terms) for target, terms in kept.items()}
+        used = [term.source for terms in kept.values() for term in terms]
         self._mapped = {
-            **dropped_facts(adapter, feeding),
+            **dropped_facts(adapter, {source for found in feeds.values() for source, _ in found}),
             "repeated_sites": len(used) - len(set(used)),
-            "left_out": [
-                f"{term.source.label} > {target.label}"
-                for target, every in terms.items()
-                for term in every
-                if not self._passes(term)
-            ],
+            "left_out": left_out,
             "sites": {
                 target.label: _facts(adapter, update, kept[target])
                 for target, update in mapped.items()
@@ -381,9 +375,6 @@ class LinearTextMapper(CorpusMapper):
         if before > 0:
             facts["kept_norm"] = update.norm() / before
         return _Term(source, weight, update, facts)
-
-    def _passes(self, term: _Term) -> bool:
-        return self.min_r2 is None or term.facts["restricted_r2"] > self.min_r2
 
     def _joined(self, adapter: LoraAdapter, target: Site, terms: Sequence[_Term]) -> LowRank:
         """Return the weighted sum of what feeds a target site, of the norm that is asked for."""

@@ -76,10 +76,7 @@ class PCARidgeMapper(ClosedFormMapper):
     name: ClassVar[str] = "pca_ridge"
 
     def __init__(
-        self,
-        space: str = "delta",
-        components: int = 8,
-        strengths: Sequence[float] = STRENGTHS,
+        self, space: str = "delta", components: int = 8, strengths: Sequence[float] = STRENGTHS
     ) -> None:
         super().__init__(space)
         self.components, self.strengths = components, checked_strengths(strengths)
@@ -203,26 +200,13 @@ class PCAMLPMapper(AnchorMapper):
         seed: int = 0,
     ) -> None:
         super().__init__(space)
-        self.save_hyperparameters(
-            {
-                "components": components,
-                "width": width,
-                "lr": lr,
-                "weight_decay": weight_decay,
-                "dropout": dropout,
-                "seed": seed,
-            }
-        )
+        self.save_hyperparameters()
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             last = nn.Linear(width, components)
             self.mlp = nn.Sequential(
-                nn.Linear(components, width),
-                nn.GELU(),
-                nn.Dropout(dropout),
-                nn.Linear(width, width),
-                nn.GELU(),
-                nn.Dropout(dropout),
+                *(nn.Linear(components, width), nn.GELU(), nn.Dropout(dropout)),
+                *(nn.Linear(width, width), nn.GELU(), nn.Dropout(dropout)),
                 last,
             )
         # Starts as the plain turn of one frame into the other.

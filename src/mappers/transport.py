@@ -78,14 +78,12 @@ class TransportMapper(LinearTextMapper):
             for role in _TURNED
             if role in self.roles
         }
-        one, other = self.models.source, self.models.target
-        ours = HeadShape.of(one.network.config)
-        theirs = HeadShape.of(other.network.config)
-        pairs = nearest_frequencies(
-            log_frequencies(one.network.config, source.layer, ours.dims),
-            log_frequencies(other.network.config, target.layer, theirs.dims),
-        )
-        return RopeBlocks(ours, theirs, pairs).fit(target.role, moments)
+        one, other = (model.network.config for model in self.models)
+        ours, theirs = HeadShape.of(one), HeadShape.of(other)
+        known = log_frequencies(one, source.layer, ours.dims)
+        wanted = log_frequencies(other, target.layer, theirs.dims)
+        nearest = (wanted[:, None] - known).abs().argmin(dim=1)
+        return RopeBlocks(ours, theirs, nearest).fit(target.role, moments)
 
 
 class AdjointTransportMapper(LinearTextMapper):
@@ -229,10 +227,3 @@ class RopeBlocks:
             matrix[rows, columns + half] = -imaginary
             matrix[rows + other, columns] = imaginary
         return matrix
-
-
-def nearest_frequencies(
-    source: Float[Tensor, " source_pairs"], target: Float[Tensor, " target_pairs"]
-) -> Int[Tensor, " target_pairs"]:
-    """Return the source's pair of nearest frequency for each of the target's, from logarithms."""
-    return (target[:, None] - source).abs().argmin(dim=1)

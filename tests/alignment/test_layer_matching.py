@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from loraport.alignment import relative_depth
-from loraport.alignment.layer_matching import ManyToOne, Monotone, RelativeDepth, Spread
+from loraport.alignment.layer_matching import ManyToOne, Monotone, Spread
 
 DEPTHS = [*product(range(1, 13), repeat=2), (30, 18), (24, 16), (16, 24), (28, 32)]
 
@@ -75,6 +75,8 @@ class TestEveryPairing:
                 assert set(sources(pairing)) <= set(range(source))
             if name == "monotone":
                 assert sources(pairing) == sorted(sources(pairing))
+            if name == "relative_depth":
+                assert sources(pairing) == list(relative_depth(source, target))
 
     def test_without_similarity_it_is_relative_depth(self, name, shape):
         target, source = shape
@@ -84,18 +86,6 @@ class TestEveryPairing:
         elif name != "spread" and target > 1 and source > 1:
             ends = [t / (target - 1) - s / (source - 1) for s, t in enumerate(fed(pairing))]
             assert max(map(abs, ends)) <= 1 / (min(shape) - 1)
-
-
-@pytest.mark.parametrize("partners", [[0, 1, 2, 5, 7, 8], [2, 3, 4, 5, 6, 7], [0, 4, 5, 6, 7, 8]])
-def test_planted_counterparts_are_found(partners):
-    similarity = near(6, 9, partners) + 0.02 * noise(6, 9)
-    assert sources(Monotone().pair(similarity)) == partners
-
-
-@pytest.mark.parametrize("segments", [[0, 0, 1, 1, 2, 2, 3, 3], [0, 1, 1, 1, 2, 2, 3, 3]])
-def test_planted_segments_are_found(segments):
-    similarity = near(8, 4, segments, fall=0.4).mT + 0.02 * noise(4, 8)
-    assert fed(PAIRINGS["many_to_one"].pair(similarity)) == segments
 
 
 def test_planted_targets_of_a_shallower_source_are_found():
@@ -160,10 +150,6 @@ def test_weights_of_a_segment():
     similarity = torch.tensor([[0.6, 0.2, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
     similarity[1, 2:] = torch.tensor([0.1, 0.3])
     assert ManyToOne().pair(similarity).matrix().tolist() == [[1, 1, 0, 0], [0, 0, 1, 1]]
-
-
-def test_relative_depth_does_not_use_similarity():
-    assert sources(RelativeDepth().pair(noise(18, 30))) == list(relative_depth(30, 18))
 
 
 @pytest.mark.parametrize("shape", [(2, 3), (3, 2), (18, 30), (1, 4), (4, 1)])

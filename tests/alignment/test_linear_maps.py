@@ -74,9 +74,7 @@ def test_r2_is_sklearns_against_the_mean_of_the_training_part() -> None:
     of_centred = Ridge().forward(*split(x, y).centred())
     held_x, held_y = (part[60:] - part[60:].mean(dim=0) for part in (x, y))
     sklearns = r2_score(
-        held_y.numpy(),
-        (held_x @ of_centred.matrix.mT).numpy(),
-        multioutput="variance_weighted",
+        held_y.numpy(), (held_x @ of_centred.matrix.mT).numpy(), multioutput="variance_weighted"
     )
     assert of_centred.error.r2 == pytest.approx(sklearns)
 

@@ -1,18 +1,16 @@
 """Planted zoos of two pico models, and mappers trained as their YAML says."""
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
-from lightning import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import OmegaConf
 from torch import Tensor
@@ -21,7 +19,7 @@ from loraport.adapters import AdapterStack, LoraAdapter, LowRank, Role, Site
 from loraport.alignment.layer_matching import LayerPairing
 from loraport.data import AnchorPairs, AnchorSet, ZooPairs
 from loraport.mappers import BasePair, LearnedMapper, load_mapper
-from loraport.mappers.contract import paired_layers, random_text, trained
+from loraport.mappers.contract import composed, paired_layers, random_text, trained
 from loraport.mappers.from_text import CorpusMapper, ModelPair
 from loraport.models import BaseModel, StreamedWeights
 from loraport.models.statistics import StatisticsStore
@@ -191,11 +189,6 @@ def _as_deterministic_as_before() -> Iterator[None]:
 def recipe() -> Callable[..., Any]:
     """Compose the configuration of ``train.py`` with a mapper; overrides are plain keys."""
 
-    @cache
-    def composed(mapper: str) -> Any:
-        with initialize_config_module("loraport.conf", version_base=None):
-            return compose("train", overrides=[f"mapper={mapper}", "pair=smollm2_gemma3"])
-
     def make(mapper: str, *overrides: str) -> Any:
         config = OmegaConf.create(OmegaConf.to_container(composed(mapper)))
         for override in overrides:
@@ -207,45 +200,30 @@ def recipe() -> Callable[..., Any]:
     return make
 
 
-class Trained(NamedTuple):
-    """A mapper as training left it, what it saved, and what ``train.py`` would go on with."""
-
-    last: LearnedMapper
-    checkpoint: Path
-    best: LearnedMapper
-
-
 @pytest.fixture(scope="session")
 def train(
     recipe: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[..., Trained]:
-    """Train a mapper as its YAML says."""
+) -> Callable[..., LearnedMapper]:
+    """Train a mapper as its YAML says; return what ``train.py`` would go on with."""
 
-    def run(mapper: str, zoo: ZooPairs, held_out: list[str], *overrides: str) -> Trained:
+    def run(mapper: str, zoo: ZooPairs, held_out: list[str], *overrides: str) -> LearnedMapper:
         config = recipe(mapper, *overrides)
         folder = tmp_path_factory.mktemp("trained")
         data: AnchorPairs = instantiate(config.data, _partial_=True)(zoo=zoo, held_out=held_out)
-        callbacks = _callbacks(config.callbacks, folder)
+        callbacks = [
+            instantiate(node, **({"dirpath": str(folder)} if "dirpath" in node else {}))
+            for name, node in config.callbacks.items()
+            if name != "progress"
+        ]
         trainer = instantiate(
             config.trainer, logger=False, default_root_dir=folder, _partial_=True
         )(callbacks=callbacks)
         last: LearnedMapper = instantiate(config.mapper)
         trainer.fit(last, datamodule=data)
-        trainer.save_checkpoint(folder / "mapper.ckpt", weights_only=True)
         best = [c.best_model_path for c in callbacks if isinstance(c, ModelCheckpoint)]
-        return Trained(last, folder / "mapper.ckpt", load_mapper(best[0]) if best else last)
+        return load_mapper(best[0]) if best else last
 
     return run
-
-
-def _callbacks(nodes: Mapping[str, Any], folder: Path) -> list[Callback]:
-    """Those that a YAML adds, without the progress bar of a terminal."""
-    callbacks = []
-    for name, node in nodes.items():
-        if name != "progress":
-            place = {"dirpath": str(folder / "best")} if "dirpath" in node else {}
-            callbacks.append(instantiate(node, **place))
-    return callbacks
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from scipy.linalg import solve_sylvester
 from scipy.special import erf
 from sklearn.linear_model import Ridge as SklearnRidge
 from torch import Tensor
@@ -11,7 +10,7 @@ from torch.autograd.functional import jacobian
 
 from loraport.adapters import Role, Site
 from loraport.alignment.layer_matching import LayerPairing
-from loraport.alignment.linear_maps import HeldOutError, SplitMoments
+from loraport.alignment.linear_maps import HeldOutError, SplitMoments, TwoSidedRidge
 from loraport.alignment.moments import PairedMoments
 from loraport.mappers.from_text import ModelPair, PairFrame
 from loraport.mappers.heads import (
@@ -144,10 +143,7 @@ def test_skips_are_ridge_regressions_with_an_intercept() -> None:
     heads = pair()
     found = heads.start(split(X_ROWS, Y_ROWS), None, 1.0)
     assert heads.back is not None
-    for head, fit in (
-        (heads.head, ridge(X_ROWS, Y_ROWS)),
-        (heads.back, ridge(Y_ROWS, X_ROWS)),
-    ):
+    for head, fit in ((heads.head, ridge(X_ROWS, Y_ROWS)), (heads.back, ridge(Y_ROWS, X_ROWS))):
         np.testing.assert_allclose(head.skip.weight.detach(), fit.coef_, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(head.skip.bias.detach(), fit.intercept_, rtol=1e-4, atol=1e-5)
     error = (Y_ROWS[CUT:] - heads.head(X_ROWS[CUT:])).detach()
@@ -156,19 +152,13 @@ def test_skips_are_ridge_regressions_with_an_intercept() -> None:
     assert found.error.r2 == pytest.approx(float(r2), abs=1e-5)
 
 
-def test_with_gradients_the_skip_solves_the_sylvester_equation() -> None:
-    heads = pair()
-    found = heads.start(split(X_ROWS, Y_ROWS), split(G_X, G_Y), 2.0)
-    x, y = ((rows[:CUT] - rows[:CUT].mean(dim=0)).double().numpy() for rows in (X_ROWS, Y_ROWS))
-    gx, gy = (rows[:CUT].double().numpy() for rows in (G_X, G_Y))
-    power_y, power_g = (y**2).sum(), (gx**2).sum() / 2.0
-    forward, back = x.T @ x / power_y, gy.T @ gy / power_g
-    strength = found.strength
-    assert strength is not None
-    forward += strength * np.trace(forward) / WIDTH * np.eye(WIDTH)
-    back += strength * np.trace(back) / OUT * np.eye(OUT)
-    expected = solve_sylvester(back, forward, y.T @ x / power_y + gy.T @ gx / power_g)
-    np.testing.assert_allclose(heads.head.skip.weight.detach(), expected, rtol=1e-4, atol=1e-5)
+def test_with_gradients_the_skip_is_the_ridge_of_both_sides() -> None:
+    heads, samples, gradients = pair(), split(X_ROWS, Y_ROWS), split(G_X, G_Y)
+    heads.start(samples, gradients, 2.0)
+    expected = TwoSidedRidge(2.0).forward(samples.centred(), gradients).matrix
+    torch.testing.assert_close(heads.head.skip.weight.data, expected.float())
+    plain = TwoSidedRidge(0.0).forward(samples.centred(), gradients).matrix
+    assert (plain - expected).abs().max() > 0.01
 
 
 def test_losses_are_shares_of_what_there_is_to_explain() -> None:

@@ -15,6 +15,9 @@ from loraport.mappers.linear_text import FittedMaps, InputProjection, OutputProj
 from loraport.mappers.transport import TransportMapper
 from loraport.models import BaseModel
 
+Draw = Callable[..., LoraAdapter]
+Make = Callable[..., TransportMapper]
+
 PAIRING = LayerPairing(2, (((0, 1.0),), ((0, 0.25), (1, 0.75)), ((1, 0.5),)))
 
 
@@ -23,7 +26,7 @@ def drawn(*shape: int, seed: int = 0) -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def adapter(random_adapter: Callable[..., LoraAdapter], models: ModelPair) -> LoraAdapter:
+def adapter(random_adapter: Draw, models: ModelPair) -> LoraAdapter:
     return random_adapter(models.source, roles=(Role.V,))
 
 
@@ -62,9 +65,7 @@ def carried(mapper: TransportMapper, update: LowRank, source: int, target: int) 
     return mapper.maps.outputs[pair].matrix @ update.dense() @ into.matrix
 
 
-def test_updates_are_the_weighted_sums_of_their_feeds(
-    carrier: Callable[..., TransportMapper], adapter: LoraAdapter
-) -> None:
+def test_updates_are_the_weighted_sums_of_their_feeds(carrier: Make, adapter: LoraAdapter) -> None:
     mapper = carrier()
     result = mapper.map(adapter)
     zero, one = adapter[Site(0, Role.V)], adapter[Site(1, Role.V)]
@@ -77,9 +78,7 @@ def test_updates_are_the_weighted_sums_of_their_feeds(
     assert first.scale == zero.scale
 
 
-def test_report_tells_the_fit_of_every_feed(
-    carrier: Callable[..., TransportMapper], adapter: LoraAdapter
-) -> None:
+def test_report_tells_the_fit_of_every_feed(carrier: Make, adapter: LoraAdapter) -> None:
     mapper = carrier()
     result = mapper.map(adapter)
     report = mapper.report()
@@ -99,9 +98,7 @@ def test_report_tells_the_fit_of_every_feed(
 
 
 def test_gauge_of_the_factors_does_not_change_what_is_left_out(
-    carrier: Callable[..., TransportMapper],
-    adapter: LoraAdapter,
-    regauged: Callable[[LoraAdapter, int], LoraAdapter],
+    carrier: Make, adapter: LoraAdapter, regauged: Callable[[LoraAdapter, int], LoraAdapter]
 ) -> None:
     mapper = carrier()
     for pair, into in mapper.maps.inputs.items():
@@ -117,7 +114,7 @@ def test_gauge_of_the_factors_does_not_change_what_is_left_out(
 
 
 def test_what_text_does_not_predict_is_left_out_on_request(
-    carrier: Callable[..., TransportMapper], adapter: LoraAdapter
+    carrier: Make, adapter: LoraAdapter
 ) -> None:
     mapper = carrier(min_r2=0.0)
     result = mapper.map(adapter)
@@ -133,7 +130,7 @@ def test_what_text_does_not_predict_is_left_out_on_request(
 
 
 def test_norms_are_matched_on_request(
-    carrier: Callable[..., TransportMapper], adapter: LoraAdapter, models: ModelPair
+    carrier: Make, adapter: LoraAdapter, models: ModelPair
 ) -> None:
     plain, matched = carrier().map(adapter), carrier(match_norm=True).map(adapter)
 
@@ -151,9 +148,7 @@ def test_norms_are_matched_on_request(
         assert torch.allclose(matched[site].dense(), ratio * plain[site].dense(), atol=1e-5)
 
 
-def test_update_of_zeros_stays_zero(
-    carrier: Callable[..., TransportMapper], adapter: LoraAdapter
-) -> None:
+def test_update_of_zeros_stays_zero(carrier: Make, adapter: LoraAdapter) -> None:
     mapper = carrier(match_norm=True, min_r2=None)
     nothing = mapper.map(adapter.map(lambda u: LowRank(u.A, 0 * u.B, u.scale)))
     assert nothing.norm() == 0
@@ -161,10 +156,7 @@ def test_update_of_zeros_stays_zero(
 
 
 def test_adapter_that_does_not_fit_is_refused_by_name(
-    carrier: Callable[..., TransportMapper],
-    adapter: LoraAdapter,
-    models: ModelPair,
-    random_adapter: Callable[..., LoraAdapter],
+    carrier: Make, adapter: LoraAdapter, models: ModelPair, random_adapter: Draw
 ) -> None:
     mapper, deep = carrier(), {Site(7, Role.V): adapter[Site(0, Role.V)]}
     for wrong, message in (

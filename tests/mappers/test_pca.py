@@ -15,6 +15,9 @@ from loraport.data import AnchorSet, ZooPairs
 from loraport.exceptions import ConfigurationError
 from loraport.mappers.pca import PCAMLPMapper, PCARidgeMapper, fit_components, leave_one_out
 
+Planted = Callable[..., ZooPairs]
+Recipe = Callable[..., Any]
+
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning"),
     pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
@@ -134,7 +137,7 @@ def error(mapper: Any, zoo: ZooPairs, names: list[str]) -> float:
     return sum(errors) / len(errors)
 
 
-def test_untrained_it_turns_one_frame_into_the_other(planted_zoo: Callable[..., ZooPairs]) -> None:
+def test_untrained_it_turns_one_frame_into_the_other(planted_zoo: Planted) -> None:
     # Whitened scores of the same latents differ by a turn only, which the common frame undoes.
     zoo = planted_zoo(20)
     names = list(zoo.source)
@@ -143,13 +146,13 @@ def test_untrained_it_turns_one_frame_into_the_other(planted_zoo: Callable[..., 
 
 
 def test_training_learns_which_coordinates_can_be_trusted(
-    train: Callable[..., Any], planted_zoo: Callable[..., ZooPairs]
+    train: Recipe, planted_zoo: Planted
 ) -> None:
     # One of three latents says nothing about the target, so that full gains are too bold.
     zoo = planted_zoo(60, unrelated=1)
     names = list(zoo.source)
     overrides = ("mapper.components=3", "mapper.width=8", "mapper.lr=0.03", "trainer.max_epochs=80")
-    mapper = train("pca_mlp", zoo, names[:20], *overrides).best
+    mapper = train("pca_mlp", zoo, names[:20], *overrides)
     assert error(mapper, zoo, names[:20]) < 0.9 * error(
         fitted(zoo, names[20:], components=3), zoo, names[:20]
     )
@@ -158,14 +161,12 @@ def test_training_learns_which_coordinates_can_be_trusted(
     assert min(gains) < 0.9
 
 
-def test_the_global_generator_is_neither_read_nor_moved(
-    train: Callable[..., Any], noisy_zoo: ZooPairs
-) -> None:
+def test_the_global_generator_is_neither_read_nor_moved(train: Recipe, noisy_zoo: ZooPairs) -> None:
     hashes = set()
     for seed in (1, 2):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            mapper = train("pca_mlp", noisy_zoo, ["t00"], "trainer.max_epochs=3").last
+            mapper = train("pca_mlp", noisy_zoo, ["t00"], "trainer.max_epochs=3")
         hashes.add(mapper.map(noisy_zoo.source["t00"]).content_hash())
     assert len(hashes) == 1
     before = torch.get_rng_state()

@@ -14,6 +14,10 @@ from loraport.mappers import load_mapper
 from loraport.mappers.from_text import ModelPair
 from loraport.mappers.procrustes import ProcrustesMapper
 
+Fit = Callable[..., Path]
+Draw = Callable[..., LoraAdapter]
+Twist = Callable[[torch.Tensor], ModelPair]
+
 ROTATION = torch.linalg.qr(torch.randn(32, 32, generator=torch.Generator().manual_seed(3))).Q
 RULES = {
     "plain": (Rotated(), None),
@@ -24,11 +28,7 @@ RULES = {
 
 @pytest.mark.parametrize(("rule", "locks"), RULES.values(), ids=RULES)
 def test_planted_rotation_of_the_residual_stream_is_recovered(
-    rule: Rotated,
-    locks: AnchorLocks | None,
-    twisted: Callable[[torch.Tensor], ModelPair],
-    fit_on_text: Callable[..., Path],
-    random_adapter: Callable[..., LoraAdapter],
+    rule: Rotated, locks: AnchorLocks | None, twisted: Twist, fit_on_text: Fit, random_adapter: Draw
 ) -> None:
     pair = twisted(ROTATION)
     given = random_adapter(pair.source, roles=(Role.Q, Role.V))
@@ -50,9 +50,7 @@ def test_planted_rotation_of_the_residual_stream_is_recovered(
 
 
 def test_fewer_tokens_than_dimensions_invent_no_rotation(
-    twisted: Callable[[torch.Tensor], ModelPair],
-    fit_on_text: Callable[..., Path],
-    random_adapter: Callable[..., LoraAdapter],
+    twisted: Twist, fit_on_text: Fit, random_adapter: Draw
 ) -> None:
     pair = twisted(ROTATION)
     mapper = ProcrustesMapper(rule=Rotated(scaled=False))
@@ -67,7 +65,7 @@ def test_fewer_tokens_than_dimensions_invent_no_rotation(
 
 
 def test_violated_locks_are_counted_and_the_pair_goes_on(
-    models: ModelPair, adapter: LoraAdapter, fit_on_text: Callable[..., Path]
+    models: ModelPair, adapter: LoraAdapter, fit_on_text: Fit
 ) -> None:
     mapper = ProcrustesMapper(
         rule=Rotated(scaled=False), roles=["q", "v"], locks=AnchorLocks(rounds=2), anchors=300
@@ -81,7 +79,7 @@ def test_violated_locks_are_counted_and_the_pair_goes_on(
 
 
 def test_inputs_and_outputs_have_rotations_of_their_own(
-    models: ModelPair, fit_on_text: Callable[..., Path]
+    models: ModelPair, fit_on_text: Fit
 ) -> None:
     mapper = ProcrustesMapper(rule=Rotated(scaled=False), roles=["v"])
     fit_on_text(mapper, models)

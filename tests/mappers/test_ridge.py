@@ -13,15 +13,15 @@ from loraport.adapters import AdapterStack, LoraAdapter, LowRank, Role, Site, re
 from loraport.data import AnchorSet, ZooPairs
 from loraport.mappers.ridge import GlobalRidgeMapper, PerTensorRidgeMapper
 
+Planted = Callable[..., ZooPairs]
+Dense = Callable[[AdapterStack, Site], Tensor]
+
 STRENGTH = 0.3
 Best = Callable[[LowRank, Any], None]
 
 
 def test_it_is_kernel_ridge_on_the_normalised_gram(
-    noisy_zoo: ZooPairs,
-    anchors: AnchorSet,
-    dense: Callable[[AdapterStack, Site], Tensor],
-    assert_best: Best,
+    noisy_zoo: ZooPairs, anchors: AnchorSet, dense: Dense, assert_best: Best
 ) -> None:
     query = AdapterStack.of({"t00": noisy_zoo.source["t00"]})
     rows, asked = [], []
@@ -58,9 +58,7 @@ def test_a_module_that_is_large_everywhere_counts_no_more_than_the_others(
     assert relative_error(predictions[1], predictions[0]) < 1e-5
 
 
-def test_the_strength_is_chosen_by_what_the_zoo_allows(
-    planted_zoo: Callable[..., ZooPairs],
-) -> None:
+def test_the_strength_is_chosen_by_what_the_zoo_allows(planted_zoo: Planted) -> None:
     reports = {}
     for unrelated in (0, 3):
         zoo = planted_zoo(unrelated=unrelated)
@@ -78,10 +76,7 @@ PARTNERS = {0: 0, 1: 2}
 
 
 def test_each_site_is_ridge_on_its_partner(
-    noisy_zoo: ZooPairs,
-    anchors: AnchorSet,
-    dense: Callable[[AdapterStack, Site], Tensor],
-    assert_best: Best,
+    noisy_zoo: ZooPairs, anchors: AnchorSet, dense: Dense, assert_best: Best
 ) -> None:
     query = AdapterStack.of({"t00": noisy_zoo.source["t00"]})
     mapper = PerTensorRidgeMapper(strengths=[STRENGTH])
@@ -94,7 +89,7 @@ def test_each_site_is_ridge_on_its_partner(
         assert_best(update, model.predict(dense(query, partner).numpy()))
 
 
-def test_each_site_chooses_its_own_strength(planted_zoo: Callable[..., ZooPairs]) -> None:
+def test_each_site_chooses_its_own_strength(planted_zoo: Planted) -> None:
     odd = Site(1, Role.V)
     related, other = planted_zoo(), planted_zoo(unrelated=3)
     target = {

@@ -15,15 +15,15 @@ from loraport.alignment.moments import PairedMoments
 from loraport.exceptions import ConfigurationError
 from loraport.mappers import load_mapper
 from loraport.mappers.from_text import ModelPair
-from loraport.mappers.transport import (
-    AdjointTransportMapper,
-    RopeBlocks,
-    TransportMapper,
-    nearest_frequencies,
-)
+from loraport.mappers.transport import AdjointTransportMapper, RopeBlocks, TransportMapper
 from loraport.models.architectures import HeadShape
 from loraport.models.capture import readings
 from loraport.models.statistics import StatisticsStore
+
+Fit = Callable[..., Path]
+Fitted = Callable[[str], tuple[Any, Path]]
+Draw = Callable[..., LoraAdapter]
+Twist = Callable[[torch.Tensor], ModelPair]
 
 FITTING = "loraport.mappers.linear_text"
 
@@ -42,9 +42,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def test_rope_blocks_keep_pairs_of_dimensions_apart(
-    models: ModelPair,
-    fit_on_text: Callable[..., Path],
-    random_adapter: Callable[..., LoraAdapter],
+    models: ModelPair, fit_on_text: Fit, random_adapter: Draw
 ) -> None:
     mapper = TransportMapper(roles=["q", "k", "v"], rope_blocks=True)
     plain = TransportMapper(roles=["q", "k", "v"])
@@ -66,10 +64,10 @@ def test_rope_blocks_keep_pairs_of_dimensions_apart(
 @pytest.mark.parametrize("name", ["transport", "adjoint_transport"])
 def test_blocks_of_layers_give_the_maps_of_one_epoch(
     name: str,
-    fitted_on_text: Callable[[str], tuple[Any, Path]],
+    fitted_on_text: Fitted,
     models: ModelPair,
     adapter: LoraAdapter,
-    fit_on_text: Callable[..., Path],
+    fit_on_text: Fit,
     counted: list[int],
 ) -> None:
     whole, _ = fitted_on_text(name)
@@ -84,11 +82,7 @@ def test_blocks_of_layers_give_the_maps_of_one_epoch(
 
 
 def test_finished_statistics_are_not_gathered_again(
-    models: ModelPair,
-    adapter: LoraAdapter,
-    fit_on_text: Callable[..., Path],
-    counted: list[int],
-    tmp_path: Path,
+    models: ModelPair, adapter: LoraAdapter, fit_on_text: Fit, counted: list[int], tmp_path: Path
 ) -> None:
     store, mappers = StatisticsStore(tmp_path), [TransportMapper() for _ in range(2)]
     fit_on_text(mappers[0], models, store=store)
@@ -107,10 +101,10 @@ def test_finished_statistics_are_not_gathered_again(
 @pytest.mark.parametrize("stop", [3, 7])
 def test_stopped_fit_goes_on_and_ends_in_the_same_bits(
     stop: int,
-    fitted_on_text: Callable[[str], tuple[Any, Path]],
+    fitted_on_text: Fitted,
     models: ModelPair,
     adapter: LoraAdapter,
-    fit_on_text: Callable[..., Path],
+    fit_on_text: Fit,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
@@ -137,9 +131,7 @@ def test_stopped_fit_goes_on_and_ends_in_the_same_bits(
     assert total - stop < len(runs) - total <= total
 
 
-def test_partly_fitted_checkpoint_is_no_fitted_mapper(
-    fitted_on_text: Callable[[str], tuple[Any, Path]],
-) -> None:
+def test_partly_fitted_checkpoint_is_no_fitted_mapper(fitted_on_text: Fitted) -> None:
     _, checkpoint = fitted_on_text("transport")
     mapper: Any = load_mapper(checkpoint)
     assert mapper.fitted
@@ -185,9 +177,9 @@ def carried_back(mapper: AdjointTransportMapper) -> list[float]:
 @pytest.mark.parametrize("kind", [TransportMapper, AdjointTransportMapper])
 def test_planted_change_of_basis_is_recovered(
     kind: type[TransportMapper] | type[AdjointTransportMapper],
-    twisted: Callable[[torch.Tensor], ModelPair],
-    fit_on_text: Callable[..., Path],
-    random_adapter: Callable[..., LoraAdapter],
+    twisted: Twist,
+    fit_on_text: Fit,
+    random_adapter: Draw,
 ) -> None:
     generator = torch.Generator().manual_seed(3)
     turn = torch.linalg.qr(torch.randn(32, 32, generator=generator)).Q
@@ -205,9 +197,7 @@ def test_planted_change_of_basis_is_recovered(
 
 
 def test_what_is_written_comes_back_where_outputs_do_not_vary(
-    twisted: Callable[[torch.Tensor], ModelPair],
-    fit_on_text: Callable[..., Path],
-    random_adapter: Callable[..., LoraAdapter],
+    twisted: Twist, fit_on_text: Fit, random_adapter: Draw
 ) -> None:
     pair = twisted(torch.eye(32))
     site, plain = Site(0, Role.V), TransportMapper(roles=["v"], strengths=[1e-6])
@@ -227,10 +217,7 @@ def test_what_is_written_comes_back_where_outputs_do_not_vary(
 
 
 def test_without_behaviour_it_is_transport(
-    fitted_on_text: Callable[[str], tuple[Any, Path]],
-    models: ModelPair,
-    adapter: LoraAdapter,
-    fit_on_text: Callable[..., Path],
+    fitted_on_text: Fitted, models: ModelPair, adapter: LoraAdapter, fit_on_text: Fit
 ) -> None:
     plain, both = (fitted_on_text(name)[0] for name in ("transport", "adjoint_transport"))
     alone = AdjointTransportMapper(behaviour=0.0)
@@ -243,7 +230,7 @@ def test_without_behaviour_it_is_transport(
 
 
 def test_report_says_how_well_gradients_come_back(
-    fitted_on_text: Callable[[str], tuple[Any, Path]], adapter: LoraAdapter
+    fitted_on_text: Fitted, adapter: LoraAdapter
 ) -> None:
     mapper, checkpoint = fitted_on_text("adjoint_transport")
     loaded: Any = load_mapper(checkpoint)
@@ -290,10 +277,7 @@ def test_planted_heads_and_rotations_are_recovered() -> None:
     pairs = [0, 1, 2, 3]
     # The two groups change places, and the heads of one of them too.
     q_heads, k_heads = [3, 2, 0, 1], [1, 0]
-    targets = {
-        Role.Q: turned(q, q_heads, pairs, 8, 5),
-        Role.K: turned(k, k_heads, pairs, 8, 6),
-    }
+    targets = {Role.Q: turned(q, q_heads, pairs, 8, 5), Role.K: turned(k, k_heads, pairs, 8, 6)}
     moments = {Role.Q: split(q, targets[Role.Q]), Role.K: split(k, targets[Role.K])}
     blocks = RopeBlocks(SHAPE, SHAPE, torch.tensor(pairs))
     for role, x in ((Role.Q, q), (Role.K, k)):
@@ -338,8 +322,3 @@ def test_heads_that_never_vary_give_zero() -> None:
     x, y = torch.zeros(400, 16), drawn(400, 16)
     blocks = RopeBlocks(SHAPE, SHAPE, torch.arange(4))
     assert not blocks.fit(Role.K, {Role.K: split(x, y)}).matrix.any()
-
-
-def test_nearest_frequencies() -> None:
-    source, target = torch.tensor([0.0, -1.0, -2.0]), torch.tensor([0.3, -0.6, -0.4, -9.0])
-    assert nearest_frequencies(source, target).tolist() == [0, 1, 0, 2]

@@ -164,9 +164,7 @@ def twins(pico, opened):
 def with_embedding(monkeypatch: pytest.MonkeyPatch, model: StreamedWeights, planted: torch.Tensor):
     original = StreamedWeights.embedding
     monkeypatch.setattr(
-        StreamedWeights,
-        "embedding",
-        lambda self: planted if self is model else original(self),
+        StreamedWeights, "embedding", lambda self: planted if self is model else original(self)
     )
 
 
@@ -210,12 +208,7 @@ def weights(heads: int, seed: int) -> dict[str, torch.Tensor]:
 def moved(group: dict[str, torch.Tensor], heads: torch.Tensor, dims: torch.Tensor):
     rows = (heads[:, None] * DIMS + torch.arange(DIMS)).flatten()
     columns = (heads[:, None] * DIMS + dims).flatten()
-    return {
-        "q": group["q"][rows],
-        "k": group["k"],
-        "v": group["v"][dims],
-        "o": group["o"][columns],
-    }
+    return {"q": group["q"][rows], "k": group["k"], "v": group["v"][dims], "o": group["o"][columns]}
 
 
 def pair_of(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> GroupPair:
@@ -273,9 +266,8 @@ def test_similarity_of_heads_and_of_dimensions_with_itself_has_cosine_one():
     pair = pair_of(group, group)
     same = fit(pair, LinearAssignment())
     for similarity in (pair.of_heads(same.dims), pair.of_dims(same.heads)):
-        torch.testing.assert_close(
-            similarity.cosine.diagonal(), torch.ones(len(similarity.inner)), atol=1e-5, rtol=0
-        )
+        ones = torch.ones(len(similarity.inner))
+        torch.testing.assert_close(similarity.cosine.diagonal(), ones, atol=1e-5, rtol=0)
     assert pair.squared() == pytest.approx((4, 4))
 
 
