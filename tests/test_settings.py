@@ -369,10 +369,12 @@ def test_the_default_zoo_has_the_name_that_it_had():
 
 
 def test_whether_a_template_is_given_is_a_value():
-    assert not Prompt().given
-    assert Prompt().full_template == DEFAULT_TEMPLATE
-    assert not Prompt(template=DEFAULT_TEMPLATE).given
-    assert Prompt(template="{text}!").given
+    default, again, other = (
+        Prompt.model_validate({"template": template})
+        for template in (None, DEFAULT_TEMPLATE, "{text}!")
+    )
+    assert (default.given, again.given, other.given) == (False, False, True)
+    assert default.full_template == DEFAULT_TEMPLATE
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from ..exceptions import ConfigurationError, DataError
 
@@ -190,11 +190,11 @@ class HubTexts:
 
     Args:
         name: The data set's id, or a local folder that ``datasets`` can load.
-        config: The data set's configuration; None for its only one.
+        config: Its configuration; None for its only one.
         split: The hub's split that texts are read from.
         field: The column that holds the text.
         streaming: Read row by row over the network instead of downloading all first.
-        revision: Branch or commit of the data set; None for the main branch.
+        revision: Branch or commit; None for the main branch.
         validation_share: Share of the rows that is validation.
     """
 
@@ -219,34 +219,22 @@ class HubTexts:
         Raises:
             DataError: the data set cannot be reached, or has no such column.
         """
-        check_split(split)
-        for row in self._rows():
-            text = row.get(self.field)
-            if not isinstance(text, str):
-                raise DataError(
-                    f"{self._what} has no column {self.field!r} with strings, but the columns "
-                    f"{', '.join(row)}; correct corpus.field"
-                )
-            text = encodable(text).strip()
-            if text and split_of(text, self.validation_share) == split:
-                yield text
-
-    @property
-    def _what(self) -> str:
-        return f"the data set {self.name} ({self.config or 'default'}, split {self.split})"
-
-    def _rows(self) -> Iterator[dict[str, Any]]:
         import datasets  # here, because it takes a second and only this source needs it
 
-        otherwise = "take corpus=folder with paths.corpus=DIR, a folder of *.txt or *.jsonl"
-        with reading_hub(self._what, otherwise):
-            yield from datasets.load_dataset(
-                self.name,
-                self.config,
-                split=self.split,
-                revision=self.revision,
-                streaming=self.streaming,
-            )
+        check_split(split)
+        what = f"the data set {self.name} ({self.config or 'default'}, split {self.split})"
+        options = {"revision": self.revision, "streaming": self.streaming}
+        with reading_hub(what, "take corpus=folder with paths.corpus=DIR, of *.txt or *.jsonl"):
+            for row in datasets.load_dataset(self.name, self.config, split=self.split, **options):
+                text = row.get(self.field)
+                if not isinstance(text, str):
+                    raise DataError(
+                        f"{what} has no column {self.field!r} with strings, but the columns "
+                        f"{', '.join(row)}; correct corpus.field"
+                    )
+                text = encodable(text).strip()
+                if text and split_of(text, self.validation_share) == split:
+                    yield text
 
 
 class Interleaved:

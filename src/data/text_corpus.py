@@ -130,7 +130,7 @@ _TEXTS_AT_ONCE = 64
 
 
 class _Reading(NamedTuple):
-    """What was read of a split: the texts, and how many ends the source has and shares."""
+    """The texts of a split, and how many ends the source has and shares with the target."""
 
     texts: list[AlignedText]
     source_ends: int
@@ -151,22 +151,21 @@ class TextCorpus(LightningDataModule):
 
     Args:
         texts: Where texts come from.
-        source_tokenizer: The source model's; a fast one.
-        target_tokenizer: The target model's; a fast one.
+        source_tokenizer: A fast one.
+        target_tokenizer: A fast one.
         tokens: Aligned tokens to gather for training.
         held_out_tokens: Aligned tokens to gather of other documents.
         batch_tokens: Tokens a batch at most on either side, padding included.
         skip: So many tokens at the start of each text are never aligned, on either side.
         max_chars: A text is cut at the last word boundary before so many characters.
-        ends: Which common ends are taken: ``WordEnds``, ``AllEnds`` or ``LastEnd``.
+        ends: Which common ends are taken; None: :class:`WordEnds`.
         suffixes: Put behind some of the texts, in turn, such as an instruction and ``Answer:``,
             so that the place where an answer starts is among the aligned ones.
         suffix_share: Share of the texts that get one.
         seed: Of which texts get a suffix, and of the order of the batches.
 
     Raises:
-        ConfigurationError: a number of tokens or characters is not positive, or a share is not
-            between 0 and 1.
+        ConfigurationError: a number is out of its range.
         ModelError: a tokenizer is not a fast one.
     """
 
@@ -204,7 +203,8 @@ class TextCorpus(LightningDataModule):
         self.ends = ends or WordEnds()
         self.suffixes, self.suffix_share, self.seed = tuple(suffixes), suffix_share, seed
         self._readers = TokenEndReader(source_tokenizer), TokenEndReader(target_tokenizer)
-        self._padding = _padding(source_tokenizer), _padding(target_tokenizer)
+        # Where there is no padding token any will do, as padding is masked.
+        self._padding = source_tokenizer.pad_token_id or 0, target_tokenizer.pad_token_id or 0
 
     def train_dataloader(self) -> DataLoader[AlignedBatch]:
         """Return the training texts in batches, always in the same order."""
@@ -216,20 +216,17 @@ class TextCorpus(LightningDataModule):
 
     @property
     def tokens(self) -> int:
-        """Aligned tokens that were gathered for training; fewer than asked for if there are."""
+        """Aligned tokens gathered for training; fewer than asked for where there are fewer."""
         return self._train.tokens
 
     @property
     def held_out_tokens(self) -> int:
-        """Aligned tokens that were gathered of held-out documents."""
+        """Aligned tokens gathered of held-out documents."""
         return self._held_out.tokens
 
     @property
     def aligned_share(self) -> float:
-        """Share of the source's token ends in training texts at which a target token ends too.
-
-        Before any are left out by ``ends`` or ``skip``.
-        """
+        """Share of the source's token ends at which a target token ends too, chosen or not."""
         return self._train.common_ends / self._train.source_ends
 
     def content_hash(self) -> str:
@@ -300,7 +297,6 @@ class TextCorpus(LightningDataModule):
         return _Reading(texts, source_ends, common_ends)
 
     def _tokenised(self, split: str) -> Iterator[tuple[str, TokenEnds, TokenEnds]]:
-        """Yield each text of the split with its tokens on both sides."""
         texts = self._prepared(split)
         while some := list(islice(texts, _TEXTS_AT_ONCE)):
             yield from zip(some, *(reader.read(some) for reader in self._readers), strict=True)
@@ -316,8 +312,3 @@ class TextCorpus(LightningDataModule):
                 given += 1
             if cut:
                 yield cut
-
-
-def _padding(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return the padding token; where there is none any will do, as padding is masked."""
-    return 0 if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)

@@ -71,13 +71,12 @@ def binary_divergence(
 
 
 class ChunkAgreement(NamedTuple):
-    """How alike the likelihoods are that two models give to the same continuations.
+    """How alike the likelihoods are that two models give to the same chunks, in nats.
 
     Attributes:
-        gap: Mean absolute difference of the log-likelihoods of a chunk, in nats.
-        divergence: Mean binary divergence of a chunk at temperature 1, in nats.
-        cross_entropy: Mean negative log-likelihood that the student gives to a chunk of what
-            the teacher wrote, in nats.
+        gap: Mean absolute difference of the log-likelihoods of a chunk.
+        divergence: Mean binary divergence of a chunk at temperature 1.
+        cross_entropy: Mean negative log-likelihood that the student gives to a chunk.
         chunks: Number of chunks.
     """
 
@@ -110,13 +109,7 @@ class ChunkAgreement(NamedTuple):
 
 
 class ChunkBatch(NamedTuple):
-    """Texts to learn from.
-
-    Attributes:
-        rows: What the student reads.
-        expected: The teacher's log-likelihood of each chunk; 0 where a row has no more.
-        kept: The chunks that are learned from.
-    """
+    """What the student reads, the teacher's log-likelihood of each chunk, and which ones count."""
 
     rows: list[ChunkTokens]
     expected: Float[Tensor, "rows chunks"]
@@ -138,12 +131,7 @@ class SequenceStudent(Student):
     times that of their negative log-likelihood, which is sequence-level distillation (Kim and
     Rush, 2016, arXiv 1606.07947).
 
-    Args:
-        base: The target.
-        start: The adapter to begin from.
-        tau: Temperature of the divergence.
-        ce_weight: Weight of the negative log-likelihood.
-        options: Of :class:`Student`.
+    ``tau`` is the divergence's temperature; ``options`` are those of :class:`Student`.
     """
 
     def __init__(
@@ -227,16 +215,9 @@ class SequenceDistillation(Distillation):
         texts: Sequence[str],
         held_out: Sequence[str],
     ) -> Refined:
-        """Distil on given texts.
+        """Distil on a pool of texts, whatever texts and inputs ``data`` has.
 
-        Args:
-            start: The adapter to begin from.
-            data: Its texts and inputs are not used.
-            texts: The pool.
-            held_out: Texts to measure agreement on; without any the last weights are kept.
-
-        Raises:
-            DataError: there are too few texts, or nothing can be learned from the teacher.
+        Agreement is measured on ``held_out``; without any the last weights are kept.
         """
         if len(texts) < _LEAST_TEXTS:
             raise DataError(
@@ -257,9 +238,8 @@ class SequenceDistillation(Distillation):
                 "texts, or correct prompt.template"
             )
         options = {"seed": data.seed, "lr": self.lr, "warmup_steps": self.warmup_steps}
-        student = SequenceStudent(
-            data.target, start, tau=self.tau, ce_weight=self.ce_weight, **options
-        )
+        options |= {"tau": self.tau, "ce_weight": self.ce_weight}
+        student = SequenceStudent(data.target, start, **options)
         compare = partial(ChunkAgreement.of, data.target, aside) if aside else None
         lengths = [len(text.chunks.target.input_ids) for text in chosen]
         batches = seeded_batches(

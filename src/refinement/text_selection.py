@@ -38,6 +38,12 @@ class TextSelection(ABC):
         """
 
 
+def _shuffled(count: int, seed: int) -> list[int]:
+    order = list(range(count))
+    random.Random(f"texts {seed}").shuffle(order)
+    return order
+
+
 class RandomTexts(TextSelection):
     """A seeded draw."""
 
@@ -46,9 +52,7 @@ class RandomTexts(TextSelection):
     ) -> list[int]:
         """Return indices in a seeded order."""
         del distributions
-        order = list(range(len(texts)))
-        random.Random(f"texts {seed}").shuffle(order)
-        return order[:count]
+        return _shuffled(len(texts), seed)[:count]
 
 
 class DiverseTexts(TextSelection):
@@ -70,11 +74,24 @@ class DiverseTexts(TextSelection):
         self, texts: Sequence[str], distributions: Distributions, count: int, seed: int
     ) -> list[int]:
         """Return indices of one cluster after the other, in each in a seeded order."""
-        order = RandomTexts().choose(texts, distributions, len(texts), seed)
+        del distributions
+        order = _shuffled(len(texts), seed)
         clusters = min(self.clusters, len(texts) // 2)
         if clusters < 2:
             return order[:count]
-        assigned = _clusters([texts[index] for index in order], clusters, seed)
+        # Imported here: it takes a second, which other selections need not wait for.
+        from sklearn.cluster import KMeans
+        from sklearn.exceptions import ConvergenceWarning
+        from sklearn.feature_extraction.text import TfidfVectorizer
+
+        # Words, and other characters where there are none, so that no text is without a token.
+        features = TfidfVectorizer(sublinear_tf=True, token_pattern=r"\w+|[^\w\s]")
+        vectors = features.fit_transform([texts[index] for index in order])
+        means = KMeans(clusters, n_init=4, max_iter=50, random_state=seed)
+        with warnings.catch_warnings():
+            # Fewer different texts than clusters: some stay empty, which does no harm.
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            assigned = means.fit_predict(vectors).tolist()
         queues: dict[int, list[int]] = {}
         for index, cluster in zip(order, assigned, strict=True):
             queues.setdefault(cluster, []).append(index)
@@ -121,22 +138,6 @@ class BalancedTexts(TextSelection):
                 )
                 queues.append([surest[index] for index in chosen])
         return list(islice(in_turn(queues), count))
-
-
-def _clusters(texts: Sequence[str], clusters: int, seed: int) -> list[int]:
-    """Return the cluster of each text."""
-    # Imported here: it takes a second, which other selections need not wait for.
-    from sklearn.cluster import KMeans
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
-    # Words, and other characters where there are none, so that no text is without a token.
-    vectors = TfidfVectorizer(sublinear_tf=True, token_pattern=r"\w+|[^\w\s]").fit_transform(texts)
-    means = KMeans(clusters, n_init=4, max_iter=50, random_state=seed)
-    with warnings.catch_warnings():
-        # Fewer different texts than clusters: some stay empty, which does no harm.
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        return [int(cluster) for cluster in means.fit_predict(vectors)]
 
 
 # Texts that a model writes itself, where there is no corpus.
@@ -198,12 +199,7 @@ class WrittenTexts:
         self._store, self._progress = store, progress
 
     def texts(self, split: str) -> Iterator[str]:
-        """Yield the split's texts, in the order they were written.
-
-        Raises:
-            DataError: there is no such split.
-            OutputError: the store cannot be written.
-        """
+        """Yield the split's texts, in the order they were written."""
         check_split(split)
         yield from (text for text in self._all if split_of(text) == split)
 
