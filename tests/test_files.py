@@ -45,23 +45,19 @@ class TestWriting:
             no_space()
 
     def test_what_safetensors_says_is_told_with_the_place(self, tmp_path: Path) -> None:
+        missing = tmp_path / "missing" / "x.safetensors"
         with (
-            pytest.raises(OutputError, match=r"place cannot be written \(.+\)"),
-            writing(tmp_path / "place"),
+            pytest.raises(OutputError, match=r"missing cannot be written"),
+            writing(missing.parent),
         ):
-            save_file({"x": torch.ones(2)}, tmp_path / "missing" / "x.safetensors")
-
-    def test_an_output_error_inside_keeps_its_place(self, tmp_path: Path) -> None:
-        with (
-            pytest.raises(OutputError, match="inner cannot"),
-            writing(tmp_path / "outer"),
-            writing(tmp_path / "inner"),
-        ):
-            no_space()
+            save_file({"x": torch.ones(2)}, missing)
 
     def test_other_errors_are_left_alone(self, tmp_path: Path) -> None:
         with pytest.raises(ModelError, match=r"^other$"), writing(tmp_path):
             raise ModelError("other")
+        outer, inner = writing(tmp_path / "outer"), writing(tmp_path / "inner")
+        with pytest.raises(OutputError, match="inner cannot"), outer, inner:
+            no_space()
 
 
 class TestWriteWhole:
@@ -87,23 +83,16 @@ class TestStagedFolder:
             assert list(whole.iterdir()) == []
             (whole / "new.txt").write_text("whole")
             assert not folder.exists()
-        assert contents(tmp_path) == {
-            "not": "",
-            "not/yet": "",
-            "not/yet/there": "",
-            "not/yet/there/new.txt": "whole",
-        }
+        assert contents(folder) == {"new.txt": "whole"}
+        # Others may read it, as the umask says.
+        (tmp_path / "usual").mkdir()
+        assert stat.S_IMODE(folder.stat().st_mode) == stat.S_IMODE(
+            (tmp_path / "usual").stat().st_mode
+        )
 
-    def test_others_may_read_it_as_the_umask_says(self, tmp_path: Path) -> None:
-        before = os.umask(0o022)
-        try:
-            make(tmp_path / "mine")
-        finally:
-            os.umask(before)
-        assert stat.S_IMODE((tmp_path / "mine").stat().st_mode) == 0o755
-
-    @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
-    @pytest.mark.parametrize("place", ["mine", "not/yet/mine"])
+    @pytest.mark.parametrize(
+        ("error", "place"), [(ValueError, "mine"), (KeyboardInterrupt, "not/yet/mine")]
+    )
     def test_when_the_block_raises_nothing_is_left(
         self, tmp_path: Path, error: type[BaseException], place: str
     ) -> None:
@@ -132,12 +121,8 @@ class TestStagedFolder:
         assert contents(tmp_path) == before
 
     def test_overwriting_replaces_all_of_it(self, tmp_path: Path) -> None:
-        make(tmp_path / "mine", name="old.txt")
-        make(tmp_path / "mine", overwrite=True)
-        assert contents(tmp_path) == {"mine": "", "mine/new.txt": "whole"}
-
-    def test_overwriting_what_is_not_there_makes_it(self, tmp_path: Path) -> None:
-        make(tmp_path / "mine", overwrite=True)
+        for name in ("old.txt", "new.txt"):
+            make(tmp_path / "mine", overwrite=True, name=name)
         assert contents(tmp_path) == {"mine": "", "mine/new.txt": "whole"}
 
     def test_overwriting_keeps_the_old_folder_when_the_block_raises(self, tmp_path: Path) -> None:
@@ -177,13 +162,11 @@ class TestStagedFolder:
     @pytest.mark.parametrize(
         "place",
         [
-            lambda folder: folder / "file" / "mine",
             lambda folder: folder / "file" / "deeper" / "mine",
-            lambda folder: folder / ("long" * 100),
             lambda folder: folder / ("long" * 100) / "mine",
             lambda folder: Path("/proc/mine"),
         ],
-        ids=["below a file", "deep below a file", "long name", "long parent", "proc"],
+        ids=["below a file", "long parent", "proc"],
     )
     def test_a_place_where_nothing_can_be_made_is_named(
         self, tmp_path: Path, place: Callable[[Path], Path]

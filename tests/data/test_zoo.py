@@ -43,13 +43,11 @@ def test_both_sides_are_read_by_task_from_any_two_folders(folder: Path, tmp_path
     assert list(zoo.read(["c_task", "a_task"]).target) == ["c_task", "a_task"]
 
 
-@pytest.mark.parametrize("missing", [["source"], ["target"], ["source", "target"]])
-def test_folder_of_another_layout_is_refused(missing: list[str], folder: Path) -> None:
-    for side in missing:
+def test_folder_of_another_layout_is_refused(folder: Path) -> None:
+    for side, missing in (("target", "target"), ("source", "source and no folder target")):
         (folder / side).rename(folder / f"not_{side}")
-    expected = " and no folder ".join(missing)
-    with pytest.raises(AdapterError, match=rf"zoo is no zoo: .* no folder {expected}; it takes"):
-        Zoo.open(folder)
+        with pytest.raises(AdapterError, match=rf"zoo is no zoo: .* no folder {missing}; it takes"):
+            Zoo.open(folder)
 
 
 def test_folder_that_does_not_exist_is_named(folder: Path, tmp_path: Path) -> None:
@@ -211,7 +209,6 @@ class TestValidation:
         data = AnchorPairs(ZOO, ["t8"])
         assert data.validation_anchors is None
         assert data.val_dataloader() == []
-        assert data.training_anchors.names == data.anchors.names
 
     @pytest.mark.parametrize(
         ("held_out", "validation", "message"),

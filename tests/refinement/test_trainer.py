@@ -238,31 +238,24 @@ def test_what_is_stopped_within_a_step_loses_no_more_than_since_the_last_save(
     assert outcome(make(), tmp_path) == expected
 
 
-@pytest.mark.parametrize("killed_at", [4, STEPS])
 def test_killed_training_goes_on_from_what_was_saved_last(
-    make: Callable[..., Pulled], tmp_path: Path, killed_at: int
+    make: Callable[..., Pulled], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = outcome(make())
 
     def copied(_step: str, done: int, _total: int) -> None:
-        if done == killed_at:  # the step before it is saved
+        if done == 4:  # the step before it is saved
             shutil.copytree(tmp_path / "work", tmp_path / "killed")
 
-    outcome(make(), tmp_path / "work", progress=copied, save_seconds=0.0)
-    assert saved_steps(tmp_path / "killed") == [killed_at - 1]
-    assert outcome(make(), tmp_path / "killed") == expected
-
-
-def test_killed_after_the_last_step_it_has_nothing_left_to_do(
-    make: Callable[..., Pulled], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    expected = outcome(make())
     with monkeypatch.context() as patch:
         patch.setattr(Store, "drop", lambda *_: None)
-        outcome(make(), tmp_path, save_seconds=0.0)
+        outcome(make(), tmp_path / "work", progress=copied, save_seconds=0.0)
+    assert saved_steps(tmp_path / "killed") == [3]
+    assert outcome(make(), tmp_path / "killed") == expected
+    # Killed after the last step it has nothing left to do.
     again = make()
     again.stop_at = STEPS  # would raise in any further step
-    assert outcome(again, tmp_path) == expected
+    assert outcome(again, tmp_path / "work") == expected
 
 
 @pytest.mark.parametrize("options", [{"seed": 1}, {"lr": 0.1}, {"warmup_steps": 1}, {}])
@@ -299,23 +292,21 @@ def test_best_weights_of_evenly_spread_checks_are_kept(make: Callable[..., Pulle
     assert student.network.training, "measuring leaves it as it was"
 
 
-def test_start_is_kept_where_nothing_is_better(make: Callable[..., Pulled]) -> None:
+def test_start_is_kept_where_nothing_is_better_and_the_last_where_nothing_is_measured(
+    make: Callable[..., Pulled],
+) -> None:
     student = make()
     before = student.adapter().content_hash()
     result = train_student(student, BATCHES, measure=lambda: 1.0, start_value=1.0, checks=2)
     assert (result.best_step, result.measured) == (0, {0: 1.0, 4: 1.0, 8: 1.0})
     assert student.adapter().content_hash() == before
-
-
-@pytest.mark.parametrize("options", [{}, {"measure": lambda: 0.0, "checks": 0}])
-def test_last_weights_are_kept_where_nothing_is_measured(
-    make: Callable[..., Pulled], options: dict[str, Any]
-) -> None:
-    student = make()
-    before = student.adapter().content_hash()
-    result = train_student(student, BATCHES, **options)
-    assert (result.best_step, result.measured) == (STEPS, {})
-    assert student.adapter().content_hash() != before
+    result = train_student(make(), [], measure=student.size)
+    assert (result.steps, result.best_step) == (0, 0)
+    for options in ({}, {"measure": lambda: 0.0, "checks": 0}):
+        student = make()
+        result = train_student(student, BATCHES, **options)
+        assert (result.best_step, result.measured) == (STEPS, {})
+        assert student.adapter().content_hash() != before
 
 
 def test_learning_rate_follows_the_whole_schedule_also_when_resumed(
@@ -346,11 +337,3 @@ def test_gradients_are_clipped(make: Callable[..., Pulled]) -> None:
 
     train_student(make(Recorded), [batch * 50 for batch in BATCHES])
     assert norms == pytest.approx([1.0] * STEPS, rel=1e-4)
-
-
-def test_no_batches_leave_the_start(make: Callable[..., Pulled]) -> None:
-    student = make()
-    before = student.adapter().content_hash()
-    result = train_student(student, [], measure=student.size)
-    assert (result.steps, result.best_step) == (0, 0)
-    assert student.adapter().content_hash() == before
