@@ -175,6 +175,8 @@ def reading_hub(what: str, otherwise: str) -> Iterator[None]:
 
     try:
         yield
+    except DataError:
+        raise
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise DataError(

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..adapters import LoraAdapter
-from ..data.corpora import TRAIN, VALIDATION
+from ..data.corpora import TRAIN, VALIDATION, TextSource
 from ..data.prompts import seeded_batches
 from ..exceptions import DataError
 from ..models.loading import BaseModel
@@ -195,35 +195,10 @@ class SequenceDistillation(Distillation):
         if data.inputs:
             # A quarter at most is held out, as inputs of the task are scarce.
             count = len(data.inputs) - min(self.held_out, len(data.inputs) // 4)
-            return self.distil(start, data, data.inputs[:count], data.inputs[count:])
-        if data.texts is None:
-            raise DataError(
-                "sequence distillation has neither texts nor inputs, but the teacher has to read "
-                "something; set paths.corpus to a corpus, or give unlabelled inputs"
-            )
-        pool = max(self.texts, self.pool)
-        learned, held_out = (
-            list(islice(distinct(data.texts.texts(split)), count))
-            for split, count in ((TRAIN, pool), (VALIDATION, self.held_out))
-        )
-        return self.distil(start, data, learned, held_out)
-
-    def distil(
-        self,
-        start: LoraAdapter,
-        data: DistillationInputs,
-        texts: Sequence[str],
-        held_out: Sequence[str],
-    ) -> Refined:
-        """Distil on a pool of texts, whatever texts and inputs ``data`` has.
-
-        Agreement is measured on ``held_out``; without any the last weights are kept.
-        """
-        if len(texts) < _LEAST_TEXTS:
-            raise DataError(
-                f"sequence distillation has {len(texts)} texts to learn from, but takes at least "
-                f"{_LEAST_TEXTS}; give a corpus with more texts, or more inputs"
-            )
+            texts, held_out = list(data.inputs[:count]), list(data.inputs[count:])
+        else:
+            texts = _first(data.texts, TRAIN, max(self.texts, self.pool))
+            held_out = _first(data.texts, VALIDATION, self.held_out)
         prompts = dict.fromkeys(distinct(map(data.prompt_spec.ask, texts)))
         every = list(distinct([*prompts, *map(data.prompt_spec.ask, held_out)]))
         generations = teacher_generations(data, every, self.max_new_tokens)
@@ -234,18 +209,15 @@ class SequenceDistillation(Distillation):
             raise DataError(
                 f"of {len(texts)} texts {len(chosen)} can be learned from, but it takes at least "
                 f"{_LEAST_TEXTS}: after {generations.empty} the teacher wrote nothing, and of "
-                f"{generations.unaligned} continuations the tokenizers share no chunk; give more "
-                "texts, or correct prompt.template"
+                f"{generations.unaligned} continuations the tokenizers share no chunk; set "
+                "paths.corpus to one of more texts, give more inputs, or correct prompt.template"
             )
         options = {"seed": data.seed, "lr": self.lr, "warmup_steps": self.warmup_steps}
         options |= {"tau": self.tau, "ce_weight": self.ce_weight}
-        student = SequenceStudent(data.target, start, **options)
+        epochs = {"batch_size": self.batch_size, "epochs": self.epochs, "seed": data.seed}
+        batches = seeded_batches([len(text.chunks.target.input_ids) for text in chosen], **epochs)
         compare = partial(ChunkAgreement.of, data.target, aside) if aside else None
-        lengths = [len(text.chunks.target.input_ids) for text in chosen]
-        batches = seeded_batches(
-            lengths, batch_size=self.batch_size, epochs=self.epochs, seed=data.seed
-        )
-        with closing(student):
+        with closing(SequenceStudent(data.target, start, **options)) as student:
             before = compare() if compare else None
             result = train_student(
                 student,
@@ -314,3 +286,7 @@ class SequenceDistillation(Distillation):
             "seconds": result.seconds,
             "notes": notes,
         }
+
+
+def _first(source: TextSource | None, split: str, count: int) -> list[str]:
+    return [] if source is None else list(islice(distinct(source.texts(split)), count))

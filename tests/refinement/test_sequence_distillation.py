@@ -170,15 +170,15 @@ def test_unlabelled_inputs_come_before_generic_texts(data: DistillationInputs):
 
 
 def test_without_held_out_texts_it_is_said(data: DistillationInputs):
-    texts = list(islice(Sentences().texts("train"), 8))
-    report = QUICK.distil(zero_adapter(data.target), data, texts, []).report
+    texts = Lines(list(islice(Sentences().texts("train"), 8)), [])
+    report = refined(replace(data, texts=texts)).report
     assert report["agreement_after"] is None
     assert any("not known" in note for note in report["notes"])
 
 
 @pytest.mark.parametrize(
     ("texts", "message"),
-    [(None, "neither texts nor inputs"), (Lines([], []), "has 0 texts"), (Lines(["a"], []), "1")],
+    [(None, r"of 0 texts 0 can .* paths\.corpus"), (Lines(["a film"], []), "of 1 texts")],
 )
 def test_too_few_texts_are_refused(
     data: DistillationInputs, texts: TextSource | None, message: str
