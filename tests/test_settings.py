@@ -100,11 +100,14 @@ def groups(command: str) -> dict[str, list[str]]:
         for name, text in texts.items()
         if all(word not in text or command == where for word, where in only.items())
     ]
+    if command != "train":  # what a pair or a mapper takes is the same for every command
+        found["pair"] = found["pair"][:3]
+        found["mapper"] = found.get("mapper", [])[:6]
     if command == "evaluate":  # it takes one method through methods= alone
         del found["mapper"], found["refine"]
     if command == "diagnose":
         found["diagnosis"].remove("none")
-    return {name: some for name, some in found.items() if name != "sweep"}
+    return {name: some for name, some in found.items() if some and name != "sweep"}
 
 
 def together(command: str) -> Iterator[list[str]]:
