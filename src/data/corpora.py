@@ -6,6 +6,7 @@ import random
 from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -185,12 +186,13 @@ def reading_hub(what: str, otherwise: str) -> Iterator[None]:
         ) from error
 
 
+@dataclass(frozen=True)
 class HubTexts:
     """One column of a data set; a row is a document, and its hash decides the split.
 
     Both splits are drawn from the same split of the hub, in its order. Empty rows are left out.
 
-    Args:
+    Attributes:
         name: The data set's id, or a local folder that ``datasets`` can load.
         config: Its configuration; None for its only one.
         split: The hub's split that texts are read from.
@@ -200,20 +202,13 @@ class HubTexts:
         validation_share: Share of the rows that is validation.
     """
 
-    def __init__(
-        self,
-        name: str,
-        config: str | None = None,
-        split: str = "train",
-        field: str = "text",
-        *,
-        streaming: bool = True,
-        revision: str | None = None,
-        validation_share: float = VALIDATION_SHARE,
-    ) -> None:
-        self.name, self.config, self.split, self.field = name, config, split, field
-        self.streaming, self.revision = streaming, revision
-        self.validation_share = validation_share
+    name: str
+    config: str | None = None
+    split: str = "train"
+    field: str = "text"
+    streaming: bool = True
+    revision: str | None = None
+    validation_share: float = VALIDATION_SHARE
 
     def texts(self, split: str) -> Iterator[str]:
         """Yield the rows' texts that belong to ``train`` or ``validation``.

@@ -24,7 +24,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import kl_div, one_hot
+from torch.nn.functional import one_hot
 
 from ..adapters import LoraAdapter
 from ..data.corpora import TRAIN, VALIDATION, cut_at_word
@@ -236,10 +236,11 @@ class Agreement(NamedTuple):
         log_q = student.double().log_softmax(dim=1)
         p = teacher.double()
         p = p / p.sum(dim=1, keepdim=True)
-        kl = kl_div(log_q, p, reduction="batchmean")  # a probability of zero adds nothing
+        # entr instead of the logarithm: the teacher's probabilities may be zero.
+        kl = -torch.special.entr(p).sum(dim=1) - (p * log_q).sum(dim=1)
         same = teacher.argmax(dim=1) == student.argmax(dim=1)
         # Rounding does not make it negative, and NaN stays NaN.
-        return cls(float(same.double().mean()), float(kl.clamp(min=0)))
+        return cls(float(same.double().mean()), float(kl.mean().clamp(min=0)))
 
     @classmethod
     def of(

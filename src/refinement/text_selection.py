@@ -5,6 +5,7 @@ import random
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 
@@ -166,14 +167,15 @@ _OPENINGS = (
 )
 
 
+@dataclass
 class WrittenTexts:
     """Inputs for an adapter that its own base model writes: no data are needed.
 
     A model with a chat template is asked for texts of many kinds about which the prompt could be
     asked; any other continues common openings of sentences. The adapter is not attached: it is
-    made to answer, not to write inputs. The texts depend on the arguments alone.
+    made to answer, not to write inputs. The texts depend on the attributes alone.
 
-    Args:
+    Attributes:
         base: The source model.
         prompt_spec: The prompt of the adapter's task.
         count: Texts of both splits together; fewer where the model repeats itself.
@@ -185,18 +187,12 @@ class WrittenTexts:
     examples and its discriminator.
     """
 
-    def __init__(
-        self,
-        base: BaseModel,
-        prompt_spec: PromptSpec,
-        *,
-        count: int = 256,
-        store: Store = NO_STORE,
-        seed: int = 0,
-        progress: RefinementProgress = silent,
-    ) -> None:
-        self.base, self.prompt_spec, self.count, self.seed = base, prompt_spec, count, seed
-        self._store, self._progress = store, progress
+    base: BaseModel
+    prompt_spec: PromptSpec
+    count: int = 256
+    store: Store = NO_STORE
+    seed: int = 0
+    progress: RefinementProgress = silent
 
     def texts(self, split: str) -> Iterator[str]:
         """Yield the split's texts, in the order they were written."""
@@ -231,10 +227,10 @@ class WrittenTexts:
         for batch in range(_PATIENCE * -(-self.count // len(prompts))):
             if len(texts) >= self.count:
                 break
-            self._progress("the source writes texts", len(texts), self.count)
+            self.progress("the source writes texts", len(texts), self.count)
             for opening, text in zip(openings, self._drawn(tokens, batch), strict=True):
                 texts |= dict.fromkeys(self._lines(opening + text))
-        self._progress("the source writes texts", self.count, self.count)
+        self.progress("the source writes texts", self.count, self.count)
         return list(texts)[: self.count]
 
     def _drawn(self, tokens: Sequence[Sequence[int]], batch: int) -> list[str]:
@@ -253,7 +249,7 @@ class WrittenTexts:
             rows = written(self.base, tokens, max_new_tokens=_MAX_NEW_TOKENS, choice=choice)
             return [text for text, _ in rows]
 
-        texts: list[str] = self._store.made(key, drawn)
+        texts: list[str] = self.store.made(key, drawn)
         return texts
 
     def _lines(self, drawn: str) -> Iterator[str]:
