@@ -37,7 +37,7 @@ def told_options(text: str) -> set[str]:
     return set(re.findall(r"`(\w+)`", text))
 
 
-def test_every_mapper_and_no_other_has_a_card_with_all_headings_and_options() -> None:
+def test_every_mapper_and_no_other_has_a_card_with_all_headings_and_options():
     about = {title: text for title, text in cards().items() if "**Idea.**" in text}
     assert set(about) == {file.stem for file in files("mapper")}
     table = section("Choosing").split("| mapper | needs |")[1]
@@ -50,7 +50,7 @@ def test_every_mapper_and_no_other_has_a_card_with_all_headings_and_options() ->
 
 
 @pytest.mark.parametrize(("group", "title"), [("merge", "Merging"), ("sparsify", "Sparsifying")])
-def test_every_combiner_and_sparsifier_and_its_options_are_told(group: str, title: str) -> None:
+def test_every_combiner_and_sparsifier_and_its_options_are_told(group, title):
     for file in files(group):
         node = yaml.safe_load(file.read_text(encoding="utf-8"))
         row = re.search(rf"^\| `{file.stem}` \|.+$", section(title), flags=re.MULTILINE)
@@ -58,7 +58,7 @@ def test_every_combiner_and_sparsifier_and_its_options_are_told(group: str, titl
         assert options(node.get("method", node)) <= told_options(row[0]), file.stem
 
 
-def test_links_lead_somewhere() -> None:
+def test_links_lead_somewhere():
     titles = {title.lower().replace(" ", "-") for title in cards()}
     for link in re.findall(r"\]\(([^)]+)\)", TEXT):
         file, _, anchor = link.partition("#")
@@ -87,7 +87,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "my_mappers"
 
 
-def test_the_example_keeps_the_contract_of_every_mapper(folder: Path) -> None:
+def test_the_example_keeps_the_contract_of_every_mapper(folder):
     contract = importlib.import_module("test_nearest").TestNearest()
     asked = [name for name in dir(contract) if name.startswith("test_")]
     assert len(asked) >= 8
@@ -95,7 +95,7 @@ def test_the_example_keeps_the_contract_of_every_mapper(folder: Path) -> None:
         getattr(contract, name)()
 
 
-def test_the_example_is_clean(folder: Path) -> None:
+def test_the_example_is_clean(folder):
     options = ["--config", str(ROOT / "pyproject.toml"), str(folder)]
     for command in (["check"], ["format", "--check"]):
         done = subprocess.run(
@@ -104,7 +104,7 @@ def test_the_example_is_clean(folder: Path) -> None:
         assert done.returncode == 0, done.stdout
 
 
-def test_readme_has_the_same_class() -> None:
+def test_readme_has_the_same_class():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     docstring, _, rest = example()["my_mappers/nearest.py"].partition("\n\n")
     assert docstring.startswith('"""')

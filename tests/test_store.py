@@ -116,7 +116,7 @@ PARTS: list[Any] = [
 ]
 
 
-def test_whatever_differs_has_another_key(monkeypatch: Patch) -> None:
+def test_whatever_differs_has_another_key(monkeypatch):
     assert len({Key.of("scores", part=part) for part in PARTS}) == len(PARTS)
     assert len({Key.of("scores", **{name: 1}) for name in ("a", "b")}) == 2
     assert Key.of("scores", a=1).name != Key.of("suites", a=1).name
@@ -124,7 +124,7 @@ def test_whatever_differs_has_another_key(monkeypatch: Patch) -> None:
     assert Key.of("scores", x=1) != KEY
 
 
-def test_what_is_the_same_has_the_same_key() -> None:
+def test_what_is_the_same_has_the_same_key():
     key = partial(Key.of, "scores")
     assert key(a=1, b={"x": 1, "y": 2}) == key(b={"y": 2, "x": 1}, a=1)
     assert key(a=(1, 2)) == key(a=[1, 2])
@@ -133,7 +133,7 @@ def test_what_is_the_same_has_the_same_key() -> None:
     assert key(a=torch.device("cuda", 0)) == key(a=torch.device("cuda", 1))
 
 
-def test_a_key_is_the_hash_of_canonical_json() -> None:
+def test_a_key_is_the_hash_of_canonical_json():
     """So that the next version of the package, or another machine, finds what is kept."""
     text = json.dumps(["unheard_of", 1, {"a": [1, "é"], "b": None}])
     expected = hashlib.sha256(text.encode()).hexdigest()
@@ -144,12 +144,12 @@ def test_a_key_is_the_hash_of_canonical_json() -> None:
 
 
 @pytest.mark.parametrize("part", [object(), {1: 2}, {1, 2}, Path("here"), Options, b"x"])
-def test_what_cannot_be_told_apart_is_refused(part: object) -> None:
+def test_what_cannot_be_told_apart_is_refused(part):
     with pytest.raises(TypeError, match=r"scores\.a\.b\[1\] of a key is a .*content_hash"):
         Key.of("scores", a={"b": [0, part]})
 
 
-def test_numbers_that_are_not_finite_and_odd_kinds_are_refused() -> None:
+def test_numbers_that_are_not_finite_and_odd_kinds_are_refused():
     with pytest.raises(ValueError, match="not JSON compliant"):
         Key.of("scores", a=math.nan)
     with pytest.raises(ValueError, match=r"'\.\./up'.*takes letters"):
@@ -159,7 +159,7 @@ def test_numbers_that_are_not_finite_and_odd_kinds_are_refused() -> None:
 # Entries.
 
 
-def test_json_and_bytes_come_back(store: Store) -> None:
+def test_json_and_bytes_come_back(store):
     assert store.get(KEY) is None
     store.put(KEY, {"a": [1, 0.1, "é", None], "b": [math.inf, math.nan]})
     kept: Any = store.get(KEY)
@@ -173,7 +173,7 @@ def test_json_and_bytes_come_back(store: Store) -> None:
     assert [path.name for path in files(root(store))] == [f"{KEY.name}.entry"]
 
 
-def test_tensors_come_back_with_their_bits_and_facts(store: Store) -> None:
+def test_tensors_come_back_with_their_bits_and_facts(store):
     tensors = TENSORS | {"none": torch.zeros(0, 2), "turned": TENSORS["a"].mT}
     assert store.get_tensors(KEY) is None
     store.put_tensors(KEY, tensors, {"energy": 0.1})
@@ -191,7 +191,7 @@ def test_tensors_come_back_with_their_bits_and_facts(store: Store) -> None:
     assert path.stat().st_mode == (path.parent / "usual").stat().st_mode
 
 
-def test_a_thing_is_made_once_and_after_a_failure_the_next_time(store: Store) -> None:
+def test_a_thing_is_made_once_and_after_a_failure_the_next_time(store):
     def interrupted() -> NoReturn:
         raise KeyboardInterrupt
 
@@ -203,7 +203,7 @@ def test_a_thing_is_made_once_and_after_a_failure_the_next_time(store: Store) ->
     assert store.made(KEY, never) == first
 
 
-def test_a_store_without_a_root_keeps_nothing() -> None:
+def test_a_store_without_a_root_keeps_nothing():
     store = Store(None)
     assert [store.made(KEY, lambda: (1,)) for _ in range(2)] == [[1], [1]]
     store.put_tensors(KEY, TENSORS)
@@ -214,7 +214,7 @@ def test_a_store_without_a_root_keeps_nothing() -> None:
         store.made_folder(KEY, never)
 
 
-def test_dropping_removes_every_form(store: Store) -> None:
+def test_dropping_removes_every_form(store):
     store.put(KEY, 1)
     store.put_tensors(KEY, TENSORS)
     store.made_shards(KEY, [1, 2], str)
@@ -226,7 +226,7 @@ def test_dropping_removes_every_form(store: Store) -> None:
     assert [path.stem for path in files(root(store))] == [OTHER.name]
 
 
-def test_a_run_that_is_stopped_between_shards_goes_on(store: Store) -> None:
+def test_a_run_that_is_stopped_between_shards_goes_on(store):
     worked: list[str] = []
     stopped: list[str] = []
     told: list[tuple[int, int]] = []
@@ -280,9 +280,7 @@ Damage = Callable[[Path], object]
 
 
 @damaged
-def test_a_damaged_entry_is_said_once_and_made_again(
-    store: Store, damage: Damage, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_damaged_entry_is_said_once_and_made_again(store, damage, caplog):
     store.put(KEY, {"predictions": ["good", "bad"] * 20})
     path = only_file(store, ".entry")
     damage(path)
@@ -296,9 +294,7 @@ def test_a_damaged_entry_is_said_once_and_made_again(
 
 
 @damaged
-def test_damaged_tensors_and_folders_count_as_missing(
-    store: Store, damage: Damage, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_damaged_tensors_and_folders_count_as_missing(store, damage, caplog):
     store.put_tensors(KEY, {"a": torch.arange(64.0)}, "fact")
     path = only_file(store, ".safetensors")
     damage(path)
@@ -313,7 +309,7 @@ def test_damaged_tensors_and_folders_count_as_missing(
         assert (folder / "part" / "weights").read_bytes() == b"w" * 1000
 
 
-def test_every_byte_of_an_entry_counts_and_none_of_tensors_changes_unnoticed(store: Store) -> None:
+def test_every_byte_of_an_entry_counts_and_none_of_tensors_changes_unnoticed(store):
     store.put(KEY, [1, 2])
     store.put_tensors(KEY, TENSORS, {"steps": 7})
     for suffix in (".entry", ".safetensors"):
@@ -331,7 +327,7 @@ def test_every_byte_of_an_entry_counts_and_none_of_tensors_changes_unnoticed(sto
     assert store.get(KEY) == [1, 2]
 
 
-def test_a_shard_that_is_damaged_or_changes_place_is_made_again(store: Store) -> None:
+def test_a_shard_that_is_damaged_or_changes_place_is_made_again(store):
     store.made_shards(KEY, [1, 2, 3], lambda part: part)
     flip(next(path for path in files(root(store)) if path.stem == "00001"))
     assert store.made_shards(KEY, [1, 2, 3], lambda part: -part) == [1, -2, 3]
@@ -339,7 +335,7 @@ def test_a_shard_that_is_damaged_or_changes_place_is_made_again(store: Store) ->
     assert store.made_shards(KEY, [1, 2, 3], lambda part: part) == [1, 2, 3]
 
 
-def test_what_lies_under_the_name_of_another_key_is_noticed(store: Store) -> None:
+def test_what_lies_under_the_name_of_another_key_is_noticed(store):
     keys = (KEY, OTHER)
     for number, key in enumerate(keys):
         store.put(key, number)
@@ -355,7 +351,7 @@ def test_what_lies_under_the_name_of_another_key_is_noticed(store: Store) -> Non
 # Folders.
 
 
-def test_a_folder_is_made_once_and_whole(store: Store) -> None:
+def test_a_folder_is_made_once_and_whole(store):
     def fail(folder: Path) -> None:
         fill(folder)
         (folder / "missing").read_text()
@@ -375,7 +371,7 @@ def test_a_folder_is_made_once_and_whole(store: Store) -> None:
     assert store.get_folder(KEY) is None
 
 
-def test_a_working_folder_lasts_until_it_is_dropped(store: Store) -> None:
+def test_a_working_folder_lasts_until_it_is_dropped(store):
     folder = store.working_folder(KEY)
     assert folder is not None
     (folder / "last.ckpt").write_text("state")
@@ -431,9 +427,7 @@ KILLED = {
 
 
 @pytest.mark.parametrize("moment", KILLED)
-def test_a_killed_writer_leaves_nothing_that_counts(
-    moment: str, store: Store, start: Start
-) -> None:
+def test_a_killed_writer_leaves_nothing_that_counts(moment, store, start):
     assert start(KILLED[moment]).wait(60) == -signal.SIGKILL
     (parent,) = root(store).glob("scores/*")
     named = [path for path in parent.iterdir() if path.name[0] != "." and path.suffix != ".lock"]
@@ -448,7 +442,7 @@ def test_a_killed_writer_leaves_nothing_that_counts(
     assert store.made_folder(KEY, never) == folder
 
 
-def test_of_two_processes_one_makes_and_the_other_waits(store: Store, start: Start) -> None:
+def test_of_two_processes_one_makes_and_the_other_waits(store, start):
     first = start(
         "def make():\n    print('making', flush=True); sys.stdin.readline(); return 'first'\n"
         "print(store.made(KEY, make), 'torch' in sys.modules, flush=True)"
@@ -466,7 +460,7 @@ def test_of_two_processes_one_makes_and_the_other_waits(store: Store, start: Sta
     assert [path.suffix for path in files(root(store))] == [".entry"]
 
 
-def test_left_overs_of_yesterday_go_by_their_name_alone(store: Store) -> None:
+def test_left_overs_of_yesterday_go_by_their_name_alone(store):
     store.put(KEY, 1)
     folder = only_file(store, ".entry").parent
     names = [f".{KEY.name}.entry.{'0a' * 16}.unfinished", f".{KEY.name}.{'1b' * 16}.unfinished"]
@@ -508,9 +502,7 @@ def forbid_writing(monkeypatch: Patch) -> None:
         monkeypatch.setattr(place, name, refuse)
 
 
-def test_what_is_kept_is_read_and_what_is_not_names_the_way_out(
-    store: Store, monkeypatch: Patch, new_process: Callable[[], None]
-) -> None:
+def test_what_is_kept_is_read_and_what_is_not_names_the_way_out(store, monkeypatch, new_process):
     store.put(KEY, 1)
     store.put_tensors(KEY, TENSORS)
     store.made_folder(OTHER, fill)
@@ -536,7 +528,7 @@ def test_what_is_kept_is_read_and_what_is_not_names_the_way_out(
 
 
 @pytest.mark.parametrize("root", ["file/deeper", "long" * 100])
-def test_an_impossible_root_is_named(root: str, tmp_path: Path) -> None:
+def test_an_impossible_root_is_named(root, tmp_path):
     (tmp_path / "file").write_text("mine")
     store = Store(tmp_path / root)
     assert nothing(store, KEY)
@@ -545,7 +537,7 @@ def test_an_impossible_root_is_named(root: str, tmp_path: Path) -> None:
     assert files(tmp_path) == [tmp_path / "file"]
 
 
-def test_a_full_disk_leaves_nothing_and_the_old_entry(store: Store, monkeypatch: Patch) -> None:
+def test_a_full_disk_leaves_nothing_and_the_old_entry(store, monkeypatch):
     def half(path: Path, content: bytes) -> NoReturn:
         with path.open("wb") as file:
             file.write(content[:10])
@@ -587,7 +579,7 @@ def model(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_models_hash_is_that_of_names_and_contents(store: Store, model: Path) -> None:
+def test_a_models_hash_is_that_of_names_and_contents(store, model):
     """Zoos hold it: another formula would make them those of another model."""
     lines = "".join(
         f"{name} {hashlib.sha256((model / name).read_bytes()).hexdigest()}\n"
@@ -597,9 +589,7 @@ def test_a_models_hash_is_that_of_names_and_contents(store: Store, model: Path) 
     assert store.folder_hash(model) == Store(None).folder_hash(model) == expected
 
 
-def test_a_file_is_read_once_unless_what_is_remembered_is_damaged(
-    store: Store, model: Path, read: list[str], new_process: Callable[[], None]
-) -> None:
+def test_a_file_is_read_once_unless_what_is_remembered_is_damaged(store, model, read, new_process):
     first = store.folder_hash(model)
     assert sorted(read) == ["config.json", "merges.txt", "model.safetensors"]
     assert store.folder_hash(model) == first
@@ -614,9 +604,7 @@ def test_a_file_is_read_once_unless_what_is_remembered_is_damaged(
 
 
 @pytest.mark.parametrize("change", ["size", "time", "inode", "content alone"])
-def test_a_changed_file_is_read_again(
-    change: str, store: Store, model: Path, read: list[str], new_process: Callable[[], None]
-) -> None:
+def test_a_changed_file_is_read_again(change, store, model, read, new_process):
     first, weights = store.folder_hash(model), model / "model.safetensors"
     seen = weights.stat()
     read.clear()
@@ -635,8 +623,8 @@ def test_a_changed_file_is_read_again(
 
 
 def test_the_hash_of_a_file_that_is_written_to_meanwhile_is_not_remembered(
-    store: Store, model: Path, monkeypatch: Patch
-) -> None:
+    store, model, monkeypatch
+):
     weights, real = model / "model.safetensors", hashlib.file_digest
 
     def before_it_grows(file: Any, name: str) -> Any:
@@ -650,7 +638,7 @@ def test_the_hash_of_a_file_that_is_written_to_meanwhile_is_not_remembered(
     assert not root(store).exists()
 
 
-def test_other_weights_count_where_transformers_reads_them(store: Store, model: Path) -> None:
+def test_other_weights_count_where_transformers_reads_them(store, model):
     first, other = store.folder_hash(model), model / "pytorch_model.bin"
     other.write_bytes(b"1")
     assert store.folder_hash(model) == first
@@ -660,7 +648,7 @@ def test_other_weights_count_where_transformers_reads_them(store: Store, model: 
     assert store.folder_hash(model) != second
 
 
-def test_a_file_that_cannot_be_read_is_named(store: Store, model: Path, monkeypatch: Patch) -> None:
+def test_a_file_that_cannot_be_read_is_named(store, model, monkeypatch):
     def refuse(*_: Any) -> NoReturn:
         raise PermissionError(13, os.strerror(13))
 

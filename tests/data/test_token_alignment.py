@@ -1,6 +1,5 @@
 import random
 import re
-from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, processors
@@ -9,7 +8,6 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from loraport.data import AllEnds, CorpusFolder, LastEnd, WordEnds
 from loraport.data.token_alignment import TokenEndReader, TokenEnds, align
 from loraport.exceptions import ModelError
-from loraport.models import ModelSource
 from loraport.tiny.models import byte_pairs, word_level
 
 PIECES = [
@@ -180,9 +178,7 @@ def test_first_tokens_of_either_side_are_dropped_even_the_last_end():
 
 
 @pytest.mark.real
-def test_ends_of_smollm2_and_gemma3_align(
-    shared: Path, cache: Path, smollm2: ModelSource, gemma3: ModelSource
-):
+def test_ends_of_smollm2_and_gemma3_align(shared, cache, smollm2, gemma3):
     folders = smollm2.folder(cache), gemma3.folder(cache)
     smollm, gemma = (AutoTokenizer.from_pretrained(folder) for folder in folders)
     corpus = CorpusFolder(shared / "data/corpus").texts("train")

@@ -1,9 +1,6 @@
 import math
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -20,7 +17,6 @@ from loraport.refinement.label_distillation import (
     Agreement,
     CorpusDistill,
     FewShot,
-    LabelDistillation,
     LabelStudent,
     PromptDistill,
     SoftBatch,
@@ -80,9 +76,7 @@ def label_likelihoods(
 # The teacher's labels.
 
 
-def test_distribution_is_the_softmax_of_the_likelihoods_of_whole_labels(
-    data: DistillationInputs,
-) -> None:
+def test_distribution_is_the_softmax_of_the_likelihoods_of_whole_labels(data):
     base, adapter = data.teacher.base, data.teacher.adapter
     rows = label_distributions(data, TEXTS[:3], temperature=2.0)
     for row, text in zip(rows, TEXTS, strict=False):
@@ -91,7 +85,7 @@ def test_distribution_is_the_softmax_of_the_likelihoods_of_whole_labels(
         torch.testing.assert_close(row, expected.softmax(0), atol=1e-5, rtol=1e-4)
 
 
-def test_teacher_answers_by_the_last_word(data: DistillationInputs) -> None:
+def test_teacher_answers_by_the_last_word(data):
     labels = data.prompt_spec.labels
     rows = label_distributions(data, TEXTS)
     tops = [labels[top] for top in rows.argmax(dim=1).tolist()]
@@ -101,11 +95,8 @@ def test_teacher_answers_by_the_last_word(data: DistillationInputs) -> None:
 
 
 def test_labels_are_kept_for_other_temperatures_and_no_other_adapter(
-    data: DistillationInputs,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    random_adapter: Callable[..., LoraAdapter],
-) -> None:
+    data, tmp_path, monkeypatch, random_adapter
+):
     computed: list[int] = []
 
     def counted(base: BaseModel, spec: PromptSpec, texts: list[str]) -> torch.Tensor:
@@ -128,9 +119,7 @@ def test_labels_are_kept_for_other_temperatures_and_no_other_adapter(
     assert len(computed) == 4 * 3
 
 
-def test_labels_of_the_same_tokens_are_refused(
-    data: DistillationInputs, pico_source: BaseModel
-) -> None:
+def test_labels_of_the_same_tokens_are_refused(data, pico_source):
     unknown = PromptSpec("{text}", ("good", "sublime", "lousy"))
     message = "'sublime' and 'lousy' are the same tokens for pico/source.* choose other words"
     with pytest.raises(DataError, match=message):
@@ -141,7 +130,7 @@ def test_labels_of_the_same_tokens_are_refused(
     assert list(pico_source.network.modules()) == modules
 
 
-def test_teacher_that_gives_one_answer_only_is_refused_and_one_that_hardly_varies_noted() -> None:
+def test_teacher_that_gives_one_answer_only_is_refused_and_one_that_hardly_varies_noted():
     labels = ["yes", "no"]
     with pytest.raises(DataError, match=r"answers 'yes' to 100% of 3 texts.*prompt\.labels"):
         check_informative(torch.tensor([[0.9, 0.1], [0.7, 0.3], [0.6, 0.4]]), labels)
@@ -157,9 +146,7 @@ def test_teacher_that_gives_one_answer_only_is_refused_and_one_that_hardly_varie
     ("shares", "balance"),
     [((0.25, 0.25, 0.25, 0.25), 1.0), ((1.0, 0.0), 0.0), ((0.5, 0.5, 0.0, 0.0), 0.5)],
 )
-def test_balance_is_the_entropy_of_the_labels_shares(
-    shares: tuple[float, ...], balance: float
-) -> None:
+def test_balance_is_the_entropy_of_the_labels_shares(shares, balance):
     named = {f"label {index}": share for index, share in enumerate(shares)}
     assert label_balance(named) == pytest.approx(balance)
 
@@ -168,9 +155,7 @@ def test_balance_is_the_entropy_of_the_labels_shares(
 
 
 @pytest.mark.parametrize("labels", [("very good", "very bad", "neutral"), ("x", "xy", "xyz")])
-def test_loss_is_the_cross_entropy_of_whole_labels(
-    pico_target: BaseModel, random_adapter: Callable[..., LoraAdapter], labels: tuple[str, ...]
-) -> None:
+def test_loss_is_the_cross_entropy_of_whole_labels(pico_target, random_adapter, labels):
     spec = PromptSpec("{text}\n?", labels)
     start = random_adapter(pico_target)
     prompts = pico_target.tokenizer([spec.ask(text) for text in TEXTS[:2]])["input_ids"]
@@ -183,9 +168,7 @@ def test_loss_is_the_cross_entropy_of_whole_labels(
     assert float(loss.detach()) == pytest.approx(expected, rel=1e-4)
 
 
-def test_batches_keep_texts_and_targets_together(
-    pico_target: BaseModel, prompt_spec: PromptSpec, start: LoraAdapter
-) -> None:
+def test_batches_keep_texts_and_targets_together(pico_target, prompt_spec, start):
     dataset = SoftLabelDataset(tuple(TEXTS[:10]), torch.arange(30.0).reshape(10, 3))
     with closing(LabelStudent(pico_target, start, prompt_spec)) as student:
         batches = student.batches(dataset, batch_size=4, epochs=2, seed=0)
@@ -198,7 +181,7 @@ def test_batches_keep_texts_and_targets_together(
     assert sum(len(batch.prompts) for batch in batches) == 20
 
 
-def test_agreement_by_hand() -> None:
+def test_agreement_by_hand():
     teacher = torch.tensor([[0.5, 0.5, 0.0], [0.1, 0.2, 0.7]])
     # Not normalised: likelihoods of labels among all texts.
     student = torch.tensor([[0.25, 0.5, 0.25], [0.3, 0.6, 0.1]]).log() - 3
@@ -215,7 +198,7 @@ def test_agreement_by_hand() -> None:
     assert math.isnan(nan.kl)
 
 
-def test_teacher_agrees_with_itself_and_its_base_does_not(data: DistillationInputs) -> None:
+def test_teacher_agrees_with_itself_and_its_base_does_not(data):
     held_out = QUICK.held_out_texts(data, 40)
     assert held_out is not None
     base, spec = data.teacher.base, data.prompt_spec
@@ -239,7 +222,7 @@ def accuracy(data: DistillationInputs, adapter: LoraAdapter) -> float:
     return sum(map(str.__eq__, labels, map(answer, texts))) / len(texts)
 
 
-def test_skill_arrives_from_texts_alone(data: DistillationInputs, start: LoraAdapter) -> None:
+def test_skill_arrives_from_texts_alone(data, start):
     adapter, report = LONG.refine(start, data)
     assert accuracy(data, adapter) > 0.7
     assert report["agreement_after"] > 0.7 > 0.6 > report["agreement_before"]
@@ -254,9 +237,7 @@ def test_skill_arrives_from_texts_alone(data: DistillationInputs, start: LoraAda
     assert report["notes"] == []
 
 
-def test_the_same_texts_with_labels_of_other_texts_teach_nothing(
-    data: DistillationInputs, start: LoraAdapter
-) -> None:
+def test_the_same_texts_with_labels_of_other_texts_teach_nothing(data, start):
     @dataclass(frozen=True, kw_only=True)
     class Shuffled(CorpusDistill):
         def dataset(self, data: DistillationInputs) -> SoftLabelDataset:
@@ -269,7 +250,7 @@ def test_the_same_texts_with_labels_of_other_texts_teach_nothing(
     assert accuracy(data, control) < 0.6
 
 
-def test_best_of_the_measured_weights_is_kept(quick: Refined) -> None:
+def test_best_of_the_measured_weights_is_kept(quick):
     report = quick.report
     assert list(report["checks"]) == ["0", "1", "2", "3"]
     best = min(report["checks"].values())
@@ -279,10 +260,8 @@ def test_best_of_the_measured_weights_is_kept(quick: Refined) -> None:
 
 
 def test_given_adapter_is_kept_without_steps_or_where_training_does_not_help(
-    data: DistillationInputs,
-    random_adapter: Callable[..., LoraAdapter],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    data, random_adapter, monkeypatch
+):
     start = random_adapter(data.target)
     adapter, report = replace(QUICK, epochs=0).refine(start, data)
     assert relative_error(adapter, start) < 1e-6
@@ -297,9 +276,7 @@ def test_given_adapter_is_kept_without_steps_or_where_training_does_not_help(
     assert relative_error(adapter, start) < 1e-6
 
 
-def test_same_seed_same_bits_and_base_models_are_left_as_they_were(
-    data: DistillationInputs, start: LoraAdapter, quick: Refined
-) -> None:
+def test_same_seed_same_bits_and_base_models_are_left_as_they_were(data, start, quick):
     bases = (data.teacher.base, data.target)
     before = [{k: v.clone() for k, v in base.network.state_dict().items()} for base in bases]
     torch.manual_seed(1)
@@ -314,12 +291,8 @@ def test_same_seed_same_bits_and_base_models_are_left_as_they_were(
 
 
 def test_stopped_in_labelling_and_in_training_it_ends_in_the_same_bits(
-    data: DistillationInputs,
-    start: LoraAdapter,
-    quick: Refined,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    data, start, quick, tmp_path, monkeypatch
+):
     kept = replace(data, store=Store(tmp_path))
     calls: list[int] = []
     loss = LabelStudent.loss
@@ -354,9 +327,7 @@ def test_stopped_in_labelling_and_in_training_it_ends_in_the_same_bits(
     }
 
 
-def test_texts_are_cut_at_words_and_neither_empty_nor_double_nor_held_out(
-    data: DistillationInputs, start: LoraAdapter, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_texts_are_cut_at_words_and_neither_empty_nor_double_nor_held_out(data, start, monkeypatch):
     lines = ["the film was very good", "the film was bad", " ", "", "the plot was bad indeed"]
     validation = ["the film was dull", "a dull plot"]
     labelled: list[list[str]] = []
@@ -382,9 +353,7 @@ def test_texts_are_cut_at_words_and_neither_empty_nor_double_nor_held_out(
     ]
 
 
-def test_without_validation_texts_the_last_weights_are_kept(
-    data: DistillationInputs, start: LoraAdapter
-) -> None:
+def test_without_validation_texts_the_last_weights_are_kept(data, start):
     texts = Lines(list(Sentences().texts("train")), [])
     report = QUICK.refine(start, replace(data, texts=texts)).report
     assert (report["held_out"], report["kl_after"]) == (0, None)
@@ -404,16 +373,12 @@ GOOD = [text for text in Sentences().texts("train") if text.endswith("good")]
         (Lines(GOOD, []), "answers 'very good' to 100% of 40 texts"),
     ],
 )
-def test_texts_that_nothing_can_be_learned_from_are_refused(
-    data: DistillationInputs, start: LoraAdapter, texts: Lines | None, message: str
-) -> None:
+def test_texts_that_nothing_can_be_learned_from_are_refused(data, start, texts, message):
     with pytest.raises(DataError, match=message):
         QUICK.refine(start, replace(data, texts=texts))
 
 
-def test_without_labels_another_refinement_takes_over(
-    data: DistillationInputs, start: LoraAdapter
-) -> None:
+def test_without_labels_another_refinement_takes_over(data, start):
     class Sequences(Refinement):
         name = "sequences"
         data_access = "generic text"
@@ -439,9 +404,7 @@ def test_without_labels_another_refinement_takes_over(
         *((PROMPTS, "repeats", 0), (FEW, "teacher_weight", 1.5), (FEW, "teacher_weight", -0.1)),
     ],
 )
-def test_impossible_options_are_refused(
-    refinement: LabelDistillation, option: str, value: Any
-) -> None:
+def test_impossible_options_are_refused(refinement, option, value):
     with pytest.raises(ConfigurationError, match=rf"refine\.{option}={value}, but it takes"):
         replace(refinement, **{option: value})
 
@@ -449,9 +412,7 @@ def test_impossible_options_are_refused(
 # Distillation on inputs of the task.
 
 
-def test_inputs_weigh_as_often_as_they_are_repeated_beside_generic_texts(
-    data: DistillationInputs,
-) -> None:
+def test_inputs_weigh_as_often_as_they_are_repeated_beside_generic_texts(data):
     dataset = PROMPTS.dataset(data)
     assert len(dataset.texts) == 3 * 3 + 16
     own = {INPUTS[0]: "very good", INPUTS[1]: "neutral", "so bad": "very bad"}
@@ -461,9 +422,7 @@ def test_inputs_weigh_as_often_as_they_are_repeated_beside_generic_texts(
     assert (dataset.report["inputs"], dataset.report["generic_texts"]) == (3, 16)
 
 
-def test_inputs_alone_are_learned_where_there_is_nothing_else(
-    data: DistillationInputs, start: LoraAdapter
-) -> None:
+def test_inputs_alone_are_learned_where_there_is_nothing_else(data, start):
     assert len(replace(PROMPTS, generic=0).dataset(data).texts) == 9
     many = replace(PROMPTS, repeats=32)
     report = many.refine(start, replace(data, texts=None)).report
@@ -472,9 +431,7 @@ def test_inputs_alone_are_learned_where_there_is_nothing_else(
     assert "no held-out generic texts" in report["notes"][0]
 
 
-def test_inputs_without_text_and_alone_with_one_answer_are_refused(
-    data: DistillationInputs,
-) -> None:
+def test_inputs_without_text_and_alone_with_one_answer_are_refused(data):
     with pytest.raises(DataError, match=r"got 2, .* choose refine=corpus_distill"):
         PROMPTS.dataset(replace(data, inputs=("", "  ")))
     same = replace(data, inputs=("the film was very good", "the plot was very good"))
@@ -486,9 +443,7 @@ def test_inputs_without_text_and_alone_with_one_answer_are_refused(
 # Training on labelled examples.
 
 
-def test_examples_are_learned_by_their_labels_beside_generic_texts(
-    data: DistillationInputs,
-) -> None:
+def test_examples_are_learned_by_their_labels_beside_generic_texts(data):
     dataset = FEW.dataset(data)
     assert dataset.texts[:6] == tuple(row.text for row in EXAMPLES) * 2
     assert len(dataset.texts) == 6 + 16
@@ -501,9 +456,7 @@ def test_examples_are_learned_by_their_labels_beside_generic_texts(
     torch.testing.assert_close(mixed.targets, 0.75 * labels + 0.25 * teacher)
 
 
-def test_examples_that_contradict_the_teacher_are_still_learned(
-    data: DistillationInputs, start: LoraAdapter
-) -> None:
+def test_examples_that_contradict_the_teacher_are_still_learned(data, start):
     adapter, report = replace(FEW, generic=0, repeats=48).refine(start, data)
     assert adapter.norm() > 0
     assert (report["best_step"], report["checks"]) == (report["steps"], {})
@@ -523,8 +476,6 @@ def test_examples_that_contradict_the_teacher_are_still_learned(
         ((*EXAMPLES, Example(" ", "neutral")), "1 of 4 examples have no text"),
     ],
 )
-def test_examples_that_cannot_be_learned_from_are_refused(
-    data: DistillationInputs, examples: tuple[Example, ...], message: str
-) -> None:
+def test_examples_that_cannot_be_learned_from_are_refused(data, examples, message):
     with pytest.raises(DataError, match=message):
         FEW.dataset(replace(data, examples=examples))

@@ -3,14 +3,12 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from loraport.adapters import LoraAdapter, Role
-from loraport.data.corpora import TextSource
 from loraport.data.prompts import PromptSpec
 from loraport.exceptions import ConfigurationError, DataError
 from loraport.models import BaseModel
@@ -51,7 +49,7 @@ def refined(data: DistillationInputs, refinement: SequenceDistillation = QUICK) 
 
 
 @pytest.mark.parametrize("temperature", [1.0, 100.0])
-def test_is_the_divergence_of_two_classes(temperature: float):
+def test_is_the_divergence_of_two_classes(temperature):
     teacher, student = torch.tensor([-0.2, -3.0]), torch.tensor([-1.5, -0.4])
     found = binary_divergence(teacher, student, temperature)
     for place in range(2):
@@ -88,7 +86,7 @@ def test_agreement_of_known_likelihoods():
 # The refinement.
 
 
-def test_agreement_on_held_out_prompts_grows(data: DistillationInputs):
+def test_agreement_on_held_out_prompts_grows(data):
     report = refined(data, replace(QUICK, epochs=3)).report
     before, after = report["agreement_before"], report["agreement_after"]
     assert after["gap"] < 0.7 * before["gap"]
@@ -101,9 +99,7 @@ def test_agreement_on_held_out_prompts_grows(data: DistillationInputs):
     assert report["options"]["texts"] == 24
 
 
-def test_no_loss_and_no_gradient_where_the_student_is_its_teacher(
-    pico_target: BaseModel, random_adapter: Callable[..., LoraAdapter]
-):
+def test_no_loss_and_no_gradient_where_the_student_is_its_teacher(pico_target, random_adapter):
     adapter = random_adapter(pico_target)
     prompts = list(islice(Sentences().texts("train"), 6))
     own = DistillationInputs(Teacher(pico_target, adapter), pico_target)
@@ -126,7 +122,7 @@ def test_no_loss_and_no_gradient_where_the_student_is_its_teacher(
     assert same[1] < 1e-2 * other[1]
 
 
-def test_kept_chunks_alone_count(data: DistillationInputs):
+def test_kept_chunks_alone_count(data):
     prompts = list(islice(Sentences().texts("train"), 3))
     texts = teacher_generations(data, prompts, 6).texts
     batch = ChunkBatch.of(texts, 0.5)
@@ -139,9 +135,7 @@ def test_kept_chunks_alone_count(data: DistillationInputs):
         assert float(student.loss(batch._replace(expected=changed)).detach()) != loss
 
 
-def test_same_seed_same_bits_also_when_it_was_stopped(
-    data: DistillationInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_same_seed_same_bits_also_when_it_was_stopped(data, tmp_path, monkeypatch):
     whole = refined(data).adapter.content_hash()
     kept = replace(data, store=Store(tmp_path))
     real, steps = SequenceStudent.loss, 0
@@ -161,7 +155,7 @@ def test_same_seed_same_bits_also_when_it_was_stopped(
     assert refined(replace(data, seed=1)).adapter.content_hash() != whole
 
 
-def test_unlabelled_inputs_come_before_generic_texts(data: DistillationInputs):
+def test_unlabelled_inputs_come_before_generic_texts(data):
     inputs = tuple(dict.fromkeys(islice(Sentences().texts("validation"), 20)))
     report = refined(replace(data, inputs=inputs, texts=Lines([], []))).report
     assert report["pool"] + report["held_out"] + report["empty"] == len(inputs)
@@ -169,7 +163,7 @@ def test_unlabelled_inputs_come_before_generic_texts(data: DistillationInputs):
     assert "could be learned from, of 24 asked for" in report["notes"][0]
 
 
-def test_without_held_out_texts_it_is_said(data: DistillationInputs):
+def test_without_held_out_texts_it_is_said(data):
     texts = Lines(list(islice(Sentences().texts("train"), 8)), [])
     report = refined(replace(data, texts=texts)).report
     assert report["agreement_after"] is None
@@ -180,9 +174,7 @@ def test_without_held_out_texts_it_is_said(data: DistillationInputs):
     ("texts", "message"),
     [(None, r"of 0 texts 0 can .* paths\.corpus"), (Lines(["a film"], []), "of 1 texts")],
 )
-def test_too_few_texts_are_refused(
-    data: DistillationInputs, texts: TextSource | None, message: str
-):
+def test_too_few_texts_are_refused(data, texts, message):
     with pytest.raises(DataError, match=message):
         refined(replace(data, texts=texts))
 
@@ -190,7 +182,7 @@ def test_too_few_texts_are_refused(
 @pytest.mark.parametrize(
     "option", [{"max_new_tokens": 0}, {"keep": 0.0}, {"keep": 1.5}, {"tau": 0.5}]
 )
-def test_options_out_of_range_are_refused(option: dict[str, Any]):
+def test_options_out_of_range_are_refused(option):
     with pytest.raises(ConfigurationError, match=next(iter(option))):
         replace(QUICK, **option)
 
@@ -210,7 +202,7 @@ def styled(prompt: str) -> str:
 
 
 @pytest.mark.slow
-def test_a_style_is_ported_between_the_tiny_models(cache: Path):
+def test_a_style_is_ported_between_the_tiny_models(cache):
     source, target = (TinyModel(side).load(cache) for side in ("source", "target"))
     learned = islice(TinySentences(seed=5).texts("train"), 600)
     adapter = style_adapter(

@@ -1,7 +1,6 @@
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -33,9 +32,7 @@ from loraport.store import Store
 PROMPTS = ["the film is", "a", "the plot was never dull ?", "Answer : good", "an actor is"]
 
 
-def test_prompts_keep_their_order_and_the_adapter_matters(
-    pico_source: BaseModel, random_adapter: Callable[..., LoraAdapter]
-):
+def test_prompts_keep_their_order_and_the_adapter_matters(pico_source, random_adapter):
     adapter = random_adapter(pico_source)
     found = continuations(pico_source, adapter, PROMPTS, max_new_tokens=6)
     assert [each.prompt for each in found] == PROMPTS
@@ -55,7 +52,7 @@ class Planned:
         return torch.tensor(self.steps.pop(0))
 
 
-def test_text_is_what_stands_behind_the_prompt(pico_source: BaseModel, pico_target: BaseModel):
+def test_text_is_what_stands_behind_the_prompt(pico_source, pico_target):
     words, end = pico_source.tokenizer, pico_source.tokenizer.eos_token_id
     prompt = words("the film")["input_ids"]
     good, is_ = words("good is")["input_ids"]
@@ -70,11 +67,8 @@ def test_text_is_what_stands_behind_the_prompt(pico_source: BaseModel, pico_targ
 
 
 def test_a_stopped_run_goes_on_and_a_finished_one_runs_no_model(
-    pico_source: BaseModel,
-    random_adapter: Callable[..., LoraAdapter],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-) -> None:
+    pico_source, random_adapter, monkeypatch, tmp_path
+):
     monkeypatch.setattr(module, "_SHARD", 2)
     adapter, calls = random_adapter(pico_source), 0
 
@@ -151,11 +145,7 @@ ROWS = [
 
 @pytest.mark.parametrize("side", ["pico_source", "pico_target"])
 def test_chunks_add_up_to_the_likelihood_of_the_whole(
-    side: str,
-    request: pytest.FixtureRequest,
-    pico_source: BaseModel,
-    pico_target: BaseModel,
-    random_adapter: Callable[..., LoraAdapter],
+    side, request, pico_source, pico_target, random_adapter
 ):
     base: BaseModel = request.getfixturevalue(side)
     texts = chunked(ROWS, pico_source.tokenizer, pico_target.tokenizer)
@@ -215,7 +205,7 @@ def data(
     return DistillationInputs(Teacher(pico_source, random_adapter(pico_source)), pico_target)
 
 
-def test_excess_is_what_the_adapter_adds(data: DistillationInputs):
+def test_excess_is_what_the_adapter_adds(data):
     found = teacher_generations(data, PROMPTS, 6)
     assert len(found.texts) + found.empty == len(PROMPTS)
     assert len(found.texts) > 1
@@ -239,9 +229,7 @@ def plant_texts(monkeypatch: pytest.MonkeyPatch, texts: list[str]) -> None:
     monkeypatch.setattr(module, "continuations", continuations)
 
 
-def test_a_teacher_of_whom_nothing_can_be_learned_is_refused(
-    data: DistillationInputs, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_teacher_of_whom_nothing_can_be_learned_is_refused(data, monkeypatch):
     plant_texts(monkeypatch, ["", " ", "\n", ""])
     with pytest.raises(DataError, match=r"writes nothing after any of 4 prompts.*template"):
         teacher_generations(data, PROMPTS[:4], 6)
@@ -253,9 +241,7 @@ def test_a_teacher_of_whom_nothing_can_be_learned_is_refused(
     assert (len(found.texts), found.empty, found.unaligned) == (3, 1, 0)
 
 
-def test_likelihoods_are_kept_and_not_computed_again(
-    data: DistillationInputs, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-):
+def test_likelihoods_are_kept_and_not_computed_again(data, monkeypatch, tmp_path):
     steps: list[str] = []
 
     def run() -> list[list[float]]:
