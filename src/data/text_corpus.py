@@ -53,12 +53,10 @@ class AlignedBatch(NamedTuple):
 
 
 class AlignedText(NamedTuple):
-    """One text's tokens on both sides, where aligned ones are, and its number in its split."""
+    """A text's tokens and the places of aligned ones, of source and target, and its number."""
 
-    source_ids: NDArray[np.int32]
-    target_ids: NDArray[np.int32]
-    source_places: NDArray[np.int32]
-    target_places: NDArray[np.int32]
+    ids: tuple[NDArray[np.int32], NDArray[np.int32]]
+    places: tuple[NDArray[np.int32], NDArray[np.int32]]
     document: int
 
 
@@ -85,38 +83,36 @@ class AlignedBatches(Dataset[AlignedBatch]):
 
     def __getitem__(self, item: int) -> AlignedBatch:
         texts = [self.texts[place] for place in self.batches[item]]
-        source = _padded([text.source_ids for text in texts], self.padding[0])
-        target = _padded([text.target_ids for text in texts], self.padding[1])
-        documents = [np.full(len(text.source_places), text.document) for text in texts]
-        return AlignedBatch(
-            source,
-            target,
-            _flat([text.source_places for text in texts], source.input_ids.shape[1]),
-            _flat([text.target_places for text in texts], target.input_ids.shape[1]),
-            torch.from_numpy(np.concatenate(documents)),
+        source, target = (
+            _padded([text.ids[side] for text in texts], self.padding[side]) for side in range(2)
         )
+        widths = source.input_ids.shape[1], target.input_ids.shape[1]
+        here, there = (
+            _flat([text.places[side] for text in texts], widths[side]) for side in range(2)
+        )
+        documents = [np.full(len(text.places[0]), text.document) for text in texts]
+        numbers = torch.from_numpy(np.concatenate(documents))
+        return AlignedBatch(source, target, here, there, numbers)
 
 
 def _length_batches(texts: Sequence[AlignedText], tokens: int) -> Iterator[list[int]]:
     """Yield the places of texts in batches of like length, longest first."""
-    lengths = [(len(text.source_ids), len(text.target_ids)) for text in texts]
-    order = sorted(range(len(texts)), key=lambda place: (-max(lengths[place]), place))
-    batch: list[int] = []
-    longest = 0
-    for place in order:
-        longest = max(longest, *lengths[place])
-        if batch and (len(batch) + 1) * longest > tokens:
-            yield batch
-            batch, longest = [], max(lengths[place])
-        batch.append(place)
-    if batch:
-        yield batch
+    lengths = [max(map(len, text.ids)) for text in texts]
+    order = sorted(range(len(texts)), key=lambda place: (-lengths[place], place))
+    while order:
+        count = max(1, tokens // lengths[order[0]])
+        yield order[:count]
+        order = order[count:]
 
 
 def _padded(rows: Sequence[NDArray[np.int32]], padding: int) -> TokenBatch:
     tokens = [torch.from_numpy(row).long() for row in rows]
     ids = pad_sequence(tokens, batch_first=True, padding_value=padding)
     return TokenBatch(ids, pad_sequence([torch.ones_like(row) for row in tokens], batch_first=True))
+
+
+def _int32(numbers: Sequence[int]) -> NDArray[np.int32]:
+    return np.array(numbers, dtype=np.int32)
 
 
 def _flat(places: Sequence[NDArray[np.int32]], width: int) -> Int[Tensor, " anchors"]:
@@ -138,7 +134,7 @@ class _Reading(NamedTuple):
 
     @property
     def tokens(self) -> int:
-        return sum(len(text.source_places) for text in self.texts)
+        return sum(len(text.places[0]) for text in self.texts)
 
 
 class TextCorpus(LightningDataModule):
@@ -236,7 +232,7 @@ class TextCorpus(LightningDataModule):
             batches = self._batches(split, reading)
             content.update(json.dumps([split, self._padding, batches.batches]).encode())
             for text in reading.texts:
-                for part in text[:-1]:
+                for part in (*text.ids, *text.places):
                     content.update(len(part).to_bytes(8, "little") + part.tobytes())
                 content.update(text.document.to_bytes(8, "little"))
         return content.hexdigest()
@@ -275,16 +271,10 @@ class TextCorpus(LightningDataModule):
             common_ends += len(source.places.keys() & target.places.keys())
             if not aligned.ends:
                 continue
-            texts.append(
-                AlignedText(
-                    np.array(source.input_ids, dtype=np.int32),
-                    np.array(target.input_ids, dtype=np.int32),
-                    np.array(aligned.source_places[:missing], dtype=np.int32),
-                    np.array(aligned.target_places[:missing], dtype=np.int32),
-                    number,
-                )
-            )
-            missing -= len(texts[-1].source_places)
+            ids = _int32(source.input_ids), _int32(target.input_ids)
+            places = _int32(aligned.source_places), _int32(aligned.target_places)
+            texts.append(AlignedText(ids, (places[0][:missing], places[1][:missing]), number))
+            missing -= len(texts[-1].places[0])
             if missing == 0:
                 break
         asked = self.asked[split]
