@@ -24,10 +24,7 @@ def _no_plugins(monkeypatch):
     ("choice", "message"),
     [
         ("hydra/launcher=processes", "hydra/launcher=joblib takes hydra-joblib-launcher,"),
-        ("hydra/launcher=joblib", "hydra/launcher=joblib takes hydra-joblib-launcher,"),
         ("hydra/launcher=slurm", "=submitit_slurm takes hydra-submitit-launcher,"),
-        ("hydra/launcher=slurm_here", "=submitit_local takes hydra-submitit-launcher,"),
-        ("hydra/launcher=ray_here", "hydra/launcher=ray takes hydra-ray-launcher,"),
         ("hydra/launcher=ray_cluster", "hydra/launcher=ray takes hydra-ray-launcher,"),
         ("sweep=optuna_cast", "hydra/sweeper=optuna takes hydra-optuna-sweeper,"),
     ],

@@ -784,7 +784,7 @@ def expected(
         return ExpectedRecord(
             why_not=f"the anchors of this pair were measured with refine={calibration.refinement}"
         )
-    anchors = calibration.without(tasks).points
+    anchors = [point for point in calibration.points if point.task not in tasks]
     found = dict(numbers(measured))
     missing = [name for name in calibration.features if name not in found]
     if missing:

@@ -6,8 +6,9 @@ import random
 from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from ..exceptions import ConfigurationError, DataError
 
@@ -175,6 +176,8 @@ def reading_hub(what: str, otherwise: str) -> Iterator[None]:
 
     try:
         yield
+    except DataError:
+        raise
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise DataError(
@@ -183,35 +186,29 @@ def reading_hub(what: str, otherwise: str) -> Iterator[None]:
         ) from error
 
 
+@dataclass(frozen=True)
 class HubTexts:
     """One column of a data set; a row is a document, and its hash decides the split.
 
     Both splits are drawn from the same split of the hub, in its order. Empty rows are left out.
 
-    Args:
+    Attributes:
         name: The data set's id, or a local folder that ``datasets`` can load.
-        config: The data set's configuration; None for its only one.
+        config: Its configuration; None for its only one.
         split: The hub's split that texts are read from.
         field: The column that holds the text.
         streaming: Read row by row over the network instead of downloading all first.
-        revision: Branch or commit of the data set; None for the main branch.
+        revision: Branch or commit; None for the main branch.
         validation_share: Share of the rows that is validation.
     """
 
-    def __init__(
-        self,
-        name: str,
-        config: str | None = None,
-        split: str = "train",
-        field: str = "text",
-        *,
-        streaming: bool = True,
-        revision: str | None = None,
-        validation_share: float = VALIDATION_SHARE,
-    ) -> None:
-        self.name, self.config, self.split, self.field = name, config, split, field
-        self.streaming, self.revision = streaming, revision
-        self.validation_share = validation_share
+    name: str
+    config: str | None = None
+    split: str = "train"
+    field: str = "text"
+    streaming: bool = True
+    revision: str | None = None
+    validation_share: float = VALIDATION_SHARE
 
     def texts(self, split: str) -> Iterator[str]:
         """Yield the rows' texts that belong to ``train`` or ``validation``.
@@ -219,34 +216,22 @@ class HubTexts:
         Raises:
             DataError: the data set cannot be reached, or has no such column.
         """
-        check_split(split)
-        for row in self._rows():
-            text = row.get(self.field)
-            if not isinstance(text, str):
-                raise DataError(
-                    f"{self._what} has no column {self.field!r} with strings, but the columns "
-                    f"{', '.join(row)}; correct corpus.field"
-                )
-            text = encodable(text).strip()
-            if text and split_of(text, self.validation_share) == split:
-                yield text
-
-    @property
-    def _what(self) -> str:
-        return f"the data set {self.name} ({self.config or 'default'}, split {self.split})"
-
-    def _rows(self) -> Iterator[dict[str, Any]]:
         import datasets  # here, because it takes a second and only this source needs it
 
-        otherwise = "take corpus=folder with paths.corpus=DIR, a folder of *.txt or *.jsonl"
-        with reading_hub(self._what, otherwise):
-            yield from datasets.load_dataset(
-                self.name,
-                self.config,
-                split=self.split,
-                revision=self.revision,
-                streaming=self.streaming,
-            )
+        check_split(split)
+        what = f"the data set {self.name} ({self.config or 'default'}, split {self.split})"
+        options = {"revision": self.revision, "streaming": self.streaming}
+        with reading_hub(what, "take corpus=folder with paths.corpus=DIR, of *.txt or *.jsonl"):
+            for row in datasets.load_dataset(self.name, self.config, split=self.split, **options):
+                text = row.get(self.field)
+                if not isinstance(text, str):
+                    raise DataError(
+                        f"{what} has no column {self.field!r} with strings, but the columns "
+                        f"{', '.join(row)}; correct corpus.field"
+                    )
+                text = encodable(text).strip()
+                if text and split_of(text, self.validation_share) == split:
+                    yield text
 
 
 class Interleaved:

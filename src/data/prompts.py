@@ -93,13 +93,8 @@ class AnswerBatch(NamedTuple):
     """Prompts with the answers to learn, left padded, so that all answers end at the last position.
 
     The last token of an answer is never read, only predicted, and is not among the inputs. The
-    logits of the last :attr:`answer_tokens` positions predict ``targets``; no other is needed.
-
-    Attributes:
-        input_ids: Prompt and answer without its last token.
-        attention_mask: 1 at tokens, 0 at padding.
-        targets: The token that each of the last positions should predict, and
-            :data:`NOT_ASKED` at positions that still belong to the prompt.
+    logits of the last :attr:`answer_tokens` positions predict ``targets``, which are
+    :data:`NOT_ASKED` at positions that still belong to the prompt; no other is needed.
     """
 
     input_ids: Int[Tensor, "rows tokens"]
@@ -217,7 +212,7 @@ class AnswerExamples(LightningDataModule):
         tokenizer: The base model's, with a padding token.
         batch_size: Rows a batch; the last cut may have fewer.
         examples: Use so many of the training rows; ``None`` uses all.
-        balanced: Take the labels in turn while choosing them, instead of the first rows.
+        balanced: Take the labels in turn, instead of the first rows.
         seed: Of the shuffles.
     """
 

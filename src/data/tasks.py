@@ -133,6 +133,7 @@ def in_turn(queues: Iterable[Iterable[Entry]]) -> Iterator[Entry]:
             waiting.append(queue)
 
 
+@dataclass(frozen=True)
 class TaskTexts:
     """The texts of tasks' training rows, shuffled together, without instruction and answer.
 
@@ -140,8 +141,8 @@ class TaskTexts:
     out must not be among them. A row's hash decides its split, the same in every task.
     """
 
-    def __init__(self, tasks: Sequence[Task], seed: int = 0) -> None:
-        self.tasks, self.seed = tuple(tasks), seed
+    tasks: Sequence[Task]
+    seed: int = 0
 
     def texts(self, split: str) -> Iterator[str]:
         """Yield the texts of the split."""

@@ -53,12 +53,10 @@ class AlignedBatch(NamedTuple):
 
 
 class AlignedText(NamedTuple):
-    """One text's tokens on both sides, where aligned ones are, and its number in its split."""
+    """A text's tokens and the places of aligned ones, of source and target, and its number."""
 
-    source_ids: NDArray[np.int32]
-    target_ids: NDArray[np.int32]
-    source_places: NDArray[np.int32]
-    target_places: NDArray[np.int32]
+    ids: tuple[NDArray[np.int32], NDArray[np.int32]]
+    places: tuple[NDArray[np.int32], NDArray[np.int32]]
     document: int
 
 
@@ -85,38 +83,36 @@ class AlignedBatches(Dataset[AlignedBatch]):
 
     def __getitem__(self, item: int) -> AlignedBatch:
         texts = [self.texts[place] for place in self.batches[item]]
-        source = _padded([text.source_ids for text in texts], self.padding[0])
-        target = _padded([text.target_ids for text in texts], self.padding[1])
-        documents = [np.full(len(text.source_places), text.document) for text in texts]
-        return AlignedBatch(
-            source,
-            target,
-            _flat([text.source_places for text in texts], source.input_ids.shape[1]),
-            _flat([text.target_places for text in texts], target.input_ids.shape[1]),
-            torch.from_numpy(np.concatenate(documents)),
+        source, target = (
+            _padded([text.ids[side] for text in texts], self.padding[side]) for side in range(2)
         )
+        widths = source.input_ids.shape[1], target.input_ids.shape[1]
+        here, there = (
+            _flat([text.places[side] for text in texts], widths[side]) for side in range(2)
+        )
+        documents = [np.full(len(text.places[0]), text.document) for text in texts]
+        numbers = torch.from_numpy(np.concatenate(documents))
+        return AlignedBatch(source, target, here, there, numbers)
 
 
 def _length_batches(texts: Sequence[AlignedText], tokens: int) -> Iterator[list[int]]:
     """Yield the places of texts in batches of like length, longest first."""
-    lengths = [(len(text.source_ids), len(text.target_ids)) for text in texts]
-    order = sorted(range(len(texts)), key=lambda place: (-max(lengths[place]), place))
-    batch: list[int] = []
-    longest = 0
-    for place in order:
-        longest = max(longest, *lengths[place])
-        if batch and (len(batch) + 1) * longest > tokens:
-            yield batch
-            batch, longest = [], max(lengths[place])
-        batch.append(place)
-    if batch:
-        yield batch
+    lengths = [max(map(len, text.ids)) for text in texts]
+    order = sorted(range(len(texts)), key=lambda place: (-lengths[place], place))
+    while order:
+        count = max(1, tokens // lengths[order[0]])
+        yield order[:count]
+        order = order[count:]
 
 
 def _padded(rows: Sequence[NDArray[np.int32]], padding: int) -> TokenBatch:
     tokens = [torch.from_numpy(row).long() for row in rows]
     ids = pad_sequence(tokens, batch_first=True, padding_value=padding)
     return TokenBatch(ids, pad_sequence([torch.ones_like(row) for row in tokens], batch_first=True))
+
+
+def _int32(numbers: Sequence[int]) -> NDArray[np.int32]:
+    return np.array(numbers, dtype=np.int32)
 
 
 def _flat(places: Sequence[NDArray[np.int32]], width: int) -> Int[Tensor, " anchors"]:
@@ -130,7 +126,7 @@ _TEXTS_AT_ONCE = 64
 
 
 class _Reading(NamedTuple):
-    """What was read of a split: the texts, and how many ends the source has and shares."""
+    """The texts of a split, and how many ends the source has and shares with the target."""
 
     texts: list[AlignedText]
     source_ends: int
@@ -138,7 +134,7 @@ class _Reading(NamedTuple):
 
     @property
     def tokens(self) -> int:
-        return sum(len(text.source_places) for text in self.texts)
+        return sum(len(text.places[0]) for text in self.texts)
 
 
 class TextCorpus(LightningDataModule):
@@ -151,22 +147,21 @@ class TextCorpus(LightningDataModule):
 
     Args:
         texts: Where texts come from.
-        source_tokenizer: The source model's; a fast one.
-        target_tokenizer: The target model's; a fast one.
+        source_tokenizer: A fast one.
+        target_tokenizer: A fast one.
         tokens: Aligned tokens to gather for training.
         held_out_tokens: Aligned tokens to gather of other documents.
         batch_tokens: Tokens a batch at most on either side, padding included.
         skip: So many tokens at the start of each text are never aligned, on either side.
         max_chars: A text is cut at the last word boundary before so many characters.
-        ends: Which common ends are taken: ``WordEnds``, ``AllEnds`` or ``LastEnd``.
+        ends: Which common ends are taken; None: :class:`WordEnds`.
         suffixes: Put behind some of the texts, in turn, such as an instruction and ``Answer:``,
             so that the place where an answer starts is among the aligned ones.
         suffix_share: Share of the texts that get one.
         seed: Of which texts get a suffix, and of the order of the batches.
 
     Raises:
-        ConfigurationError: a number of tokens or characters is not positive, or a share is not
-            between 0 and 1.
+        ConfigurationError: a number is out of its range.
         ModelError: a tokenizer is not a fast one.
     """
 
@@ -204,7 +199,8 @@ class TextCorpus(LightningDataModule):
         self.ends = ends or WordEnds()
         self.suffixes, self.suffix_share, self.seed = tuple(suffixes), suffix_share, seed
         self._readers = TokenEndReader(source_tokenizer), TokenEndReader(target_tokenizer)
-        self._padding = _padding(source_tokenizer), _padding(target_tokenizer)
+        # Where there is no padding token any will do, as padding is masked.
+        self._padding = source_tokenizer.pad_token_id or 0, target_tokenizer.pad_token_id or 0
 
     def train_dataloader(self) -> DataLoader[AlignedBatch]:
         """Return the training texts in batches, always in the same order."""
@@ -216,20 +212,17 @@ class TextCorpus(LightningDataModule):
 
     @property
     def tokens(self) -> int:
-        """Aligned tokens that were gathered for training; fewer than asked for if there are."""
+        """Aligned tokens gathered for training; fewer than asked for where there are fewer."""
         return self._train.tokens
 
     @property
     def held_out_tokens(self) -> int:
-        """Aligned tokens that were gathered of held-out documents."""
+        """Aligned tokens gathered of held-out documents."""
         return self._held_out.tokens
 
     @property
     def aligned_share(self) -> float:
-        """Share of the source's token ends in training texts at which a target token ends too.
-
-        Before any are left out by ``ends`` or ``skip``.
-        """
+        """Share of the source's token ends at which a target token ends too, chosen or not."""
         return self._train.common_ends / self._train.source_ends
 
     def content_hash(self) -> str:
@@ -239,7 +232,7 @@ class TextCorpus(LightningDataModule):
             batches = self._batches(split, reading)
             content.update(json.dumps([split, self._padding, batches.batches]).encode())
             for text in reading.texts:
-                for part in text[:-1]:
+                for part in (*text.ids, *text.places):
                     content.update(len(part).to_bytes(8, "little") + part.tobytes())
                 content.update(text.document.to_bytes(8, "little"))
         return content.hexdigest()
@@ -278,16 +271,10 @@ class TextCorpus(LightningDataModule):
             common_ends += len(source.places.keys() & target.places.keys())
             if not aligned.ends:
                 continue
-            texts.append(
-                AlignedText(
-                    np.array(source.input_ids, dtype=np.int32),
-                    np.array(target.input_ids, dtype=np.int32),
-                    np.array(aligned.source_places[:missing], dtype=np.int32),
-                    np.array(aligned.target_places[:missing], dtype=np.int32),
-                    number,
-                )
-            )
-            missing -= len(texts[-1].source_places)
+            ids = _int32(source.input_ids), _int32(target.input_ids)
+            places = _int32(aligned.source_places), _int32(aligned.target_places)
+            texts.append(AlignedText(ids, (places[0][:missing], places[1][:missing]), number))
+            missing -= len(texts[-1].places[0])
             if missing == 0:
                 break
         asked = self.asked[split]
@@ -300,7 +287,6 @@ class TextCorpus(LightningDataModule):
         return _Reading(texts, source_ends, common_ends)
 
     def _tokenised(self, split: str) -> Iterator[tuple[str, TokenEnds, TokenEnds]]:
-        """Yield each text of the split with its tokens on both sides."""
         texts = self._prepared(split)
         while some := list(islice(texts, _TEXTS_AT_ONCE)):
             yield from zip(some, *(reader.read(some) for reader in self._readers), strict=True)
@@ -316,8 +302,3 @@ class TextCorpus(LightningDataModule):
                 given += 1
             if cut:
                 yield cut
-
-
-def _padding(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return the padding token; where there is none any will do, as padding is masked."""
-    return 0 if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)

@@ -62,19 +62,20 @@ class Zoo:
         folders = {"source": self.source, "target": self.target}
         present = {side: _adapters(folder) for side, folder in folders.items()}
         wanted = sorted(set().union(*present.values())) if names is None else list(names)
-        read: dict[str, dict[str, LoraAdapter]] = {}
         for side, adapters in present.items():
-            for name in wanted:
-                if name not in adapters:
-                    raise AdapterError(
-                        f"the zoo has no {side} adapter {name}: {folders[side]} has "
-                        f"{', '.join(sorted(adapters)) or 'none'}, and a zoo takes both sides; "
-                        f"train it with anchors.py side={side} tasks.names=[{name}], or leave the "
-                        "task out by tasks.names"
-                    )
-        for side, adapters in present.items():
-            read[side] = {name: read_adapter(adapters[name]) for name in wanted}
-            _check_one_base(side, read[side])
+            if missing := [name for name in wanted if name not in adapters]:
+                raise AdapterError(
+                    f"the zoo has no {side} adapter {missing[0]}: {folders[side]} has "
+                    f"{', '.join(sorted(adapters)) or 'none'}, and a zoo takes both sides; train "
+                    f"it with anchors.py side={side} tasks.names=[{missing[0]}], or leave the task "
+                    "out by tasks.names"
+                )
+        read = {
+            side: {name: read_adapter(adapters[name]) for name in wanted}
+            for side, adapters in present.items()
+        }
+        for side, adapters_read in read.items():
+            _check_one_base(side, adapters_read)
         return ZooPairs(**read)
 
 
@@ -172,17 +173,16 @@ class AnchorPairs(LightningDataModule):
     """Paired adapters, split into anchors to train on, anchors to validate on and held-out tasks.
 
     Args:
-        zoo: The adapters, read.
+        zoo: The adapters.
         held_out: Tasks that no mapper may see in training; those that the zoo lacks are ignored.
         anchors: How many of the other tasks are anchors, those for validation among them; drawn by
             the seed, so that fewer are always a part of more. None takes all.
         validation: Share of the anchors that is left out of training to choose when to stop.
-        folds: With k folds the held-out tasks are not ``held_out`` but the ``fold``-th part of
-            all tasks, shuffled by the seed; None keeps them fixed.
-        fold: Which part, from 0.
+        folds: With k folds the held-out tasks are not ``held_out`` but the ``fold``-th part, from
+            0, of all tasks, shuffled by the seed; None keeps them fixed.
+        fold: Which part.
         batch_size: Anchors a step.
-        seed: Of the choice of anchors and validation anchors, of the folds and of the order of
-            batches.
+        seed: Of every draw and of the order of batches.
 
     Raises:
         ConfigurationError: fewer than two anchors are left, there are not as many as asked for,

@@ -99,9 +99,7 @@ class Refinement(ABC):
     def refine(self, start: LoraAdapter, data: DistillationInputs) -> Refined:
         """Return the refined adapter.
 
-        Args:
-            start: What the mapper made, at the target's sites; it may be zero.
-            data: What to learn from.
+        ``start`` is what the mapper made, at the target's sites; it may be zero.
 
         Raises:
             LoraportError: the data lack what the refinement needs, or cannot be used.

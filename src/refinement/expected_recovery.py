@@ -7,7 +7,7 @@ whose gap recovered was then measured with the tasks' own data.
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,21 +46,18 @@ class AnchorPoint(NamedTuple):
 
 @dataclass(frozen=True)
 class AnchorCalibration:
-    """The anchors of a pair, the refinement that they were ported with, and what measured them."""
+    """The anchors of a pair, and the refinement that they were ported with."""
 
     pair: str
     refinement: str
     features: tuple[str, ...]
     points: tuple[AnchorPoint, ...]
-    command: str = ""
 
     @classmethod
     def packaged(cls, pair: str) -> "AnchorCalibration | None":
         """Return what comes with loraport for a pair; None where nothing was measured."""
         file = files(__package__) / "calibration" / f"{pair}.json"
-        if not file.is_file():
-            return None
-        return cls.parse(file.read_text(encoding="utf-8"), f"{pair}.json")
+        return cls.parse(file.read_text(encoding="utf-8"), file.name) if file.is_file() else None
 
     @classmethod
     def read(cls, path: Path) -> "AnchorCalibration":
@@ -81,30 +78,24 @@ class AnchorCalibration:
         try:
             content = json.loads(text)
             features = tuple(map(str, content["features"]))
+            if not features or set(features) & set(_FACTS):
+                raise ValueError(f"its features are {list(features)}")
             points = tuple(_point(row, features) for row in content["points"])
-            pair, refinement = str(content["pair"]), str(content["refinement"])
-            command = str(content.get("command", ""))
+            tasks = [point.task for point in points]
+            if len(set(tasks)) < len(tasks):
+                raise ValueError(f"an anchor stands twice: {', '.join(sorted(tasks))}")
+            return cls(str(content["pair"]), str(content["refinement"]), features, points)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             why = f"lacks {error}" if isinstance(error, KeyError) else str(error)
             raise DataError(f"{called} cannot be used ({why}); {_WANTED}") from None
-        twice = {p.task for p in points if sum(p.task == other.task for other in points) > 1}
-        if twice:
-            raise DataError(f"{called} has the anchors {', '.join(sorted(twice))} twice; {_WANTED}")
-        return cls(pair, refinement, features, points, command)
-
-    def without(self, tasks: Sequence[str]) -> "AnchorCalibration":
-        """Return the calibration without some tasks, such as the one that is ported."""
-        kept = tuple(point for point in self.points if point.task not in tasks)
-        return replace(self, points=kept)
 
 
 def _point(row: Mapping[str, Any], features: tuple[str, ...]) -> AnchorPoint:
     numbers = {name: float(row[name]) for name in (*features, "gap_recovered")}
-    bad = [name for name, value in numbers.items() if not math.isfinite(value)]
-    if bad or not features or set(features) & set(_FACTS):
-        raise ValueError(f"{row['task']}: {', '.join(bad or features) or 'no features'}")
-    gap = numbers["gap_recovered"]
-    return AnchorPoint(str(row["task"]), {n: numbers[n] for n in features}, gap)
+    if bad := [name for name, value in numbers.items() if not math.isfinite(value)]:
+        raise ValueError(f"{row['task']}: {', '.join(bad)} is not finite")
+    gap = numbers.pop("gap_recovered")
+    return AnchorPoint(str(row["task"]), numbers, gap)
 
 
 # What to expect of another adapter.

@@ -6,13 +6,13 @@ without it; reports call it drift. :func:`largest_within` searches the scale.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice, pairwise
 from typing import ClassVar
 
 import torch
 
-from ..adapters import LoraAdapter, LowRank
+from ..adapters import LoraAdapter
 from ..data.corpora import VALIDATION
 from ..exceptions import ConfigurationError, DataError
 from ..models.kl import KlToBase, KlToBaseGauge
@@ -107,8 +107,8 @@ class KlBudget(Refinement):
     than 0.1 nats.
 
     Args:
-        budget: Of the mean divergence, in nats; 0 leaves an adapter without effect.
-        p95_budget: Of the 95th percentile; None is five times the mean's.
+        budget: In nats; 0 leaves an adapter without effect.
+        p95_budget: None is five times the mean's.
         largest: The largest scale allowed.
         texts: Generic texts of the validation split to measure on.
         positions: Positions in a text at most.
@@ -131,14 +131,13 @@ class KlBudget(Refinement):
         positions: int = 8,
     ) -> None:
         tail = _TAIL * budget if p95_budget is None else p95_budget
-        options = {"largest": largest, "texts": texts, "budget": budget, "p95_budget": tail}
-        for name, value in options.items():
-            if not (value >= 0 if name.endswith("budget") else value > 0):
-                raise ConfigurationError(
-                    f"{self.name} got {name}={value}; it takes a positive number, and for a "
-                    f"budget also 0, which leaves nothing of an adapter: set refine.{name}"
-                )
         self.budgets, self.largest = {"budget": budget, "p95_budget": tail}, largest
+        for name, value in {**self.budgets, "largest": largest, "texts": texts}.items():
+            if not (value >= 0 if name in self.budgets else value > 0):
+                raise ConfigurationError(
+                    f"refine.{name}={value}, but it takes a positive number, and for a budget also "
+                    "0, which leaves nothing of an adapter"
+                )
         self.texts, self.positions = texts, positions
 
     @property
@@ -155,8 +154,8 @@ class KlBudget(Refinement):
 
         # Scales relative to the largest one allowed.
         def scaled(scale: float) -> LoraAdapter:
-            if scale == 0:
-                return start.map(_zeroed)
+            if scale == 0:  # exactly zero, and can be trained again
+                return start.map(lambda update: replace(update, B=torch.zeros_like(update.B)))
             if scale == 1 == self.largest:
                 return start
             return start.map(lambda update: update.scaled(self.largest * scale))
@@ -205,7 +204,6 @@ def check_kl(
 
     Raises:
         DataError: there are no generic texts.
-        ModelError: the adapter does not fit the target.
     """
     chosen = _generic_texts(data, texts)
     source = _source_kl(data, chosen, positions)
@@ -241,8 +239,3 @@ def _report(drift: KlToBase, source: KlToBase, texts: int, wanted: int) -> Refin
         "drift_texts": texts,
         "notes": [few] if texts < wanted else [],
     }
-
-
-def _zeroed(update: LowRank) -> LowRank:
-    """Return an update that is exactly zero, and can be trained again."""
-    return LowRank(update.A, torch.zeros_like(update.B), update.scale)

@@ -65,15 +65,10 @@ def label_distributions(
 ) -> Float[Tensor, "texts labels"]:
     """Return the teacher's distribution over the labels for every text.
 
-    It is the softmax of the labels' total log-likelihoods, which are exact for labels of several
-    tokens and for labels that begin alike. The log-likelihoods are kept, so that a stopped run
-    goes on, and another selection of texts or temperature computes nothing again.
-
-    Args:
-        data: Teacher, prompt spec and store.
-        texts: What is put into the prompt.
-        temperature: Divides the log-likelihoods; below 1 the distributions are sharper.
-        kind: Kind of texts, for the progress.
+    It is the softmax of the labels' total log-likelihoods over the temperature, which are exact
+    for labels of several tokens and for labels that begin alike. The log-likelihoods are kept, so
+    that a stopped run goes on, and another temperature computes nothing again. ``kind`` is what
+    the progress calls the texts.
 
     Raises:
         DataError: two labels are the same tokens for the source.
@@ -142,9 +137,8 @@ def label_shares(
     distributions: Float[Tensor, "texts labels"], labels: Sequence[str]
 ) -> dict[str, float]:
     """Return the share of texts for which each label is the most likely."""
-    counts = torch.bincount(distributions.argmax(dim=1), minlength=len(labels)).tolist()
-    total = max(1, len(distributions))
-    return {label: count / total for label, count in zip(labels, counts, strict=True)}
+    tops = distributions.argmax(dim=1)
+    return {label: float((tops == index).double().mean()) for index, label in enumerate(labels)}
 
 
 def label_balance(shares: Mapping[str, float]) -> float:
@@ -243,8 +237,7 @@ class Agreement(NamedTuple):
         p = teacher.double()
         p = p / p.sum(dim=1, keepdim=True)
         # entr instead of the logarithm: the teacher's probabilities may be zero.
-        entropy = -torch.special.entr(p).sum(dim=1)
-        kl = entropy - (p * log_q).sum(dim=1)
+        kl = -torch.special.entr(p).sum(dim=1) - (p * log_q).sum(dim=1)
         same = teacher.argmax(dim=1) == student.argmax(dim=1)
         # Rounding does not make it negative, and NaN stays NaN.
         return cls(float(same.double().mean()), float(kl.mean().clamp(min=0)))
@@ -265,14 +258,12 @@ class Agreement(NamedTuple):
 class LabelDistillation(Distillation):
     """Trains the target on texts with soft labels; a subclass says which.
 
-    Without labels in the prompt spec the work is handed over to another refinement.
-
     Attributes:
         selection: Which texts of the pool are learned from.
         text_chars: Generic texts are cut at a word to so many characters where the prompt spec
             does not say how long a text may be.
         temperature: Of the teacher's distributions; below 1 they are sharper.
-        sequence: The refinement for a prompt spec without labels.
+        sequence: The refinement that takes over where the prompt spec has no labels.
     """
 
     selection: TextSelection = field(default_factory=BalancedTexts)
@@ -285,11 +276,7 @@ class LabelDistillation(Distillation):
 
     @abstractmethod
     def dataset(self, data: DistillationInputs) -> SoftLabelDataset:
-        """Return what the student learns from.
-
-        Raises:
-            DataError: the data lack what is needed, or nothing can be learned from them.
-        """
+        """Return what the student learns from; DataError where nothing can be learned."""
 
     def refine(self, start: LoraAdapter, data: DistillationInputs) -> Refined:
         """Train the target on the dataset, and report how far it agrees with the teacher.
@@ -308,17 +295,13 @@ class LabelDistillation(Distillation):
         dataset = self.dataset(data)
         held_out = self.held_out_texts(data, self.held_out, dataset.texts)
         options = {"seed": data.seed, "lr": self.lr, "warmup_steps": self.warmup_steps}
-        student = LabelStudent(data.target, start, data.prompt_spec, **options)
-        compare = None
-        if held_out is not None:
-            compare = partial(Agreement.of, data.target, data.prompt_spec, held_out)
-        with closing(student):
+        epochs = {"batch_size": self.batch_size, "epochs": self.epochs, "seed": data.seed}
+        compare = held_out and partial(Agreement.of, data.target, data.prompt_spec, held_out)
+        with closing(LabelStudent(data.target, start, data.prompt_spec, **options)) as student:
             before = compare() if compare else None
             result = train_student(
                 student,
-                student.batches(
-                    dataset, batch_size=self.batch_size, epochs=self.epochs, seed=data.seed
-                ),
+                student.batches(dataset, **epochs),
                 store=data.store,
                 measure=(lambda: compare().kl) if compare and self.stops_early else None,
                 measured_on=[held_out.texts, held_out.targets] if held_out else None,
@@ -512,11 +495,10 @@ class FewShot(LabelDistillation):
     reported, but does not choose the weights.
 
     Attributes:
-        generic: Number of generic texts with the teacher's distributions to learn from beside
-            the examples, where there is a corpus.
+        generic: Number of generic texts to learn from beside the examples, where there is a corpus.
         repeats: How often the examples are seen in an epoch.
-        teacher_weight: Share of the teacher's distribution in the target of an example, from 0
-            to 1; the rest is its label.
+        teacher_weight: Share of the teacher's distribution in an example's target; the rest is its
+            label.
     """
 
     name: ClassVar[str] = "few_shot"

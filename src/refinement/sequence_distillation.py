@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..adapters import LoraAdapter
-from ..data.corpora import TRAIN, VALIDATION
+from ..data.corpora import TRAIN, VALIDATION, TextSource
 from ..data.prompts import seeded_batches
 from ..exceptions import DataError
 from ..models.loading import BaseModel
@@ -71,13 +71,12 @@ def binary_divergence(
 
 
 class ChunkAgreement(NamedTuple):
-    """How alike the likelihoods are that two models give to the same continuations.
+    """How alike the likelihoods are that two models give to the same chunks, in nats.
 
     Attributes:
-        gap: Mean absolute difference of the log-likelihoods of a chunk, in nats.
-        divergence: Mean binary divergence of a chunk at temperature 1, in nats.
-        cross_entropy: Mean negative log-likelihood that the student gives to a chunk of what
-            the teacher wrote, in nats.
+        gap: Mean absolute difference of the log-likelihoods of a chunk.
+        divergence: Mean binary divergence of a chunk at temperature 1.
+        cross_entropy: Mean negative log-likelihood that the student gives to a chunk.
         chunks: Number of chunks.
     """
 
@@ -110,13 +109,7 @@ class ChunkAgreement(NamedTuple):
 
 
 class ChunkBatch(NamedTuple):
-    """Texts to learn from.
-
-    Attributes:
-        rows: What the student reads.
-        expected: The teacher's log-likelihood of each chunk; 0 where a row has no more.
-        kept: The chunks that are learned from.
-    """
+    """What the student reads, the teacher's log-likelihood of each chunk, and which ones count."""
 
     rows: list[ChunkTokens]
     expected: Float[Tensor, "rows chunks"]
@@ -138,12 +131,7 @@ class SequenceStudent(Student):
     times that of their negative log-likelihood, which is sequence-level distillation (Kim and
     Rush, 2016, arXiv 1606.07947).
 
-    Args:
-        base: The target.
-        start: The adapter to begin from.
-        tau: Temperature of the divergence.
-        ce_weight: Weight of the negative log-likelihood.
-        options: Of :class:`Student`.
+    ``tau`` is the divergence's temperature; ``options`` are those of :class:`Student`.
     """
 
     def __init__(
@@ -207,42 +195,10 @@ class SequenceDistillation(Distillation):
         if data.inputs:
             # A quarter at most is held out, as inputs of the task are scarce.
             count = len(data.inputs) - min(self.held_out, len(data.inputs) // 4)
-            return self.distil(start, data, data.inputs[:count], data.inputs[count:])
-        if data.texts is None:
-            raise DataError(
-                "sequence distillation has neither texts nor inputs, but the teacher has to read "
-                "something; set paths.corpus to a corpus, or give unlabelled inputs"
-            )
-        pool = max(self.texts, self.pool)
-        learned, held_out = (
-            list(islice(distinct(data.texts.texts(split)), count))
-            for split, count in ((TRAIN, pool), (VALIDATION, self.held_out))
-        )
-        return self.distil(start, data, learned, held_out)
-
-    def distil(
-        self,
-        start: LoraAdapter,
-        data: DistillationInputs,
-        texts: Sequence[str],
-        held_out: Sequence[str],
-    ) -> Refined:
-        """Distil on given texts.
-
-        Args:
-            start: The adapter to begin from.
-            data: Its texts and inputs are not used.
-            texts: The pool.
-            held_out: Texts to measure agreement on; without any the last weights are kept.
-
-        Raises:
-            DataError: there are too few texts, or nothing can be learned from the teacher.
-        """
-        if len(texts) < _LEAST_TEXTS:
-            raise DataError(
-                f"sequence distillation has {len(texts)} texts to learn from, but takes at least "
-                f"{_LEAST_TEXTS}; give a corpus with more texts, or more inputs"
-            )
+            texts, held_out = list(data.inputs[:count]), list(data.inputs[count:])
+        else:
+            texts = _first(data.texts, TRAIN, max(self.texts, self.pool))
+            held_out = _first(data.texts, VALIDATION, self.held_out)
         prompts = dict.fromkeys(distinct(map(data.prompt_spec.ask, texts)))
         every = list(distinct([*prompts, *map(data.prompt_spec.ask, held_out)]))
         generations = teacher_generations(data, every, self.max_new_tokens)
@@ -253,19 +209,15 @@ class SequenceDistillation(Distillation):
             raise DataError(
                 f"of {len(texts)} texts {len(chosen)} can be learned from, but it takes at least "
                 f"{_LEAST_TEXTS}: after {generations.empty} the teacher wrote nothing, and of "
-                f"{generations.unaligned} continuations the tokenizers share no chunk; give more "
-                "texts, or correct prompt.template"
+                f"{generations.unaligned} continuations the tokenizers share no chunk; set "
+                "paths.corpus to one of more texts, give more inputs, or correct prompt.template"
             )
         options = {"seed": data.seed, "lr": self.lr, "warmup_steps": self.warmup_steps}
-        student = SequenceStudent(
-            data.target, start, tau=self.tau, ce_weight=self.ce_weight, **options
-        )
+        options |= {"tau": self.tau, "ce_weight": self.ce_weight}
+        epochs = {"batch_size": self.batch_size, "epochs": self.epochs, "seed": data.seed}
+        batches = seeded_batches([len(text.chunks.target.input_ids) for text in chosen], **epochs)
         compare = partial(ChunkAgreement.of, data.target, aside) if aside else None
-        lengths = [len(text.chunks.target.input_ids) for text in chosen]
-        batches = seeded_batches(
-            lengths, batch_size=self.batch_size, epochs=self.epochs, seed=data.seed
-        )
-        with closing(student):
+        with closing(SequenceStudent(data.target, start, **options)) as student:
             before = compare() if compare else None
             result = train_student(
                 student,
@@ -334,3 +286,7 @@ class SequenceDistillation(Distillation):
             "seconds": result.seconds,
             "notes": notes,
         }
+
+
+def _first(source: TextSource | None, split: str, count: int) -> list[str]:
+    return [] if source is None else list(islice(distinct(source.texts(split)), count))

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..adapters import LoraAdapter
 from ..data.prompts import left_padded, positions
-from ..data.token_alignment import TokenEndReader, TokenEnds
+from ..data.token_alignment import TokenEndReader
 from ..exceptions import DataError
 from ..models.generation import MostLikely, NextToken, generate, text_behind
 from ..models.hooks import attached
@@ -56,22 +56,10 @@ def continuations(
     store: Store = NO_STORE,
     progress: RefinementProgress = silent,
 ) -> list[Continuation]:
-    """Return how the model with the adapter continues each prompt, decoded greedily.
+    """Return how the model, with the adapter if any, continues each prompt, decoded greedily.
 
     Prompts of like length go through the model together. Finished shards are kept, so that a
     stopped run goes on.
-
-    Args:
-        base: The model.
-        adapter: What is attached to it; None for the model alone.
-        prompts: What it reads.
-        max_new_tokens: Tokens of a continuation at most.
-        store: Keeps the shards.
-        progress: Called with the number of finished shards.
-
-    Raises:
-        ModelError: the adapter does not fit the model.
-        OutputError: the store cannot be written.
     """
     tokens: list[list[int]] = base.tokenizer(list(prompts))["input_ids"] if prompts else []
     order = sorted(range(len(prompts)), key=lambda index: len(tokens[index]))
@@ -97,7 +85,7 @@ def continuations(
 def written(
     base: BaseModel, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, choice: NextToken
 ) -> list[tuple[str, bool]]:
-    """Return the text that the model writes after each prompt, and whether it came to its end.
+    """Return what the model writes after each prompt's tokens, and whether it came to its end.
 
     A character that was cut off at the last token allowed is left out.
     """
@@ -126,12 +114,12 @@ class ChunkTokens(NamedTuple):
 
     @property
     def chunks(self) -> int:
-        """How many chunks there are."""
+        """Number of chunks."""
         return len(self.bounds) - 1
 
     @property
     def predicted(self) -> int:
-        """How many tokens the chunks have together."""
+        """Number of their tokens."""
         return self.bounds[-1] - self.bounds[0]
 
 
@@ -169,22 +157,17 @@ def chunked(
         if not ends:
             texts.append(ChunkedText(ChunkTokens([], [0]), ChunkTokens([], [0]), 1.0))
             continue
-        tokens = [
-            _tokens(side, ends, int(tokenizer.eos_token_id) if each.ended else None)
-            for side, tokenizer in zip(sides, (source, target), strict=True)
-        ]
+        tokens = []
+        for side, tokenizer in zip(sides, (source, target), strict=True):
+            bounds = [side.places[end] for end in ends]
+            ids = list(side.input_ids[: bounds[-1] + 1])
+            if each.ended:
+                ids.append(int(tokenizer.eos_token_id))
+                bounds.append(len(ids) - 1)
+            tokens.append(ChunkTokens(ids, bounds))
         left_out = 1 - (ends[-1] - ends[0]) / size if size else 0.0
         texts.append(ChunkedText(tokens[0], tokens[1], left_out))
     return texts
-
-
-def _tokens(read: TokenEnds, ends: Sequence[int], end_token: int | None) -> ChunkTokens:
-    """Return one tokenizer's tokens up to the last common end, and its end-of-text token."""
-    bounds = [read.places[end] for end in ends]
-    ids = list(read.input_ids[: bounds[-1] + 1])
-    if end_token is None:
-        return ChunkTokens(ids, bounds)
-    return ChunkTokens([*ids, end_token], [*bounds, bounds[-1] + 1])
 
 
 # How likely a model finds each chunk.
@@ -250,11 +233,8 @@ def chunk_likelihoods(base: BaseModel, rows: Sequence[ChunkTokens]) -> list[Floa
 class TeacherGeneration(NamedTuple):
     """A prompt, what the teacher wrote after it, and how likely it found that.
 
-    Attributes:
-        written: Prompt and continuation.
-        chunks: Both in the tokens of source and target.
-        expected: Log-likelihood of each chunk under the source with its adapter, in nats.
-        excess: How much higher that is than under the source alone.
+    ``expected`` are the log-likelihoods of the chunks under the source with its adapter, in nats;
+    ``excess`` is how much higher they are than under the source alone.
     """
 
     written: Continuation
@@ -286,11 +266,6 @@ def teacher_generations(
     """Let the teacher write after each prompt, and compute how likely it finds each chunk.
 
     Finished shards are kept, so that a stopped run goes on.
-
-    Args:
-        data: Teacher, target and store.
-        prompts: What the teacher reads.
-        max_new_tokens: Tokens of a continuation at most.
 
     Raises:
         DataError: the teacher writes nothing, or the same after every prompt.

@@ -5,6 +5,7 @@ import random
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 
@@ -38,6 +39,12 @@ class TextSelection(ABC):
         """
 
 
+def _shuffled(count: int, seed: int) -> list[int]:
+    order = list(range(count))
+    random.Random(f"texts {seed}").shuffle(order)
+    return order
+
+
 class RandomTexts(TextSelection):
     """A seeded draw."""
 
@@ -46,9 +53,7 @@ class RandomTexts(TextSelection):
     ) -> list[int]:
         """Return indices in a seeded order."""
         del distributions
-        order = list(range(len(texts)))
-        random.Random(f"texts {seed}").shuffle(order)
-        return order[:count]
+        return _shuffled(len(texts), seed)[:count]
 
 
 class DiverseTexts(TextSelection):
@@ -70,11 +75,24 @@ class DiverseTexts(TextSelection):
         self, texts: Sequence[str], distributions: Distributions, count: int, seed: int
     ) -> list[int]:
         """Return indices of one cluster after the other, in each in a seeded order."""
-        order = RandomTexts().choose(texts, distributions, len(texts), seed)
+        del distributions
+        order = _shuffled(len(texts), seed)
         clusters = min(self.clusters, len(texts) // 2)
         if clusters < 2:
             return order[:count]
-        assigned = _clusters([texts[index] for index in order], clusters, seed)
+        # Imported here: it takes a second, which other selections need not wait for.
+        from sklearn.cluster import KMeans
+        from sklearn.exceptions import ConvergenceWarning
+        from sklearn.feature_extraction.text import TfidfVectorizer
+
+        # Words, and other characters where there are none, so that no text is without a token.
+        features = TfidfVectorizer(sublinear_tf=True, token_pattern=r"\w+|[^\w\s]")
+        vectors = features.fit_transform([texts[index] for index in order])
+        means = KMeans(clusters, n_init=4, max_iter=50, random_state=seed)
+        with warnings.catch_warnings():
+            # Fewer different texts than clusters: some stay empty, which does no harm.
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            assigned = means.fit_predict(vectors).tolist()
         queues: dict[int, list[int]] = {}
         for index, cluster in zip(order, assigned, strict=True):
             queues.setdefault(cluster, []).append(index)
@@ -123,22 +141,6 @@ class BalancedTexts(TextSelection):
         return list(islice(in_turn(queues), count))
 
 
-def _clusters(texts: Sequence[str], clusters: int, seed: int) -> list[int]:
-    """Return the cluster of each text."""
-    # Imported here: it takes a second, which other selections need not wait for.
-    from sklearn.cluster import KMeans
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
-    # Words, and other characters where there are none, so that no text is without a token.
-    vectors = TfidfVectorizer(sublinear_tf=True, token_pattern=r"\w+|[^\w\s]").fit_transform(texts)
-    means = KMeans(clusters, n_init=4, max_iter=50, random_state=seed)
-    with warnings.catch_warnings():
-        # Fewer different texts than clusters: some stay empty, which does no harm.
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        return [int(cluster) for cluster in means.fit_predict(vectors)]
-
-
 # Texts that a model writes itself, where there is no corpus.
 
 _BATCH = 16  # prompts
@@ -165,14 +167,15 @@ _OPENINGS = (
 )
 
 
+@dataclass
 class WrittenTexts:
     """Inputs for an adapter that its own base model writes: no data are needed.
 
     A model with a chat template is asked for texts of many kinds about which the prompt could be
     asked; any other continues common openings of sentences. The adapter is not attached: it is
-    made to answer, not to write inputs. The texts depend on the arguments alone.
+    made to answer, not to write inputs. The texts depend on the attributes alone.
 
-    Args:
+    Attributes:
         base: The source model.
         prompt_spec: The prompt of the adapter's task.
         count: Texts of both splits together; fewer where the model repeats itself.
@@ -184,26 +187,15 @@ class WrittenTexts:
     examples and its discriminator.
     """
 
-    def __init__(
-        self,
-        base: BaseModel,
-        prompt_spec: PromptSpec,
-        *,
-        count: int = 256,
-        store: Store = NO_STORE,
-        seed: int = 0,
-        progress: RefinementProgress = silent,
-    ) -> None:
-        self.base, self.prompt_spec, self.count, self.seed = base, prompt_spec, count, seed
-        self._store, self._progress = store, progress
+    base: BaseModel
+    prompt_spec: PromptSpec
+    count: int = 256
+    store: Store = NO_STORE
+    seed: int = 0
+    progress: RefinementProgress = silent
 
     def texts(self, split: str) -> Iterator[str]:
-        """Yield the split's texts, in the order they were written.
-
-        Raises:
-            DataError: there is no such split.
-            OutputError: the store cannot be written.
-        """
+        """Yield the split's texts, in the order they were written."""
         check_split(split)
         yield from (text for text in self._all if split_of(text) == split)
 
@@ -235,10 +227,10 @@ class WrittenTexts:
         for batch in range(_PATIENCE * -(-self.count // len(prompts))):
             if len(texts) >= self.count:
                 break
-            self._progress("the source writes texts", len(texts), self.count)
+            self.progress("the source writes texts", len(texts), self.count)
             for opening, text in zip(openings, self._drawn(tokens, batch), strict=True):
                 texts |= dict.fromkeys(self._lines(opening + text))
-        self._progress("the source writes texts", self.count, self.count)
+        self.progress("the source writes texts", self.count, self.count)
         return list(texts)[: self.count]
 
     def _drawn(self, tokens: Sequence[Sequence[int]], batch: int) -> list[str]:
@@ -257,7 +249,7 @@ class WrittenTexts:
             rows = written(self.base, tokens, max_new_tokens=_MAX_NEW_TOKENS, choice=choice)
             return [text for text, _ in rows]
 
-        texts: list[str] = self._store.made(key, drawn)
+        texts: list[str] = self.store.made(key, drawn)
         return texts
 
     def _lines(self, drawn: str) -> Iterator[str]:

@@ -105,8 +105,7 @@ class TrainingResult:
     Attributes:
         losses: Of every step.
         measured: The measure after a number of steps; 0 is the start.
-        best_step: Number of steps after which the kept weights were taken; all of them where
-            nothing was measured.
+        best_step: Steps after which the kept weights were taken; all where nothing was measured.
         seconds: Wall time of all runs that took part, measuring included.
     """
 

@@ -13,11 +13,11 @@ from loraport.data.prompts import (
     prompt_tokens,
     seeded_batches,
 )
-from loraport.data.tasks import Example, PromptTemplate, Task
+from loraport.data.tasks import Example, PromptTemplate
 from loraport.models import BaseModel
 
 
-def test_a_spec_fills_in_instruction_text_and_label(pico_task: Task) -> None:
+def test_a_spec_fills_in_instruction_text_and_label(pico_task):
     template = PromptTemplate("{text} - {instruction}", completion=": {label}", text_chars=5)
     spec = PromptSpec.of(pico_task, template)
     assert spec.ask("a {b} text") == "a {b} - Which feeling?"
@@ -26,7 +26,7 @@ def test_a_spec_fills_in_instruction_text_and_label(pico_task: Task) -> None:
     assert PromptSpec().ask("some text") == "some text"
 
 
-def test_all_answers_end_at_the_last_position_behind_padding_on_the_left() -> None:
+def test_all_answers_end_at_the_last_position_behind_padding_on_the_left():
     batch = collate([TokenizedAnswer([5, 6, 7], [8]), TokenizedAnswer([9], [10, 11, 12])], 0)
     assert batch.input_ids.tolist() == [[5, 6, 7], [9, 10, 11]]
     assert batch.targets.tolist() == [[NOT_ASKED, NOT_ASKED, 8], [10, 11, 12]]
@@ -38,9 +38,7 @@ def test_all_answers_end_at_the_last_position_behind_padding_on_the_left() -> No
 
 
 @pytest.mark.parametrize("side", ["pico_source", "pico_target"])
-def test_prompt_and_answer_are_the_tokens_of_the_whole_text(
-    side: str, pico_task: Task, template: PromptTemplate, request: pytest.FixtureRequest
-) -> None:
+def test_prompt_and_answer_are_the_tokens_of_the_whole_text(side, pico_task, template, request):
     base: BaseModel = request.getfixturevalue(side)
     row, spec = pico_task.train[0], PromptSpec.of(pico_task, template)
     prompt = prompt_tokens(base.tokenizer, spec, [row.text])[0]
@@ -51,25 +49,21 @@ def test_prompt_and_answer_are_the_tokens_of_the_whole_text(
     assert 1 not in answer
 
 
-def test_completion_that_would_share_a_token_is_tokenised_by_itself(
-    pico_source: BaseModel,
-) -> None:
+def test_completion_that_would_share_a_token_is_tokenised_by_itself(pico_source):
     merged = PromptSpec("{text} Which feeling some", ("good", "bad"), "what{label}")
     answers = answer_tokens(pico_source.tokenizer, merged)
     unknown = pico_source.tokenizer.unk_token_id
     assert answers == {"good": [unknown], "bad": [unknown]}
 
 
-def test_class_balanced_takes_the_labels_in_turn() -> None:
+def test_class_balanced_takes_the_labels_in_turn():
     rows = [Example(str(place), label) for place, label in enumerate("aaaabbc")]
     chosen = class_balanced(rows, ("a", "b", "c"), 6)
     assert [row.text for row in chosen] == ["0", "4", "6", "1", "5", "2"]
     assert len(class_balanced(rows, ("a", "b", "c"), 100)) == 7
 
 
-def test_examples_hold_the_chosen_rows(
-    pico_source: BaseModel, pico_task: Task, template: PromptTemplate
-) -> None:
+def test_examples_hold_the_chosen_rows(pico_source, pico_task, template):
     first = AnswerExamples(pico_task, template, pico_source.tokenizer, examples=5, balanced=False)
     texts = [row.text for row in pico_task.train[:5]]
     spec = PromptSpec.of(pico_task, template)
@@ -81,7 +75,7 @@ def test_examples_hold_the_chosen_rows(
 LENGTHS = [(7 * place) % 41 + 1 for place in range(150)]
 
 
-def test_each_epoch_holds_every_row_once_in_another_seeded_order() -> None:
+def test_each_epoch_holds_every_row_once_in_another_seeded_order():
     batches = seeded_batches(LENGTHS, batch_size=4, epochs=2, seed=1)
     assert [len(batch) for batch in batches].count(4) == 2 * 37
     first, second = batches[:38], batches[38:]
@@ -94,7 +88,7 @@ def test_each_epoch_holds_every_row_once_in_another_seeded_order() -> None:
     assert seeded_batches([], batch_size=4, epochs=1, seed=1) == []
 
 
-def test_buckets_are_those_batches_a_new_epoch_each_pass() -> None:
+def test_buckets_are_those_batches_a_new_epoch_each_pass():
     rows = [TokenizedAnswer([place] * length, [0]) for place, length in enumerate(LENGTHS)]
     buckets = LengthBuckets(rows, batch_size=4, pad_token=999, seed=1)
     passes = [batch.input_ids[:, -1].tolist() for _ in range(2) for batch in buckets]
@@ -102,7 +96,7 @@ def test_buckets_are_those_batches_a_new_epoch_each_pass() -> None:
     assert len(buckets) == 38
 
 
-def test_rows_are_sorted_within_a_window_only() -> None:
+def test_rows_are_sorted_within_a_window_only():
     order = torch.randperm(200, generator=torch.Generator().manual_seed(4)).tolist()
     batches = [
         [order[row] for row in batch]

@@ -113,7 +113,7 @@ def test_a_data_set_is_split_by_its_rows(hub, streaming):
 
 
 def test_a_data_set_that_is_not_there_or_has_no_such_column_is_refused(hub, tmp_path):
-    with pytest.raises(DataError, match=r"'body'.*text, kind.*corpus\.field"):
+    with pytest.raises(DataError, match=r"split train\) has no column 'body'.*text, kind"):
         list(HubTexts(hub, field="body").texts("train"))
     with pytest.raises(DataError, match="corpus=folder"):
         list(HubTexts(hub, split="nowhere").texts("train"))

@@ -1,5 +1,4 @@
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,45 +30,44 @@ def content(**fields: Any) -> dict[str, Any]:
     return given | fields
 
 
-def test_what_is_written_is_read(tmp_path: Path) -> None:
+def test_what_is_written_is_read(tmp_path):
     file = tmp_path / "local.json"
     file.write_text(json.dumps(content()))
     found = AnchorCalibration.read(file)
-    assert (found.pair, found.refinement, found.command) == (
-        *("local", "corpus_distill"),
-        "measured by hand",
-    )
+    assert (found.pair, found.refinement) == ("local", "corpus_distill")
     assert [point.task for point in found.points] == ["sst2", "subj"]
     assert found.points[1].features == {"agreement_after": 0.7}
     assert found.points[1].gap_recovered == 0.4
-    assert [point.task for point in found.without(["sst2"]).points] == ["subj"]
 
 
 @pytest.mark.parametrize(
     ("fields", "named"),
     [
-        ({"features": []}, "no features"),
+        ({"features": []}, "features are []"),
         ({"features": ["kl"]}, "lacks 'kl'"),
         ({"features": ["gap_recovered_nll"]}, "gap_recovered_nll"),
-        ({"points": [{"task": "a", "gap_recovered": 1e999, "agreement_after": 1}]}, "a: gap_rec"),
+        (
+            {"points": [{"task": "a", "gap_recovered": 1e999, "agreement_after": 1}]},
+            "a: gap_recovered is not finite",
+        ),
         ({"points": [{"task": "a", "gap_recovered": 1, "agreement_after": "x"}]}, "'x'"),
-        ({"points": content()["points"] * 2}, "sst2, subj twice"),
+        ({"points": content()["points"] * 2}, "twice: sst2, sst2, subj"),
     ],
     ids=str,
 )
-def test_a_file_that_cannot_be_used(fields: dict[str, Any], named: str) -> None:
+def test_a_file_that_cannot_be_used(fields, named):
     with pytest.raises(DataError, match=r"(?s)local\.json .*a calibration takes") as caught:
         AnchorCalibration.parse(json.dumps(content(**fields)), "local.json")
     assert named in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["{", "[]"], ids=repr)
-def test_a_file_that_is_none(text: str) -> None:
+def test_a_file_that_is_none(text):
     with pytest.raises(DataError, match="a calibration takes"):
         AnchorCalibration.parse(text, "local.json")
 
 
-def test_a_file_that_is_missing(tmp_path: Path) -> None:
+def test_a_file_that_is_missing(tmp_path):
     with pytest.raises(DataError, match=r"nowhere\.json cannot be read"):
         AnchorCalibration.read(tmp_path / "nowhere.json")
     assert AnchorCalibration.packaged("local") is None
@@ -94,7 +92,7 @@ def reference(x: np.ndarray, y: np.ndarray, at: np.ndarray) -> float:
     return float(model.predict((at[:, None] - centre) / spread)[0])
 
 
-def test_it_is_ridge_regression_with_leave_one_out_residuals() -> None:
+def test_it_is_ridge_regression_with_leave_one_out_residuals():
     x = np.array([point.features["agreement"] for point in points()])
     y = np.array([point.gap_recovered for point in points()])
     fit = ExpectedRecovery.fit(points(), ["agreement"])
@@ -111,7 +109,7 @@ def test_it_is_ridge_regression_with_leave_one_out_residuals() -> None:
     assert (fit.anchors, fit.level) == (10, 0.9)
 
 
-def test_the_interval_covers_as_often_as_it_says() -> None:
+def test_the_interval_covers_as_often_as_it_says():
     draw = np.random.default_rng(0)
 
     def drawn() -> AnchorPoint:
@@ -127,11 +125,11 @@ def test_the_interval_covers_as_often_as_it_says() -> None:
     assert 0.83 < inside / 100 < 0.99
 
 
-def test_few_anchors_stand_for_a_lower_level() -> None:
+def test_few_anchors_stand_for_a_lower_level():
     assert ExpectedRecovery.fit(points(4), ["agreement"]).level == 4 / 5
 
 
-def test_a_feature_that_is_always_the_same_changes_nothing() -> None:
+def test_a_feature_that_is_always_the_same_changes_nothing():
     plain = ExpectedRecovery.fit(points(), ["agreement"])
     both = ExpectedRecovery.fit(points(), ["agreement", "same"])
     given = {"agreement": 0.7, "same": 0.5}
@@ -151,5 +149,5 @@ def test_a_feature_that_is_always_the_same_changes_nothing() -> None:
     ],
     ids=str,
 )
-def test_a_go_takes_enough_and_surely_more_than_nothing(expectation: Expectation, go: bool) -> None:
+def test_a_go_takes_enough_and_surely_more_than_nothing(expectation, go):
     assert expectation.go is go

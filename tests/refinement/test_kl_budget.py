@@ -59,9 +59,7 @@ def same_bits(left: LoraAdapter, right: LoraAdapter) -> bool:
 
 
 @pytest.mark.parametrize("budget", [1e-3, 0.1])
-def test_drift_ends_within_five_percent_of_the_budget(
-    start: LoraAdapter, data: DistillationInputs, budget: float
-) -> None:
+def test_drift_ends_within_five_percent_of_the_budget(start, data, budget):
     adapter, report = KlBudget(budget, p95_budget=100.0).refine(start, data)
     after = measured(data, adapter)
     assert 0.95 * budget <= after.mean <= budget
@@ -73,7 +71,7 @@ def test_drift_ends_within_five_percent_of_the_budget(
     assert report["evaluations"] <= 10
 
 
-def test_a_tight_tail_binds(start: LoraAdapter, data: DistillationInputs) -> None:
+def test_a_tight_tail_binds(start, data):
     adapter, report = KlBudget(0.1, p95_budget=0.02).refine(start, data)
     after = measured(data, adapter)
     assert 0.95 * 0.02 <= after.p95 <= 0.02
@@ -83,9 +81,7 @@ def test_a_tight_tail_binds(start: LoraAdapter, data: DistillationInputs) -> Non
 
 
 @pytest.mark.parametrize("zero", ["budget", "p95_budget"])
-def test_zero_budget_leaves_nothing(
-    start: LoraAdapter, data: DistillationInputs, zero: str
-) -> None:
+def test_zero_budget_leaves_nothing(start, data, zero):
     options: dict[str, Any] = {zero: 0.0}
     adapter, report = KlBudget(**options).refine(start, data)
     assert all(not update.B.any() for update in adapter.values())
@@ -94,25 +90,18 @@ def test_zero_budget_leaves_nothing(
     assert report["binds"] == zero
 
 
-def test_an_adapter_within_the_budget_is_given_back_as_it_is(
-    start: LoraAdapter, data: DistillationInputs
-) -> None:
+def test_an_adapter_within_the_budget_is_given_back_as_it_is(start, data):
     before = measured(data, start)
     budget = KlBudget(before.mean, p95_budget=before.p95)
     adapter, report = budget.refine(start, data)
     assert adapter is start
     assert (report["scale"], report["binds"], report["evaluations"]) == (1, None, 1)
-
-
-def test_no_scale_is_larger_than_the_largest(start: LoraAdapter, data: DistillationInputs) -> None:
     adapter, report = KlBudget(1e3, largest=0.5).refine(start, data)
     assert report["scale"] == 0.5
     assert same_bits(adapter, start.map(lambda update: update.scaled(0.5)))
 
 
-def test_a_check_measures_what_a_budget_would_beside_the_source_s_own_adapter(
-    start: LoraAdapter, data: DistillationInputs
-) -> None:
+def test_a_check_measures_what_a_budget_would_beside_the_source_s_own_adapter(start, data):
     own = KlToBaseGauge(data.teacher.base, SENTENCES).of(data.teacher.adapter)
     checked = check_kl(start, data)
     assert own.mean > 0
@@ -124,7 +113,7 @@ def test_a_check_measures_what_a_budget_would_beside_the_source_s_own_adapter(
     assert check_kl(start, data, texts=3)["notes"] == []
 
 
-def test_same_seed_gives_the_same_bits(start: LoraAdapter, data: DistillationInputs) -> None:
+def test_same_seed_gives_the_same_bits(start, data):
     budget = KlBudget(0.1, positions=2)
     (one, first), (two, second) = (budget.refine(start, data) for _ in range(2))
     assert same_bits(one, two)
@@ -133,9 +122,7 @@ def test_same_seed_gives_the_same_bits(start: LoraAdapter, data: DistillationInp
 
 
 @pytest.mark.parametrize("texts", [None, Planted(" ", "\n")])
-def test_without_texts_there_is_an_error(
-    start: LoraAdapter, data: DistillationInputs, texts: Planted | None
-) -> None:
+def test_without_texts_there_is_an_error(start, data, texts):
     empty = replace(data, texts=texts)
     missing = "no corpus" if texts is None else "validation split has none"
     for measure in (KlBudget().refine, check_kl):
@@ -143,51 +130,42 @@ def test_without_texts_there_is_an_error(
             measure(start, empty)
 
 
-def test_adapter_of_another_model_is_refused(data: DistillationInputs) -> None:
+def test_adapter_of_another_model_is_refused(data):
     with pytest.raises(AdapterError, match="attach it to the base model"):
         KlBudget().refine(data.teacher.adapter, data)
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("budget", -0.1), ("budget", math.nan), ("p95_budget", -1.0), ("largest", 0.0), ("texts", 0)],
+    [("budget", math.nan), ("p95_budget", -1.0), ("largest", 0.0)],
 )
-def test_numbers_out_of_range_are_refused(name: str, value: Any) -> None:
+def test_numbers_out_of_range_are_refused(name, value):
     with pytest.raises(ConfigurationError, match=f"{name}={value}"):
         KlBudget(**{name: value})
 
 
-@pytest.mark.parametrize("power", [0.5, 1.0, 2.0, 4.0, 8.0])
-@pytest.mark.parametrize("height", [1.001, 3.0, 1e3, 1e8])
-def test_any_power_law_is_met_within_the_tolerance(power: float, height: float) -> None:
+@pytest.mark.parametrize("power", [0.5, 2.0, 8.0])
+@pytest.mark.parametrize("height", [1.001, 1e3, 1e8])
+def test_any_power_law_is_met_within_the_tolerance(power, height):
     found = largest_within(lambda scale: height * scale**power)
     assert 0.95 <= height * found.scale**power <= 1
     assert found.monotone
     assert len(found.loads) <= 16
 
 
-def test_a_quadratic_load_is_met_by_the_first_guess() -> None:
+def test_a_quadratic_load_is_met_by_the_first_guess():
     found = largest_within(lambda scale: 50 * scale**2)
     assert list(found.loads)[:2] == [1.0, found.scale]
     assert len(found.loads) == 3
 
 
-def test_a_load_that_falls_again_is_noticed_and_the_largest_scale_within_taken() -> None:
-    def load(scale: float) -> float:
-        return 0.5 if 0.2 < scale < 0.6 else 100 * scale**2
-
-    found = largest_within(load)
-    assert 0.2 < found.scale < 0.6
-    assert not found.monotone
-
-
-def test_a_load_that_jumps_over_the_budget_ends_below_the_jump() -> None:
-    found = largest_within(lambda scale: 0.1 * scale if scale < 0.3 else 5 * scale)
-    assert 0.29 < found.scale < 0.3
-    assert found.monotone
-
-
-def test_a_load_that_is_never_within_gives_zero() -> None:
-    found = largest_within(lambda scale: 2 + scale, most=9)
-    assert found.scale == 0
-    assert len(found.loads) <= 9
+def test_a_load_that_falls_again_or_jumps_ends_at_the_largest_scale_within():
+    again = largest_within(lambda scale: 0.5 if 0.2 < scale < 0.6 else 100 * scale**2)
+    assert 0.2 < again.scale < 0.6
+    assert not again.monotone
+    jump = largest_within(lambda scale: 0.1 * scale if scale < 0.3 else 5 * scale)
+    assert 0.29 < jump.scale < 0.3
+    assert jump.monotone
+    never = largest_within(lambda scale: 2 + scale, most=9)
+    assert never.scale == 0
+    assert len(never.loads) <= 9

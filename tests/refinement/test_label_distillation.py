@@ -1,9 +1,6 @@
 import math
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -20,7 +17,6 @@ from loraport.refinement.label_distillation import (
     Agreement,
     CorpusDistill,
     FewShot,
-    LabelDistillation,
     LabelStudent,
     PromptDistill,
     SoftBatch,
@@ -80,9 +76,7 @@ def label_likelihoods(
 # The teacher's labels.
 
 
-def test_distribution_is_the_softmax_of_the_likelihoods_of_whole_labels(
-    data: DistillationInputs,
-) -> None:
+def test_distribution_is_the_softmax_of_the_likelihoods_of_whole_labels(data):
     base, adapter = data.teacher.base, data.teacher.adapter
     rows = label_distributions(data, TEXTS[:3], temperature=2.0)
     for row, text in zip(rows, TEXTS, strict=False):
@@ -91,7 +85,7 @@ def test_distribution_is_the_softmax_of_the_likelihoods_of_whole_labels(
         torch.testing.assert_close(row, expected.softmax(0), atol=1e-5, rtol=1e-4)
 
 
-def test_teacher_answers_by_the_last_word(data: DistillationInputs) -> None:
+def test_teacher_answers_by_the_last_word(data):
     labels = data.prompt_spec.labels
     rows = label_distributions(data, TEXTS)
     tops = [labels[top] for top in rows.argmax(dim=1).tolist()]
@@ -101,11 +95,8 @@ def test_teacher_answers_by_the_last_word(data: DistillationInputs) -> None:
 
 
 def test_labels_are_kept_for_other_temperatures_and_no_other_adapter(
-    data: DistillationInputs,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    random_adapter: Callable[..., LoraAdapter],
-) -> None:
+    data, tmp_path, monkeypatch, random_adapter
+):
     computed: list[int] = []
 
     def counted(base: BaseModel, spec: PromptSpec, texts: list[str]) -> torch.Tensor:
@@ -128,9 +119,7 @@ def test_labels_are_kept_for_other_temperatures_and_no_other_adapter(
     assert len(computed) == 4 * 3
 
 
-def test_labels_of_the_same_tokens_are_refused(
-    data: DistillationInputs, pico_source: BaseModel
-) -> None:
+def test_labels_of_the_same_tokens_are_refused(data, pico_source):
     unknown = PromptSpec("{text}", ("good", "sublime", "lousy"))
     message = "'sublime' and 'lousy' are the same tokens for pico/source.* choose other words"
     with pytest.raises(DataError, match=message):
@@ -141,38 +130,23 @@ def test_labels_of_the_same_tokens_are_refused(
     assert list(pico_source.network.modules()) == modules
 
 
-@pytest.mark.parametrize(
-    ("rows", "message"),
-    [
-        (
-            [[0.9, 0.1], [0.7, 0.3], [0.6, 0.4]],
-            r"answers 'yes' to 100% of 3 texts.*prompt\.labels",
-        ),
-        # It does not read the text.
-        ([[0.5001, 0.4999], [0.4999, 0.5001]], "nothing can be learned"),
-    ],
-)
-def test_teacher_that_gives_one_answer_only_is_refused(
-    rows: list[list[float]], message: str
-) -> None:
-    with pytest.raises(DataError, match=message):
-        check_informative(torch.tensor(rows), ["yes", "no"])
-
-
-def test_teacher_that_hardly_varies_gets_a_note() -> None:
+def test_teacher_that_gives_one_answer_only_is_refused_and_one_that_hardly_varies_noted():
+    labels = ["yes", "no"]
+    with pytest.raises(DataError, match=r"answers 'yes' to 100% of 3 texts.*prompt\.labels"):
+        check_informative(torch.tensor([[0.9, 0.1], [0.7, 0.3], [0.6, 0.4]]), labels)
+    with pytest.raises(DataError, match="nothing can be learned"):  # it does not read the text
+        check_informative(torch.tensor([[0.5001, 0.4999], [0.4999, 0.5001]]), labels)
     rows = torch.tensor([[0.9, 0.1]] * 199 + [[0.1, 0.9]])
-    (note,) = check_informative(rows, ["yes", "no"])
+    (note,) = check_informative(rows, labels)
     assert "'yes' to 99.5% of the texts" in note
-    assert check_informative(rows[-20:], ["yes", "no"]) == ()
+    assert check_informative(rows[-20:], labels) == ()
 
 
 @pytest.mark.parametrize(
     ("shares", "balance"),
     [((0.25, 0.25, 0.25, 0.25), 1.0), ((1.0, 0.0), 0.0), ((0.5, 0.5, 0.0, 0.0), 0.5)],
 )
-def test_balance_is_the_entropy_of_the_labels_shares(
-    shares: tuple[float, ...], balance: float
-) -> None:
+def test_balance_is_the_entropy_of_the_labels_shares(shares, balance):
     named = {f"label {index}": share for index, share in enumerate(shares)}
     assert label_balance(named) == pytest.approx(balance)
 
@@ -180,12 +154,8 @@ def test_balance_is_the_entropy_of_the_labels_shares(
 # The student and its agreement.
 
 
-@pytest.mark.parametrize(
-    "labels", [("very good", "very bad", "neutral"), ("a", "b", "ab"), ("x", "xy", "xyz")]
-)
-def test_loss_is_the_cross_entropy_of_whole_labels(
-    pico_target: BaseModel, random_adapter: Callable[..., LoraAdapter], labels: tuple[str, ...]
-) -> None:
+@pytest.mark.parametrize("labels", [("very good", "very bad", "neutral"), ("x", "xy", "xyz")])
+def test_loss_is_the_cross_entropy_of_whole_labels(pico_target, random_adapter, labels):
     spec = PromptSpec("{text}\n?", labels)
     start = random_adapter(pico_target)
     prompts = pico_target.tokenizer([spec.ask(text) for text in TEXTS[:2]])["input_ids"]
@@ -198,9 +168,7 @@ def test_loss_is_the_cross_entropy_of_whole_labels(
     assert float(loss.detach()) == pytest.approx(expected, rel=1e-4)
 
 
-def test_batches_keep_texts_and_targets_together(
-    pico_target: BaseModel, prompt_spec: PromptSpec, start: LoraAdapter
-) -> None:
+def test_batches_keep_texts_and_targets_together(pico_target, prompt_spec, start):
     dataset = SoftLabelDataset(tuple(TEXTS[:10]), torch.arange(30.0).reshape(10, 3))
     with closing(LabelStudent(pico_target, start, prompt_spec)) as student:
         batches = student.batches(dataset, batch_size=4, epochs=2, seed=0)
@@ -213,7 +181,7 @@ def test_batches_keep_texts_and_targets_together(
     assert sum(len(batch.prompts) for batch in batches) == 20
 
 
-def test_agreement_by_hand() -> None:
+def test_agreement_by_hand():
     teacher = torch.tensor([[0.5, 0.5, 0.0], [0.1, 0.2, 0.7]])
     # Not normalised: likelihoods of labels among all texts.
     student = torch.tensor([[0.25, 0.5, 0.25], [0.3, 0.6, 0.1]]).log() - 3
@@ -230,7 +198,7 @@ def test_agreement_by_hand() -> None:
     assert math.isnan(nan.kl)
 
 
-def test_teacher_agrees_with_itself_and_its_base_does_not(data: DistillationInputs) -> None:
+def test_teacher_agrees_with_itself_and_its_base_does_not(data):
     held_out = QUICK.held_out_texts(data, 40)
     assert held_out is not None
     base, spec = data.teacher.base, data.prompt_spec
@@ -254,7 +222,7 @@ def accuracy(data: DistillationInputs, adapter: LoraAdapter) -> float:
     return sum(map(str.__eq__, labels, map(answer, texts))) / len(texts)
 
 
-def test_skill_arrives_from_texts_alone(data: DistillationInputs, start: LoraAdapter) -> None:
+def test_skill_arrives_from_texts_alone(data, start):
     adapter, report = LONG.refine(start, data)
     assert accuracy(data, adapter) > 0.7
     assert report["agreement_after"] > 0.7 > 0.6 > report["agreement_before"]
@@ -269,9 +237,7 @@ def test_skill_arrives_from_texts_alone(data: DistillationInputs, start: LoraAda
     assert report["notes"] == []
 
 
-def test_the_same_texts_with_labels_of_other_texts_teach_nothing(
-    data: DistillationInputs, start: LoraAdapter
-) -> None:
+def test_the_same_texts_with_labels_of_other_texts_teach_nothing(data, start):
     @dataclass(frozen=True, kw_only=True)
     class Shuffled(CorpusDistill):
         def dataset(self, data: DistillationInputs) -> SoftLabelDataset:
@@ -284,7 +250,7 @@ def test_the_same_texts_with_labels_of_other_texts_teach_nothing(
     assert accuracy(data, control) < 0.6
 
 
-def test_best_of_the_measured_weights_is_kept(quick: Refined) -> None:
+def test_best_of_the_measured_weights_is_kept(quick):
     report = quick.report
     assert list(report["checks"]) == ["0", "1", "2", "3"]
     best = min(report["checks"].values())
@@ -293,21 +259,14 @@ def test_best_of_the_measured_weights_is_kept(quick: Refined) -> None:
     assert report["kl_after"] == pytest.approx(best, rel=1e-5)
 
 
-def test_given_adapter_is_kept_without_steps(
-    data: DistillationInputs, random_adapter: Callable[..., LoraAdapter]
-) -> None:
+def test_given_adapter_is_kept_without_steps_or_where_training_does_not_help(
+    data, random_adapter, monkeypatch
+):
     start = random_adapter(data.target)
     adapter, report = replace(QUICK, epochs=0).refine(start, data)
     assert relative_error(adapter, start) < 1e-6
     assert (report["steps"], report["loss_first"]) == (0, None)
     assert report["agreement_after"] == report["agreement_before"]
-
-
-def test_training_that_does_not_help_leaves_the_given_adapter_with_a_note(
-    data: DistillationInputs,
-    random_adapter: Callable[..., LoraAdapter],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
     kls = iter([1.0, 2.0, 3.0, 4.0, 1.0])
     monkeypatch.setattr(Agreement, "of", lambda *_: Agreement(0.5, next(kls)))
     start = random_adapter(data.target, roles=(Role.Q,))
@@ -317,9 +276,7 @@ def test_training_that_does_not_help_leaves_the_given_adapter_with_a_note(
     assert relative_error(adapter, start) < 1e-6
 
 
-def test_same_seed_same_bits_and_base_models_are_left_as_they_were(
-    data: DistillationInputs, start: LoraAdapter, quick: Refined
-) -> None:
+def test_same_seed_same_bits_and_base_models_are_left_as_they_were(data, start, quick):
     bases = (data.teacher.base, data.target)
     before = [{k: v.clone() for k, v in base.network.state_dict().items()} for base in bases]
     torch.manual_seed(1)
@@ -334,12 +291,8 @@ def test_same_seed_same_bits_and_base_models_are_left_as_they_were(
 
 
 def test_stopped_in_labelling_and_in_training_it_ends_in_the_same_bits(
-    data: DistillationInputs,
-    start: LoraAdapter,
-    quick: Refined,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    data, start, quick, tmp_path, monkeypatch
+):
     kept = replace(data, store=Store(tmp_path))
     calls: list[int] = []
     loss = LabelStudent.loss
@@ -374,9 +327,7 @@ def test_stopped_in_labelling_and_in_training_it_ends_in_the_same_bits(
     }
 
 
-def test_texts_are_cut_at_words_and_neither_empty_nor_double_nor_held_out(
-    data: DistillationInputs, start: LoraAdapter, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_texts_are_cut_at_words_and_neither_empty_nor_double_nor_held_out(data, start, monkeypatch):
     lines = ["the film was very good", "the film was bad", " ", "", "the plot was bad indeed"]
     validation = ["the film was dull", "a dull plot"]
     labelled: list[list[str]] = []
@@ -402,9 +353,7 @@ def test_texts_are_cut_at_words_and_neither_empty_nor_double_nor_held_out(
     ]
 
 
-def test_without_validation_texts_the_last_weights_are_kept(
-    data: DistillationInputs, start: LoraAdapter
-) -> None:
+def test_without_validation_texts_the_last_weights_are_kept(data, start):
     texts = Lines(list(Sentences().texts("train")), [])
     report = QUICK.refine(start, replace(data, texts=texts)).report
     assert (report["held_out"], report["kl_after"]) == (0, None)
@@ -424,16 +373,12 @@ GOOD = [text for text in Sentences().texts("train") if text.endswith("good")]
         (Lines(GOOD, []), "answers 'very good' to 100% of 40 texts"),
     ],
 )
-def test_texts_that_nothing_can_be_learned_from_are_refused(
-    data: DistillationInputs, start: LoraAdapter, texts: Lines | None, message: str
-) -> None:
+def test_texts_that_nothing_can_be_learned_from_are_refused(data, start, texts, message):
     with pytest.raises(DataError, match=message):
         QUICK.refine(start, replace(data, texts=texts))
 
 
-def test_without_labels_another_refinement_takes_over(
-    data: DistillationInputs, start: LoraAdapter
-) -> None:
+def test_without_labels_another_refinement_takes_over(data, start):
     class Sequences(Refinement):
         name = "sequences"
         data_access = "generic text"
@@ -459,9 +404,7 @@ def test_without_labels_another_refinement_takes_over(
         *((PROMPTS, "repeats", 0), (FEW, "teacher_weight", 1.5), (FEW, "teacher_weight", -0.1)),
     ],
 )
-def test_impossible_options_are_refused(
-    refinement: LabelDistillation, option: str, value: Any
-) -> None:
+def test_impossible_options_are_refused(refinement, option, value):
     with pytest.raises(ConfigurationError, match=rf"refine\.{option}={value}, but it takes"):
         replace(refinement, **{option: value})
 
@@ -469,9 +412,7 @@ def test_impossible_options_are_refused(
 # Distillation on inputs of the task.
 
 
-def test_inputs_weigh_as_often_as_they_are_repeated_beside_generic_texts(
-    data: DistillationInputs,
-) -> None:
+def test_inputs_weigh_as_often_as_they_are_repeated_beside_generic_texts(data):
     dataset = PROMPTS.dataset(data)
     assert len(dataset.texts) == 3 * 3 + 16
     own = {INPUTS[0]: "very good", INPUTS[1]: "neutral", "so bad": "very bad"}
@@ -481,9 +422,7 @@ def test_inputs_weigh_as_often_as_they_are_repeated_beside_generic_texts(
     assert (dataset.report["inputs"], dataset.report["generic_texts"]) == (3, 16)
 
 
-def test_inputs_alone_are_learned_where_there_is_nothing_else(
-    data: DistillationInputs, start: LoraAdapter
-) -> None:
+def test_inputs_alone_are_learned_where_there_is_nothing_else(data, start):
     assert len(replace(PROMPTS, generic=0).dataset(data).texts) == 9
     many = replace(PROMPTS, repeats=32)
     report = many.refine(start, replace(data, texts=None)).report
@@ -492,13 +431,9 @@ def test_inputs_alone_are_learned_where_there_is_nothing_else(
     assert "no held-out generic texts" in report["notes"][0]
 
 
-@pytest.mark.parametrize("inputs", [(), ("", "  ")])
-def test_no_inputs_are_refused(data: DistillationInputs, inputs: tuple[str, ...]) -> None:
-    with pytest.raises(DataError, match=rf"got {len(inputs)}, .* choose refine=corpus_distill"):
-        PROMPTS.dataset(replace(data, inputs=inputs))
-
-
-def test_inputs_that_all_get_one_answer_need_others_beside_them(data: DistillationInputs) -> None:
+def test_inputs_without_text_and_alone_with_one_answer_are_refused(data):
+    with pytest.raises(DataError, match=r"got 2, .* choose refine=corpus_distill"):
+        PROMPTS.dataset(replace(data, inputs=("", "  ")))
     same = replace(data, inputs=("the film was very good", "the plot was very good"))
     assert PROMPTS.dataset(same).report["inputs"] == 2
     with pytest.raises(DataError, match="answers 'very good' to 100% of 2 texts"):
@@ -508,9 +443,7 @@ def test_inputs_that_all_get_one_answer_need_others_beside_them(data: Distillati
 # Training on labelled examples.
 
 
-def test_examples_are_learned_by_their_labels_beside_generic_texts(
-    data: DistillationInputs,
-) -> None:
+def test_examples_are_learned_by_their_labels_beside_generic_texts(data):
     dataset = FEW.dataset(data)
     assert dataset.texts[:6] == tuple(row.text for row in EXAMPLES) * 2
     assert len(dataset.texts) == 6 + 16
@@ -523,9 +456,7 @@ def test_examples_are_learned_by_their_labels_beside_generic_texts(
     torch.testing.assert_close(mixed.targets, 0.75 * labels + 0.25 * teacher)
 
 
-def test_examples_that_contradict_the_teacher_are_still_learned(
-    data: DistillationInputs, start: LoraAdapter
-) -> None:
+def test_examples_that_contradict_the_teacher_are_still_learned(data, start):
     adapter, report = replace(FEW, generic=0, repeats=48).refine(start, data)
     assert adapter.norm() > 0
     assert (report["best_step"], report["checks"]) == (report["steps"], {})
@@ -545,8 +476,6 @@ def test_examples_that_contradict_the_teacher_are_still_learned(
         ((*EXAMPLES, Example(" ", "neutral")), "1 of 4 examples have no text"),
     ],
 )
-def test_examples_that_cannot_be_learned_from_are_refused(
-    data: DistillationInputs, examples: tuple[Example, ...], message: str
-) -> None:
+def test_examples_that_cannot_be_learned_from_are_refused(data, examples, message):
     with pytest.raises(DataError, match=message):
         FEW.dataset(replace(data, examples=examples))

@@ -10,7 +10,7 @@ import pytest
 from loraport.adapters import LoraAdapter, Role
 from loraport.data import CorpusFolder
 from loraport.data.prompts import PromptSpec
-from loraport.models import BaseModel, ModelSource
+from loraport.models import BaseModel
 from loraport.refinement.base import DistillationInputs, Teacher
 from loraport.refinement.sequence_distillation import SequenceDistillation
 from loraport.refinement.teacher_generations import continuations
@@ -44,7 +44,7 @@ class ThreeWords:
                 yield text
 
 
-def test_a_style_is_ported(shared: Path, cache: Path, smollm2: ModelSource, gemma3: ModelSource):
+def test_a_style_is_ported(shared, cache, smollm2, gemma3):
     source, target = smollm2.load(cache), gemma3.load(cache)
     corpus = ThreeWords(shared / "data/corpus/diverse.jsonl")
     train = list(islice(corpus.texts("train"), 400))

@@ -1,7 +1,6 @@
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +18,6 @@ from loraport.refinement.teacher_generations import (
     ChunkTokens,
     Continuation,
     TeacherGeneration,
-    batch_chunk_likelihoods,
     chunk_likelihoods,
     chunk_sums,
     chunked,
@@ -34,9 +32,7 @@ from loraport.store import Store
 PROMPTS = ["the film is", "a", "the plot was never dull ?", "Answer : good", "an actor is"]
 
 
-def test_prompts_keep_their_order_and_the_adapter_matters(
-    pico_source: BaseModel, random_adapter: Callable[..., LoraAdapter]
-):
+def test_prompts_keep_their_order_and_the_adapter_matters(pico_source, random_adapter):
     adapter = random_adapter(pico_source)
     found = continuations(pico_source, adapter, PROMPTS, max_new_tokens=6)
     assert [each.prompt for each in found] == PROMPTS
@@ -56,7 +52,7 @@ class Planned:
         return torch.tensor(self.steps.pop(0))
 
 
-def test_text_is_what_stands_behind_the_prompt(pico_source: BaseModel, pico_target: BaseModel):
+def test_text_is_what_stands_behind_the_prompt(pico_source, pico_target):
     words, end = pico_source.tokenizer, pico_source.tokenizer.eos_token_id
     prompt = words("the film")["input_ids"]
     good, is_ = words("good is")["input_ids"]
@@ -71,11 +67,8 @@ def test_text_is_what_stands_behind_the_prompt(pico_source: BaseModel, pico_targ
 
 
 def test_a_stopped_run_goes_on_and_a_finished_one_runs_no_model(
-    pico_source: BaseModel,
-    random_adapter: Callable[..., LoraAdapter],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-) -> None:
+    pico_source, random_adapter, monkeypatch, tmp_path
+):
     monkeypatch.setattr(module, "_SHARD", 2)
     adapter, calls = random_adapter(pico_source), 0
 
@@ -136,12 +129,11 @@ def test_a_token_that_reaches_out_of_the_prompt_is_left_out():
     none = cut(planted("abc"), planted("a", "b", "c"), "ab", "c", False)
     assert none.source.chunks == none.target.chunks == 0
     assert none.left_out == 1
-
-
-def test_an_empty_continuation_that_ended_has_one_chunk():
-    found = cut(planted("ab"), planted("a", "b"), "ab", "", True)
-    assert found.source == ChunkTokens([1, 0], [0, 1])
-    assert found.target == ChunkTokens([1, 2, 0], [1, 2])
+    empty = cut(planted("ab"), planted("a", "b"), "ab", "", True)
+    assert (empty.source, empty.target) == (
+        ChunkTokens([1, 0], [0, 1]),
+        ChunkTokens([1, 2, 0], [1, 2]),
+    )
 
 
 ROWS = [
@@ -153,11 +145,7 @@ ROWS = [
 
 @pytest.mark.parametrize("side", ["pico_source", "pico_target"])
 def test_chunks_add_up_to_the_likelihood_of_the_whole(
-    side: str,
-    request: pytest.FixtureRequest,
-    pico_source: BaseModel,
-    pico_target: BaseModel,
-    random_adapter: Callable[..., LoraAdapter],
+    side, request, pico_source, pico_target, random_adapter
 ):
     base: BaseModel = request.getfixturevalue(side)
     texts = chunked(ROWS, pico_source.tokenizer, pico_target.tokenizer)
@@ -186,19 +174,6 @@ def test_sums_are_differentiable_and_padding_counts_nothing():
     (sums * torch.tensor([[1.0, 10.0], [100.0, 1000.0]])).sum().backward()
     assert tokens.grad is not None
     assert tokens.grad.tolist() == [[1, 10, 10], [0, 0, 100]]
-
-
-def test_gradients_reach_an_input_of_the_network(pico_source: BaseModel, pico_target: BaseModel):
-    rows = [text.target for text in chunked(ROWS, pico_source.tokenizer, pico_target.tokenizer)]
-    weight = pico_target.network.get_parameter("model.layers.0.self_attn.v_proj.weight")
-    weight.requires_grad_(True)
-    try:
-        batch_chunk_likelihoods(pico_target, rows).sum().backward()
-        assert weight.grad is not None
-        assert float(weight.grad.abs().sum()) > 0
-    finally:
-        weight.requires_grad_(False)
-        weight.grad = None
 
 
 def text(*excess: float) -> TeacherGeneration:
@@ -230,7 +205,7 @@ def data(
     return DistillationInputs(Teacher(pico_source, random_adapter(pico_source)), pico_target)
 
 
-def test_excess_is_what_the_adapter_adds(data: DistillationInputs):
+def test_excess_is_what_the_adapter_adds(data):
     found = teacher_generations(data, PROMPTS, 6)
     assert len(found.texts) + found.empty == len(PROMPTS)
     assert len(found.texts) > 1
@@ -254,9 +229,7 @@ def plant_texts(monkeypatch: pytest.MonkeyPatch, texts: list[str]) -> None:
     monkeypatch.setattr(module, "continuations", continuations)
 
 
-def test_a_teacher_of_whom_nothing_can_be_learned_is_refused(
-    data: DistillationInputs, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_teacher_of_whom_nothing_can_be_learned_is_refused(data, monkeypatch):
     plant_texts(monkeypatch, ["", " ", "\n", ""])
     with pytest.raises(DataError, match=r"writes nothing after any of 4 prompts.*template"):
         teacher_generations(data, PROMPTS[:4], 6)
@@ -268,9 +241,7 @@ def test_a_teacher_of_whom_nothing_can_be_learned_is_refused(
     assert (len(found.texts), found.empty, found.unaligned) == (3, 1, 0)
 
 
-def test_likelihoods_are_kept_and_not_computed_again(
-    data: DistillationInputs, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-):
+def test_likelihoods_are_kept_and_not_computed_again(data, monkeypatch, tmp_path):
     steps: list[str] = []
 
     def run() -> list[list[float]]:

