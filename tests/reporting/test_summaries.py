@@ -255,31 +255,26 @@ def test_go_and_no_go(fields: dict[str, Any], said: str):
     assert recovery_verdict(ExpectedRecord(**(GO | fields)), (MEASURED,)).startswith(said)
 
 
-def test_too_much_drift_says_how_to_lessen_it():
-    text = "\n".join(refinement_remarks(refined(mean=0.4)))
-    assert "ABOVE the budget of 0.1" in text
-    assert "scale=0.5 would meet it" in text
-
-
 def test_without_a_prediction_there_is_the_agreement():
     text = recovery_verdict(ExpectedRecord(why_not="nobody looked"), (MEASURED,))
     assert "nobody looked, so nothing is predicted" in text
+    drift = "\n".join(refinement_remarks(refined(mean=0.4)))
+    assert "ABOVE the budget of 0.1" in drift
+    assert "scale=0.5 would meet it" in drift
     assert "88% the same answer" in text
     unknown = MEASURED | {"agreement_before": None, "agreement_after": None, "notes": []}
     lines = list(refinement_remarks(refined(measured=(unknown,))))
     assert not [line for line in lines if line.startswith("agreement")]
-
-
-def test_an_adapter_that_writes_freely_is_compared_by_likelihood():
+    # An adapter that writes freely is compared by likelihood.
     free: dict[str, Any] = {
         **{"texts": 128, "pool": 192, "steps": 32, "held_out": 32},
         **{"agreement_before": {"gap": 2.5}, "agreement_after": {"gap": 0.75}},
     }
     asked = {"prompt": "{text}", "labels": []}
-    lines = list(refinement_remarks(refined(measured=(free,), question=asked)))
-    assert "answers written freely" in lines[0]
-    assert "128 texts, chosen from 192" in lines[1]
-    assert "differs by 0.75 nats a chunk (2.50 before)" in lines[2]
+    first, used, agreed, *_ = refinement_remarks(refined(measured=(free,), question=asked))
+    assert "answers written freely" in first
+    assert "128 texts, chosen from 192" in used
+    assert "differs by 0.75 nats a chunk (2.50 before)" in agreed
 
 
 def test_what_was_lost_in_a_port_is_told_and_nothing_of_what_did_not_happen():
