@@ -29,8 +29,8 @@ from .written_answers import (
     sampled,
 )
 
+# Stands between the samples of a prompt where they are shown as one answer.
 BETWEEN_SAMPLES = "\n-----\n"
-"""Stands between the samples of a prompt where they are shown as one answer."""
 
 _RULES = 1  # raise it when what a metric measures changes
 _ORDERS = (1, 2, 3)

@@ -25,9 +25,7 @@ from .creativity import distinct, self_bleu
 from .suite import SuiteScore, checked, hashed
 from .written_answers import PLAIN_PROMPT, Chat, PlainPrompt, PromptForm, PromptRow, parsed
 
-PACKAGED = ("coding_suite", "creativity_suite")
-"""The suites that come with the package."""
-
+PACKAGED = ("coding_suite", "creativity_suite")  # the suites that come with the package
 _RULES = 1  # raise it when what meets a constraint changes
 
 # --- Constraints: a kind each, by its name in the file --------------------------------------------
@@ -141,6 +139,7 @@ def _code(answer: str) -> str:
     return fenced.group(1) if fenced else answer
 
 
+# Kind to what says whether an answer, stripped of white space around it, meets it.
 CONSTRAINTS = {
     function.__name__.rstrip("_"): validate_call(function)
     for function in (
@@ -148,7 +147,6 @@ CONSTRAINTS = {
         *(regex, json_, python, bullets, no_repeats, lower_case, upper_case),
     )
 }
-"""Kind to what says whether an answer, stripped of white space around it, meets it."""
 
 
 def met(answer: str, constraint: dict[str, Any]) -> bool:

@@ -27,17 +27,13 @@ from .written_answers import write_answers
 
 @dataclass(frozen=True, eq=False)
 class TaskScore:
-    """How one model answers one task's test rows, in their order.
+    """How one model answers one task's test rows, in their order."""
 
-    Attributes:
-        predictions: The label that the model gives each row; empty where it gives none.
-        correct: Whether it is the right one.
-        row_nll: ``-log p(right label)`` of each row in nats, normalised over the labels; ``None``
-            where the scorer has no likelihoods.
-    """
-
+    # The label that the model gives each row; empty where it gives none.
     predictions: tuple[str, ...]
-    correct: Bool[Tensor, " rows"]
+    correct: Bool[Tensor, " rows"]  # whether it is the right one
+    # -log p(right label) of each row in nats, normalised over the labels; None where the scorer has
+    # no likelihoods.
     row_nll: Float[Tensor, " rows"] | None = None
 
     @property

@@ -9,17 +9,17 @@ from typing import Any
 
 from ..exceptions import ConfigurationError
 
+# Options that sweeps differ in, as the parallel coordinates show them.
 SWEPT = (
     *("mapper.space", "mapper.components", "mapper.rank", "mapper.lr", "mapper.hidden"),
     *("data.anchors", "seed"),
 )
-"""Options that sweeps differ in, as the parallel coordinates show them."""
 
+# Images that the media browser shows, by their files' stems; those that are missing stay empty.
 CHARTS = (
     *("gap_by_task", "recovery_against_cost", "drift_against_retention"),
     *("intersection_map", "calibration", "scores"),
 )
-"""Images that the media browser shows, by their files' stems; those that are missing stay empty."""
 
 
 def build_dashboard(

@@ -167,8 +167,7 @@ class TensorBoardRunLogger(TensorBoardLogger, RunLogger):
         self.experiment.add_image(f"charts/{file.stem}", imread(file), dataformats="HWC")
 
 
-_LONGEST_NAME = 128
-"""What W&B takes for the name of a run or a group."""
+_LONGEST_NAME = 128  # what W&B takes for the name of a run or a group
 
 
 class WandbRunLogger(WandbLogger, RunLogger):

@@ -44,9 +44,9 @@ from .tables import (
     transport_table,
 )
 
-PAGE = "report.html"
-"""The report's main file."""
+PAGE = "report.html"  # the report's main file
 
+# What the columns mean.
 GLOSSARY = (
     (
         "gap recovered",
@@ -73,7 +73,6 @@ GLOSSARY = (
         "labels, or labelled examples: a method is compared with its class and the cheaper ones.",
     ),
 )
-"""What the columns mean."""
 
 _SIGNS = {"supported": "✓", "falsified": "✗", "open": "?", "not tested": "○"}
 _DIAGNOSIS_SETTINGS = ("probes", "diagnosis", "pairing", "adapter", "force", "seed")
