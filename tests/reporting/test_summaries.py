@@ -24,11 +24,9 @@ from loraport.reporting.summaries import (
 
 from .benchmark_sample import (
     all_refused,
-    full_benchmark,
     method_of,
     no_usable_task,
     nothing_known,
-    one_mapper,
     results_of,
     two_pairs,
 )
@@ -157,18 +155,6 @@ def test_dearer_data_access_is_compared_with_the_cheaper_one():
     )
     near = with_gap("pca_mlp", "anchors", 0.3, (0.15, 0.45))
     assert "overlapping cross_lora" in only(cheap, near).cheaper
-
-
-def test_the_best_of_each_access_is_told_with_what_limits_it():
-    best = best_methods(full_benchmark())
-    assert [one.data_access for one in best] == [
-        *("weights only", "generic text", "anchors", "unlabelled prompts", "few-shot"),
-    ]
-    assert (best[1].method, best[3].method) == ("transport+corpus_distill", "noop+prompt_distill")
-    text = " ".join(benchmark_remarks(full_benchmark()))
-    assert "picked on the same test rows" in text
-    assert "Refused: head_copy, seed 0, 1: copy takes bases of equal shapes" in text
-    assert "picked" not in " ".join(benchmark_remarks(one_mapper()))
 
 
 def test_nothing_is_claimed_where_nothing_is_known():
