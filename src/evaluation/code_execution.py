@@ -121,11 +121,7 @@ class Sandbox:
     workers: int = 2
 
     def check(self) -> None:
-        """See that programs can be run, and that they run apart from this machine.
-
-        Raises:
-            ConfigurationError: they cannot.
-        """
+        """See that programs can be run, and that they run apart from this machine."""
         (result,) = self.run([Trial(_PROBE, "assert probe() == []", ("probe",))])
         if not result.passed:
             raise _refusal(f"a trial program was not held back: {result.reason}")
@@ -385,11 +381,7 @@ class CodeSource:
     stops: tuple[str, ...]
 
     def problems(self, folder: Path | None, limit: int | None) -> tuple[CodeProblem, ...]:
-        """Return the first problems of the file in a folder, or, without one, of the hub.
-
-        Raises:
-            DataError: they cannot be read, or one is malformed.
-        """
+        """Return the first problems of the file in a folder, or, without one, of the hub."""
         fields = ", ".join(self.row.model_fields)
         takes = f"a problem: an object with {fields}, code in Python and at least one test"
 
@@ -518,11 +510,7 @@ class Code:
         return hashed(_SCORED, problems, self.stops, self.decoding.signature(), self.k, limits)
 
     def score(self, base: BaseModel) -> SuiteScore:
-        """Return which problems the model's programs solve.
-
-        Raises:
-            ConfigurationError: the system does not allow a sandbox.
-        """
+        """Return which problems the model's programs solve."""
         written = self.decoding.completions(base, self.prompts(), self.stops)
         trials = [
             [problem.trial(text) for text in texts]

@@ -150,11 +150,7 @@ CONSTRAINTS = {
 
 
 def met(answer: str, constraint: dict[str, Any]) -> bool:
-    """Return whether an answer meets a constraint, ``{"kind", ...}`` as in the file.
-
-    Raises:
-        ValueError: there is no such kind, or its fields are wrong.
-    """
+    """Return whether an answer meets a constraint, ``{"kind", ...}`` as in the file."""
     fields = dict(constraint)
     kind = fields.pop("kind", None)
     if kind not in CONSTRAINTS:
@@ -199,9 +195,6 @@ class FormatSuite:
     and ``self_bleu``; ``chat_template`` is 1 where the model was asked in its chat template.
 
     The options are described in ``conf/suite/coding_suite.yaml``.
-
-    Raises:
-        DataError: the file is missing or malformed; the message names prompt and field.
     """
 
     metrics = ("followed", "all_followed", "distinct_1", "distinct_2", "distinct_3", "self_bleu")
@@ -233,11 +226,7 @@ class FormatSuite:
         return hashed(_RULES, asdict(self.form), self.file.model_dump(mode="json"))
 
     def score(self, base: BaseModel) -> SuiteScore:
-        """Return the model's answers and which constraints they meet.
-
-        Raises:
-            ModelError: the tokenizer cannot put a prompt into the form that was asked for.
-        """
+        """Return the model's answers and which constraints they meet."""
         answers = self.form.answers(base, self.prompts())
         followed = []
         for prompt, answer in zip(self.file.prompts, answers, strict=True):

@@ -87,11 +87,7 @@ class HarnessTask:
         return hashed(settings, repr(self._asked), json.dumps(docs, default=repr))
 
     def score(self, base: BaseModel) -> SuiteScore:
-        """Return the model's answers and the metrics of each, by lm-eval's own runner.
-
-        Raises:
-            DataError: a continuation has no token, or more than the model reads at once.
-        """
+        """Return the model's answers and the metrics of each, by lm-eval's own runner."""
         from lm_eval.evaluator import evaluate
 
         from .batched_lm import BatchedLM

@@ -50,11 +50,7 @@ class RefusalPrefixes:
 
     @classmethod
     def named(cls, name: str) -> "RefusalPrefixes":
-        """Return a list that comes with the package.
-
-        Raises:
-            ConfigurationError: there is no such list.
-        """
+        """Return a list that comes with the package."""
         file = files(__package__) / "prompts" / "refusal_prefixes.json"
         known = json.loads(file.read_text(encoding="utf-8"))["lists"]
         if name not in known:
@@ -256,11 +252,7 @@ class Safety:
         )
 
     def score(self, base: BaseModel) -> SuiteScore:
-        """Return the model's answers and what they are.
-
-        Raises:
-            ModelError: the tokenizer cannot put a prompt into the form that was asked for.
-        """
+        """Return the model's answers and what they are."""
         tokens = refusal_tokens(base)
         odds = torch.full((len(self.items),), math.nan, dtype=torch.float64)
         answers = self.form.answers(

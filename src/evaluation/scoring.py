@@ -83,11 +83,7 @@ class LikelihoodScorer:
         )
 
     def score(self, base: BaseModel, task: Task, template: PromptTemplate) -> TaskScore:
-        """Return the task's score of the model as it is, with what is attached to it.
-
-        Raises:
-            DataError: the task has no test row.
-        """
+        """Return the task's score of the model as it is, with what is attached to it."""
         scores = self.log_likelihoods(base, task, template)
         truth = torch.tensor([task.labels.index(row.label) for row in task.test])
         best = scores.argmax(dim=1)
@@ -111,11 +107,7 @@ class GenerateScorer:
     batch_rows: int = 256
 
     def score(self, base: BaseModel, task: Task, template: PromptTemplate) -> TaskScore:
-        """Return the task's score of the model as it is, with what is attached to it.
-
-        Raises:
-            DataError: the task has no test row.
-        """
+        """Return the task's score of the model as it is, with what is attached to it."""
         spec = PromptSpec.of(task, template)
         written = write_answers(
             base,
@@ -144,7 +136,11 @@ class Scorer(Protocol):
     """A way to score a task; its ``repr`` says every setting that matters."""
 
     def score(self, base: BaseModel, task: Task, template: PromptTemplate) -> TaskScore:
-        """Return the task's score of the model as it is."""
+        """Return the task's score of the model as it is.
+
+        Raises:
+            DataError: the task has no test row.
+        """
         ...
 
 
@@ -201,11 +197,7 @@ class TextDivergences:
     seed: int = 0
 
     def of(self, adapter: LoraAdapter | Attachable) -> Divergences:
-        """Return how far an adapter moves the model on the texts.
-
-        Raises:
-            LoraportError: see :class:`~loraport.models.kl.DivergenceGauge`.
-        """
+        """Return how far an adapter moves the model on the texts."""
         key = Key.of(
             "divergences",
             **model_key(self.base, adapter),

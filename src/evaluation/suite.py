@@ -61,7 +61,11 @@ class Suite(Protocol):
         ...
 
     def score(self, base: BaseModel) -> SuiteScore:
-        """Return the score of the model as it is, with what is attached to it."""
+        """Return the score of the model as it is, with what is attached to it.
+
+        Raises:
+            LoraportError: the model cannot be asked this.
+        """
         ...
 
 

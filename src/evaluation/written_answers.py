@@ -177,11 +177,7 @@ def _hub_rows(source: HubPrompts, kind: type[Row], option: str) -> Iterator[Row]
 
 @contextmanager
 def from_hub(what: str, way_out: str) -> Iterator[None]:
-    """Turn what goes wrong while data is loaded into a message of what, why and the way out.
-
-    Raises:
-        DataError: it could not be loaded.
-    """
+    """Turn what goes wrong while data is loaded into a message of what, why and the way out."""
     import datasets  # here, because it takes a second and only this source needs it
 
     try:
@@ -273,11 +269,7 @@ class PromptForm:
     def answers(
         self, base: BaseModel, prompts: Sequence[str], choice: "Choice | None" = None
     ) -> tuple[str, ...]:
-        """Return the model's answers; ``choice`` as in :func:`write_answers`.
-
-        Raises:
-            ModelError: the tokenizer cannot put a prompt into this form.
-        """
+        """Return the model's answers; ``choice`` as in :func:`write_answers`."""
         written = write_answers(
             base,
             self.tokens(base, prompts),

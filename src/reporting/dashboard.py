@@ -26,9 +26,6 @@ def build_dashboard(entity: str, project: str, methods: Sequence[str], tasks: Se
     """Return the workspace, a ``wandb_workspaces.workspaces.Workspace``; nothing is sent.
 
     ``methods`` are labels as :func:`~loraport.reporting.loggers.method_label` gives them.
-
-    Raises:
-        ConfigurationError: wandb-workspaces is not installed.
     """
     try:  # optional, and slow to import
         import wandb_workspaces.reports.v2 as wr
