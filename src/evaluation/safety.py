@@ -152,9 +152,8 @@ def log_odds(
 class NotingRefusals(MostLikely):
     """Greedy decoding that notes how likely each answer's first token begins a refusal.
 
-    The first step of writing an answer has the logits already: no further pass is taken.
-
-    It is noted in ``odds`` at the batch's ``places``.
+    It notes in ``odds``, at the batch's ``places``. The first step of writing an answer has the
+    logits already: no further pass is taken.
     """
 
     def __init__(

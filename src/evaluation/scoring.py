@@ -62,9 +62,8 @@ class LikelihoodScorer:
     """Answers with the label of the highest total log-likelihood behind the prompt.
 
     Exact for labels of several tokens and for labels that begin alike. Rows of like length go
-    through the model together; neither the batches nor the padding change a score.
-
-    A forward pass has at most ``batch_tokens``, padding included, in ``batch_rows``.
+    through the model together, at most ``batch_tokens``, padding included, in ``batch_rows``;
+    neither the batches nor the padding change a score.
     """
 
     batch_tokens: int = 4096
@@ -183,10 +182,8 @@ class ScoreCache:
 class TextDivergences:
     """Divergences of any number of adapters of one base model on the same texts, kept in the store.
 
-    It holds what the model says without adapter, which is large: finish with one list of texts
-    before the next one.
-
-    ``most`` of the texts are looked at, drawn from all, at so many ``positions`` each.
+    ``most`` of the texts are looked at, drawn from all, at so many ``positions`` each. It holds what
+    the model says without adapter, which is large: finish with one list before the next one.
     """
 
     base: BaseModel
