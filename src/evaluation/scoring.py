@@ -182,8 +182,8 @@ class ScoreCache:
 class TextDivergences:
     """Divergences of any number of adapters of one base model on the same texts, kept in the store.
 
-    ``most`` of the texts are looked at, drawn from all, at so many ``positions`` each. It holds what
-    the model says without adapter, which is large: finish with one list before the next one.
+    ``most`` of the texts are looked at, drawn from all, at so many ``positions`` each. What the
+    model says without adapter is held, which is large: finish with one list before the next one.
     """
 
     base: BaseModel
