@@ -32,9 +32,9 @@ from .statistics import (
 )
 from .suite import SuiteScore
 
-Conditions = Mapping[str, TaskScore]
-"""Score of one task under each condition; see :data:`~loraport.evaluation.records.CONDITIONS`."""
+Conditions = Mapping[str, TaskScore]  # score of one task under each condition; see CONDITIONS
 
+# The conditions that stand beside the methods, in the order in which they are shown.
 CONTROL_NAMES = {
     "base": "base (no adapter)",
     "random": "random adapter (control)",
@@ -44,7 +44,6 @@ CONTROL_NAMES = {
     "few_shot_32": "few-shot 32 (control)",
     "oracle": "oracle (trained on the target)",
 }
-"""The conditions that stand beside the methods, in the order in which they are shown."""
 
 _CONTROL_ACCESS = {
     "copy": "weights only",

@@ -19,8 +19,8 @@ from ..exceptions import DataError
 from ..models.likelihood import LOGIT_POSITIONS, LabelTree, TreeInputs, attention_masks
 from ..models.loading import BaseModel
 
+# A continuation's total log-likelihood, and whether greedy decoding would write it.
 Answer = tuple[float, bool]
-"""A continuation's total log-likelihood, and whether greedy decoding would write it."""
 
 
 class BatchedLM(HFLM):  # type: ignore[misc]

@@ -85,17 +85,12 @@ class Outcome(Enum):
 
 @dataclass(frozen=True)
 class Trial:
-    """A program to be run, and what decides whether it passes.
+    """A program to be run, and what decides whether it passes."""
 
-    Attributes:
-        program: Python source, run first. ``__name__`` is not ``"__main__"`` in it.
-        tests: Python source; passes by coming to its end.
-        calls: The names of the program's functions that the tests call. Arguments and results go
-            by value. All other names in the tests are the tests' own.
-    """
-
-    program: str
-    tests: str
+    program: str  # Python source, run first. __name__ is not "__main__" in it
+    tests: str  # Python source; passes by coming to its end
+    # The names of the program's functions that the tests call. Arguments and results go by value.
+    # All other names in the tests are the tests' own.
     calls: tuple[str, ...]
 
 
@@ -126,11 +121,7 @@ class Sandbox:
     workers: int = 2
 
     def check(self) -> None:
-        """See that programs can be run, and that they run apart from this machine.
-
-        Raises:
-            ConfigurationError: they cannot.
-        """
+        """See that programs can be run, and that they run apart from this machine."""
         (result,) = self.run([Trial(_PROBE, "assert probe() == []", ("probe",))])
         if not result.passed:
             raise _refusal(f"a trial program was not held back: {result.reason}")
@@ -297,22 +288,14 @@ def probe():
 
 @dataclass(frozen=True)
 class CodeProblem:
-    """A programming problem.
-
-    Attributes:
-        prompt: What the model goes on behind.
-        head: What stands in a program before the model's text.
-        reference: A text that passes.
-        tests: Python source that raises an error where a program is wrong.
-        calls: Names of the program's functions that the tests call.
-    """
+    """A programming problem."""
 
     name: str
-    prompt: str
-    head: str
-    reference: str
-    tests: str
-    calls: tuple[str, ...]
+    prompt: str  # what the model goes on behind
+    head: str  # what stands in a program before the model's text
+    reference: str  # a text that passes
+    tests: str  # Python source that raises an error where a program is wrong
+    calls: tuple[str, ...]  # names of the program's functions that the tests call
 
     def trial(self, completion: str) -> Trial:
         """Return the program that a completion makes, with its tests."""
@@ -388,26 +371,17 @@ def _names(source: str) -> set[str]:
 
 @dataclass(frozen=True)
 class CodeSource:
-    """A data set of problems.
+    """A data set of problems."""
 
-    Attributes:
-        file: Name of its local file, one problem a line, of all splits.
-        hub: Its id and its configuration on the hub.
-        stops: Texts with which something new begins: a completion is cut before the first.
-    """
-
-    file: str
-    hub: tuple[str, str]
+    file: str  # name of its local file, one problem a line, of all splits
+    hub: tuple[str, str]  # its id and its configuration on the hub
     splits: tuple[str, ...]
     row: type[HumanEvalRow] | type[MbppRow]
+    # Texts with which something new begins: a completion is cut before the first.
     stops: tuple[str, ...]
 
     def problems(self, folder: Path | None, limit: int | None) -> tuple[CodeProblem, ...]:
-        """Return the first problems of the file in a folder, or, without one, of the hub.
-
-        Raises:
-            DataError: they cannot be read, or one is malformed.
-        """
+        """Return the first problems of the file in a folder, or, without one, of the hub."""
         fields = ", ".join(self.row.model_fields)
         takes = f"a problem: an object with {fields}, code in Python and at least one test"
 
@@ -536,11 +510,7 @@ class Code:
         return hashed(_SCORED, problems, self.stops, self.decoding.signature(), self.k, limits)
 
     def score(self, base: BaseModel) -> SuiteScore:
-        """Return which problems the model's programs solve.
-
-        Raises:
-            ConfigurationError: the system does not allow a sandbox.
-        """
+        """Return which problems the model's programs solve."""
         written = self.decoding.completions(base, self.prompts(), self.stops)
         trials = [
             [problem.trial(text) for text in texts]

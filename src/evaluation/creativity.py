@@ -29,8 +29,8 @@ from .written_answers import (
     sampled,
 )
 
+# Stands between the samples of a prompt where they are shown as one answer.
 BETWEEN_SAMPLES = "\n-----\n"
-"""Stands between the samples of a prompt where they are shown as one answer."""
 
 _RULES = 1  # raise it when what a metric measures changes
 _ORDERS = (1, 2, 3)
@@ -106,11 +106,7 @@ class Creativity:
         return hashed(_RULES, self.samples, self.sampling, self.prompts(), asdict(self.form))
 
     def score(self, base: BaseModel) -> SuiteScore:
-        """Return the model's samples and how different they are.
-
-        Raises:
-            ModelError: the tokenizer cannot put a prompt into the form that was asked for.
-        """
+        """Return the model's samples and how different they are."""
         asked = [prompt for prompt in self.prompts() for _ in range(self.samples)]
         written = self.form.answers(base, asked, self.choice)
         starts = range(0, len(written), self.samples)

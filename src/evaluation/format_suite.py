@@ -25,9 +25,7 @@ from .creativity import distinct, self_bleu
 from .suite import SuiteScore, checked, hashed
 from .written_answers import PLAIN_PROMPT, Chat, PlainPrompt, PromptForm, PromptRow, parsed
 
-PACKAGED = ("coding_suite", "creativity_suite")
-"""The suites that come with the package."""
-
+PACKAGED = ("coding_suite", "creativity_suite")  # the suites that come with the package
 _RULES = 1  # raise it when what meets a constraint changes
 
 # --- Constraints: a kind each, by its name in the file --------------------------------------------
@@ -141,6 +139,7 @@ def _code(answer: str) -> str:
     return fenced.group(1) if fenced else answer
 
 
+# Kind to what says whether an answer, stripped of white space around it, meets it.
 CONSTRAINTS = {
     function.__name__.rstrip("_"): validate_call(function)
     for function in (
@@ -148,15 +147,10 @@ CONSTRAINTS = {
         *(regex, json_, python, bullets, no_repeats, lower_case, upper_case),
     )
 }
-"""Kind to what says whether an answer, stripped of white space around it, meets it."""
 
 
 def met(answer: str, constraint: dict[str, Any]) -> bool:
-    """Return whether an answer meets a constraint, ``{"kind", ...}`` as in the file.
-
-    Raises:
-        ValueError: there is no such kind, or its fields are wrong.
-    """
+    """Return whether an answer meets a constraint, ``{"kind", ...}`` as in the file."""
     fields = dict(constraint)
     kind = fields.pop("kind", None)
     if kind not in CONSTRAINTS:
@@ -201,9 +195,6 @@ class FormatSuite:
     and ``self_bleu``; ``chat_template`` is 1 where the model was asked in its chat template.
 
     The options are described in ``conf/suite/coding_suite.yaml``.
-
-    Raises:
-        DataError: the file is missing or malformed; the message names prompt and field.
     """
 
     metrics = ("followed", "all_followed", "distinct_1", "distinct_2", "distinct_3", "self_bleu")
@@ -235,11 +226,7 @@ class FormatSuite:
         return hashed(_RULES, asdict(self.form), self.file.model_dump(mode="json"))
 
     def score(self, base: BaseModel) -> SuiteScore:
-        """Return the model's answers and which constraints they meet.
-
-        Raises:
-            ModelError: the tokenizer cannot put a prompt into the form that was asked for.
-        """
+        """Return the model's answers and which constraints they meet."""
         answers = self.form.answers(base, self.prompts())
         followed = []
         for prompt, answer in zip(self.file.prompts, answers, strict=True):

@@ -87,11 +87,7 @@ class HarnessTask:
         return hashed(settings, repr(self._asked), json.dumps(docs, default=repr))
 
     def score(self, base: BaseModel) -> SuiteScore:
-        """Return the model's answers and the metrics of each, by lm-eval's own runner.
-
-        Raises:
-            DataError: a continuation has no token, or more than the model reads at once.
-        """
+        """Return the model's answers and the metrics of each, by lm-eval's own runner."""
         from lm_eval.evaluator import evaluate
 
         from .batched_lm import BatchedLM
@@ -268,22 +264,16 @@ def _remote(index: Any, name: str, option: str) -> dict[str, Any]:
 
 
 class ChoiceQuestion(Record):
-    """A question with its choices; a line of a local file. Other keys are left alone.
-
-    Attributes:
-        question: What is asked, without instruction.
-        answer_index: Index of the right choice, from 0.
-        answer: The right choice once more, where a file says it: it has to be the same.
-        passage: A text that the question is about, where there is one.
-    """
+    """A question with its choices; a line of a local file. Other keys are left alone."""
 
     model_config = ConfigDict(frozen=True, strict=True)
 
-    question: Annotated[str, Field(pattern=r"\S")]
+    question: Annotated[str, Field(pattern=r"\S")]  # what is asked, without instruction
     choices: Annotated[tuple[Annotated[str, Field(pattern=r"\S")], ...], Field(min_length=2)]
-    answer_index: Annotated[int, Field(ge=0)]
+    answer_index: Annotated[int, Field(ge=0)]  # index of the right choice, from 0
+    # The right choice once more, where a file says it: it has to be the same.
     answer: str | None = None
-    passage: str = ""
+    passage: str = ""  # a text that the question is about, where there is one
 
     @model_validator(mode="after")
     def _agree(self) -> "ChoiceQuestion":
@@ -341,6 +331,7 @@ def _hellaswag(asked: ChoiceQuestion) -> dict[str, Any]:
     return {"query": query, "choices": choices, "label": asked.answer_index}
 
 
+# Task to how a question is a row in the columns that lm-eval's task reads.
 _COLUMNS: Mapping[str, Callable[[ChoiceQuestion], dict[str, Any]]] = {
     "arc_easy": _lettered("question"),
     "arc_challenge": _lettered("question"),
@@ -351,8 +342,8 @@ _COLUMNS: Mapping[str, Callable[[ChoiceQuestion], dict[str, Any]]] = {
     "boolq": _boolq,
     "social_iqa": _numbered("question", ("answerA", "answerB", "answerC"), "label", 1),
 }
-"""Task to how a question is a row in the columns that lm-eval's task reads."""
 
+# What is changed in lm-eval's tasks for questions, which hold less than the original.
 _SHORTENED: Mapping[str, Mapping[str, Any]] = {
     # No activity label before the text, and text that is not divided into two.
     "hellaswag": {"process_docs": None},
@@ -361,7 +352,6 @@ _SHORTENED: Mapping[str, Mapping[str, Any]] = {
     # Context and question are one text.
     "social_iqa": {"doc_to_text": "Q: {{question}}\nA:"},
 }
-"""What is changed in lm-eval's tasks for questions, which hold less than the original."""
 
 
 def _local(index: Any, name: str, folder: Path, option: str) -> dict[str, Any]:

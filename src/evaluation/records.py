@@ -28,17 +28,16 @@ from ..exceptions import DataError
 from ..files import write_whole
 from ..option_types import faults
 
+# The conditions under which every task is scored; controls may come on top.
 CONDITIONS = ("base", "source_base", "source", "oracle", "mean", "predicted")
-"""The conditions under which every task is scored; controls may come on top."""
 
+# A further condition, of a mapper that also gives its prediction without making it linear.
 CARTRIDGE = "cartridge"
-"""A further condition, of a mapper that also gives its prediction without making it linear."""
 
+# What a method may use, in the words of the evaluation protocol, the cheapest first.
 DATA_ACCESS = ("weights only", "generic text", "anchors", "unlabelled prompts", "few-shot")
-"""What a method may use, in the words of the evaluation protocol, the cheapest first."""
 
-GENERIC = "generic"
-"""The name of generic text in KL records."""
+GENERIC = "generic"  # the name of generic text in KL records
 
 _CONTROL_MAPPERS = frozenset({"noop", "copy", "mean", "random"})
 
@@ -74,14 +73,12 @@ def plain(value: Any) -> Any:
     raise ValueError(f"takes plain data, not {type(value).__name__}")
 
 
-Number = Annotated[float | None, BeforeValidator(plain)]
-"""A number; None where it is undefined."""
+Number = Annotated[float | None, BeforeValidator(plain)]  # a number; None where it is undefined
 
+# The ends of a 95 % interval, an end None where it is unbounded; None where there is none.
 Ends = Annotated[tuple[Number, Number] | None, BeforeValidator(plain)]
-"""The ends of a 95 % interval, an end None where it is unbounded; None where there is none."""
 
-Free = Annotated[dict[str, Any], BeforeValidator(plain)]
-"""Any plain data under names."""
+Free = Annotated[dict[str, Any], BeforeValidator(plain)]  # any plain data under names
 
 
 def ends_of(interval: tuple[float, float]) -> Ends:
@@ -135,16 +132,12 @@ File = TypeVar("File", bound="RecordFile")
 
 
 class Provenance(Record):
-    """What the run was made from.
+    """What the run was made from."""
 
-    Attributes:
-        versions: Of Python and the libraries.
-        hashes: SHA-256 of models, adapters and tasks by name.
-        revisions: Of the checkout and of what came from the hub.
-    """
-
-    versions: dict[str, str]
+    versions: dict[str, str]  # of Python and the libraries
+    # SHA-256 of models, adapters and tasks by name.
     hashes: dict[str, str] = Field(default_factory=dict)
+    # Of the checkout and of what came from the hub.
     revisions: dict[str, str | None] = Field(default_factory=dict)
 
     def rows(self) -> list[tuple[str, str]]:
@@ -157,22 +150,14 @@ class Provenance(Record):
 
 
 class RecordFile(Record):
-    """A whole file.
+    """A whole file."""
 
-    Attributes:
-        schema_version: ``schema`` in the file, the version of its format; it rises with every
-            change that a reader would notice.
-        command: Which command wrote it.
-        config: Its whole configuration.
-        timing: Seconds of each step.
-        provenance: What the run was made from.
-    """
-
+    # The version of the format; it rises with every change that a reader would notice.
     schema_version: int = Field(alias="schema")
-    command: str
-    config: Free
-    timing: dict[str, Number] = Field(default_factory=dict)
-    provenance: Provenance
+    command: str  # which command wrote it
+    config: Free  # its whole configuration
+    timing: dict[str, Number] = Field(default_factory=dict)  # seconds of each step
+    provenance: Provenance  # what the run was made from
 
     def json_text(self) -> str:
         """Return the text of the file."""
@@ -221,36 +206,27 @@ class PairRecord(Record):
 
 
 class TaskResult(Record):
-    """The evidence of one held-out task, on ``n`` test rows.
+    """The evidence of one held-out task, on ``n`` test rows."""
 
-    Attributes:
-        usable: Whether the oracle is far enough above the base for a gap to be recovered.
-        scores: Accuracy under each condition: those of :data:`CONDITIONS`, the controls, and
-            :data:`CARTRIDGE` where there is one.
-        nll: Mean negative log-likelihood of the right label, in nats, under each condition.
-        gap_recovered: ``(predicted - base) / (oracle - base)``; None where not usable.
-        gap_recovered_nll: The same on minus the negative log-likelihood, with its own headroom.
-        retention: ``predicted / source``. Not zero for an adapter that does nothing, so never to
-            be shown without the gap recovered.
-        relative_to_oracle: ``predicted / oracle``.
-        margin: ``predicted`` minus the best of base and controls.
-        weight_cosine: Cosine of the predicted and the oracle's update.
-        relative_error: ``|predicted - oracle| / |oracle|`` of the updates, Frobenius.
-    """
-
-    usable: bool
+    usable: bool  # whether the oracle is far enough above the base for a gap to be recovered
     n: int
+    # Accuracy under each condition: those of CONDITIONS, the controls, and CARTRIDGE where there is
+    # one.
     scores: dict[str, Number]
+    # Mean negative log-likelihood of the right label, in nats, under each condition.
     nll: dict[str, Number]
-    gap_recovered: Number
+    gap_recovered: Number  # (predicted - base) / (oracle - base); None where not usable
     ci95: Ends
+    # The same on minus the negative log-likelihood, with its own headroom.
     gap_recovered_nll: Number
     ci95_nll: Ends
+    # predicted / source. Not zero for an adapter that does nothing, so never to be shown without
+    # the gap recovered.
     retention: Number
-    relative_to_oracle: Number
-    margin: Number
-    weight_cosine: Number = None
-    relative_error: Number = None
+    relative_to_oracle: Number  # predicted / oracle
+    margin: Number  # predicted minus the best of base and controls
+    weight_cosine: Number = None  # cosine of the predicted and the oracle's update
+    relative_error: Number = None  # |predicted - oracle| / |oracle| of the updates, Frobenius
 
 
 class Margin(Record):
@@ -267,52 +243,37 @@ class Margin(Record):
 
 
 class Summary(Record):
-    """The evidence over all held-out tasks, of which ``usable`` have a gap to recover.
-
-    Attributes:
-        gap_recovered: Mean over the usable tasks; its interval is over tasks and test rows.
-        gap_recovered_nll: The same on minus the negative log-likelihood, with its own headroom.
-        control_gaps: Gap recovered by each control in place of the prediction.
-        margin: Over the best of base and controls, by mean accuracy.
-        margin_over_mean: Over the anchors' mean adapter.
-        cartridge_gap: Gap recovered by the cartridges in place of the prediction; None without.
-    """
+    """The evidence over all held-out tasks, of which ``usable`` have a gap to recover."""
 
     tasks: int
     usable: int
-    gap_recovered: Number
+    gap_recovered: Number  # mean over the usable tasks; its interval is over tasks and test rows
     ci95: Ends
+    # The same on minus the negative log-likelihood, with its own headroom.
     gap_recovered_nll: Number
     ci95_nll: Ends
-    control_gaps: dict[str, Number]
-    margin: Margin
-    margin_over_mean: Margin
+    control_gaps: dict[str, Number]  # gap recovered by each control in place of the prediction
+    margin: Margin  # over the best of base and controls, by mean accuracy
+    margin_over_mean: Margin  # over the anchors' mean adapter
+    # Gap recovered by the cartridges in place of the prediction; None without.
     cartridge_gap: Number = None
     cartridge_gap_nll: Number = None
 
 
 class Results(RecordFile):
-    """What ``results.json`` of ``train.py`` holds.
-
-    Attributes:
-        data_access: What the mapper may use, in the words of the evaluation protocol.
-        space: ``delta`` or ``factors``; None for a mapper without such a choice.
-        controls: The conditions that are controls, beside the base.
-        tasks: Each held-out task's evidence.
-        mapper_report: What was chosen in fitting.
-    """
+    """What ``results.json`` of ``train.py`` holds."""
 
     schema_version: Literal[1] = Field(default=1, alias="schema")
     command: Literal["train"] = "train"
     pair: PairRecord
     mapper: str
-    data_access: str
-    space: str | None = None
+    data_access: str  # what the mapper may use, in the words of the evaluation protocol
+    space: str | None = None  # delta or factors; None for a mapper without such a choice
     seed: int
-    controls: tuple[str, ...]
-    tasks: dict[str, TaskResult]
+    controls: tuple[str, ...]  # the conditions that are controls, beside the base
+    tasks: dict[str, TaskResult]  # each held-out task's evidence
     summary: Summary
-    mapper_report: Free = Field(default_factory=dict)
+    mapper_report: Free = Field(default_factory=dict)  # what was chosen in fitting
 
     def as_method(self) -> "MethodResult":
         """Return the evidence of the run as that of a method of a benchmark."""
@@ -341,18 +302,12 @@ class Results(RecordFile):
 
 
 class Condition(Record):
-    """Which model was asked: the target (or the source) of a pair, with which adapter.
-
-    Attributes:
-        method: ``base``, ``oracle``, ``source_base``, ``source`` or the name of a method.
-        task: Whose adapter; None without an adapter.
-        seed: Of the method; None where there is none.
-    """
+    """Which model was asked: the target (or the source) of a pair, with which adapter."""
 
     pair: str
-    method: str
-    task: str | None = None
-    seed: int | None = None
+    method: str  # base, oracle, source_base, source or the name of a method
+    task: str | None = None  # whose adapter; None without an adapter
+    seed: int | None = None  # of the method; None where there is none
 
 
 class SuiteScores(Record):
@@ -364,23 +319,16 @@ class SuiteScores(Record):
 
 
 class SuiteChange(Record):
-    """How an adapter changes one metric of a suite against the same model without it.
-
-    Attributes:
-        value: Mean difference over the ``n`` items that count for the metric in both, paired.
-        gained: Items that went from 0 to 1; None for a metric that is not 0 or 1.
-        lost: Items that went from 1 to 0; None likewise.
-        p: Of McNemar's exact test; None likewise.
-    """
+    """How an adapter changes one metric of a suite against the same model without it."""
 
     condition: Condition
     metric: str
-    value: Number
+    value: Number  # mean difference over the n items that count for the metric in both, paired
     ci95: Ends
     n: int
-    gained: int | None = None
-    lost: int | None = None
-    p: Number = None
+    gained: int | None = None  # items that went from 0 to 1; None for a metric that is not 0 or 1
+    lost: int | None = None  # items that went from 1 to 0; None likewise
+    p: Number = None  # of McNemar's exact test; None likewise
 
 
 class SuiteResult(Record):
@@ -398,24 +346,15 @@ class SuiteResult(Record):
 
 
 class Divergence(Record):
-    """How far an adapter moves a model's next-token distributions, in nats a token.
-
-    Attributes:
-        texts: On what: ``generic`` text, or the prompts of a suite, by its name.
-        positions: How many positions were compared.
-        kl: Mean KL divergence from the model without the adapter.
-        kl_p95: Its 95th percentile over the positions.
-        js: Mean Jensen-Shannon divergence, at most ln 2.
-        top1: Share of the positions where the most likely token is the same.
-    """
+    """How far an adapter moves a model's next-token distributions, in nats a token."""
 
     condition: Condition
-    texts: str
-    positions: int
-    kl: Number
-    kl_p95: Number
-    js: Number
-    top1: Number
+    texts: str  # on what: generic text, or the prompts of a suite, by its name
+    positions: int  # how many positions were compared
+    kl: Number  # mean KL divergence from the model without the adapter
+    kl_p95: Number  # its 95th percentile over the positions
+    js: Number  # mean Jensen-Shannon divergence, at most ln 2
+    top1: Number  # share of the positions where the most likely token is the same
 
 
 class CalibrationPoint(Record):
@@ -428,26 +367,18 @@ class CalibrationPoint(Record):
 
 
 class DiagnosticResult(Record):
-    """How well one diagnostic tells in advance what a port recovers.
-
-    Attributes:
-        method: Over whose ports; None over all methods.
-        points: How many ported adapters.
-        spearman: Rank correlation with the gap recovered.
-        threshold: A port is expected to succeed on that side of it; None where none was fitted.
-        above: Whether success lies above the threshold.
-        hit_rate: Share of right expectations, by leave-one-task-out cross-validation.
-        majority_rate: Share of right expectations of always saying what is more frequent.
-    """
+    """How well one diagnostic tells in advance what a port recovers."""
 
     name: str
-    method: str | None = None
-    points: int
-    spearman: Number
+    method: str | None = None  # over whose ports; None over all methods
+    points: int  # how many ported adapters
+    spearman: Number  # rank correlation with the gap recovered
     ci95: Ends
+    # A port is expected to succeed on that side of it; None where none was fitted.
     threshold: Number = None
-    above: bool = True
-    hit_rate: Number = None
+    above: bool = True  # whether success lies above the threshold
+    hit_rate: Number = None  # share of right expectations, by leave-one-task-out cross-validation
+    # Share of right expectations of always saying what is more frequent.
     majority_rate: Number = None
 
 
@@ -463,35 +394,25 @@ class CalibrationResult(Record):
 
 
 class MethodResult(Record):
-    """The evidence of one method, in one run with one seed.
+    """The evidence of one method, in one run with one seed."""
 
-    Attributes:
-        name: As in ``methods=``: a mapper, ``mapper+refine``, or ``default``.
-        data_access: What it may use, in the words of the evaluation protocol.
-        pair: Name of the pair; see :attr:`BenchmarkResults.pairs`.
-        variant: Options in which runs of a sweep differ, as on the command line.
-        controls: The conditions that are controls, beside the base.
-        tasks: Each held-out task's evidence; ``predicted`` is what the method scores.
-        summary: The evidence over them; None where the method refused.
-        seconds: Wall-clock seconds of ``fit`` (once a pair) and of ``port`` (mean over the tasks),
-            as they were when the work was done.
-        refused: Why the method could not be used on this pair; None where it could.
-        report: What the mapper or the refinement has to say.
-    """
-
-    name: str
+    name: str  # as in methods=: a mapper, mapper+refine, or default
     mapper: str
     refine: str | None = None
-    data_access: str
-    pair: str
+    data_access: str  # what it may use, in the words of the evaluation protocol
+    pair: str  # name of the pair; see BenchmarkResults.pairs
     seed: int
+    # Options in which runs of a sweep differ, as on the command line.
     variant: dict[str, str] = Field(default_factory=dict)
-    controls: tuple[str, ...] = ()
+    controls: tuple[str, ...] = ()  # the conditions that are controls, beside the base
+    # Each held-out task's evidence; predicted is what the method scores.
     tasks: dict[str, TaskResult] = Field(default_factory=dict)
-    summary: Summary | None = None
+    summary: Summary | None = None  # the evidence over them; None where the method refused
+    # Wall-clock seconds of fit (once a pair) and of port (mean over the tasks), as they were when
+    # the work was done.
     seconds: dict[str, Number] = Field(default_factory=dict)
-    refused: str | None = None
-    report: Free = Field(default_factory=dict)
+    refused: str | None = None  # why the method could not be used on this pair; None where it could
+    report: Free = Field(default_factory=dict)  # what the mapper or the refinement has to say
 
     @property
     def label(self) -> str:
@@ -555,27 +476,22 @@ class Example(Record):
 
 
 class BenchmarkResults(RecordFile):
-    """What ``results.json`` of ``evaluate.py`` holds, or that of several collected runs.
-
-    Attributes:
-        pairs: Base pairs by name.
-        methods: Evidence of every method, pair, seed and variant.
-        divergences: Of every adapter on generic text and on the suites' prompts.
-        calibration: Of the diagnosis; None where it was not asked for.
-        similarities: Pair to the calibrated similarity of every target layer (rows) with every
-            source layer (columns): the intersection map.
-        examples: Task to some of its rows.
-    """
+    """What ``results.json`` of ``evaluate.py`` holds, or that of several collected runs."""
 
     schema_version: Literal[1] = Field(default=1, alias="schema")
     command: Literal["evaluate"] = "evaluate"
-    pairs: dict[str, PairRecord]
-    methods: tuple[MethodResult, ...]
+    pairs: dict[str, PairRecord]  # base pairs by name
+    methods: tuple[MethodResult, ...]  # evidence of every method, pair, seed and variant
     suites: tuple[SuiteResult, ...] = ()
+    # Of every adapter on generic text and on the suites' prompts.
     divergences: tuple[Divergence, ...] = ()
+    # Of the diagnosis; None where it was not asked for.
     calibration: CalibrationResult | None = None
+    # Pair to the calibrated similarity of every target layer (rows) with every source layer
+    # (columns): the intersection map.
     similarities: dict[str, list[list[Number]]] = Field(default_factory=dict)
     verdicts: tuple[Verdict, ...] = ()
+    # Task to some of its rows.
     examples: dict[str, tuple[Example, ...]] = Field(default_factory=dict)
 
     def ranked(self) -> list[MethodResult]:
@@ -617,19 +533,12 @@ class BenchmarkResults(RecordFile):
 
 
 class Coverage(Record):
-    """How much of a pair's target has a counterpart in its source.
+    """How much of a pair's target has a counterpart in its source."""
 
-    Attributes:
-        coverage: Share of the target's layers with a counterpart, calibrated against chance.
-        minimum: The coverage that is asked for.
-        identification: Share of the layers that their counterparts lead back to.
-        forced: Whether ``force=true`` overrode too low a coverage.
-    """
-
-    coverage: float
-    minimum: float
-    identification: float
-    forced: bool
+    coverage: float  # share of the target's layers with a counterpart, calibrated against chance
+    minimum: float  # the coverage that is asked for
+    identification: float  # share of the layers that their counterparts lead back to
+    forced: bool  # whether force=true overrode too low a coverage
 
 
 class CompatibilityRecord(Coverage):
@@ -668,122 +577,82 @@ class DriftRecord(Record):
 
 
 class ExpectedRecord(Record):
-    """What part of the gap is to be expected, as measured anchors of the pair say.
+    """What part of the gap is to be expected, as measured anchors of the pair say."""
 
-    Attributes:
-        value: The part, between ``low`` and ``high``; None where nothing can be said.
-        go: Whether it is enough; None where nothing can be said.
-        level: The coverage that the interval stands for.
-        loo_error: Mean absolute leave-one-out error over the anchors.
-        anchors: How many there are.
-        features: What was fitted on, with this adapter's values.
-        why_not: Why nothing is said.
-    """
-
-    value: Number = None
+    value: Number = None  # the part, between low and high; None where nothing can be said
     low: Number = None
     high: Number = None
-    go: bool | None = None
-    level: Number = None
-    loo_error: Number = None
-    anchors: int = 0
+    go: bool | None = None  # whether it is enough; None where nothing can be said
+    level: Number = None  # the coverage that the interval stands for
+    loo_error: Number = None  # mean absolute leave-one-out error over the anchors
+    anchors: int = 0  # how many there are
+    # What was fitted on, with this adapter's values.
     features: dict[str, float] = Field(default_factory=dict)
-    why_not: str = ""
+    why_not: str = ""  # why nothing is said
 
 
 class RefinementRecord(Record):
-    """One refinement.
-
-    Attributes:
-        data_access: What it may use, with the texts that it was given.
-        question: How the adapter was asked: prompt, labels, completion.
-        data: Number of texts, inputs and examples that it was given, or what they come from.
-        measured: What the refinement reports of each source adapter.
-    """
+    """One refinement."""
 
     name: str
-    data_access: str
-    question: Free
-    data: Free
-    measured: tuple[Free, ...]
+    data_access: str  # what it may use, with the texts that it was given
+    question: Free  # how the adapter was asked: prompt, labels, completion
+    data: Free  # number of texts, inputs and examples that it was given, or what they come from
+    measured: tuple[Free, ...]  # what the refinement reports of each source adapter
     drift: DriftRecord
     expected: ExpectedRecord
 
 
 class AdapterRecord(Record):
-    """One adapter that went in or came out.
+    """One adapter that went in or came out."""
 
-    Attributes:
-        place: The folder, hub id or task by which it was given; None for the one that was made.
-        base_model: What it says it was trained on.
-        sites: How many modules it adapts.
-        roles: Which of a layer's.
-        ranks: The least and the greatest of their ranks.
-        norm: Frobenius norm over all sites.
-        sha256: Of what it computes.
-    """
-
+    # The folder, hub id or task by which it was given; None for the one that was made.
     place: str | None
-    base_model: str
-    sites: int
-    roles: tuple[str, ...]
-    ranks: tuple[int, int]
-    norm: float
-    sha256: str
+    base_model: str  # what it says it was trained on
+    sites: int  # how many modules it adapts
+    roles: tuple[str, ...]  # which of a layer's
+    ranks: tuple[int, int]  # the least and the greatest of their ranks
+    norm: float  # Frobenius norm over all sites
+    sha256: str  # of what it computes
 
 
 class StepRecord(Record):
-    """One step after the mapper: sparsifying, merging, or cutting to a rank.
-
-    Attributes:
-        lost_energy: Share of the squared norm that cutting back to a rank lost.
-        sites: What was found at each site.
-    """
+    """One step after the mapper: sparsifying, merging, or cutting to a rank."""
 
     name: str
     options: Free = Field(default_factory=dict)
-    lost_energy: float
-    sites: dict[str, dict[str, Number]] = Field(default_factory=dict)
+    lost_energy: float  # share of the squared norm that cutting back to a rank lost
+    sites: dict[str, dict[str, Number]] = Field(default_factory=dict)  # what was found at each site
 
 
 class TransferReport(RecordFile):
-    """What ``report.json`` of ``transfer.py`` holds.
-
-    Attributes:
-        compatibility: What the diagnosis of the pair said; None where it was left out.
-        trained_with: The options that a mapper out of a checkpoint was trained with.
-        data_access: The dearest of what mapper and refinement may use, in the words of the
-            evaluation protocol.
-        adapters: The source's adapters, as they were given.
-        merged_with: Adapters of the target that were merged with the ported ones.
-        mapping: What the mapper reports of each source adapter, in their order.
-        refinement: What was made of that by how the models behave; None where nothing was.
-        steps: What came after the mapper.
-        output: The adapter that was made, as it was written: its factors of ``dtype``, multiplied
-            by ``scale``.
-        verification: What PEFT made of it on the target.
-        anchor_scores: What the same steps do with adapters of anchor tasks, where asked for.
-        warnings: What a user should know before using it.
-    """
+    """What ``report.json`` of ``transfer.py`` holds."""
 
     schema_version: Literal[2] = Field(default=2, alias="schema")
     command: Literal["transfer"] = "transfer"
     pair: PairRecord
+    # What the diagnosis of the pair said; None where it was left out.
     compatibility: CompatibilityRecord | None = None
     mapper: str
+    # The options that a mapper out of a checkpoint was trained with.
     trained_with: Free = Field(default_factory=dict)
+    # The dearest of what mapper and refinement may use, in the words of the evaluation protocol.
     data_access: str
-    adapters: tuple[AdapterRecord, ...]
+    adapters: tuple[AdapterRecord, ...]  # the source's adapters, as they were given
+    # Adapters of the target that were merged with the ported ones.
     merged_with: tuple[AdapterRecord, ...] = ()
-    mapping: tuple[Free, ...]
+    mapping: tuple[Free, ...]  # what the mapper reports of each source adapter, in their order
+    # What was made of that by how the models behave; None where nothing was.
     refinement: RefinementRecord | None = None
-    steps: tuple[StepRecord, ...] = ()
+    steps: tuple[StepRecord, ...] = ()  # what came after the mapper
+    # The adapter that was made, as it was written: its factors of dtype, multiplied by scale.
     output: AdapterRecord
     dtype: str
     scale: float
-    verification: Free
+    verification: Free  # what PEFT made of it on the target
+    # What the same steps do with adapters of anchor tasks, where asked for.
     anchor_scores: Free = Field(default_factory=dict)
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()  # what a user should know before using it
 
     @property
     def from_zero(self) -> bool:
@@ -791,82 +660,55 @@ class TransferReport(RecordFile):
         return self.refinement is not None and self.mapper == "noop"
 
 
-Grid = tuple[tuple[Number, ...], ...]
-"""One row a target layer, one column a source layer."""
+Grid = tuple[tuple[Number, ...], ...]  # one row a target layer, one column a source layer
 
 
 class MeasureMap(Record):
-    """One measure of similarity between every target layer and every source layer.
+    """One measure of similarity between every target layer and every source layer."""
 
-    Attributes:
-        title: What the measure is called in tables and above heat maps.
-        raw: Its value on the paired rows.
-        calibrated: The part of it above what rows in random order give, from 0 to 1.
-        rows: Rows that it was computed on.
-    """
-
-    title: str
-    raw: Grid
-    calibrated: Grid
-    rows: int
+    title: str  # what the measure is called in tables and above heat maps
+    raw: Grid  # its value on the paired rows
+    calibrated: Grid  # the part of it above what rows in random order give, from 0 to 1
+    rows: int  # rows that it was computed on
 
 
 class TransportCell(Record):
-    """Entropic Gromov-Wasserstein between one target layer and one source layer, on some rows.
-
-    Attributes:
-        diagonal_mass: Mass of the plan that stays with its own row; by chance ``1 / rows``.
-        matched: Share of the rows whose most likely partner is their own; chance is the same.
-        ratio: Distance over that of the same search with rows in random order.
-    """
+    """Entropic Gromov-Wasserstein between one target layer and one source layer, on some rows."""
 
     target: int
     source: int
     rows: int
-    diagonal_mass: Number
-    matched: Number
-    ratio: Number
+    diagonal_mass: Number  # mass of the plan that stays with its own row; by chance 1 / rows
+    matched: Number  # share of the rows whose most likely partner is their own; chance is the same
+    ratio: Number  # distance over that of the same search with rows in random order
 
 
 class LayerConfidence(Record):
-    """How sure the counterpart of one target layer is.
-
-    Attributes:
-        source: The source layer with the highest mutual k-NN.
-        similarity: That value, as far as it exceeds what the bare text gives.
-        covered: Whether it counts for the coverage.
-        agreement: Share of the measures whose own best source layer is at most one further.
-        procrustes_error: Relative error of the best rotation between the paired layers on
-            held-out rows; 1 is no better than nothing.
-        anchor_coverage: Share of the held-out rows' variance in the directions that the anchors
-            determine, on the target's side.
-    """
+    """How sure the counterpart of one target layer is."""
 
     target: int
-    source: int
-    similarity: Number
-    covered: bool
-    agreement: Number
+    source: int  # the source layer with the highest mutual k-NN
+    similarity: Number  # that value, as far as it exceeds what the bare text gives
+    covered: bool  # whether it counts for the coverage
+    agreement: Number  # share of the measures whose own best source layer is at most one further
+    # Relative error of the best rotation between the paired layers on held-out rows; 1 is no better
+    # than nothing.
     procrustes_error: Number = None
+    # Share of the held-out rows' variance in the directions that the anchors determine, on the
+    # target's side.
     anchor_coverage: Number = None
 
 
 class ModuleFit(Record):
-    """How well linear maps between a target module and its source module predict held-out text.
-
-    Attributes:
-        inputs: Held-out R^2 of what the source module reads, from what the target's reads.
-        outputs: Held-out R^2 of what the target module writes, from what the source's writes.
-        adapter_inputs: The first in the directions that the adapter reads; None without one.
-        adapter_outputs: The second for the directions that the adapter writes.
-    """
+    """How well linear maps between a target module and its source module predict held-out text."""
 
     target: str
     source: str
-    inputs: Number
-    outputs: Number
+    inputs: Number  # held-out R^2 of what the source module reads, from what the target's reads
+    outputs: Number  # held-out R^2 of what the target module writes, from what the source's writes
+    # The first in the directions that the adapter reads; None without one.
     adapter_inputs: Number = None
-    adapter_outputs: Number = None
+    adapter_outputs: Number = None  # the second for the directions that the adapter writes
 
 
 class Geometry(Record):
@@ -909,33 +751,25 @@ class CompatibilityVerdict(Coverage):
 
 
 class IntersectionMap(RecordFile):
-    """What ``intersection_map.json`` holds.
-
-    Attributes:
-        measures: Every measure's map by its name.
-        transport: Gromov-Wasserstein for some pairs of layers.
-        layers: One entry a target layer.
-        pairing: For each target layer the source layers that feed it, with their weights.
-        pairing_name: How they were chosen.
-        adapter: By which the directions of ``modules`` are restricted; None without one.
-        modules: Linear maps between paired modules; empty without a corpus.
-        warnings: What a user should know before transferring.
-    """
+    """What ``intersection_map.json`` holds."""
 
     schema_version: Literal[1] = Field(default=1, alias="schema")
     command: Literal["diagnose"] = "diagnose"
     pair: PairRecord
     probes: Probes
     verdict: CompatibilityVerdict
-    measures: dict[str, MeasureMap]
-    transport: tuple[TransportCell, ...] = ()
-    layers: tuple[LayerConfidence, ...]
+    measures: dict[str, MeasureMap]  # every measure's map by its name
+    transport: tuple[TransportCell, ...] = ()  # Gromov-Wasserstein for some pairs of layers
+    layers: tuple[LayerConfidence, ...]  # one entry a target layer
     geometry: Geometry
+    # For each target layer the source layers that feed it, with their weights.
     pairing: tuple[tuple[tuple[int, float], ...], ...]
-    pairing_name: str
+    pairing_name: str  # how they were chosen
+    # By which the directions of modules are restricted; None without one.
     adapter: str | None = None
+    # Linear maps between paired modules; empty without a corpus.
     modules: tuple[ModuleFit, ...] = ()
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()  # what a user should know before transferring
 
 
 _LIBRARIES = ("torch", "lightning", "transformers", "peft", "datasets", "loraport")

@@ -136,9 +136,6 @@ def confine(limits: dict[str, Any]) -> None:
     Args:
         limits: Fields of :class:`~.code_execution.Limits`, and ``user``: the user id to become
             where the process is root's; None otherwise.
-
-    Raises:
-        OSError: the system does not allow one of these.
     """
     os.environ.clear()
     sys.set_int_max_str_digits(0)

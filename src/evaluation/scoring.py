@@ -27,17 +27,13 @@ from .written_answers import write_answers
 
 @dataclass(frozen=True, eq=False)
 class TaskScore:
-    """How one model answers one task's test rows, in their order.
+    """How one model answers one task's test rows, in their order."""
 
-    Attributes:
-        predictions: The label that the model gives each row; empty where it gives none.
-        correct: Whether it is the right one.
-        row_nll: ``-log p(right label)`` of each row in nats, normalised over the labels; ``None``
-            where the scorer has no likelihoods.
-    """
-
+    # The label that the model gives each row; empty where it gives none.
     predictions: tuple[str, ...]
-    correct: Bool[Tensor, " rows"]
+    correct: Bool[Tensor, " rows"]  # whether it is the right one
+    # -log p(right label) of each row in nats, normalised over the labels; None where the scorer has
+    # no likelihoods.
     row_nll: Float[Tensor, " rows"] | None = None
 
     @property
@@ -66,9 +62,8 @@ class LikelihoodScorer:
     """Answers with the label of the highest total log-likelihood behind the prompt.
 
     Exact for labels of several tokens and for labels that begin alike. Rows of like length go
-    through the model together; neither the batches nor the padding change a score.
-
-    A forward pass has at most ``batch_tokens``, padding included, in ``batch_rows``.
+    through the model together, at most ``batch_tokens``, padding included, in ``batch_rows``;
+    neither the batches nor the padding change a score.
     """
 
     batch_tokens: int = 4096
@@ -87,11 +82,7 @@ class LikelihoodScorer:
         )
 
     def score(self, base: BaseModel, task: Task, template: PromptTemplate) -> TaskScore:
-        """Return the task's score of the model as it is, with what is attached to it.
-
-        Raises:
-            DataError: the task has no test row.
-        """
+        """Return the task's score of the model as it is, with what is attached to it."""
         scores = self.log_likelihoods(base, task, template)
         truth = torch.tensor([task.labels.index(row.label) for row in task.test])
         best = scores.argmax(dim=1)
@@ -115,11 +106,7 @@ class GenerateScorer:
     batch_rows: int = 256
 
     def score(self, base: BaseModel, task: Task, template: PromptTemplate) -> TaskScore:
-        """Return the task's score of the model as it is, with what is attached to it.
-
-        Raises:
-            DataError: the task has no test row.
-        """
+        """Return the task's score of the model as it is, with what is attached to it."""
         spec = PromptSpec.of(task, template)
         written = write_answers(
             base,
@@ -148,7 +135,11 @@ class Scorer(Protocol):
     """A way to score a task; its ``repr`` says every setting that matters."""
 
     def score(self, base: BaseModel, task: Task, template: PromptTemplate) -> TaskScore:
-        """Return the task's score of the model as it is."""
+        """Return the task's score of the model as it is.
+
+        Raises:
+            DataError: the task has no test row.
+        """
         ...
 
 
@@ -191,10 +182,8 @@ class ScoreCache:
 class TextDivergences:
     """Divergences of any number of adapters of one base model on the same texts, kept in the store.
 
-    It holds what the model says without adapter, which is large: finish with one list of texts
-    before the next one.
-
-    ``most`` of the texts are looked at, drawn from all, at so many ``positions`` each.
+    ``most`` of the texts are looked at, drawn from all, at so many ``positions`` each. What the
+    model says without adapter is held, which is large: finish with one list before the next one.
     """
 
     base: BaseModel
@@ -205,11 +194,7 @@ class TextDivergences:
     seed: int = 0
 
     def of(self, adapter: LoraAdapter | Attachable) -> Divergences:
-        """Return how far an adapter moves the model on the texts.
-
-        Raises:
-            LoraportError: see :class:`~loraport.models.kl.KlToBaseGauge`.
-        """
+        """Return how far an adapter moves the model on the texts."""
         key = Key.of(
             "divergences",
             **model_key(self.base, adapter),

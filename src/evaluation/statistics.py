@@ -16,20 +16,16 @@ from jaxtyping import Bool, Float, Int
 from scipy.stats import binomtest
 from torch import Tensor
 
+# A task is usable where the oracle is at least so much above the base (accuracy, or nats).
 HEADROOM = 0.03
-"""A task is usable where the oracle is at least so much above the base (accuracy, or nats)."""
 
-DRAWS = 5000
-"""Bootstrap draws of an interval over tasks."""
+DRAWS = 5000  # bootstrap draws of an interval over tasks
 
+# Over items, and of rank correlations: there are many suites, metrics and adapters.
 ITEM_DRAWS = 2000
-"""Over items, and of rank correlations: there are many suites, metrics and adapters."""
 
-LEAST_POINTS = 4
-"""Fewer points have no rank correlation worth telling."""
-
-LEAST_GROUPS = 3
-"""Of fewer groups hardly any two draws differ."""
+LEAST_POINTS = 4  # fewer points have no rank correlation worth telling
+LEAST_GROUPS = 3  # of fewer groups hardly any two draws differ
 
 _LEVEL = 0.95
 
@@ -206,21 +202,14 @@ def _stacked(
 
 @dataclass(frozen=True)
 class ItemChange:
-    """How an adapter changes one metric over the same items.
+    """How an adapter changes one metric over the same items."""
 
-    Attributes:
-        difference: Mean with the adapter minus mean without it, over items that count in both.
-        items: How many those are.
-        gained: Items that went from 0 to 1; None for a metric that is not 0 or 1.
-        lost: Items that went from 1 to 0; None likewise.
-        p: Of McNemar's exact test, two-sided; None likewise.
-    """
-
+    # Mean with the adapter minus mean without it, over items that count in both.
     difference: Estimate
-    items: int
-    gained: int | None = None
-    lost: int | None = None
-    p: float | None = None
+    items: int  # how many those are
+    gained: int | None = None  # items that went from 0 to 1; None for a metric that is not 0 or 1
+    lost: int | None = None  # items that went from 1 to 0; None likewise
+    p: float | None = None  # of McNemar's exact test, two-sided; None likewise
 
 
 def item_mean(rows: Float[Tensor, " items"], seed: int = 0, draws: int = ITEM_DRAWS) -> Estimate:

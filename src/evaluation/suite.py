@@ -24,18 +24,14 @@ Made = TypeVar("Made", bound=Callable[..., Any])
 
 @dataclass(frozen=True, eq=False)
 class SuiteScore:
-    """How one model answers a suite's items, in their order.
+    """How one model answers a suite's items, in their order."""
 
-    Attributes:
-        answers: What the model answered each item, as text: a choice, or what it wrote.
-        rows: Metric to one number an item, such as 1 for right and 0 for wrong; NaN where an item
-            does not count for that metric. Rows of two models are paired, item by item.
-        whole: Metrics of all answers together, such as self-BLEU.
-    """
-
+    # What the model answered each item, as text: a choice, or what it wrote.
     answers: tuple[str, ...]
+    # Metric to one number an item, such as 1 for right and 0 for wrong; NaN where an item does not
+    # count for that metric. Rows of two models are paired, item by item.
     rows: Mapping[str, Float[Tensor, " items"]]
-    whole: Mapping[str, float]
+    whole: Mapping[str, float]  # metrics of all answers together, such as self-BLEU
 
     def means(self) -> dict[str, float]:
         """Return every metric's mean over the items that count, and the metrics of the whole."""
@@ -65,7 +61,11 @@ class Suite(Protocol):
         ...
 
     def score(self, base: BaseModel) -> SuiteScore:
-        """Return the score of the model as it is, with what is attached to it."""
+        """Return the score of the model as it is, with what is attached to it.
+
+        Raises:
+            LoraportError: the model cannot be asked this.
+        """
         ...
 
 

@@ -18,8 +18,7 @@ from ..models.likelihood import length_batches
 from ..models.loading import BaseModel
 from ..option_types import Takes, faults
 
-PLAIN_PROMPT = "Question: {prompt}\nAnswer:"
-"""How a model without a chat template is asked."""
+PLAIN_PROMPT = "Question: {prompt}\nAnswer:"  # how a model without a chat template is asked
 
 
 def _framed(plain_prompt: str) -> str:
@@ -28,8 +27,8 @@ def _framed(plain_prompt: str) -> str:
     return plain_prompt
 
 
+# Whether a model is asked in its chat template; auto: where there is one.
 Chat = Annotated[Literal["auto", "template", "plain"], Takes("one of auto, template, plain")]
-"""Whether a model is asked in its chat template; ``auto``: where there is one."""
 PlainPrompt = Annotated[
     str,
     AfterValidator(_framed),
@@ -59,27 +58,20 @@ class PromptRow(Record):
 
 
 class HubPrompts(Record):
-    """Where prompts are on the hub, and how a row there is one here.
-
-    Attributes:
-        hub_id: The data set's id, or a local folder that ``datasets`` can load.
-        config: As ``split`` and ``revision``: which part of it; see ``datasets.load_dataset``.
-        columns: Field here to column there; a column that is not named has its own name.
-        fixed: Fields that are the same in every row.
-        values: Field here to a mapping of its values there to those here.
-        empty: Only rows in which this column is empty are prompts of their own.
-    """
+    """Where prompts are on the hub, and how a row there is one here."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    hub_id: str
-    config: str | None = None
+    hub_id: str  # the data set's id, or a local folder that datasets can load
+    config: str | None = None  # as split and revision: which part of it; see datasets.load_dataset
     split: str = "train"
     revision: str | None = None
+    # Field here to column there; a column that is not named has its own name.
     columns: dict[str, str] = {}
-    fixed: dict[str, str] = {}
+    fixed: dict[str, str] = {}  # fields that are the same in every row
+    # Field here to a mapping of its values there to those here.
     values: dict[str, dict[str, str]] = {}
-    empty: str | None = None
+    empty: str | None = None  # only rows in which this column is empty are prompts of their own
 
     def fields(self, row: Mapping[str, Any]) -> dict[str, Any] | None:
         """Return a row's fields as they are called here; None for a row that is left out."""
@@ -185,11 +177,7 @@ def _hub_rows(source: HubPrompts, kind: type[Row], option: str) -> Iterator[Row]
 
 @contextmanager
 def from_hub(what: str, way_out: str) -> Iterator[None]:
-    """Turn what goes wrong while data is loaded into a message of what, why and the way out.
-
-    Raises:
-        DataError: it could not be loaded.
-    """
+    """Turn what goes wrong while data is loaded into a message of what, why and the way out."""
     import datasets  # here, because it takes a second and only this source needs it
 
     try:
@@ -233,20 +221,14 @@ def _letters(row: PromptRow) -> str:
 
 @dataclass(frozen=True)
 class PromptForm:
-    """How a model is asked and answers: in its own chat template, or in a plain frame.
+    """How a model is asked and answers: in its own chat template, or in a plain frame."""
 
-    Attributes:
-        chat: See :data:`Chat`.
-        plain_prompt: The frame without one, with ``{prompt}`` once. A plain answer ends where a
-            line begins like a line of the frame: base models go on with questions of their own.
-        max_new_tokens: Tokens an answer at most.
-        batch_rows: Prompts that go through the model together, at most.
-    """
-
-    chat: str = "auto"
+    chat: str = "auto"  # see Chat
+    # The frame without one, with {prompt} once. A plain answer ends where a line begins like a line
+    # of the frame: base models go on with questions of their own.
     plain_prompt: str = PLAIN_PROMPT
-    max_new_tokens: int = 96
-    batch_rows: int = 64
+    max_new_tokens: int = 96  # tokens an answer at most
+    batch_rows: int = 64  # prompts that go through the model together, at most
 
     def uses_template(self, base: BaseModel) -> bool:
         """Return whether the model is asked in its chat template."""
@@ -287,11 +269,7 @@ class PromptForm:
     def answers(
         self, base: BaseModel, prompts: Sequence[str], choice: "Choice | None" = None
     ) -> tuple[str, ...]:
-        """Return the model's answers; ``choice`` as in :func:`write_answers`.
-
-        Raises:
-            ModelError: the tokenizer cannot put a prompt into this form.
-        """
+        """Return the model's answers; ``choice`` as in :func:`write_answers`."""
         written = write_answers(
             base,
             self.tokens(base, prompts),
@@ -315,8 +293,8 @@ class PromptForm:
 
 # --- What it writes -------------------------------------------------------------------------------
 
+# What chooses the tokens of the batch of the prompts at these indices.
 Choice = Callable[[Sequence[int]], NextToken]
-"""What chooses the tokens of the batch of the prompts at these indices."""
 
 
 def greedy(_indices: Sequence[int]) -> NextToken:

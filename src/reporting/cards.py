@@ -58,13 +58,13 @@ _SETTINGS = (
 )
 
 # Only pages are escaped: a card that escaped "it's" would not be read as Markdown.
+# The templates of cards and pages.
 TEMPLATES = Environment(
     loader=PackageLoader("loraport.reporting"),
     undefined=StrictUndefined,
     keep_trailing_newline=True,
     autoescape=select_autoescape(["html.j2"], default=False),
 )
-"""The templates of cards and pages."""
 
 
 def adapter_card(results: Results, task: str) -> str:

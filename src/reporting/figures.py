@@ -483,14 +483,15 @@ def cost_chart(results: BenchmarkResults, pair: str, name: str) -> Chart | None:
 
 def drift_chart(results: BenchmarkResults, pair: str, name: str) -> Chart | None:
     """Draw gap recovered and retention of every ported adapter against its KL to the base."""
-    points: list[tuple[str, float, Number, Number]] = []
-    for method in results.ranked():
-        for moved in results.generic_kl(method.pair, method.name, method.seed):
-            task = method.tasks.get(moved.condition.task or "")
-            known = task is not None and (task.gap_recovered, task.retention) != (None, None)
-            if method.pair == pair and task and task.usable and known and (moved.kl or 0) > 0:
-                point = (moved.kl or 0.0, task.gap_recovered, task.retention)
-                points.append((method.data_access, *point))
+    points = [
+        (method.data_access, moved.kl or 0.0, task.gap_recovered, task.retention)
+        for method in results.ranked()
+        if method.pair == pair
+        for moved in results.generic_kl(pair, method.name, method.seed)
+        if (task := method.tasks.get(moved.condition.task or "")) is not None
+        and task.usable
+        and (moved.kl or 0.0) > 0
+    ]
     if not points:
         return None
     figure = _figure(9.0, 4.6)

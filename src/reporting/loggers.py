@@ -167,8 +167,7 @@ class TensorBoardRunLogger(TensorBoardLogger, RunLogger):
         self.experiment.add_image(f"charts/{file.stem}", imread(file), dataformats="HWC")
 
 
-_LONGEST_NAME = 128
-"""What W&B takes for the name of a run or a group."""
+_LONGEST_NAME = 128  # what W&B takes for the name of a run or a group
 
 
 class WandbRunLogger(WandbLogger, RunLogger):
@@ -178,13 +177,7 @@ class WandbRunLogger(WandbLogger, RunLogger):
     user who has logged in but has no network gets an offline run. Call :func:`finish_loggers` at
     the end, so that the next job of a sweep in the same process gets a run of its own.
 
-    Args:
-        save_dir: The run's folder; the files lie in ``wandb/`` in it.
-        project: Project in W&B.
-        name: Name of the run; None lets W&B invent one. Overlong names are cut.
-        sweep_dir: Folder of the sweep; the runs that lie in it form a group of its name.
-        group: Name of the group, in place of the sweep's.
-        init_timeout: Seconds to wait for the server before the run goes on offline.
+    The options are described in ``conf/logger/wandb.yaml``; a name that is too long is cut.
     """
 
     def __init__(
@@ -283,10 +276,8 @@ def log_benchmark(
 ) -> None:
     """Log everything under the names that docs/sweeps.md lists, the numbers with the seed as step.
 
-    Tables, charts and pages go to the loggers that show such things.
-
-    Of ``files`` charts are ``*.png`` and pages ``*.html``. The numbers of ``also`` are logged with
-    those of the first seed.
+    Tables, charts and pages go to the loggers that show such things; of ``files`` charts are
+    ``*.png`` and pages ``*.html``. The numbers of ``also`` are logged with the first seed's.
     """
     numbers = benchmark_metrics(results)
     numbers[min(numbers)] |= also or {}

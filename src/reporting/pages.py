@@ -44,9 +44,9 @@ from .tables import (
     transport_table,
 )
 
-PAGE = "report.html"
-"""The report's main file."""
+PAGE = "report.html"  # the report's main file
 
+# What the columns mean.
 GLOSSARY = (
     (
         "gap recovered",
@@ -73,7 +73,6 @@ GLOSSARY = (
         "labels, or labelled examples: a method is compared with its class and the cheaper ones.",
     ),
 )
-"""What the columns mean."""
 
 _SIGNS = {"supported": "✓", "falsified": "✗", "open": "?", "not tested": "○"}
 _DIAGNOSIS_SETTINGS = ("probes", "diagnosis", "pairing", "adapter", "force", "seed")
@@ -95,7 +94,7 @@ def write_report(results: BenchmarkResults, folder: str | Path) -> list[Path]:
         write_whole(folder / PAGE, benchmark_page(results, charts)),
         write_whole(folder / "report.md", benchmark_markdown(results, charts)),
     ]
-    for table in _tables(results):
+    for table in report_tables(results):
         if table.rows:
             path = folder / "tables" / table.name
             written.append(write_whole(path.with_suffix(".csv"), table.csv()))
@@ -104,7 +103,7 @@ def write_report(results: BenchmarkResults, folder: str | Path) -> list[Path]:
     return written
 
 
-def _tables(results: BenchmarkResults) -> Iterator[ReportTable]:
+def report_tables(results: BenchmarkResults) -> Iterator[ReportTable]:
     """Give every table that has files; some of them have no rows."""
     for _, tables in _parts(results):
         for table in tables:

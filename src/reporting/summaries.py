@@ -26,8 +26,8 @@ from ..evaluation.records import (
 from ..refinement.expected_recovery import LEAST_RECOVERED
 from .tables import cell_text
 
+# What stands in place of the verdicts where there are none.
 NO_VERDICT = "No hypothesis was tested in this run."
-"""What stands in place of the verdicts where there are none."""
 
 _NO_HEADROOM = "the oracle is less than 3 points above the base"
 

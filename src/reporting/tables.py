@@ -29,8 +29,7 @@ from ..evaluation.records import (
     interval_text,
 )
 
-NOTHING = "-"
-"""What stands where there is no number."""
+NOTHING = "-"  # what stands where there is no number
 
 
 class Estimated(NamedTuple):
@@ -40,14 +39,12 @@ class Estimated(NamedTuple):
     ends: Ends
 
 
-Cell = str | int | float | Estimated | None
-"""What a table holds; None where there is nothing."""
+Cell = str | int | float | Estimated | None  # what a table holds; None where there is nothing
 
+# Columns; one whose heading is its key, in words, may be given by it alone.
 Columns = Sequence["Column | str"]
-"""Columns; one whose heading is its key, in words, may be given by it alone."""
 
-Row = Mapping[str, Cell]
-"""Cells by the keys of their columns; one that is missing is None."""
+Row = Mapping[str, Cell]  # cells by the keys of their columns; one that is missing is None
 
 
 def estimated(value: Number, ends: Ends) -> Estimated | None:
@@ -70,18 +67,14 @@ class Column(NamedTuple):
 
 @dataclass(frozen=True)
 class ReportTable:
-    """A table.
+    """A table."""
 
-    Attributes:
-        name: Of its file, without an ending.
-        groups: One entry a row: where it changes the console draws a line. Empty without groups.
-    """
-
-    name: str
+    name: str  # of its file, without an ending
     title: str
     caption: str
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
+    # One entry a row: where it changes the console draws a line. Empty without groups.
     groups: tuple[str, ...] = ()
 
     @classmethod

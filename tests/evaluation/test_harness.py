@@ -106,20 +106,6 @@ def test_an_attached_adapter_takes_part(pico_target, random_adapter):
     assert abs(adapted[0][0] - plain[0][0]) > 1e-2
 
 
-def test_texts_that_begin_alike_are_read_once(pico_target, monkeypatch):
-    widths: list[int] = []
-    forward = pico_target.network.forward
-
-    def watched(*args: Any, **options: Any) -> Any:
-        widths.append(options["input_ids"].shape[1])
-        return forward(*args, **options)
-
-    monkeypatch.setattr(pico_target.network, "forward", watched)
-    context = "a context that all choices share, which is long enough to be worth it"
-    asked(pico_target, [(context, f" {letter}") for letter in "abcd"])
-    assert sum(widths) < 2 * len(context)
-
-
 def test_a_context_that_is_too_long_loses_its_beginning(pico_target):
     limit = pico_target.network.config.max_position_embeddings
     ((value, _),) = asked(pico_target, [("x" * 600, " y")])
@@ -147,7 +133,7 @@ def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
 
 
-def original_rows(name: str, count: int = 12) -> list[dict[str, Any]]:
+def original_rows(name: str) -> list[dict[str, Any]]:
     """Random rows in the columns of the original data set."""
     draw = random.Random(name)
 
@@ -156,30 +142,20 @@ def original_rows(name: str, count: int = 12) -> list[dict[str, Any]]:
             draw.choices([*WORDS, "naïve", "[step]", "[title]"], k=draw.randint(least, most))
         )
 
-    def row(place: int) -> dict[str, Any]:
+    def row() -> dict[str, Any]:
         texts = [f"{words(1, 5)} {letter}" for letter in "abcd"]
         right = draw.randrange(2)
         if name == "hellaswag":
             parts = {"activity_label": words(1, 2), "ctx_a": words(3, 9), "ctx_b": words(0, 3)}
             return {**parts, "endings": texts, "label": str(right)}
-        if name == "piqa":
-            return {"goal": words(2, 9), "sol1": texts[0], "sol2": texts[1], "label": right}
         if name == "winogrande":
             sentence = f"{words(0, 6)} _ {words(1, 4)} "
             options = {"option1": words(1, 1), "option2": words(1, 2)}
             return {"sentence": sentence, **options, "answer": str(right + 1)}
-        if name == "boolq":
-            return {"passage": words(5, 20), "question": words(2, 6), "label": right}
-        if name == "social_iqa":
-            answers = dict(zip(("answerA", "answerB", "answerC"), texts, strict=False))
-            question = {"context": words(3, 8), "question": words(2, 4)}
-            return {**question, **answers, "label": str(right + 1)}
-        labels = list("1234" if place % 3 else "ABCD")
-        choices = {"text": texts, "label": labels}
-        column = "question_stem" if name == "openbookqa" else "question"
-        return {column: words(3, 9), "choices": choices, "answerKey": labels[right]}
+        choices = {"text": texts, "label": list("ABCD")}
+        return {"question": words(3, 9), "choices": choices, "answerKey": "ABCD"[right]}
 
-    return [row(place) for place in range(count)]
+    return [row() for _ in range(12)]
 
 
 def reference(base: BaseModel, suite: HarnessTask) -> dict[str, Any]:
@@ -210,7 +186,7 @@ def agree(base: BaseModel, suite: HarnessTask, tolerance: float) -> SuiteScore:
     return score
 
 
-@pytest.mark.parametrize("name", EIGHT)
+@pytest.mark.parametrize("name", ["arc_easy", "hellaswag", "winogrande"])
 def test_rows_in_lm_eval_s_columns_are_answered_as_by_its_backend(name, pico_target, tmp_path):
     rows = original_rows(name)
     (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

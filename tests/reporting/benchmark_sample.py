@@ -323,7 +323,7 @@ def all_refused() -> BenchmarkResults:
 
 def two_pairs() -> BenchmarkResults:
     methods = [
-        method_of(name, kind, recovered, seed=seed, pair=pair, seconds=seconds)
+        method_of(name, kind, recovered, tasks=TASKS[:2], seed=seed, pair=pair, seconds=seconds)
         for pair in (PAIR, "b/../odd pair")
         for name, (kind, recovered, seconds) in list(METHODS.items())[4:7]
         for seed in (0, 1)

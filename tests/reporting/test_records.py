@@ -10,7 +10,6 @@ import torch
 
 from loraport.evaluation.records import (
     AdapterRecord,
-    BenchmarkResults,
     Geometry,
     IntersectionMap,
     LayerConfidence,
@@ -29,7 +28,6 @@ from loraport.evaluation.records import (
     plain,
 )
 from loraport.evaluation.records import CompatibilityVerdict as Verdict
-from loraport.evaluation.verdict import verdicts
 from loraport.exceptions import DataError
 
 from .benchmark_sample import full_benchmark
@@ -264,15 +262,6 @@ def test_every_file_is_read_as_it_was_written(content, schema, command, tmp_path
     assert type(content).read(path) == content
     plain = json.loads(path.read_text(), parse_constant=pytest.fail)
     assert (plain["schema"], plain["command"]) == (schema, command)
-
-
-def test_the_benchmark_of_the_documentation_is_read() -> None:
-    path = Path(__file__).parents[2] / "docs" / "benchmark" / "results.json"
-    results = BenchmarkResults.read(path)
-    assert len(results.ranked()) > 10
-    assert [verdict.hypothesis for verdict in results.verdicts] == ["H1", "H2"]
-    again = verdicts(results.methods, results.suites)
-    assert [one.state for one in again] == [one.state for one in results.verdicts]
 
 
 def git(folder, *arguments):

@@ -6,11 +6,8 @@ from loraport.reporting.tables import (
     Column,
     Estimated,
     ReportTable,
-    calibration_table,
     cell_text,
-    changes_table,
     confidence_table,
-    divergence_table,
     estimated,
     fits_table,
     latex_text,
@@ -18,12 +15,8 @@ from loraport.reporting.tables import (
     markdown_text,
     measures_table,
     methods_table,
-    points_table,
     results_table,
-    retention_table,
     sites_table,
-    suite_table,
-    tasks_table,
     transfer_table,
 )
 
@@ -188,30 +181,11 @@ class TestBenchmark:
     def test_methods_are_sorted_by_cost_and_then_by_gap(self):
         methods = full_benchmark().ranked()
         assert len(methods) == 2 * len(METHODS)
-        ranks = [DATA_ACCESS.index(method.data_access) for method in methods]
-        assert ranks == sorted(ranks)
-        for access in DATA_ACCESS:
-            gaps = [there(m.gap_recovered) for m in methods if m.data_access == access]
-            assert gaps == sorted(gaps, reverse=True)
+        order = [(DATA_ACCESS.index(m.data_access), -there(m.gap_recovered)) for m in methods]
+        assert order == sorted(order)
         known, unknown = method_of("cast", recovered=-0.5), method_of("transport", usable=False)
         assert [m.name for m in results_of([unknown, known]).ranked()] == ["cast", "transport"]
-
-    def test_a_line_holds_what_the_records_hold(self):
-        method = method_of("cast", "generic text", 0.4, seconds=10.0, seed=3)
-        table = methods_table(results_of([method]))
-        line = table.rows[0]
-        assert method.summary is not None
-        assert line["gap_recovered"] == Estimated(there(method.gap_recovered), method.ci95)
-        margin = line["margin"]
-        assert isinstance(margin, Estimated)
-        assert margin.value == pytest.approx(100 * there(method.summary.margin.value))
-        assert margin.ends is not None
-        assert margin.ends[0] == pytest.approx(margin.value - 3)
-        usable = [task for task in method.tasks.values() if task.usable]
-        accuracy = sum(there(task.scores["predicted"]) for task in usable) / 4
-        assert line["accuracy"] == pytest.approx(accuracy)
-        assert (line["seed"], line["seconds"], line["swapped"]) == (3, 10.0, 0.1)
-        assert "pair" not in keys_of(table)
+        assert "pair" not in keys_of(methods_table(one_mapper()))
         assert keys_of(methods_table(two_pairs()))[0] == "pair"
 
     def test_controls_have_lines_with_their_own_gap(self):
@@ -254,45 +228,6 @@ class TestBenchmark:
         assert named.rows[0]["seed"] == 0
         assert isinstance(named.rows[0]["task seed"], Estimated)
 
-    def test_every_task_has_every_condition(self):
-        results = one_mapper()
-        table = tasks_table(results)
-        task = results.methods[0].tasks["sst2"]
-        line = table.rows[0]
-        assert {condition: line[condition] for condition in task.scores} == task.scores
-        assert line["gap_recovered"] == Estimated(there(task.gap_recovered), task.ci95)
-        assert line["rows"] == 300
-        assert results.unusable_tasks() == {PAIR: ["trec"]}
-        assert "cartridge" not in keys_of(table)
-
-    def test_a_suite_shows_scores_and_the_change_of_its_main_metric(self):
-        results = full_benchmark()
-        safety = results.suites[0]
-        base, first = suite_table(safety, results).rows[:2]
-        assert (base["method"], base.get("change")) == ("base", None)
-        assert first["change"] == Estimated(there(safety.changes[0].value), safety.changes[0].ci95)
-        assert first["p"] == safety.changes[0].p
-        assert "change" not in keys_of(suite_table(results.suites[1], results))
-        assert len(changes_table(results).rows) == len(safety.changes)
-
-    def test_drift_is_that_on_generic_text_over_the_tasks(self):
-        results = full_benchmark()
-        lines = {
-            (line["method"], line["seed"]): line for line in retention_table(results).rows[:-1]
-        }
-        own = [
-            there(d.kl)
-            for d in results.divergences
-            if (d.condition.method, d.condition.seed, d.texts) == ("cast", 1, "generic")
-        ]
-        assert len(own) == 5
-        assert lines["cast", 1]["kl"] == pytest.approx(sum(own) / 5)
-        assert lines["procrustes", 0]["kl"] is None
-        oracle = retention_table(results).rows[-1]
-        assert oracle["method"] == "oracle (trained on the target)"
-        assert isinstance(oracle["kl"], float)
-        assert len(divergence_table(results).rows) == len(results.divergences)
-
     def test_confidence_is_the_best_layer_and_its_lead(self):
         grid = [[0.2, 0.9, 0.5], [None, None, 0.3], [0.4] * 3]
         rows = confidence_table(results_of([], similarities={PAIR: grid})).rows
@@ -300,11 +235,3 @@ class TestBenchmark:
         assert rows[0]["margin"] == pytest.approx(0.4)
         assert rows[1] == {"pair": PAIR, "target_layer": 1, "similarity": 0.3, "source_layer": 2}
         assert (rows[2]["source_layer"], rows[2]["second_layer"]) == (0, 1)
-
-    def test_calibration_tells_the_rule(self):
-        results = full_benchmark()
-        first, second = calibration_table(results).rows
-        assert (first["threshold"], second["threshold"]) == ("≥ 0.41", None)
-        assert results.calibration is not None
-        assert len(points_table(results).rows) == len(results.calibration.points)
-        assert calibration_table(one_mapper()).rows == ()
