@@ -28,8 +28,9 @@ from ..data import PromptTemplate, Task, write_manifest
 from ..data.prompts import AnswerExamples
 from ..exceptions import ConfigurationError
 from ..models import BaseModel, LoraFineTuning
+from ..progress import shown_progress
 from ..settings import AnchorsSettings, Recipe, Settings
-from .context import RunContext, quiet_libraries, shown_bars
+from .context import RunContext, quiet_libraries
 
 log = logging.getLogger(__name__)
 METRICS_FILE = "metrics.json"
@@ -285,7 +286,7 @@ def _count_finished(folder: Path, side: str, names: Sequence[str]) -> int:
 @contextmanager
 def _progress(folder: Path, sides: Sequence[str], names: Sequence[str]) -> Iterator[None]:
     """Show how many adapters are finished, whoever finishes them, and how long the rest takes."""
-    with shown_bars() as progress:
+    with shown_progress() as progress:
         bars = {
             side: progress.add_task(f"{side} model, adapters", total=len(names)) for side in sides
         }

@@ -44,12 +44,13 @@ from ..exceptions import ConfigurationError, LoraportError
 from ..mappers import BasePair, LearnedMapper, Mapper, load_mapper
 from ..mappers.controls import MeanMapper
 from ..models.loading import learning_dtype, one_thread
+from ..progress import shown_progress
 from ..refinement.base import Refinement, RefinementProgress, silent
 from ..settings import Method, MethodSettings, Recipe
 from ..store import Key, Store
 from .anchors import CPU_TRAINER, train_adapter
 from .compatibility import compatibility_key
-from .context import RunContext, costliest, shown_bars
+from .context import RunContext, costliest
 from .diagnose import diagnostics
 from .port import base_pair
 from .porting import (
@@ -579,7 +580,7 @@ def suite_results(
     target = model.converted(learning_dtype(context.settings.suite_dtype, model))
     for suite in suites:
         scores = {}
-        with shown_bars() as progress:
+        with shown_progress() as progress:
             bar = progress.add_task(f"suite {suite.name}, models", total=len(asked))
             for condition, adapter in asked.items():
                 scores[condition] = cache.score(target, adapter, suite)
@@ -600,7 +601,7 @@ def divergences(
     texts |= {suite.name: suite.prompts() for suite in suites}
     adapters = {condition: adapter for condition, adapter in asked.items() if adapter is not None}
     found, target = [], context.model("target")
-    with shown_bars() as progress:
+    with shown_progress() as progress:
         bar = progress.add_task("drift", total=len(texts) * len(adapters))
         for name, said in texts.items():
             gauge = TextDivergences(

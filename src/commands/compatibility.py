@@ -36,9 +36,10 @@ from ..exceptions import ConfigurationError, DataError, IncompatibleError
 from ..models import BaseModel
 from ..models.capture import paired_readings
 from ..models.hooks import Tap
+from ..progress import shown_progress
 from ..settings import TextSettings
 from ..store import Key, Store
-from .context import RunContext, shown_bars
+from .context import RunContext
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and of how much."""
@@ -480,7 +481,7 @@ def refuse_incompatible(context: RunContext, record: CompatibilityRecord) -> Non
 @contextmanager
 def diagnosis_progress() -> Iterator[Progress]:
     """Show what is being done, how far it is, and how long the rest takes."""
-    with shown_bars() as bars:
+    with shown_progress() as bars:
         bar = bars.add_task("loading models", total=None)
 
         def show(what: str, done: int, total: int) -> None:

@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from datasets.utils.logging import disable_progress_bar
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers.utils import logging as transformers_logging
 
 from ..data import PromptTemplate, Task, TaskFolder, TaskSource, Zoo
@@ -173,24 +171,6 @@ def quiet_libraries() -> None:
         ".*GPU available but not used.*",
     ):
         warnings.filterwarnings("ignore", message)
-
-
-def shown_bars(unit: str = "") -> Progress:
-    """Return progress bars with the count and the remaining time.
-
-    They go to standard error, and are gone when the work is done.
-
-    Args:
-        unit: What is counted, where the descriptions do not say it.
-    """
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn(f"{unit}, remaining" if unit else "remaining"),
-        TimeRemainingColumn(),
-    )
-    return Progress(*columns, console=Console(stderr=True), transient=True)
 
 
 def costliest(*classes: str) -> str:

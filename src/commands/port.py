@@ -38,6 +38,7 @@ from ..mappers.base import Progress
 from ..models import BaseModel
 from ..models.streaming import FactorCache
 from ..models.verify import Verification, verify
+from ..progress import shown_progress
 from ..refinement.base import RefinementReport
 from ..refinement.expected_recovery import AnchorCalibration
 from ..reporting.cards import ported_card
@@ -45,7 +46,7 @@ from ..reporting.console import print_transfer
 from ..settings import PortingSettings, TransferSettings
 from ..store import Store
 from .compatibility import check_compatibility
-from .context import RunContext, Stopwatch, costliest, quiet_libraries, shown_bars
+from .context import RunContext, Stopwatch, costliest, quiet_libraries
 from .porting import (
     Ported,
     Porting,
@@ -204,7 +205,7 @@ def device(name: str) -> torch.device:
 @contextmanager
 def mapping_progress() -> Iterator[Progress]:
     """Show how many sites are mapped, and how long the rest takes."""
-    with shown_bars("sites") as progress:
+    with shown_progress("sites") as progress:
         bar = progress.add_task("porting", total=None)
         yield lambda done, total: progress.update(bar, completed=done, total=total)
 

@@ -30,6 +30,7 @@ from ..mappers import Mapper, load_mapper
 from ..mappers.base import Report
 from ..models.architectures import SiteTable
 from ..models.loading import DTYPES
+from ..progress import shown_progress
 from ..refinement.base import (
     DistillationInputs,
     Refinement,
@@ -43,7 +44,7 @@ from ..refinement.text_selection import WrittenTexts
 from ..settings import PortingSettings, TransferSettings
 from ..store import Store
 from .anchors import CPU_TRAINER, builds_zoo, train_zoo
-from .context import RunContext, costliest, shown_bars
+from .context import RunContext, costliest
 
 _HUB_ID = re.compile(r"[\w][\w.-]*/[\w.-]+")
 _FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -559,7 +560,7 @@ def task_data(
 @contextmanager
 def refining_progress() -> Iterator[RefinementProgress]:
     """Show a bar for each step of a refinement, with what is done and the remaining time."""
-    with shown_bars() as shown:
+    with shown_progress() as shown:
         bars = {"": shown.add_task("loading models", total=None)}
 
         def tell(step: str, done: int, total: int) -> None:

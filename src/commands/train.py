@@ -43,6 +43,7 @@ from ..models.hooks import Attachable
 from ..models.loading import one_thread
 from ..models.lora_training import interruptible
 from ..models.statistics import StatisticsStore
+from ..progress import shown_progress
 from ..reporting.cards import adapter_card
 from ..reporting.console import print_results
 from ..reporting.figures import write_chart
@@ -51,7 +52,7 @@ from ..settings import MethodSettings, Settings, TrainSettings
 from ..store import Key, Store
 from .anchors import CPU_TRAINER, builds_zoo, train_zoo
 from .compatibility import check_compatibility, known_compatibility
-from .context import RunContext, Stopwatch, quiet_libraries, shown_bars
+from .context import RunContext, Stopwatch, quiet_libraries
 
 TaskScores = dict[str, dict[str, TaskScore]]
 """The score of each task under each condition."""
@@ -627,7 +628,7 @@ def score(
     examples = {"source": predictions.queries, "target": predictions.oracles}
     found: TaskScores = {name: {} for name in tasks}
     hashes = {f"task/{name}": task.content_hash() for name, task in tasks.items()}
-    with shown_bars() as progress:
+    with shown_progress() as progress:
         bars = {
             side: progress.add_task(f"scoring {side}", total=len(cells[side])) for side in SIDES
         }

@@ -16,11 +16,10 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from matplotlib.image import imread
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..evaluation.records import BenchmarkResults, Condition, MethodResult, Number, Results
 from ..exceptions import ConfigurationError
+from ..progress import shown_progress
 from .tables import ReportTable, changes_table, divergence_table, methods_table, tasks_table
 
 Metrics = dict[str, float]
@@ -327,27 +326,19 @@ def finish_loggers(loggers: Sequence[Logger], status: str = "success") -> list[s
 
 
 class FitProgress(Callback):
-    """Shows epochs, the time that is left and the last losses on stderr, and then vanishes.
-
-    Where stderr is no terminal nothing is printed.
-    """
+    """Shows epochs, the time that is left and the last losses on stderr."""
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the bar on the first device."""
-        self._progress = Progress(
-            *(TextColumn("fitting {task.description}"), BarColumn()),
-            *(MofNCompleteColumn(), TimeRemainingColumn()),
-            console=Console(stderr=True),
-            transient=True,
-            disable=trainer.global_rank > 0,
-        )
-        self._bar = self._progress.add_task(type(pl_module).__name__, total=trainer.max_epochs)
+        self._progress = shown_progress("epochs", hidden=trainer.global_rank > 0)
+        described = f"fitting {type(pl_module).__name__}"
+        self._bar = self._progress.add_task(described, total=trainer.max_epochs)
         self._progress.start()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Advance by one epoch."""
         losses = [f"{name} {float(value):.3f}" for name, value in trainer.callback_metrics.items()]
-        described = " ".join([type(pl_module).__name__, *losses])
+        described = " ".join([f"fitting {type(pl_module).__name__}", *losses])
         self._progress.update(self._bar, advance=1, description=described)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

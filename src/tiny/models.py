@@ -1,9 +1,7 @@
 """The tiny pair: two small base models of different families, pre-trained where they are needed."""
 
-import math
 import multiprocessing
 import re
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -12,8 +10,6 @@ from typing import Any
 
 import torch
 from jaxtyping import Int
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
@@ -28,6 +24,7 @@ from transformers import (
 
 from ..exceptions import ModelError
 from ..models.loading import ModelSource, one_thread
+from ..progress import shown_progress
 from ..store import Key, Store
 from .language import TinyLanguage
 
@@ -279,20 +276,15 @@ class TinyModel(ModelSource):
             network = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         # In a process of a pool the one that started it shows the progress.
         hidden = multiprocessing.parent_process() is not None
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.completed}/{task.total} steps, loss {task.fields[loss]:.2f}"),
-            TimeRemainingColumn(),
-        )
-        console = Console(file=sys.stderr)
-        with one_thread(), Progress(*columns, console=console, disable=hidden) as progress:
-            task = progress.add_task(f"pre-training {self.name}", total=self.steps, loss=math.nan)
+        with one_thread(), shown_progress("steps", hidden=hidden) as progress:
+            task = progress.add_task(f"pre-training {self.name}", total=self.steps)
             pretrain(
                 network,
                 rows,
                 self._pretraining,
-                lambda step, loss: progress.update(task, completed=step, loss=loss),
+                lambda step, loss: progress.update(
+                    task, completed=step, description=f"pre-training {self.name}, loss {loss:.2f}"
+                ),
             )
         network.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
