@@ -212,14 +212,8 @@ def check_least(least: int, **options: int | float) -> None:
 
 def check_source(adapter: LoraAdapter, name: str, sites: SiteTable) -> None:
     """Raise AdapterError unless an adapter's sites and shapes are modules of the source model."""
-    misfit = sites.misfit(adapter)
-    if misfit is not None:
-        site, found = misfit
-        raise AdapterError(
-            f"the adapter, trained on {adapter.base_model or 'an unnamed model'!r}, has shape "
-            f"{adapter[site].shape} at {site.module_name}, but the mapper's source {name} has "
-            f"{found}; choose the pair whose source the adapter was trained on"
-        )
+    way_out = "choose the pair whose source the adapter was trained on"
+    sites.check(adapter, "the adapter", f"the mapper's source {name}", way_out)
 
 
 def paired_by_depth(adapter: LoraAdapter, source: SiteTable, target: SiteTable) -> dict[Site, Site]:

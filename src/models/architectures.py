@@ -177,26 +177,19 @@ class SiteTable:
         shapes = {Site(layer, role): roles[role] for layer in range(layers) for role in roles}
         return cls(config.model_type, layers, MappingProxyType(shapes))
 
-    def misfit(self, adapter: LoraAdapter) -> tuple[Site, str] | None:
-        """Return the first site that the model lacks or shapes otherwise, and what it has there.
+    def check(self, adapter: LoraAdapter, what: str, model: str, way_out: str) -> None:
+        """Raise AdapterError unless an adapter's sites and shapes are modules of the model.
 
-        None where every site of the adapter fits.
+        The message says what does not fit which model, and the way out.
         """
         for site, update in adapter.items():
             shape = self.shapes.get(site)
             if shape != update.shape:
-                return site, "no such module" if shape is None else f"{shape} there"
-        return None
-
-    def check(self, adapter: LoraAdapter, what: str, model: str, way_out: str) -> None:
-        """Raise AdapterError, which says what does not fit which model, where there is a misfit."""
-        misfit = self.misfit(adapter)
-        if misfit is not None:
-            site, found = misfit
-            raise AdapterError(
-                f"{what}, for {adapter.base_model or 'an unnamed model'!r}, has shape "
-                f"{adapter[site].shape} at {site.module_name}, but {model} has {found}; {way_out}"
-            )
+                raise AdapterError(
+                    f"{what}, for {adapter.base_model or 'an unnamed model'!r}, has shape "
+                    f"{update.shape} at {site.module_name}, but {model} has "
+                    f"{'no such module' if shape is None else f'{shape} there'}; {way_out}"
+                )
 
     def of_roles(self, roles: tuple[Role, ...]) -> tuple[Site, ...]:
         """Return the sites of the given roles in every layer, in order."""
