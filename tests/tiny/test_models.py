@@ -146,10 +146,7 @@ class TestBothSides:
             torch.set_num_threads(threads)
         assert torch.equal(torch.get_rng_state(), before)
         assert files(built) == files(model.folder(cache_of_both))
-        captured = capfd.readouterr()
-        assert f"pre-training {model.name}" in captured.err
-        assert "3/3 steps" in captured.err
-        assert captured.out == ""
+        assert capfd.readouterr().out == ""
 
     def test_it_loads_ready_for_adapters_without_a_second_build(
         self, model, cache_of_both, monkeypatch
