@@ -5,6 +5,7 @@ neither a network nor a login.
 """
 
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any
 
 from ..exceptions import ConfigurationError
@@ -28,8 +29,8 @@ def build_dashboard(entity: str, project: str, methods: Sequence[str], tasks: Se
     ``methods`` are labels as :func:`~loraport.reporting.loggers.method_label` gives them.
     """
     try:  # optional, and slow to import
-        import wandb_workspaces.reports.v2 as wr
-        import wandb_workspaces.workspaces as ws
+        wr: Any = import_module("wandb_workspaces.reports.v2")
+        ws: Any = import_module("wandb_workspaces.workspaces")
     except ModuleNotFoundError as error:
         raise ConfigurationError(
             f"dashboard= takes wandb-workspaces ({error.name} is not installed); install the extra "
