@@ -40,7 +40,7 @@ Part = TypeVar("Part")
 Made = TypeVar("Made")
 
 FORMATS = {
-    "scores": 2,  # of an adapter on a task
+    "scores": 3,  # of an adapter on a task
     "suites": 2,  # scores of an adapter on a suite
     "divergences": 2,  # KL of an adapter to its base
     "diagnoses": 2,  # how alike two base models are

@@ -137,6 +137,9 @@ class PeftConfig:
         return bool(check_target_module_exists(options, site.module_name))
 
 
+_FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
 def read_adapter(folder: str | Path) -> LoraAdapter:
     """Read a PEFT LoRA folder; every option that is exact is resolved, any other refused.
 
@@ -217,6 +220,12 @@ def _low_rank(site: Site, factors: dict[str, Tensor], config: PeftConfig) -> Low
             "target that module, so that PEFT would drop them; add it to target_modules"
         )
     a, b, rank = factors["A"], factors["B"], config.rank(site)
+    odd = [factor.dtype for factor in (a, b) if factor.dtype not in _FLOATS]
+    if odd:
+        raise AdapterError(
+            f"adapter {config.name} has factors in {str(odd[0]).removeprefix('torch.')} at "
+            f"{module}; it takes float64, float32, bfloat16 or float16: convert the adapter"
+        )
     if a.ndim != 2 or b.ndim != 2 or a.shape[0] != rank or b.shape[1] != rank:
         raise AdapterError(
             f"adapter {config.name} has lora_A {tuple(a.shape)} and lora_B {tuple(b.shape)} at "

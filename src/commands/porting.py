@@ -25,7 +25,7 @@ from ..data.prompts import PromptSpec
 from ..data.tasks import Example
 from ..data.zoo import SIDES
 from ..evaluation.records import DriftRecord, ExpectedRecord, RefinementRecord
-from ..exceptions import AdapterError, ConfigurationError, DataError
+from ..exceptions import AdapterError, ConfigurationError, DataError, VerificationError
 from ..mappers import Mapper, load_mapper
 from ..mappers.base import Report
 from ..models.architectures import SiteTable
@@ -689,6 +689,7 @@ class Refining:
             The better adapters in the place of the mapped ones, and what was done for each.
 
         Raises:
+            VerificationError: what it has learned does nothing.
             LoraportError: the refinement cannot use what it was given.
         """
         better, reports = [], []
@@ -696,6 +697,12 @@ class Refining:
             made = self.refinement.refine(
                 one.adapter, self.distillation_inputs(place, adapter, progress)
             )
+            if self.refinement.learns and made.adapter.norm() == 0:
+                raise VerificationError(
+                    f"refine={self.refinement.name} has found nothing better than an adapter that "
+                    "is zero at every site, and would do nothing on the target; let it learn "
+                    "longer (refine.epochs, refine.lr) or from more texts, or start from a mapper"
+                )
             # What is zero now was meant to be, as with a drift budget of zero; it is said.
             better.append(Mapped(made.adapter, one.report, acts=made.adapter.norm() > 0))
             reports.append(made.report)

@@ -16,6 +16,8 @@ from .streaming import StreamedWeights, hollow_network, streaming
 _PROBE_TOKENS = 12  # spread over the vocabulary
 # Of an update's norm; bfloat16, the coarsest dtype that is written, rounds to 2^-9.
 _TOLERANCE = 1e-2
+# Units in the last place of the largest logit: less is what rounding makes of nothing.
+_ROUNDING = 32
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,8 @@ def verify(
     """Load a folder through PEFT onto its base model and compare it with what was meant.
 
     The base model's weights are streamed, so that it never is whole in memory. An adapter that
-    is zero everywhere, as that of ``mapper=noop``, must leave the logits as they are. Messages call
+    is zero everywhere, as that of ``mapper=noop``, must leave the logits as they are; any other
+    must change the most likely token somewhere, or a logit by more than rounding. Messages call
     the folder ``called``, where its own name is a passing one.
 
     Raises:
@@ -62,14 +65,17 @@ def verify(
     with torch.inference_mode(), streaming(model, target):
         after = model(input_ids=ids).logits
     change, expected = float((after - before).abs().max()), adapter.norm() > 0
-    if not torch.isfinite(after).all() or (change > 0) != expected:
+    changed = float((before.argmax(-1) != after.argmax(-1)).double().mean())
+    rounding = _ROUNDING * torch.finfo(before.dtype).eps * float(before.abs().max())
+    acts = changed > 0 or change > rounding if expected else change > 0
+    if not torch.isfinite(after).all() or acts != expected:
+        least = f"change by more than rounding ({rounding:.1g})"
         raise VerificationError(
-            f"with the adapter in {name} the target's logits change by {change} at most, but "
-            f"they should {'change' if expected else 'stay as they are'} and be finite; check "
-            "scale= and the source adapter"
+            f"with the adapter in {name} the target's logits change by {change:.2g} at most, but "
+            f"they should {least if expected else 'stay as they are'} and be finite; check scale= "
+            "and the source adapter"
         )
-    changed = (before.argmax(-1) != after.argmax(-1)).double().mean()
-    return Verification(len(norms), min(norms), max(norms), change, float(changed))
+    return Verification(len(norms), min(norms), max(norms), change, changed)
 
 
 def _updates(model: nn.Module) -> dict[Site, LowRank]:

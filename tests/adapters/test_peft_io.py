@@ -298,6 +298,19 @@ class TestRefused:
         with pytest.raises(AdapterError, match=message):
             read_adapter(edited(peft_folder(), tensors=tensors))
 
+    @pytest.mark.parametrize("dtype", ["complex64", "bool", "int8", "float8_e4m3fn"])
+    def test_factors_that_are_no_ordinary_floats(
+        self, peft_folder: MakeFolder, edited: Edit, dtype: str
+    ) -> None:
+        folder = peft_folder()
+        tensors = {
+            name: t.to(getattr(torch, dtype)) for name, t in load_file(folder / WEIGHTS).items()
+        }
+        with pytest.raises(
+            AdapterError, match=rf"factors in {dtype} at .*it takes float64, float32"
+        ):
+            read_adapter(edited(folder, tensors=tensors))
+
     def test_empty_weights(self, peft_folder: MakeFolder, edited: Edit) -> None:
         folder = peft_folder()
         names = load_file(folder / WEIGHTS)

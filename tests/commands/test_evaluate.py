@@ -93,8 +93,9 @@ def test_a_refinement_is_given_what_its_class_allows(workspace: Workspace, comma
     write_texts(workspace.root / "texts")
     quick = QUICK_REFINEMENT["corpus_distill"]
     given = (f"paths.corpus={workspace.root / 'texts'}", quick[0], "refine_texts.anchors=false")
-    own = "{default: ['refine.texts=16','refine.pool=24','refine.held_out=8'],"
-    own += "noop+prompt_distill: ['refine.pool=12','refine.generic=8','refine.held_out=8']}"
+    last = "'refine.checks=0','refine.held_out=8'"  # the last weights are kept
+    own = f"{{default: [{last},'refine.texts=16','refine.pool=24'],"
+    own += f"noop+prompt_distill: [{last},'refine.pool=12','refine.generic=8']}}"
     end = command(
         "evaluate",
         *evaluation(workspace, "methods=[default,noop+prompt_distill]", "unlabelled=3", *given),

@@ -720,7 +720,7 @@ def test_a_default_port_loads_each_base_model_once(
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", counted)
     diagnosed = ("diagnosis.rows=120", "diagnosis.permutations=20", "force=true")
-    ports.ported(*QUICK, *diagnosed, "refine.epochs=0")
+    ports.ported(*QUICK, *diagnosed)
     assert sorted(loads) == ["source", "target"]
 
 
@@ -832,6 +832,14 @@ class TestRefusedRefining:
     def test_a_calibration_of_another_pair(self, ports: Ports) -> None:
         file = calibration(ports, pair="elsewhere")
         assert "was measured on pair=elsewhere" in ports.refused(f"calibration={file}")
+
+    def test_nothing_was_learned(self, ports: Ports) -> None:
+        end = ports.call(*QUICK, "refine.epochs=0")
+        assert end.code == 1
+        assert "nothing better than an adapter that is zero at every site" in " ".join(
+            end.err.split()
+        )
+        assert not ports.output.parent.exists()
 
     def test_an_adapter_that_does_nothing(self, ports: Ports) -> None:
         from .test_port_refused import damage

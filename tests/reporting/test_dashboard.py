@@ -1,8 +1,8 @@
 """The dashboard asks for nothing that is not logged."""
 
-import builtins
 import json
 import re
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -86,14 +86,7 @@ def test_its_panels_are_those_that_were_asked_for(spec):
 
 
 def test_without_the_library_the_extra_is_named(monkeypatch):
-    imported = builtins.__import__
-
-    def refuse(name, *rest, **more):
-        if name.startswith("wandb_workspaces"):
-            raise ModuleNotFoundError(name=name)
-        return imported(name, *rest, **more)
-
-    monkeypatch.setattr(builtins, "__import__", refuse)
+    monkeypatch.setitem(sys.modules, "wandb_workspaces.reports.v2", None)
     with pytest.raises(ConfigurationError, match=r"pip install 'loraport\[dashboards\]'"):
         build_dashboard("me", "proj", ["mean"], ["sst2"])
 
