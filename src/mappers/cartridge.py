@@ -117,8 +117,8 @@ class Cartridge(nn.Module):
         """Move to where the network is, and act there until the hooks are removed."""
         acts_at, shapes = self.acts_at(), SiteTable.of(network.config).shapes
         for target, acting in acts_at.items():
-            head = acting[0].output_projection, acting[0].input_projection
-            expected = (head[0].skip.out_features, head[1].skip.in_features)
+            into, out = acting[0].input_projection.skip, acting[0].output_projection.skip
+            expected = (out.out_features, into.in_features)
             if shapes.get(target) != expected:
                 raise AdapterError(
                     f"the cartridge, made for {self.base_model}, acts on {target.module_name} of "

@@ -1,3 +1,5 @@
+"""Shared tokens, planted permutations and rotary pairs: each step of a match by itself."""
+
 from itertools import pairwise, permutations
 from pathlib import Path
 
