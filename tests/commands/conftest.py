@@ -55,7 +55,7 @@ QUICK_REFINEMENT = {
         ),
         *("drift.texts=6", "drift.positions=4"),
     ),
-    "prompt_distill": _BESIDE,
+    "prompt_distill": (*_BESIDE, "refine.checks=0"),
     "few_shot": _BESIDE,
     "drift_budget": (
         *("refine.texts=6", "refine.positions=4"),
