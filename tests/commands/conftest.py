@@ -34,28 +34,15 @@ QUICK_DIAGNOSIS = (
 )
 # Of models with random weights only what is read last decides, so that the text is.
 ASKED = ("prompt.template='{instruction} {text}'", "prompt.labels=[good,bad]")
+_BESIDE = (*ASKED, "refine.pool=12", "refine.generic=8", "refine.held_out=8", "refine.batch_size=4")
 # So few texts hardly ever agree better than none: the last weights are kept.
-_BESIDE = (
-    *ASKED,
-    "refine.checks=0",
-    "refine.pool=12",
-    "refine.generic=8",
-    "refine.held_out=8",
-    "refine.batch_size=4",
-)
+_LAST = "refine.checks=0"
 QUICK_REFINEMENT = {
     "corpus_distill": (
-        *(
-            *ASKED,
-            "refine.checks=0",
-            "refine.texts=16",
-            "refine.pool=24",
-            "refine.held_out=8",
-            "refine.batch_size=4",
-        ),
-        *("drift.texts=6", "drift.positions=4"),
+        *(*ASKED, "refine.texts=16", "refine.pool=24", "refine.held_out=8", "refine.batch_size=4"),
+        *(_LAST, "drift.texts=6", "drift.positions=4"),
     ),
-    "prompt_distill": (*_BESIDE, "refine.checks=0"),
+    "prompt_distill": (*_BESIDE, _LAST),
     "few_shot": _BESIDE,
     "drift_budget": (
         *("refine.texts=6", "refine.positions=4"),
