@@ -111,7 +111,7 @@ def _command(
     # A shell leaves the ~ of paths.zoo=~/zoo, and Hydra's grammar takes it in quotes alone.
     home = re.compile(r"(\+{0,2}[\w.]+)=(~[^'\"]*)")
     sys.argv[1:] = [home.sub(r"\1='\2'", w) if home.fullmatch(w) else w for w in sys.argv[1:]]
-    handler = signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
+    handler = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         try:
             main()

@@ -53,7 +53,7 @@ def test_a_request_to_end_is_like_one_of_the_keyboard(
     workspace: Workspace, command: Command, monkeypatch: pytest.MonkeyPatch
 ):
     def ask(*_: object) -> NoReturn:
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
         raise AssertionError("the signal was not noticed")
 
     monkeypatch.setattr(port.Inputs, "of", ask)
