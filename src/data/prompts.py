@@ -169,9 +169,8 @@ def answer_tokens(tokenizer: PreTrainedTokenizerBase, question: PromptSpec) -> d
 def collate(rows: Sequence[TokenizedAnswer], pad_token: int) -> AnswerBatch:
     """Return the rows as one batch."""
     ids, mask = left_padded([row.prompt + row.answer[:-1] for row in rows], pad_token)
-    width = max(len(row.answer) for row in rows)
-    targets = [[NOT_ASKED] * (width - len(row.answer)) + row.answer for row in rows]
-    return AnswerBatch(ids, mask, torch.tensor(targets))
+    targets, _ = left_padded([row.answer for row in rows], NOT_ASKED)
+    return AnswerBatch(ids, mask, targets)
 
 
 def class_balanced(rows: Sequence[Example], labels: Sequence[str], count: int) -> list[Example]:

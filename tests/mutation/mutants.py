@@ -384,6 +384,38 @@ MUTANTS = (
         "same = log_q.exp() * (log_p - log_q)",
         "test_sequence_distillation.py",
     ),
+    mutant(
+        "held-out-texts-of-the-pool",
+        "seen = {*learned, *self._generic_texts(data, TRAIN, self.pool)}",
+        "seen = set(learned)",
+        "test_label_distillation.py",
+    ),
+    mutant(
+        "balanced-texts-least-confident-first",
+        "-float(confidences[index])",
+        "float(confidences[index])",
+        "test_text_selection.py",
+    ),
+    mutant(
+        "kl-budget-smallest-scale",
+        "max(within, default=0.0)",
+        "min(within, default=0.0)",
+        "test_kl_budget.py",
+    ),
+    mutant(
+        "training-resumed-without-its-optimizer",
+        'trainer.optimizers[0].load_state_dict(self._optimizer_state["optimizer"])',
+        "pass",
+        "test_trainer.py",
+    ),
+    # Texts and tasks
+    mutant("test-rows-in-training", "if key and key not in seen:", "if key:", "test_tasks.py"),
+    mutant(
+        "corpus-split-of-its-own-ignored",
+        "(own or split_of(text, self.validation_share)) == split",
+        "split_of(text, self.validation_share) == split",
+        "test_text_sources.py",
+    ),
     # KL divergence
     mutant(
         "kl-backwards",
@@ -412,7 +444,12 @@ MUTANTS = (
         "chosen = torch.arange(len(tables)).expand(draws, -1)",
         *_STATISTICS,
     ),
-    mutant("bootstrap-level-90", "_LEVEL = 0.95", "_LEVEL = 0.90", *_STATISTICS),
+    mutant(
+        "bootstrap-level-90",
+        "_LEVEL = 0.95\n\n\nclass Interval",
+        "_LEVEL = 0.90\n\n\nclass Interval",
+        *_STATISTICS,
+    ),
     mutant(
         "bootstrap-headroom-ignored-in-draws",
         "usable = gap >= HEADROOM - 1e-9",

@@ -346,6 +346,9 @@ def test_texts_are_cut_at_words_and_neither_empty_nor_double_nor_held_out(data, 
     report = QUICK.refine(start, short).report
     pool = ["the film was", "the plot was", "a scene", "A scene"]
     assert labelled[:2] == [pool, ["a dull plot"]]
+    held_out = QUICK.held_out_texts(short, 8)  # nor of the pool, whichever of it is learned
+    assert held_out is not None
+    assert held_out.texts == ("a dull plot",)
     assert report["notes"][:2] == [
         "The corpus has 4 texts of the 24 that were asked for; all of them were used.",
         "Agreement was measured on 1 texts of the 8 that were asked for: the corpus has no more "

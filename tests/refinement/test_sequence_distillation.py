@@ -20,7 +20,11 @@ from loraport.refinement.sequence_distillation import (
     SequenceStudent,
     binary_divergence,
 )
-from loraport.refinement.teacher_generations import continuations, teacher_generations
+from loraport.refinement.teacher_generations import (
+    batch_chunk_likelihoods,
+    continuations,
+    teacher_generations,
+)
 from loraport.store import Store
 from loraport.tiny.language import ATTRIBUTES, TinyLanguage, TinySentences
 from loraport.tiny.models import TinyModel
@@ -129,6 +133,10 @@ def test_kept_chunks_alone_count(data):
     start = zero_adapter(data.target)
     with closing(SequenceStudent(data.target, start, tau=10.0, ce_weight=0.5)) as student:
         loss = float(student.loss(batch).detach())
+        with torch.no_grad():
+            actual = batch_chunk_likelihoods(data.target, batch.rows)
+        each = binary_divergence(batch.expected, actual, 10.0) + 0.5 * -actual
+        assert loss == pytest.approx(float(each[batch.kept].mean()), rel=1e-5)
         changed = torch.where(batch.kept, batch.expected, batch.expected - 3)
         assert float(student.loss(batch._replace(expected=changed)).detach()) == loss
         changed = torch.where(batch.kept, batch.expected - 3, batch.expected)
@@ -157,7 +165,8 @@ def test_same_seed_same_bits_also_when_it_was_stopped(data, tmp_path, monkeypatc
 
 def test_unlabelled_inputs_come_before_generic_texts(data):
     inputs = tuple(dict.fromkeys(islice(Sentences().texts("validation"), 20)))
-    report = refined(replace(data, inputs=inputs, texts=Lines([], []))).report
+    many = replace(QUICK, held_out=100)  # of which only a quarter can be
+    report = refined(replace(data, inputs=inputs, texts=Lines([], [])), many).report
     assert report["pool"] + report["held_out"] + report["empty"] == len(inputs)
     assert 0 < report["held_out"] <= len(inputs) // 4
     assert "could be learned from, of 24 asked for" in report["notes"][0]

@@ -137,11 +137,11 @@ class Pulled(Student):
     """Every update is pulled towards a matrix that the batch names; no network is run."""
 
     stop_at: int | None = None
-    stop_within_step = False
+    stop_in = "loss"
     kind: type[BaseException] = KeyboardInterrupt
 
     def loss(self, batch: Tensor) -> Float[Tensor, ""]:
-        self._stop(not self.stop_within_step)
+        self._stop("loss", len(self.losses))
         total = torch.zeros(())
         for site in self.sites:
             a, b = self._factors(site)
@@ -149,16 +149,19 @@ class Pulled(Student):
             total = total + (b @ a - aim).square().sum()
         return total
 
+    def on_after_backward(self) -> None:
+        self._stop("backward", len(self.losses) - 1)
+
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         del optimizer
-        self._stop(self.stop_within_step)
+        self._stop("step", len(self.losses))
 
     def size(self) -> float:
         """The sum of the squares of all factors."""
         return float(sum(factor.square().sum() for factor in self.factors()))
 
-    def _stop(self, here: bool) -> None:
-        if here and self.stop_at == len(self.losses):
+    def _stop(self, place: str, steps: int) -> None:
+        if (self.stop_in, self.stop_at) == (place, steps):
             raise self.kind
 
 
@@ -198,13 +201,16 @@ def saved_steps(root: Path) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    ("kind", "stop_at"),
-    [(KeyboardInterrupt, 0), (RuntimeError, 1), (KeyboardInterrupt, 5), (RuntimeError, STEPS - 1)],
+    ("kind", "stop_in", "stop_at"),
+    [
+        *((KeyboardInterrupt, "loss", 0), (RuntimeError, "backward", 1)),
+        *((KeyboardInterrupt, "backward", 5), (RuntimeError, "loss", STEPS - 1)),
+    ],
 )
-def test_stopped_training_goes_on_and_ends_in_the_same_bits(make, tmp_path, kind, stop_at):
+def test_stopped_training_goes_on_and_ends_in_the_same_bits(make, tmp_path, kind, stop_in, stop_at):
     expected = outcome(make())
     student = make()
-    student.stop_at, student.kind = stop_at, kind
+    student.stop_at, student.stop_in, student.kind = stop_at, stop_in, kind
     handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(kind):
         outcome(student, tmp_path)
@@ -223,7 +229,7 @@ def test_what_is_stopped_within_a_step_loses_no_more_than_since_the_last_save(
 ):
     expected = outcome(make())
     student = make()
-    student.stop_at, student.stop_within_step = 6, True
+    student.stop_at, student.stop_in = 6, "step"
     with pytest.raises(KeyboardInterrupt):
         outcome(student, tmp_path, save_seconds=save_seconds)
     assert saved_steps(tmp_path) == kept
