@@ -59,7 +59,13 @@ def test_setup_commands_are_known_to_make_and_pip(line: str):
         assert re.search(r"^torch==", pins, flags=re.MULTILINE)
 
 
-@pytest.mark.parametrize("line", OURS)
+def marked(line: str) -> object:
+    """Return a command as a parameter: those of several runs are slow."""
+    several = line.startswith("python evaluate.py") or " -m " in line or " sweep=" in line
+    return pytest.param(line, marks=pytest.mark.slow if several else ())
+
+
+@pytest.mark.parametrize("line", [marked(line) for line in OURS])
 def test_our_commands_run(
     line: str, workspace: Workspace, command: Command, monkeypatch: pytest.MonkeyPatch
 ):

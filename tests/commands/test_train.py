@@ -257,6 +257,7 @@ def test_a_mapper_without_leave_one_out_is_refused(workspace: Workspace, command
 
 
 # Optuna's import warns of what it uses itself.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_an_optimiser_chooses_by_anchors_and_its_best_is_told(
     workspace: Workspace, command: Command
@@ -365,6 +366,7 @@ def test_pca_mlp_keeps_its_best_weights_and_the_same_seed_gives_the_same_bits(
     assert len(load_mapper(folder / "mapper.ckpt").report()["anchors"]) == 2
 
 
+@pytest.mark.slow
 def test_a_sweep_is_one_group_of_runs(workspace: Workspace, command: Command):
     end = command(
         "train",
