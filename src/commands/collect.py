@@ -6,8 +6,6 @@ one benchmark, in which every thing stands once, with a warning where two runs d
 main numbers.
 """
 
-import csv
-import io
 import json
 import re
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -19,10 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 import yaml
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
-from rich import box
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from ..evaluation.calibration import calibrate
 from ..evaluation.records import (
@@ -38,6 +33,8 @@ from ..evaluation.records import (
 )
 from ..exceptions import DataError
 from ..files import write_whole
+from ..reporting.console import print_tables
+from ..reporting.tables import Column, ReportTable
 
 Item = TypeVar("Item")
 
@@ -49,10 +46,10 @@ _FIELDS = (
     *("suite_methods", "suite_tasks", "suite_dtype", "calibration", "shown_examples", "logger"),
     *("few_shot", "dashboard"),
 )
-_PIPED_WIDTH = 120
 # Columns on anchors, by which options may be chosen; 1 where less is better.
 _CHOOSING = {"NLL gain": -1, "objective": 1}
 _SIGNED = ("NLL gain", "gap recovered", "NLL gap", "margin over mean")
+_FORMATS = {**dict.fromkeys(_SIGNED, "+.3f"), "seconds": ".1f"}
 
 
 @dataclass(frozen=True)
@@ -393,11 +390,10 @@ class SweepSummary(Callback):
         rows = sweep_rows(jobs, list(dict.fromkeys(swept)), best_first=self.best_first)
         if not rows:
             return
-        write_whole(folder / "sweep.csv", csv_text(rows))
+        table = sweep_table(rows)
+        write_whole(folder / "sweep.csv", table.csv())
+        print_tables([table.title], [table], [f"{table.caption}."])
         console = Console()
-        if not console.is_terminal:
-            console = Console(width=_PIPED_WIDTH)
-        console.print(sweep_table(rows))
         without = [job.folder.name for job in jobs if not job.done]
         if without:
             console.print(f"without results: {', '.join(without)}", highlight=False)
@@ -412,7 +408,7 @@ def sweep_rows(jobs: Sequence[SweptJob], swept: list[str], *, best_first: bool) 
         if any(number is not None for number in numbers.values()):
             options = {key: job.asked[key] for key in swept if key in job.asked}
             rows.append(SweepRow(options or job.asked, numbers, job.folder.name))
-    names = _columns(row.options for row in rows)
+    names = list(dict.fromkeys(name for row in rows for name in row.options))
     rows.sort(key=lambda row: [natural(row.options.get(name, "")) for name in names])
     by = next((name for name in _CHOOSING if any(name in row.numbers for row in rows)), None)
     if by is not None and best_first:
@@ -461,10 +457,10 @@ def transfer_numbers(report: dict[str, Any]) -> dict[str, float | None]:
     return {"NLL gain": scores["mean_nll_gain"], **means, "seconds": seconds}
 
 
-def sweep_table(rows: Sequence[SweepRow]) -> Table:
+def sweep_table(rows: Sequence[SweepRow]) -> ReportTable:
     """Return a table of the jobs: their options, then their numbers."""
-    options = _columns(row.options for row in rows)
-    numbers = _columns(row.numbers for row in rows)
+    options = dict.fromkeys(name for row in rows for name in row.options)
+    numbers = dict.fromkeys(name for row in rows for name in row.numbers)
     caption = "gaps: on the held-out tasks; choose options by objective=, never by these"
     if "NLL gain" in numbers:
         caption = "on the anchors; NLL gain: of the right label, ported against the target as it is"
@@ -472,52 +468,32 @@ def sweep_table(rows: Sequence[SweepRow]) -> Table:
         caption = (
             "objective: on anchors, less is better; gaps: on the held-out tasks, not chosen by"
         )
-    table = Table(
-        title="accuracies and gaps are means over tasks",
-        caption=caption,
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-        caption_justify="left",
-    )
     last_parts = [name.rpartition(".")[2] for name in options]
-    for name, last in zip(options, last_parts, strict=True):
-        table.add_column(last if last_parts.count(last) == 1 else name)
-    for name in (*numbers, "run"):
-        table.add_column(name, justify="right")
-    for row in rows:
-        texts = [_option_text(row.options.get(name, "")) for name in options]
-        texts += [_number_text(name, row.numbers.get(name)) for name in numbers]
-        # Text, because a value in brackets must not be read as markup.
-        table.add_row(*map(Text, (*texts, row.run)))
-    return table
+    headings = [
+        last if last_parts.count(last) == 1 else name
+        for name, last in zip(options, last_parts, strict=True)
+    ]
+    return ReportTable.of(
+        "sweep",
+        "accuracies and gaps are means over tasks",
+        caption,
+        [
+            *(Column(name, head, ".4g") for name, head in zip(options, headings, strict=True)),
+            *(Column(name, name, _FORMATS.get(name, ".3f")) for name in numbers),
+            "run",
+        ],
+        [
+            {name: _option(value) for name, value in row.options.items()}
+            | row.numbers
+            | {"run": row.run}
+            for row in rows
+        ],
+    )
 
 
-def csv_text(rows: Sequence[SweepRow]) -> str:
-    """Return the same as CSV, with all digits."""
-    options = _columns(row.options for row in rows)
-    numbers = _columns(row.numbers for row in rows)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [*options, *numbers, "run"], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({**row.options, **row.numbers, "run": row.run} for row in rows)
-    return text.getvalue()
-
-
-def _columns(rows: Iterable[Mapping[str, Any]]) -> list[str]:
-    return list(dict.fromkeys(name for row in rows for name in row))
-
-
-def _option_text(value: str) -> str:
-    """Return a value with four digits, where it is a number that an optimiser drew."""
+def _option(value: str) -> str | float:
+    """Return a long number, such as an optimiser draws, as one."""
     try:
-        return value if len(value) <= 6 else f"{float(value):.4g}"
+        return value if len(value) <= 6 else float(value)
     except ValueError:
         return value
-
-
-def _number_text(name: str, value: float | None) -> str:
-    if value is None:
-        return "-"
-    if name == "seconds":
-        return f"{value:.1f}"
-    return f"{value:+.3f}" if name in _SIGNED else f"{value:.3f}"

@@ -32,7 +32,7 @@ def print_results(results: Results) -> None:
     pair = f"{results.pair.source} -> {results.pair.target}"
     heading = f"{results.mapper}{space}, seed {results.seed}: {pair}"
     table = results_table(results)
-    _print([heading], [table], [f"{table.caption}.", *training_remarks(results)])
+    print_tables([heading], [table], [f"{table.caption}.", *training_remarks(results)])
 
 
 def print_benchmark(results: BenchmarkResults) -> None:
@@ -40,7 +40,7 @@ def print_benchmark(results: BenchmarkResults) -> None:
     headings = [f"{pair.name}: {pair.source} -> {pair.target}" for pair in results.pairs.values()]
     table = methods_table(results)
     caption = [f"{table.caption}."] if table.rows else []
-    _print(headings, [table], [*caption, *benchmark_lines(results)])
+    print_tables(headings, [table], [*caption, *benchmark_lines(results)])
 
 
 def print_transfer(report: TransferReport) -> None:
@@ -49,7 +49,7 @@ def print_transfer(report: TransferReport) -> None:
     heading = f"{steps}: {report.pair.source} -> {report.pair.target}"
     table = sites_table(report)
     caption = [table.caption] if table.rows else []
-    _print([heading], [table], [*caption, *transfer_remarks(report)])
+    print_tables([heading], [table], [*caption, *transfer_remarks(report)])
 
 
 def print_diagnosis(content: IntersectionMap) -> None:
@@ -57,10 +57,13 @@ def print_diagnosis(content: IntersectionMap) -> None:
     heading = f"{content.pair.source} -> {content.pair.target}, {content.probes.name}"
     tables = [measures_table(content), layers_table(content), fits_table(content)]
     lines = [*diagnosis_remarks(content), content.verdict.words, *content.warnings]
-    _print([heading], tables, lines)
+    print_tables([heading], tables, lines)
 
 
-def _print(headings: Iterable[str], tables: Sequence[ReportTable], lines: Iterable[str]) -> None:
+def print_tables(
+    headings: Iterable[str], tables: Sequence[ReportTable], lines: Iterable[str]
+) -> None:
+    """Print headings, tables and what is to be said of them."""
     console = Console()
     if not console.is_terminal:
         console.width = _PIPED_WIDTH
