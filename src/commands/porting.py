@@ -374,8 +374,13 @@ def given_inputs(path: Path) -> tuple[str, ...]:
     """Return the texts of a file, each once, in their order.
 
     Raises:
-        DataError: the file cannot be read, is empty, or a row has no text.
+        DataError: the file is of another kind, cannot be read, is empty, or a row has no text.
     """
+    if path.suffix not in ("", ".txt", ".jsonl"):
+        raise DataError(
+            f"{path} is a {path.suffix} file, whose columns would all become text, labels with "
+            f"them; {_INPUTS}: write the texts alone into a file of either kind"
+        )
     if path.suffix == ".jsonl":
         texts = [_field(row, "text", where, _INPUTS) for where, row in _rows(path, _INPUTS)]
     else:
@@ -391,9 +396,11 @@ def given_examples(path: Path, labels: tuple[str, ...]) -> tuple[Example, ...]:
         labels: The labels that there are; none where answers are written freely.
 
     Raises:
-        DataError: the file cannot be read, is empty, or a row has no text or a label that is
-            not among them.
+        DataError: the file is of another kind, cannot be read, is empty, or a row has no text or a
+            label that is not among them.
     """
+    if path.suffix not in ("", ".jsonl"):
+        raise DataError(f"{path} is a {path.suffix} file; {_EXAMPLES}")
     examples = []
     for where, row in _rows(path, _EXAMPLES):
         text, label = (_field(row, name, where, _EXAMPLES) for name in ("text", "label"))
@@ -410,7 +417,7 @@ def _lines(path: Path, wanted: str) -> list[tuple[str, str]]:
     """Return where each line is, and the line, empty ones left out."""
     try:
         # Not str.splitlines: a text may hold a line separator that JSON need not escape.
-        content = path.read_text(encoding="utf-8").split("\n")
+        content = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read ({error}); {wanted}") from None
     found = [

@@ -154,7 +154,8 @@ def _text(file: Path, start: int) -> str:
         lines.seek(start)
         line = lines.readline()
     try:
-        text = line.decode().strip()
+        # A byte-order mark, which some editors put at the beginning, is no text.
+        text = line.decode("utf-8-sig" if start == 0 else "utf-8").strip()
         if text and file.suffix == ".jsonl":
             row = json.loads(text)
             if not isinstance(row["text"], str):

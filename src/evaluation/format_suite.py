@@ -248,7 +248,7 @@ def read_prompt_file(path: str | Path) -> PromptFile:
     packaged = files(__package__) / "prompts" / f"{path}.json"
     try:
         file = packaged if str(path) in PACKAGED else Path(path)
-        content = file.read_text(encoding="utf-8")
+        content = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise DataError(

@@ -98,7 +98,7 @@ def json_lines(file: Path, parse: Callable[[str], T], takes: str, way_out: str) 
         DataError: the file cannot be read or is empty, or a line is malformed.
     """
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"{file} cannot be read ({reason}); {way_out}") from None

@@ -528,6 +528,23 @@ def test_a_text_a_line_each_once(tmp_path: Path) -> None:
     assert given_inputs(file) == ("one two", "three", "{'a': 1}")
 
 
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    row = '{"text": "one", "label": "x"}'
+    assert given_inputs(written(tmp_path, "inputs.txt", "\ufeffone\ntwo")) == ("one", "two")
+    assert given_inputs(written(tmp_path, "rows.jsonl", f"\ufeff{row}")) == ("one",)
+    assert given_examples(tmp_path / "rows.jsonl", ("x", "y")) == (Example("one", "x"),)
+
+
+@pytest.mark.parametrize("name", ["inputs.csv", "inputs.tsv", "inputs.json", "inputs.parquet"])
+def test_a_table_is_not_read_as_texts(tmp_path: Path, name: str) -> None:
+    """Its labels would stand in unlabelled inputs."""
+    file = written(tmp_path, name, "text,label\nhello world,good\n")
+    with pytest.raises(DataError, match=rf"is a \{file.suffix} file.*takes a file with a text a"):
+        given_inputs(file)
+    with pytest.raises(DataError, match=rf"is a \{file.suffix} file; examples= takes"):
+        given_examples(file, ())
+
+
 def test_rows_of_json(tmp_path: Path) -> None:
     # A line separator of Unicode may stand in a row of JSON as it is.
     file = written(tmp_path, "rows.jsonl", '{"text": "one\u2028two", "more": 1}\n{"text": "three"}')

@@ -72,7 +72,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def whole(cache: Path) -> Path:
     """A run that nobody stopped."""
     finish(start(cache, "whole", *CAST))
-    assert not list((cache / "training").iterdir())
+    assert not list((cache / "training").rglob("*.ckpt"))
     return cache / "whole"
 
 
@@ -133,11 +133,11 @@ def test_stopped_in_capture_and_in_training_it_ends_as_if_it_had_not_been(
     )
 
     kept = broken / "training"
-    out = stop(start(broken, "two", *CAST), lambda: bool(list(kept.glob("*/last.ckpt"))), how)
+    out = stop(start(broken, "two", *CAST), lambda: bool(list(kept.rglob("last.ckpt"))), how)
     assert "Traceback" not in out
     if how == signal.SIGINT:
         assert "the same command goes on from here" in out
-    (last,) = kept.glob("*/last.ckpt")
+    (last,) = kept.rglob("last.ckpt")
     assert torch.load(last, weights_only=True)["epoch"] < 3
     assert not (broken / "two/mapper.ckpt").exists()
 
@@ -146,4 +146,4 @@ def test_stopped_in_capture_and_in_training_it_ends_as_if_it_had_not_been(
     assert weights.keys() == expected[0].keys()
     assert [name for name in weights if not torch.equal(weights[name], expected[0][name])] == []
     assert adapters == expected[1]
-    assert not list(kept.iterdir())
+    assert not list(kept.rglob("*.ckpt"))

@@ -37,6 +37,15 @@ class Listed:
         yield from (f"{split} {text}" for text in self.held)
 
 
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    lines = [f"line {place}" for place in range(20)]
+    (tmp_path / "all.txt").write_text("\n".join(lines), encoding="utf-8-sig")
+    rows = [json.dumps({"text": f"row {place}"}) for place in range(20)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows), encoding="utf-8-sig")
+    found = {text for split in SPLITS for text in CorpusFolder(tmp_path).texts(split)}
+    assert found == {*lines, *(f"row {place}" for place in range(20))}
+
+
 def test_a_folder_gives_every_text_to_one_split_in_a_seeded_order(folder):
     corpus = CorpusFolder(folder)
     assert isinstance(corpus, TextSource)
