@@ -128,10 +128,13 @@ def _command(
     except KeyboardInterrupt:
         _fail(f"stopped; {then}", _STOPPED)
     except OSError as error:
-        if not _of_stdout(error):
+        if error.errno not in (errno.EPIPE, errno.ENOSPC, errno.EIO):
             raise
-        # What is left in its buffer would raise once more when Python ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not _stdout_fails():
+            where = error.filename or "a file"
+            _fail(
+                f"{where} cannot be written ({error.strerror}); free some space; {then}", _REFUSED
+            )
         if error.errno == errno.EPIPE:  # as of `| head`, which has seen enough
             sys.exit(_PIPE)
         _fail(f"standard output cannot be written ({error.strerror}); nothing more is printed", 1)
@@ -139,9 +142,15 @@ def _command(
         signal.signal(signal.SIGTERM, handler)
 
 
-def _of_stdout(error: OSError) -> bool:
-    """Return whether printing raised an error: files are written with messages of their own."""
-    return error.filename is None and error.errno in (errno.EPIPE, errno.ENOSPC, errno.EIO)
+def _stdout_fails() -> bool:
+    """Return whether nothing can be printed any more; then nothing is, when Python ends."""
+    try:
+        os.write(sys.stdout.fileno(), b"\n")
+    except OSError:
+        # What is left in the buffer would raise once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def _fail(message: str, code: int) -> NoReturn:

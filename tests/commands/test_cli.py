@@ -1,5 +1,6 @@
 """What every command does around its work: what it leaves behind, and how it ends."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -91,3 +92,16 @@ def test_a_reader_that_has_gone_is_no_error():
     )
     os.close(write)
     assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_a_disk_that_a_library_finds_full_is_told(
+    workspace: Workspace, command: Command, monkeypatch: pytest.MonkeyPatch
+):
+    def full(*_: object) -> NoReturn:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(port.Inputs, "of", full)
+    end = command("transfer", *workspace.options(), "mapper=copy", "adapter=books")
+    assert end.code == 2
+    assert "a file cannot be written (No space left on device); free some space" in end.err
+    assert "Traceback" not in end.err
