@@ -27,7 +27,7 @@ unit: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m "not slow and not real"
 
 test-slow: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m "slow and not real" $(NONE_IS_FINE)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 2 --dist loadfile -m "slow and not real" $(NONE_IS_FINE)
 
 test-real: $(VENV)/.installed-dev offline-models
 	$(BIN)/python -m pytest -m real $(NONE_IS_FINE)
