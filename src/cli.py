@@ -55,12 +55,16 @@ def _transfer(config: DictConfig) -> float | None:
 
 @hydra.main(version_base="1.3", config_path=_CONFIGS, config_name="diagnose")
 def _diagnose(config: DictConfig) -> float | None:
-    content = _clean_after(partial(_run, "diagnose"), config)
-    from .commands.diagnose import enforce
+    return _clean_after(_diagnosed, config)
 
-    # What was found stays where it was written, whatever comes of it.
-    RunFolder.made, RunFolder.content = [], None
-    return _clean_after(lambda config: enforce(DiagnoseSettings.of(config), content), config)
+
+def _diagnosed(config: DictConfig) -> float:
+    settings = DiagnoseSettings.of(config)
+    from .commands import diagnose
+
+    content = diagnose.run(settings)
+    RunFolder.keep()  # what was found stays where it was written, whatever comes of it
+    return diagnose.enforce(settings, content)
 
 
 @hydra.main(version_base="1.3", config_path=_CONFIGS, config_name="evaluate")
@@ -187,6 +191,11 @@ class RunFolder(Callback):
         folder = Path(config.hydra.run.dir).absolute()
         RunFolder.made = [path for path in (folder, *folder.parents) if not path.exists()]
         RunFolder.content = set(folder.iterdir()) if folder.is_dir() else set()
+
+    @classmethod
+    def keep(cls) -> None:
+        """Let everything stay from now on."""
+        cls.made, cls.content = [], None
 
     @classmethod
     def remove(cls, folder: Path) -> None:

@@ -37,11 +37,12 @@ class ProgressLines(Progress):
 
     def _print(self) -> None:
         now = time.monotonic()
-        if now - self._last >= _SECONDS:
+        if now - self._last < _SECONDS:
+            return
+        shown = [self._text(task) for task in self.tasks if task.visible and not task.finished]
+        if shown:
             self._last = now
-            shown = [self._text(task) for task in self.tasks if task.visible and not task.finished]
-            line = "; ".join(shown)
-            self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            self.console.print("; ".join(shown), markup=False, highlight=False, soft_wrap=True)
 
     def _text(self, task: Task) -> str:
         if task.total is None:

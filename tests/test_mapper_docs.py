@@ -1,9 +1,6 @@
-"""docs/mappers.md is complete, and the mapper of docs/extending.md works."""
+"""docs/mappers.md is complete."""
 
-import importlib
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -64,48 +61,3 @@ def test_links_lead_somewhere():
         file, _, anchor = link.partition("#")
         assert not file or (ROOT / "docs" / file).is_file(), link
         assert not anchor or anchor in titles, link
-
-
-# The mapper outside the package, in docs/extending.md and README.md.
-
-
-def example() -> dict[str, str]:
-    """The files of docs/extending.md, by their paths."""
-    text = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
-    found = re.findall(r"`(my_mappers/[\w/.]+)`:\n\n```\w+\n(.*?)```", text, flags=re.DOTALL)
-    return dict(found)
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The example's files in a folder that Python imports from."""
-    for name, content in example().items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(content, encoding="utf-8")
-    monkeypatch.syspath_prepend(tmp_path / "my_mappers")
-    monkeypatch.delitem(sys.modules, "nearest", raising=False)
-    return tmp_path / "my_mappers"
-
-
-def test_the_example_keeps_the_contract_of_every_mapper(folder):
-    contract = importlib.import_module("test_nearest").TestNearest()
-    asked = [name for name in dir(contract) if name.startswith("test_")]
-    assert len(asked) >= 8
-    for name in asked:
-        getattr(contract, name)()
-
-
-def test_the_example_is_clean(folder):
-    options = ["--config", str(ROOT / "pyproject.toml"), str(folder)]
-    for command in (["check"], ["format", "--check"]):
-        done = subprocess.run(
-            [sys.executable, "-m", "ruff", *command, *options], capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stdout
-
-
-def test_readme_has_the_same_class():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    docstring, _, rest = example()["my_mappers/nearest.py"].partition("\n\n")
-    assert docstring.startswith('"""')
-    assert f"```python\n{rest}```" in readme

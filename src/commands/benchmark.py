@@ -29,6 +29,7 @@ from ..data.zoo import SIDES
 from ..evaluation.assembly import suite_result, summarise, task_result
 from ..evaluation.calibration import calibrate
 from ..evaluation.records import (
+    GENERIC,
     CalibrationPoint,
     CalibrationResult,
     Condition,
@@ -517,9 +518,6 @@ class Benchmark:
 
 
 # What is measured beside the tasks: suites, divergences, and the calibration of the diagnosis.
-
-GENERIC = "generic"
-"""The texts of a divergence that are no suite's prompts."""
 
 _KNOWN_BEFORE = ("pool_balance",)  # of what a refinement reports: measured before it trains
 

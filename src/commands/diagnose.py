@@ -43,8 +43,6 @@ from ..evaluation.records import (
     Probes,
     Provenance,
     TransportCell,
-    git_revision,
-    library_versions,
 )
 from ..evaluation.verdict import compatibility_summary, fit_warnings
 from ..files import write_whole
@@ -171,11 +169,7 @@ def run(settings: DiagnoseSettings) -> IntersectionMap:
         modules=modules,
         warnings=tuple(fit_warnings(modules, adapter is not None)),
         timing=watch.rounded(),
-        provenance=Provenance(
-            versions=library_versions(),
-            hashes=weights,
-            revisions={"checkout": git_revision()},
-        ),
+        provenance=Provenance.of(weights),
     )
     with watch.step("write"):
         write_fingerprints(states, diagnosis.neighbours, folder / "fingerprints.safetensors")

@@ -19,8 +19,6 @@ from ..evaluation.records import (
     Example,
     PairRecord,
     Provenance,
-    git_revision,
-    library_versions,
 )
 from ..evaluation.verdict import verdicts
 from ..exceptions import ConfigurationError
@@ -190,6 +188,4 @@ def provenance(context: RunContext, zoo: ZooPairs, tasks: dict[str, Task]) -> Pr
     for name in tasks:
         hashes[f"source/{name}"] = zoo.source[name].content_hash()
         hashes[f"oracle/{name}"] = zoo.target[name].content_hash()
-    return Provenance(
-        versions=library_versions(), hashes=hashes, revisions={"checkout": git_revision()}
-    )
+    return Provenance.of(hashes)

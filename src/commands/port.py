@@ -28,8 +28,6 @@ from ..evaluation.records import (
     Provenance,
     StepRecord,
     TransferReport,
-    git_revision,
-    library_versions,
 )
 from ..exceptions import ConfigurationError
 from ..files import staged_folder, writing
@@ -334,9 +332,7 @@ def transfer_report(
         anchor_scores=done.scores,
         warnings=tuple(_warnings(pair, inputs, done.ported.adapter)),
         timing=watch.rounded(),
-        provenance=Provenance(
-            versions=library_versions(), hashes=hashes, revisions={"checkout": git_revision()}
-        ),
+        provenance=Provenance.of(hashes),
     )
 
 

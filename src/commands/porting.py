@@ -704,14 +704,15 @@ class Refining:
             made = self.refinement.refine(
                 one.adapter, self.distillation_inputs(place, adapter, progress)
             )
-            if self.refinement.learns and made.adapter.norm() == 0:
+            acts = made.adapter.norm() > 0
+            if self.refinement.learns and not acts:
                 raise VerificationError(
                     f"refine={self.refinement.name} has found nothing better than an adapter that "
                     "is zero at every site, and would do nothing on the target; let it learn "
                     "longer (refine.epochs, refine.lr) or from more texts, or start from a mapper"
                 )
             # What is zero now was meant to be, as with a drift budget of zero; it is said.
-            better.append(Mapped(made.adapter, one.report, acts=made.adapter.norm() > 0))
+            better.append(Mapped(made.adapter, one.report, acts))
             reports.append(made.report)
         return better, reports
 

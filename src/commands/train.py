@@ -30,8 +30,6 @@ from ..evaluation.records import (
     PairRecord,
     Provenance,
     Results,
-    git_revision,
-    library_versions,
 )
 from ..evaluation.scoring import ScoreCache, TaskScore, random_adapter, swapped
 from ..exceptions import ConfigurationError
@@ -678,9 +676,7 @@ def assemble(
         summary=summarise(scores, controls, seed),
         mapper_report=mapper.report() | facts | {"predictions": predictions.distances()},
         timing=watch.rounded(),
-        provenance=Provenance(
-            versions=library_versions(), hashes=hashes, revisions={"checkout": git_revision()}
-        ),
+        provenance=Provenance.of(hashes),
     )
 
 

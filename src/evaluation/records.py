@@ -140,6 +140,12 @@ class Provenance(Record):
     # Of the checkout and of what came from the hub.
     revisions: dict[str, str | None] = Field(default_factory=dict)
 
+    @classmethod
+    def of(cls, hashes: dict[str, str]) -> "Provenance":
+        """Return what a run is made from here: these contents, and the versions of now."""
+        revisions = {"checkout": git_revision()}
+        return cls(versions=library_versions(), hashes=hashes, revisions=revisions)
+
     def rows(self) -> list[tuple[str, str]]:
         """Return versions, hashes and revisions by what they are of."""
         return [

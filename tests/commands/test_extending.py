@@ -1,5 +1,6 @@
 """The extensions of docs/extending.md are written to a folder as they stand there, and run."""
 
+import importlib
 import json
 import re
 import subprocess
@@ -50,6 +51,21 @@ def test_the_examples_are_clean(outside: Path):
             [sys.executable, "-m", "ruff", *command, *config], capture_output=True, text=True
         )
         assert done.returncode == 0, done.stdout
+
+
+def test_the_mapper_keeps_the_contract_of_every_mapper(outside: Path):
+    contract = importlib.import_module("test_nearest").TestNearest()
+    asked = [name for name in dir(contract) if name.startswith("test_")]
+    assert len(asked) >= 8
+    for name in asked:
+        getattr(contract, name)()
+
+
+def test_readme_has_the_same_mapper():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    docstring, _, rest = FILES["my_mappers/nearest.py"].partition("\n\n")
+    assert docstring.startswith('"""')
+    assert f"```python\n{rest}```" in readme
 
 
 def test_a_refinement(outside: Path, workspace: Workspace, command: Command):
