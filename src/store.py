@@ -43,7 +43,7 @@ FORMATS = {
     "scores": 3,  # of an adapter on a task
     "suites": 2,  # scores of an adapter on a suite
     "divergences": 2,  # KL of an adapter to its base
-    "diagnoses": 2,  # how alike two base models are
+    "diagnoses": 3,  # how alike two base models are
     "pre_transfer": 2,  # what is known of an adapter before its transfer
     "factors": 5,  # truncated SVDs of base weights
     "statistics": 2,  # sums over paired activations

@@ -6,9 +6,10 @@ pair of which too few target layers have a counterpart is refused
 so that a pair is diagnosed once.
 """
 
+import logging
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from math import inf
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from ..alignment.coverage import (
     Coverage,
@@ -33,13 +35,16 @@ from ..data.text_corpus import AlignedBatch, TextCorpus, TokenBatch
 from ..data.zoo import SIDES
 from ..evaluation.records import CompatibilityRecord
 from ..exceptions import ConfigurationError, DataError, IncompatibleError
+from ..mappers.base import Mapper
 from ..models import BaseModel
-from ..models.capture import paired_readings
+from ..models.capture import readings
 from ..models.hooks import Tap
 from ..progress import shown_progress
 from ..settings import TextSettings
 from ..store import Key, Store
 from .context import RunContext
+
+_log = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and of how much."""
@@ -64,6 +69,12 @@ _LAST_WEIGHTS = (0.3, 1.0, 3.0)
 
 # What is compared: the residual streams of both models where they have read the same text.
 
+ProbeTexts = list[tuple[TokenBatch, Int[Tensor, " _"]]]
+"""Batches of one side's tokens, and the places in them that are compared."""
+
+Streams = tuple[Float[Tensor, "rows _"], ...]
+"""The residual stream behind each layer, row by row; layers may differ in width."""
+
 
 @dataclass(frozen=True, eq=False)
 class ProbeStates:
@@ -72,8 +83,9 @@ class ProbeStates:
     Attributes:
         source: The source's residual stream behind each layer.
         target: The target's, row by row paired with it.
-        source_baselines: N-gram baselines of the source's tokens, see :func:`ngram_baselines`.
-        target_baselines: The same of the target's tokens.
+        source_baselines: What the source's tokens make alike without trained layers: n-grams
+            (:func:`ngram_baselines`), and the layers of the :func:`untrained` source.
+        target_baselines: The same of the target.
         tokens: The target's token of each row.
         documents: The text of each row.
         aligned: How many word ends there were to choose rows from.
@@ -81,8 +93,8 @@ class ProbeStates:
 
     source: tuple[Float[Tensor, "rows source"], ...]
     target: tuple[Float[Tensor, "rows target"], ...]
-    source_baselines: tuple[Float[Tensor, "rows width"], ...]
-    target_baselines: tuple[Float[Tensor, "rows width"], ...]
+    source_baselines: Streams
+    target_baselines: Streams
     tokens: Int[Tensor, " rows"]
     documents: Int[Tensor, " rows"]
     aligned: int
@@ -125,20 +137,30 @@ def read_probe_states(
     )
     masks = torch.split(chosen, [len(batch.documents) for batch in batches])
     kept = [_restricted(b, mask) for b, mask in zip(batches, masks, strict=True) if mask.any()]
-    taps = [[Tap.residual(layer) for layer in range(m.sites.layers)] for m in (source, target)]
-    read: list[list[list[Tensor]]] = [[[] for _ in of_side] for of_side in taps]
-    states = paired_readings(source.network, target.network, kept, (taps[0], taps[1]))
-    for done, of_batch in enumerate(states):
-        progress("reading probes", done, len(kept))
-        for side, of_side, state in zip(read, taps, of_batch, strict=True):
-            for layer, tap in zip(side, of_side, strict=True):
-                layer.append(state[tap].float().cpu())
-    progress("reading probes", len(kept), len(kept))
+    of_source = [(batch.source, batch.source_places) for batch in kept]
+    of_target = [(batch.target, batch.target_places) for batch in kept]
+    done, total = 0, 4 * len(kept)
+
+    def streams(base: BaseModel, network: PreTrainedModel, texts: ProbeTexts) -> Streams:
+        nonlocal done
+        taps = [Tap.residual(layer) for layer in range(base.sites.layers)]
+        read = []
+        for tokens, places in texts:
+            states = dict(readings(network, tokens, places, taps))
+            read.append(tuple(states[tap].float().cpu() for tap in taps))
+            done += 1
+            progress("reading probes", done, total)
+        return _joined(read)
+
+    def baselines(base: BaseModel, texts: ProbeTexts) -> Streams:
+        ngrams = _joined([ngram_baselines(tokens, places, seed) for tokens, places in texts])
+        return (*ngrams, *streams(base, untrained(base, seed), texts))
+
     return ProbeStates(
-        source=tuple(map(torch.cat, read[0])),
-        target=tuple(map(torch.cat, read[1])),
-        source_baselines=_joined([ngram_baselines(b.source, b.source_places, seed) for b in kept]),
-        target_baselines=_joined([ngram_baselines(b.target, b.target_places, seed) for b in kept]),
+        source=streams(source, source.network, of_source),
+        target=streams(target, target.network, of_target),
+        source_baselines=baselines(source, of_source),
+        target_baselines=baselines(target, of_target),
         tokens=target_ids[chosen],
         documents=documents[chosen],
         aligned=len(chosen),
@@ -147,6 +169,23 @@ def read_probe_states(
 
 def _joined(batches: list[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
     return tuple(torch.cat(parts) for parts in zip(*batches, strict=True))
+
+
+def untrained(base: BaseModel, seed: int) -> PreTrainedModel:
+    """Return a network of the same configuration with random layers behind the base's embeddings.
+
+    What its layers have in common with another model's is what token embeddings alone make alike.
+
+    Args:
+        base: A model; its token embeddings are shared, not copied.
+        seed: Draws the other weights.
+    """
+    network = base.network
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        drawn = AutoModelForCausalLM.from_config(network.config, dtype=network.dtype)
+    drawn.set_input_embeddings(network.get_input_embeddings())
+    return drawn.to(network.device).eval().requires_grad_(False)
 
 
 def _restricted(batch: AlignedBatch, mask: Bool[Tensor, " aligned"]) -> AlignedBatch:
@@ -257,14 +296,15 @@ class Compatibility:
         """Return what was written as plain data."""
         return cls(**plain | {"similarity": tuple(map(tuple, plain["similarity"]))})
 
-    def record(self, minimum: float, *, force: bool) -> CompatibilityRecord:
-        """Return what reports hold of it."""
+    def record(self, minimum: float, *, force: bool, needed: bool = True) -> CompatibilityRecord:
+        """Return what reports hold of it; ``needed`` says whether a mapper rests on it."""
         return CompatibilityRecord(
             coverage=self.coverage,
             minimum=minimum,
             identification=self.identification,
             rows=self.rows,
-            forced=force and self.coverage < minimum,
+            needed=needed,
+            forced=force and needed and self.coverage < minimum,
         )
 
 
@@ -279,7 +319,8 @@ class Diagnosis:
             to no word.
         neighbours: k of mutual k-NN.
         permutations: Of the rows, against which similarities are calibrated.
-        surplus: Similarity beyond that with the n-gram baseline, which a layer has to have.
+        surplus: Similarity beyond that with the other side's baselines (n-grams, random layers
+            behind its embeddings), which a layer has to have.
         minimum: Coverage under which a transfer stops.
         batch_tokens: Tokens a forward pass, at most.
         seed: Draws rows and permutations.
@@ -360,10 +401,10 @@ class Diagnosis:
         )
 
     def coverage(self, states: ProbeStates, similarity: LayerMap) -> Coverage:
-        """Return which target layers have a counterpart: beyond chance and beyond n-grams.
+        """Return which target layers have a counterpart: beyond chance, n-grams and embeddings.
 
         Beside what :func:`~loraport.alignment.coverage` asks for, a target layer and
-        its best source layer have to be more alike than either is to the other's n-gram baseline:
+        its best source layer have to be more alike than either is to the other's baselines:
         ``(s - s_baseline) / (1 - s_baseline) >= surplus``.
         """
         found = coverage(similarity)
@@ -406,8 +447,15 @@ class Diagnosis:
 # The check before a transfer.
 
 
-def check_compatibility(context: RunContext) -> CompatibilityRecord | None:
+def check_compatibility(
+    context: RunContext, mappers: Iterable[type[Mapper]]
+) -> CompatibilityRecord | None:
     """Diagnose the pair of a configuration, unless that is left out, and refuse a hopeless one.
+
+    Args:
+        context: The configuration.
+        mappers: What is to be used. It is looked at where the coverage is too low: a pair is
+            refused where any of them needs layers that correspond, and warned of otherwise.
 
     Returns:
         What reports are to hold; None with ``diagnosis=none``.
@@ -421,8 +469,12 @@ def check_compatibility(context: RunContext) -> CompatibilityRecord | None:
     if settings.diagnosis is None:
         return None
     diagnosis: Diagnosis = settings.diagnosis.build()
-    record = compatibility_of(context, diagnosis).record(diagnosis.minimum, force=settings.force)
+    found = compatibility_of(context, diagnosis)
+    needed = found.coverage >= diagnosis.minimum or any(m.needs_correspondence for m in mappers)
+    record = found.record(diagnosis.minimum, force=settings.force, needed=needed)
     refuse_incompatible(context, record)
+    if not needed:
+        _log.warning("%s", record.words)
     return record
 
 
@@ -464,7 +516,7 @@ def compatibility_key(context: RunContext, diagnosis: Diagnosis, probes: ProbeSe
 
 def refuse_incompatible(context: RunContext, record: CompatibilityRecord) -> None:
     """Raise IncompatibleError where the coverage is too low and ``force`` is not set."""
-    if record.coverage >= record.minimum or record.forced:
+    if record.coverage >= record.minimum or record.forced or not record.needed:
         return
     pair = context.settings.pair.name
     source, target = (context.model_source(side).name for side in SIDES)
@@ -474,7 +526,8 @@ def refuse_incompatible(context: RunContext, record: CompatibilityRecord) -> Non
         f"source (calibrated mutual k-NN of {record.rows} word ends), and at least "
         f"{record.minimum:.0%} are needed, so that an adapter would not work. `python diagnose.py "
         f"pair={pair}` shows more; force=true goes on nevertheless, and diagnosis=none "
-        "leaves this check out"
+        "leaves this check out; the default port (`python transfer.py` without mapper=) pairs no "
+        "layers and goes on"
     )
 
 

@@ -155,7 +155,7 @@ def run(settings: DiagnoseSettings) -> IntersectionMap:
             tokens=len(set(states.tokens.tolist())),
         ),
         verdict=CompatibilityVerdict(
-            **record.model_dump(exclude={"rows"}),
+            **record.model_dump(exclude={"rows", "needed"}),
             compatible=record.coverage >= record.minimum,
             words=words,
         ),

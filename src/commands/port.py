@@ -81,7 +81,7 @@ def run(settings: TransferSettings) -> float | None:
         others = list(inputs.others.values())
         porting.check_others(others)
     with watch.step("diagnose"):
-        compatibility = check_compatibility(context)
+        compatibility = check_compatibility(context, [type(inputs.mapper)])
 
     with staged_folder(output, overwrite=settings.overwrite) as folder:
         with watch.step("port"), mapping_progress() as mapping:

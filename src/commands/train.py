@@ -74,7 +74,7 @@ def run(settings: TrainSettings) -> float | None:
     mapper, objective = learned_mapper(settings), chosen_objective(settings)
     scorer = context.scores  # built here, so that a wrong option is refused before the fit
     with watch.step("diagnose"):
-        compatible = check_compatibility(context)
+        compatible = check_compatibility(context, [type(mapper)])
     with watch.step("zoo"):
         data = anchor_pairs(context, mapper)
         if objective is not None:

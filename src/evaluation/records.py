@@ -551,6 +551,7 @@ class CompatibilityRecord(Coverage):
     """The same, measured on so many aligned word ends."""
 
     rows: int
+    needed: bool = True  # whether the mapper rests on layers that correspond
 
     @property
     def words(self) -> str:
@@ -563,6 +564,11 @@ class CompatibilityRecord(Coverage):
             return (
                 f"{found}; at least {self.minimum:.0%} are needed, which force=true overrode: do "
                 "not expect this adapter to work"
+            )
+        if self.coverage < self.minimum and not self.needed:
+            return (
+                f"{found}; mappers from layer to layer need at least {self.minimum:.0%}, but this "
+                "port pairs no layers"
             )
         return found
 

@@ -61,6 +61,8 @@ class Mapper(ABC):
         learns_from: What ``train.py`` fits the mapper on; None for a mapper without training.
         acts: False for a control whose adapter changes nothing.
         is_linear: Whether ``c`` times an update is mapped to ``c`` times the result.
+        needs_correspondence: Whether it rests on layers of both models that correspond; a pair
+            without them is refused.
         has_cartridge: Whether :meth:`cartridge` gives the adapter behind projection heads.
     """
 
@@ -69,6 +71,7 @@ class Mapper(ABC):
     learns_from: ClassVar[Literal["anchors", "text"] | None] = None
     acts: ClassVar[bool] = True
     is_linear: ClassVar[bool] = False
+    needs_correspondence: ClassVar[bool] = True
     has_cartridge: ClassVar[bool] = False
 
     @property

@@ -48,6 +48,7 @@ class RandomMapper(WeightMapper):
 
     name: ClassVar[str] = "random"
     is_linear: ClassVar[bool] = False  # only the norm follows the update, its sign does not
+    needs_correspondence: ClassVar[bool] = False
 
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
@@ -72,6 +73,7 @@ class NoopMapper(WeightMapper):
 
     name: ClassVar[str] = "noop"
     acts: ClassVar[bool] = False
+    needs_correspondence: ClassVar[bool] = False
 
     def map_site(self, source: Site, target: Site, update: LowRank) -> LowRank:
         """Return zero, at the source's rank."""
@@ -88,6 +90,7 @@ class MeanMapper(ClosedFormMapper):
     """
 
     name: ClassVar[str] = "mean"
+    needs_correspondence: ClassVar[bool] = False
 
     def solve(self, source: Grams, target: Grams) -> None:
         """Remember the target's sites; there is nothing to choose."""

@@ -1,9 +1,11 @@
+import copy
 import dataclasses
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from loraport.commands.compatibility import (
     Compatibility,
@@ -12,6 +14,7 @@ from loraport.commands.compatibility import (
     chosen_rows,
     ngram_baselines,
     read_probe_states,
+    untrained,
 )
 from loraport.data.text_corpus import TextCorpus, TokenBatch
 from loraport.evaluation.records import TransferReport
@@ -21,7 +24,7 @@ from loraport.models.capture import readings
 from loraport.models.hooks import Tap
 from loraport.store import Key, Store
 
-from .conftest import Command, Workspace
+from .conftest import QUICK_REFINEMENT, Command, Workspace, write_texts
 
 
 def batch(*rows: list[int]) -> TokenBatch:
@@ -204,6 +207,28 @@ def test_forced_it_goes_on_and_says_so(
     assert (record.coverage, record.forced) == (1.0, False)
 
 
+@pytest.mark.parametrize("mapper", [None, "random"])
+def test_what_pairs_no_layers_goes_on_with_a_warning(
+    workspace: Workspace, command: Command, asked: list[str], mapper: str | None
+):
+    """The default port, and a control that looks at no layer of the source."""
+    words = [*(word for word in asked if word != "mapper=copy"), *CHEAP]
+    if mapper is None:
+        write_texts(workspace.root / "texts")
+        words += [*QUICK_REFINEMENT["corpus_distill"], f"paths.corpus={workspace.root / 'texts'}"]
+    else:
+        words.append(f"mapper={mapper}")
+    end = command("transfer", *words)
+    assert end.code == 0, end.err
+    folder = workspace.root / "out" / "ported"
+    record = TransferReport.model_validate_json((folder / "report.json").read_bytes()).compatibility
+    assert record is not None
+    assert record.coverage < record.minimum
+    assert (record.needed, record.forced) == (False, False)
+    assert "this port pairs no layers" in " ".join(end.out.split())
+    assert "this port pairs no layers" in (folder / "README.md").read_text()
+
+
 def test_left_out_it_says_so(workspace: Workspace, command: Command, asked: list[str]):
     end = command("transfer", *asked, "diagnosis=none")
     assert end.code == 0, end.err
@@ -284,6 +309,47 @@ def test_models_with_random_weights_are_not_covered(pico_source: BaseModel, pico
     assert found.coverage < 0.5
     assert len(found.similarity) == 3
     assert len(found.similarity[0]) == 2
+
+
+def test_random_layers_behind_embeddings_that_correspond_are_not_covered(pico_source: BaseModel):
+    """Their layers are alike far beyond n-grams, and no layer has learnt anything."""
+
+    def model(embeddings: torch.Tensor, seed: int) -> BaseModel:
+        config = copy.deepcopy(pico_source.network.config)
+        config.update({"num_hidden_layers": 3, "initializer_range": 0.02})
+        config.hidden_size = embeddings.shape[1]
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            network = AutoModelForCausalLM.from_config(config)
+        network.get_input_embeddings().weight.data = embeddings
+        return BaseModel.frozen(f"pico/{seed}", network, pico_source.tokenizer, str(seed))
+
+    words = len(pico_source.tokenizer)
+    kinds = noise(4, 32, 1)[torch.arange(words) % 4] + 0.5 * noise(words, 32, 2)
+    source, target = model(kinds, 5), model(turned(kinds, 48, 3), 6)
+    diagnosis = dataclasses.replace(QUICK, per_token=4, neighbours=20)
+    states = diagnosis.states(source, target, Texts(), lambda what, done, total: None)
+    similarity = diagnosis.similarity(states, diagnosis.measure)
+    assert not diagnosis.coverage(states, similarity).covered.any()
+    ngrams = dataclasses.replace(
+        states,
+        source_baselines=states.source_baselines[:-3],
+        target_baselines=states.target_baselines[:-3],
+    )
+    assert diagnosis.coverage(ngrams, similarity).scores.min() > 0.5
+
+
+def test_the_untrained_network_shares_the_embeddings_alone(pico_target: BaseModel):
+    network = pico_target.network
+    drawn, again, other = (untrained(pico_target, seed) for seed in (0, 0, 1))
+    assert drawn.get_input_embeddings().weight is network.get_input_embeddings().weight
+    layers = [n.state_dict() for n in (drawn, again, other)]
+    for name, own in network.state_dict().items():
+        new, same, third = (weights[name] for weights in layers)
+        assert torch.equal(new, same)
+        if ".layers." in name and own.ndim == 2:
+            assert not torch.equal(new, own)
+            assert not torch.equal(new, third)
 
 
 def test_a_model_is_covered_by_itself(pico_source: BaseModel):

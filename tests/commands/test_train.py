@@ -27,6 +27,7 @@ from loraport.evaluation.records import CompatibilityRecord, Results
 from loraport.evaluation.scoring import TaskScore
 from loraport.exceptions import ConfigurationError
 from loraport.mappers import load_mapper
+from loraport.mappers.controls import CopyMapper
 from loraport.mappers.from_text import CorpusMapper, ModelPair
 from loraport.models import BaseModel, LocalModel
 
@@ -121,7 +122,7 @@ class TestOnModels:
     ) -> None:
         quick = ("diagnosis.rows=120", "diagnosis.permutations=20", "force=true")
         context = self.context(workspace, "pairing=monotone", *quick)
-        record = check_compatibility(context)
+        record = check_compatibility(context, [CopyMapper])
         assert isinstance(record, CompatibilityRecord)
         settings = context.settings
         kept = known_compatibility(context)
