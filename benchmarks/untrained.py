@@ -14,6 +14,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 import torch
@@ -112,7 +113,7 @@ def coverages(trial: Trial, diagnosis: Diagnosis) -> tuple[float, float]:
 def main() -> None:
     """Print each pair, and the table of the kinds."""
     options = arguments()
-    sides = OmegaConf.load(PAIRS / f"{options.pair}.yaml")
+    sides: Any = OmegaConf.load(PAIRS / f"{options.pair}.yaml")
     source, target = (
         instantiate(sides[side]).load(Path(options.cache)) for side in ("source", "target")
     )
@@ -126,18 +127,14 @@ def main() -> None:
             f"by n-grams alone {values[1]:.2f}",
             flush=True,
         )
-    print("\n| kind | pairs | called compatible | greatest coverage | ... by n-grams alone |")
-    print("|---|---|---|---|---|")
-    for kind, values in found.items():
-        most, of_ngrams = (max(column) for column in zip(*values, strict=True))
-        yes, yes_ngrams = (
-            sum(value >= diagnosis.minimum for value in column)
-            for column in zip(*values, strict=True)
-        )
-        print(
-            f"| {kind} | {len(values)} | {yes} | {most:.2f} | {yes_ngrams}, at most "
-            f"{of_ngrams:.2f} |"
-        )
+    print("\n| kind | pairs | compatible | most coverage | by n-grams alone | most coverage |")
+    print("|---|---|---|---|---|---|")
+    for kind, of_kind in found.items():
+        cells = [kind, str(len(of_kind))]
+        for column in zip(*of_kind, strict=True):
+            compatible = sum(value >= diagnosis.minimum for value in column)
+            cells += [str(compatible), f"{max(column):.2f}"]
+        print(f"| {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":

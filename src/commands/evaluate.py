@@ -61,8 +61,8 @@ def run(settings: EvaluateSettings) -> None:
     context, watch = RunContext(settings), Stopwatch()
     suites = built_suites(context)
     with watch.step("diagnose"):
-        asked = (settings.of_method(m, settings.seed) for m in settings.asked_methods)
-        check_compatibility(context, (method.mapper.type for method in asked))
+        each = (settings.of_method(method, settings.seed) for method in settings.asked_methods)
+        check_compatibility(context, (method.mapper.type for method in each))
     with watch.step("zoo"):
         zoo = zoo_pairs(context)
         tasks = held_out_tasks(context, zoo)
