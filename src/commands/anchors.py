@@ -30,7 +30,7 @@ from ..exceptions import ConfigurationError
 from ..models import BaseModel, LoraFineTuning
 from ..progress import shown_progress
 from ..settings import AnchorsSettings, Recipe, Settings
-from .context import RunContext, quiet_libraries
+from .context import RunContext, quiet_libraries, trainer_device
 
 log = logging.getLogger(__name__)
 METRICS_FILE = "metrics.json"
@@ -184,8 +184,9 @@ class ZooTraining:
         read_adapter(path)  # a damaged one is named, not trained over
         kept, now = _kept_settings(path), self._settings(task)
         # A zoo from elsewhere says nothing of how it was trained: it is taken as it is.
-        if kept is not None and kept != now:
-            differing = [key for key, value in now.items() if kept.get(key) != value]
+        # An earlier version did not note precision and device.
+        differing = [key for key, value in now.items() if kept and kept.get(key, value) != value]
+        if differing:
             raise ConfigurationError(
                 f"{path} was trained with another {', '.join(differing)} than is asked for now; "
                 "name another folder by paths.zoo, or remove that one to train it again"
@@ -199,6 +200,8 @@ class ZooTraining:
             "prompt": asdict(self.template),
             "base": self.base.fingerprint,
             "rows": replace(task, test=()).content_hash(),
+            "precision": str(self.trainer.get("precision", "32-true")),
+            "device": trainer_device(self.trainer),
         }
 
     def _train(self, task: Task) -> None:

@@ -19,6 +19,7 @@ from math import ceil
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from rich.console import Console
 
 from ..adapters import LoraAdapter, Role, cosine, read_adapter, relative_error, write_adapter
@@ -51,7 +52,7 @@ from ..settings import Method, MethodSettings, Recipe
 from ..store import Key, Store
 from .anchors import CPU_TRAINER, train_adapter
 from .compatibility import compatibility_key
-from .context import RunContext, costliest
+from .context import RunContext, costliest, trainer_device
 from .diagnose import diagnostics
 from .port import base_pair
 from .porting import (
@@ -208,10 +209,11 @@ class MethodPorts:
         depends: dict[str, Any] = {
             "mapper": context.options("mapper"),
             "seed": settings.seed,
-            "models": [context.model(side).fingerprint for side in SIDES],
+            "models": [context.model(side).key_parts for side in SIDES],
         }
         if isinstance(built, LearnedMapper):
             depends["fitted_by"] = context.options(*_FITTED_BY)
+            depends["fitted_on"] = trainer_device(settings.trainer.options)
             depends["anchors"] = [
                 [name, self.zoo.source[name], self.zoo.target[name]]
                 for name in sorted(_anchor_names(context, self.zoo))
@@ -285,6 +287,9 @@ class MethodPorts:
         def fit(folder: Path) -> None:
             begin = time.perf_counter()
             Fitting.of(self.context, mapper, data).fit([], folder)
+            for model in self.context.loaded.values():
+                # A trainer has moved them, but what follows is to be the same where a fit is kept.
+                model.network.to(torch.device("cpu"))  # type: ignore[arg-type]
             facts = {"seconds": time.perf_counter() - begin}
             (folder / _FIT_FACTS).write_text(json.dumps(facts) + "\n", encoding="utf-8")
 
@@ -325,8 +330,7 @@ def few_shot_run(context: RunContext, count: int, task: Task, seed: int) -> Cach
         "few_shot",
         recipe=recipe.model_dump(mode="json"),
         prompt=context.template,
-        base=target.fingerprint,
-        dtype=target.network.dtype,
+        target=target.key_parts,
         rows=replace(task, test=()),
         seed=seed,
     )

@@ -434,7 +434,7 @@ class ModuleMaps:
         train, held_out = corpus.train_dataloader(), corpus.val_dataloader()
         batches = len(train) + len(held_out)
         totals = StatisticsStore(context.cache).gather(
-            f"{source.fingerprint} {target.fingerprint} {corpus.content_hash()}",
+            [source.key_parts, target.key_parts, corpus.content_hash()],
             [taps for pair in pairs for taps in (pair.inputs, pair.outputs)],
             source.network,
             target.network,

@@ -50,7 +50,7 @@ from ..settings import MethodSettings, Settings, TrainSettings
 from ..store import Key, Store
 from .anchors import CPU_TRAINER, builds_zoo, train_zoo
 from .compatibility import check_compatibility, known_compatibility
-from .context import RunContext, Stopwatch, quiet_libraries
+from .context import RunContext, Stopwatch, quiet_libraries, trainer_device
 
 TaskScores = dict[str, dict[str, TaskScore]]
 """The score of each task under each condition."""
@@ -509,7 +509,8 @@ class Fitting:
         return Key.of(
             "training",
             options=self.context.options("mapper", "data", "pairing", "trainer"),
-            models=[model.fingerprint for model in text.models],
+            device=trainer_device(self.context.settings.trainer.options),
+            models=[model.key_parts for model in text.models],
             text=text.corpus.content_hash(),
         )
 

@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
@@ -28,6 +28,14 @@ Activations = dict[Tap, Tensor]
 """One matrix (tokens x width) a tap, in the order of the tokens that were asked for."""
 
 
+def without_autocast(device: torch.device) -> AbstractContextManager[None]:
+    """Compute in the dtypes that tensors have, also inside a trainer of mixed precision.
+
+    A product of bfloat16 has 8 bits: sums over a corpus of such products give other maps.
+    """
+    return torch.autocast(device.type, enabled=False)
+
+
 class _Enough(Exception):  # noqa: N818 - no error: the deepest tap has been read
     """Ends a forward pass of which nothing more is needed."""
 
@@ -41,7 +49,8 @@ def readings(
     """Return what flows through the taps at the given tokens; an attached adapter takes part.
 
     Without gradients the head is never run, nor any layer above the deepest tap. What comes back
-    is a copy of the chosen rows: nothing of the other tokens stays in memory.
+    is a copy of the chosen rows: nothing of the other tokens stays in memory. The models compute in
+    their own dtype, whatever the precision of a trainer that this is called in.
 
     Gradients are those of the log-likelihood of what lies between a text's first and last
     aligned tokens, so that both models say how likely the same characters are. To first order the
@@ -55,7 +64,8 @@ def readings(
     wanted = set(taps)
     at = places.to(network.device)
     if any(tap.place == "gradient" for tap in wanted):
-        return _with_gradients(network, tokens, at, wanted)
+        with without_autocast(network.device):
+            return _with_gradients(network, tokens, at, wanted)
     found: Activations = {}
     if not wanted:
         return found
@@ -67,7 +77,7 @@ def readings(
 
     # no_grad and not inference_mode, whose tensors autograd refuses when something is trained
     # on them later.
-    with ExitStack() as hooks, torch.no_grad(), suppress(_Enough):
+    with ExitStack() as hooks, without_autocast(at.device), torch.no_grad(), suppress(_Enough):
         for tap in wanted:
             hooks.callback(_hooked(network, tap, partial(keep, tap)).remove)
         _run(network, tokens)

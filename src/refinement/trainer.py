@@ -18,7 +18,7 @@ from ..adapters import LoraAdapter, LowRank, Site
 from ..models.loading import BaseModel
 from ..models.lora_training import LoraTraining, interruptible
 from ..store import Key, Store
-from .base import NO_STORE, RefinementProgress, model_parts, silent
+from .base import NO_STORE, RefinementProgress, silent
 
 SCALE = 2.0
 """``lora_alpha / r`` of every update: the learning rates of the refinements are made for it."""
@@ -69,7 +69,7 @@ class Student(LoraTraining):
         self.base = base
         self.total_steps: int | None = None
         self.key_parts: list[Any] = [
-            *(type(self).__name__, model_parts(base)),
+            *(type(self).__name__, base.key_parts),
             *(start, seed, lr, warmup_steps),
         ]
         for site, update in start.items():

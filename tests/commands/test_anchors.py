@@ -71,6 +71,27 @@ def test_another_recipe_does_not_mix_into_a_zoo(empty: Workspace, command: Comma
     assert "films" in end.err
 
 
+def test_another_precision_or_device_does_not_mix_into_a_zoo(
+    empty: Workspace, command: Command, monkeypatch: pytest.MonkeyPatch
+):
+    options = (*empty.options(), "side=source", "tasks.names=[films]")
+    assert command("anchors", *options, "trainer.precision=bf16-mixed").code == 0
+    end = command("anchors", *options)
+    assert end.code == 2
+    assert "another precision than" in end.err
+    assert command("anchors", *options, "trainer.precision=bf16-mixed").code == 0
+    monkeypatch.setattr(zoo_training, "trainer_device", lambda _: "cuda")
+    end = command("anchors", *options, "trainer.precision=bf16-mixed")
+    assert end.code == 2
+    assert "another device than" in end.err
+    # One of an earlier version, which did not note them, is taken as it is.
+    noted = empty.zoo / "source/films/metrics.json"
+    content = json.loads(noted.read_text())
+    del content["settings"]["precision"], content["settings"]["device"]
+    noted.write_text(json.dumps(content))
+    assert command("anchors", *options).code == 0
+
+
 def test_a_sweep_trains_one_task_a_job(empty: Workspace, command: Command):
     end = command("anchors", "-m", *empty.options(), "side=source", "tasks.names=[films],[plays]")
     assert end.code == 0, end.err
