@@ -49,7 +49,7 @@ from ..models.loading import learning_dtype, one_thread
 from ..progress import shown_progress
 from ..refinement.base import Refinement, RefinementProgress, silent
 from ..settings import Method, MethodSettings, Recipe
-from ..store import Key, Store
+from ..store import Key, Store, results_first
 from .anchors import CPU_TRAINER, train_adapter
 from .compatibility import compatibility_key
 from .context import RunContext, costliest, trainer_device
@@ -125,7 +125,8 @@ def cached_run(store: Store, key: Key, make: Callable[[], CachedRun]) -> CachedR
         extra = {_FACTS: json.dumps(facts, indent=1) + "\n"}
         write_adapter(made.adapter, folder, extra=extra, overwrite=True)
 
-    folder = store.made_folder(key, write)
+    with results_first():
+        folder = store.made_folder(key, write)
     facts = json.loads((folder / _FACTS).read_text(encoding="utf-8"))
     return CachedRun(read_adapter(folder), facts["seconds"], facts["report"])
 
@@ -293,7 +294,9 @@ class MethodPorts:
             facts = {"seconds": time.perf_counter() - begin}
             (folder / _FIT_FACTS).write_text(json.dumps(facts) + "\n", encoding="utf-8")
 
-        return load_mapper(self.store.made_folder(self._fit_key, fit) / "mapper.ckpt")
+        with results_first():
+            folder = self.store.made_folder(self._fit_key, fit)
+        return load_mapper(folder / "mapper.ckpt")
 
 
 def _anchor_names(context: RunContext, zoo: ZooPairs) -> list[str]:

@@ -35,7 +35,8 @@ class PairStatistics:
     """Sums, Grams and cross products of paired activations, for any number of pairs of taps.
 
     A tap that several pairs read is multiplied by itself once. Products are float32, whatever the
-    precision of a trainer, their sums over batches float64. Of a Gram only the slabs right of the diagonal are computed and kept.
+    precision of a trainer, their sums over batches float64. Of a Gram only the slabs right of the
+    diagonal are computed and kept.
     The same batches in the same order give the same bits, also when the statistics were saved by
     :meth:`tensors` and restored in between. ``rows`` counts the pairs of tokens.
     """
