@@ -47,7 +47,7 @@ FORMATS = {
     "pre_transfer": 2,  # what is known of an adapter before its transfer
     "factors": 5,  # truncated SVDs of base weights
     "statistics": 2,  # sums over paired activations
-    "activations": 2,  # rows of paired activations
+    "activations": 3,  # rows of paired activations
     "teacher_labels": 2,  # a teacher's log-likelihoods of the labels
     "chunk_likelihoods": 2,  # a teacher's log-likelihoods of chunks of text
     "continuations": 2,  # what a model writes behind prompts
@@ -331,7 +331,8 @@ class Store:
     def working_folder(self, key: Key) -> Path | None:
         """Return the folder for unfinished work, such as checkpoints, made where it is missing.
 
-        It is for what a library writes itself, and is not verified. :meth:`drop` removes it.
+        It is for what does not go through memory as a whole, and who writes there verifies what is
+        read. :meth:`drop` removes it.
         """
         folder = self._path(key, "")
         if folder is not None:

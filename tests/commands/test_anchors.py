@@ -92,6 +92,34 @@ def test_another_precision_or_device_does_not_mix_into_a_zoo(
     assert command("anchors", *options).code == 0
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_an_adapter_that_has_changed_since_it_was_trained_is_noticed(
+    empty: Workspace, command: Command, named: bool
+):
+    """Made again in the zoo that the cache keeps; one of the user's own is named."""
+    options = [word for word in empty.options() if named or not word.startswith("paths.zoo")]
+    options += ["side=source", "tasks.names=[films,plays]"]
+    assert command("anchors", *options).code == 0
+    (kept,) = empty.root.rglob("source/films/adapter_model.safetensors")
+    whole = contents(kept.parents[2])
+    content = kept.read_bytes()
+    for name, changed in (
+        ("adapter_model.safetensors", content[:-500] + bytes(b ^ 1 for b in content[-500:])),
+        ("adapter_config.json", (kept.parent / "adapter_config.json").read_bytes() + b" "),
+    ):
+        file = kept.parent / name
+        before = file.read_bytes()
+        file.write_bytes(changed)
+        end = command("anchors", *options)
+        if named:
+            assert end.code == 2
+            assert f"{file} has changed since anchors.py trained it" in " ".join(end.err.split())
+            file.write_bytes(before)
+        else:
+            assert end.code == 0, end.err
+            assert contents(kept.parents[2]) == whole
+
+
 def test_a_sweep_trains_one_task_a_job(empty: Workspace, command: Command):
     end = command("anchors", "-m", *empty.options(), "side=source", "tasks.names=[films],[plays]")
     assert end.code == 0, end.err

@@ -120,8 +120,7 @@ def test_training_beats_the_linear_start_where_the_relation_bends(
         content = y.bfloat16().contiguous().view(torch.int16).numpy().tobytes()
         assert len(content) == file.stat().st_size
         file.write_bytes(content)
-    again = mapper.data_module(corpus, rows / "bent")
-    trained(mapper, again, tmp_path / "bent.ckpt", max_epochs=10)
+    trained(mapper, data, tmp_path / "bent.ckpt", max_epochs=10)
     found = mapper.report()["fits"]["2.v"]["1.v"]
     assert found["output_r2"] > found["linear_output_r2"] + 0.1
     # Said of the heads as they are, by a computation of its own.
