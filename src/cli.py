@@ -172,7 +172,8 @@ def _clean_after(run: Callable[[DictConfig], Any], config: DictConfig) -> Any:
     except (LoraportError, OmegaConfBaseException) as error:
         if HydraConfig.get().mode != RunMode.RUN:
             raise
-        RunFolder.remove(Path(HydraConfig.get().runtime.output_dir))
+        if not getattr(error, "keeps", False):
+            RunFolder.remove(Path(HydraConfig.get().runtime.output_dir))
         if isinstance(error, LoraportError):
             _fail(str(error), error.exit_code)
         _fail(_explained(error, HydraConfig.get().job.name), _REFUSED)

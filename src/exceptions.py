@@ -10,6 +10,8 @@ class LoraportError(Exception):
     """A mistake in what was asked for or given, which the message explains."""
 
     exit_code = 2
+    keeps = False
+    """Whether what the run has written stays, since a result is among it."""
 
 
 class ConfigurationError(LoraportError, ValueError):

@@ -40,8 +40,22 @@ def writing(
         ) from error
 
 
-def write_whole(path: Path, content: str | bytes) -> Path:
+def write_whole(path: Path, content: str | bytes | memoryview) -> Path:
     """Write a file, whole or not at all, and return its path; text goes in as UTF-8.
+
+    Raises:
+        OutputError: the disk is full, or the place cannot be written.
+    """
+    with whole_file(path) as unfinished:
+        unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Give a name beside a file; what is written there gets the file's name when the block ends.
+
+    By then it lies on the disk. When the block raises nothing of it is left.
 
     Raises:
         OutputError: the disk is full, or the place cannot be written.
@@ -50,15 +64,19 @@ def write_whole(path: Path, content: str | bytes) -> Path:
     with writing(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            if isinstance(content, str):
-                unfinished.write_text(content, encoding="utf-8")
-            else:
-                unfinished.write_bytes(content)
+            yield unfinished
+            to_disk(unfinished)
             unfinished.replace(path)
         except BaseException:
-            unfinished.unlink(missing_ok=True)
+            with suppress(OSError):
+                unfinished.unlink()
             raise
-    return path
+
+
+def to_disk(file: Path) -> None:
+    """Wait until a file's content lies on the disk, which may be full only then."""
+    with file.open("rb") as opened:
+        os.fsync(opened.fileno())
 
 
 @contextmanager
@@ -87,6 +105,8 @@ def staged_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
                 whole.mkdir()
             yield whole
             with writing(folder):
+                for file in filter(Path.is_file, whole.rglob("*")):
+                    to_disk(file)
                 _put(whole, folder, Path(name) / "replaced")
 
 

@@ -32,7 +32,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 
 from .exceptions import ModelError, OutputError
-from .files import writing
+from .files import to_disk, writing
 
 _log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ FORMATS = {
     "pre_transfer": 2,  # what is known of an adapter before its transfer
     "factors": 5,  # truncated SVDs of base weights
     "statistics": 2,  # sums over paired activations
-    "activations": 2,  # rows of paired activations
+    "activations": 3,  # rows of paired activations
     "teacher_labels": 2,  # a teacher's log-likelihoods of the labels
     "chunk_likelihoods": 2,  # a teacher's log-likelihoods of chunks of text
     "continuations": 2,  # what a model writes behind prompts
@@ -75,10 +75,12 @@ _LARGE = 1 << 20  # bytes; a smaller file is hashed faster than its hash is look
 _UNFINISHED = re.compile(r"\..+\.[0-9a-f]{32}\.unfinished")
 _LEFT_OVER = 24 * 3600.0  # seconds after which nobody writes at it any more
 
-# In this process: hashes of files, folders that were swept, damage that was said.
+# In this process: hashes of files, folders that were swept, damage that was said, and what is
+# finished within each block of results_first.
 _hashes: dict[tuple[str | int, ...], str] = {}
 _swept: set[Path] = set()
 _said: set[Path] = set()
+_finished: list[list[tuple["Store", "Key"]]] = []
 
 
 @dataclass(frozen=True)
@@ -329,7 +331,8 @@ class Store:
     def working_folder(self, key: Key) -> Path | None:
         """Return the folder for unfinished work, such as checkpoints, made where it is missing.
 
-        It is for what a library writes itself, and is not verified. :meth:`drop` removes it.
+        It is for what does not go through memory as a whole, and who writes there verifies what is
+        read. :meth:`drop` removes it.
         """
         folder = self._path(key, "")
         if folder is not None:
@@ -343,6 +346,16 @@ class Store:
             path = self._path(key, suffix)
             if path is not None:
                 _remove(path)
+
+    def finish(self, key: Key) -> None:
+        """Drop unfinished work that has come to its end.
+
+        Within a block of :func:`results_first` that is done when the block ends well.
+        """
+        if _finished:
+            _finished[-1].append((self, key))
+        else:
+            self.drop(key)
 
     @contextmanager
     def lock(self, key: Key) -> Iterator[None]:
@@ -431,6 +444,21 @@ class Store:
         return found
 
 
+@contextmanager
+def results_first() -> Iterator[None]:
+    """Keep the state of finished work until the block ends well, when its result is at its place.
+
+    Where the result cannot be written, the same command goes on from the end of the work.
+    """
+    _finished.append([])
+    try:
+        yield
+        for store, key in _finished[-1]:
+            store.drop(key)
+    finally:
+        _finished.pop()
+
+
 def _state(path: Path, seen: os.stat_result) -> tuple[str, int, int, int, int]:
     """Return what tells a file from another, and from itself after a change."""
     place = os.path.abspath(path)
@@ -498,8 +526,7 @@ def _beside(path: Path) -> Iterator[Path]:
         yield unfinished
         with _writing(path):
             if unfinished.is_file():
-                with unfinished.open("rb") as file:
-                    os.fsync(file.fileno())
+                to_disk(unfinished)
             os.replace(unfinished, path)
     finally:
         _remove(unfinished)

@@ -5,7 +5,6 @@ the command line knows adapters long before it needs a library that takes second
 """
 
 import json
-import shutil
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from types import SimpleNamespace
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from ..exceptions import AdapterError
@@ -257,6 +256,12 @@ def write_adapter(
 
 def write_peft_files(adapter: LoraAdapter, folder: Path) -> None:
     """Write the two files of a PEFT adapter into a folder that exists; see also staged_folder."""
+    for name, content in peft_files(adapter).items():
+        (folder / name).write_bytes(content)
+
+
+def peft_files(adapter: LoraAdapter) -> dict[str, bytes]:
+    """Return the two files of a PEFT adapter by their names."""
     # Copies, since safetensors refuses a factor that two sites share.
     tensors = {
         f"{_PREFIX}{site.module_name}.lora_{name}.weight": factor.detach()
@@ -265,11 +270,11 @@ def write_peft_files(adapter: LoraAdapter, folder: Path) -> None:
         for site, update in adapter.items()
         for name, factor in (("A", update.A), ("B", update.B))
     }
-    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     config = json.dumps(peft_config(adapter), indent=2)
-    (folder / CONFIG_FILE).write_text(config + "\n", encoding="utf-8")
-    # safetensors lets nobody but the owner read its files, whatever the umask.
-    shutil.copymode(folder / CONFIG_FILE, folder / WEIGHTS_FILE)
+    return {
+        WEIGHTS_FILE: save(tensors, metadata={"format": "pt"}),
+        CONFIG_FILE: f"{config}\n".encode(),
+    }
 
 
 def peft_config(adapter: LoraAdapter) -> dict[str, object]:

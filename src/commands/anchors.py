@@ -8,12 +8,14 @@ import contextlib
 import json
 import logging
 import multiprocessing
+import shutil
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,17 +25,18 @@ from filelock import FileLock, Timeout
 from lightning import Trainer
 from rich.console import Console
 
-from ..adapters import LoraAdapter, read_adapter, write_adapter
+from ..adapters import LoraAdapter, write_adapter
+from ..adapters.peft_io import peft_files
 from ..data import PromptTemplate, Task, write_manifest
 from ..data.prompts import AnswerExamples
-from ..exceptions import ConfigurationError
+from ..data.zoo import METRICS_FILE, read_trained, trained_facts
+from ..exceptions import AdapterError, ConfigurationError
 from ..models import BaseModel, LoraFineTuning
 from ..progress import shown_progress
 from ..settings import AnchorsSettings, Recipe, Settings
-from .context import RunContext, quiet_libraries
+from .context import RunContext, quiet_libraries, trainer_device
 
 log = logging.getLogger(__name__)
-METRICS_FILE = "metrics.json"
 CPU_TRAINER: dict[str, Any] = {
     "accelerator": "cpu",
     "devices": 1,
@@ -128,6 +131,7 @@ def train_side(
         context.settings.recipe,
         context.template,
         trainer,
+        kept=context.settings.paths.zoo is None,
     )
     busy = [task for task in tasks if not training.try_task(task, timeout=0.0)]
     for task in busy:
@@ -145,6 +149,7 @@ class ZooTraining:
         recipe: How each adapter is trained.
         template: The prompt.
         trainer: Arguments of ``lightning.Trainer``.
+        kept: Whether it is the one that the cache keeps, where a damaged adapter is made again.
     """
 
     folder: Path
@@ -153,6 +158,7 @@ class ZooTraining:
     recipe: Recipe
     template: PromptTemplate
     trainer: dict[str, Any]
+    kept: bool = False
 
     def try_task(self, task: Task, timeout: float) -> bool:
         """Train a task's adapter unless it is there.
@@ -181,11 +187,19 @@ class ZooTraining:
         path = self.folder / self.side / task.name
         if not path.exists():
             return False
-        read_adapter(path)  # a damaged one is named, not trained over
-        kept, now = _kept_settings(path), self._settings(task)
+        try:
+            read_trained(path)
+        except AdapterError as error:
+            if not self.kept:
+                raise  # a damaged one is named, not trained over
+            log.warning("%s; it is trained again", error)
+            shutil.rmtree(path)
+            return False
+        kept, now = trained_facts(path).get("settings"), self._settings(task)
         # A zoo from elsewhere says nothing of how it was trained: it is taken as it is.
-        if kept is not None and kept != now:
-            differing = [key for key, value in now.items() if kept.get(key) != value]
+        # An earlier version did not note precision and device.
+        differing = [key for key, value in now.items() if kept and kept.get(key, value) != value]
+        if differing:
             raise ConfigurationError(
                 f"{path} was trained with another {', '.join(differing)} than is asked for now; "
                 "name another folder by paths.zoo, or remove that one to train it again"
@@ -199,22 +213,19 @@ class ZooTraining:
             "prompt": asdict(self.template),
             "base": self.base.fingerprint,
             "rows": replace(task, test=()).content_hash(),
+            "precision": str(self.trainer.get("precision", "32-true")),
+            "device": trainer_device(self.trainer),
         }
 
     def _train(self, task: Task) -> None:
         log.info("training %s/%s", self.side, task.name)
         adapter, metrics = train_adapter(self.recipe, self.base, task, self.template, self.trainer)
-        content = json.dumps(metrics | {"settings": self._settings(task)}, indent=1) + "\n"
+        hashes = {n: sha256(content).hexdigest() for n, content in peft_files(adapter).items()}
+        facts = {"files": hashes, "settings": self._settings(task)}
+        content = json.dumps(metrics | facts, indent=1) + "\n"
         path = self.folder / self.side / task.name
         write_adapter(adapter, path, extra={METRICS_FILE: content})
         log.info("trained %s/%s: loss %.3f", self.side, task.name, metrics["loss_last"])
-
-
-def _kept_settings(path: Path) -> dict[str, Any] | None:
-    try:
-        return json.loads((path / METRICS_FILE).read_text(encoding="utf-8")).get("settings")
-    except (OSError, ValueError, AttributeError):
-        return None
 
 
 def train_adapter(
@@ -328,7 +339,7 @@ def _print_scores(context: RunContext, console: Console, names: Sequence[str], r
         base = context.model(side)
         for name, task in tasks.items():
             few = task.limited(rows)
-            adapter = read_adapter(context.zoo_folder() / side / name)
+            adapter = read_trained(context.zoo_folder() / side / name)
             plain, adapted = scores.score(base, None, few), scores.score(base, adapter, few)
             line = f"{side} {name}: accuracy {plain.accuracy:.3f} -> {adapted.accuracy:.3f}"
             if plain.nll is not None and adapted.nll is not None:

@@ -19,6 +19,7 @@ from math import ceil
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from rich.console import Console
 
 from ..adapters import LoraAdapter, Role, cosine, read_adapter, relative_error, write_adapter
@@ -48,10 +49,10 @@ from ..models.loading import learning_dtype, one_thread
 from ..progress import shown_progress
 from ..refinement.base import Refinement, RefinementProgress, silent
 from ..settings import Method, MethodSettings, Recipe
-from ..store import Key, Store
+from ..store import Key, Store, results_first
 from .anchors import CPU_TRAINER, train_adapter
 from .compatibility import compatibility_key
-from .context import RunContext, costliest
+from .context import RunContext, costliest, trainer_device
 from .diagnose import diagnostics
 from .port import base_pair
 from .porting import (
@@ -124,7 +125,8 @@ def cached_run(store: Store, key: Key, make: Callable[[], CachedRun]) -> CachedR
         extra = {_FACTS: json.dumps(facts, indent=1) + "\n"}
         write_adapter(made.adapter, folder, extra=extra, overwrite=True)
 
-    folder = store.made_folder(key, write)
+    with results_first():
+        folder = store.made_folder(key, write)
     facts = json.loads((folder / _FACTS).read_text(encoding="utf-8"))
     return CachedRun(read_adapter(folder), facts["seconds"], facts["report"])
 
@@ -208,10 +210,11 @@ class MethodPorts:
         depends: dict[str, Any] = {
             "mapper": context.options("mapper"),
             "seed": settings.seed,
-            "models": [context.model(side).fingerprint for side in SIDES],
+            "models": [context.model(side).key_parts for side in SIDES],
         }
         if isinstance(built, LearnedMapper):
             depends["fitted_by"] = context.options(*_FITTED_BY)
+            depends["fitted_on"] = trainer_device(settings.trainer.options)
             depends["anchors"] = [
                 [name, self.zoo.source[name], self.zoo.target[name]]
                 for name in sorted(_anchor_names(context, self.zoo))
@@ -285,10 +288,15 @@ class MethodPorts:
         def fit(folder: Path) -> None:
             begin = time.perf_counter()
             Fitting.of(self.context, mapper, data).fit([], folder)
+            for model in self.context.loaded.values():
+                # A trainer has moved them, but what follows is to be the same where a fit is kept.
+                model.network.to(torch.device("cpu"))  # type: ignore[arg-type]
             facts = {"seconds": time.perf_counter() - begin}
             (folder / _FIT_FACTS).write_text(json.dumps(facts) + "\n", encoding="utf-8")
 
-        return load_mapper(self.store.made_folder(self._fit_key, fit) / "mapper.ckpt")
+        with results_first():
+            folder = self.store.made_folder(self._fit_key, fit)
+        return load_mapper(folder / "mapper.ckpt")
 
 
 def _anchor_names(context: RunContext, zoo: ZooPairs) -> list[str]:
@@ -325,8 +333,7 @@ def few_shot_run(context: RunContext, count: int, task: Task, seed: int) -> Cach
         "few_shot",
         recipe=recipe.model_dump(mode="json"),
         prompt=context.template,
-        base=target.fingerprint,
-        dtype=target.network.dtype,
+        target=target.key_parts,
         rows=replace(task, test=()),
         seed=seed,
     )

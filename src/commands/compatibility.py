@@ -485,6 +485,8 @@ def compatibility_of(context: RunContext, diagnosis: Diagnosis) -> Compatibility
     def compare() -> dict[str, Any]:
         with diagnosis_progress() as progress:
             source, target = (context.model(side) for side in SIDES)
+            for model in (source, target):  # a trainer may have moved it since it was loaded
+                model.network.to(torch.device("cpu"))  # type: ignore[arg-type]
             return asdict(diagnosis.compare(source, target, probes, progress))
 
     key = compatibility_key(context, diagnosis, probes)
@@ -509,6 +511,8 @@ def compatibility_key(context: RunContext, diagnosis: Diagnosis, probes: ProbeSe
         "diagnoses",
         models=[store.folder_hash(source.weights(context.cache).folder) for source in sources],
         dtypes=[getattr(source, "dtype", "float32") for source in sources],
+        device=torch.device("cpu"),
+        precision=torch.get_float32_matmul_precision(),
         probes=list(probes.texts(TRAIN)),
         options={name: value for name, value in asdict(diagnosis).items() if name != "minimum"},
     )

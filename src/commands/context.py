@@ -4,11 +4,12 @@ import json
 import logging
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets.utils.logging import disable_progress_bar
 from transformers.utils import logging as transformers_logging
 
@@ -149,6 +150,15 @@ class Stopwatch:
     def rounded(self) -> dict[str, float | None]:
         """Return the seconds as reports hold them."""
         return {name: round(value, 2) for name, value in self.seconds.items()}
+
+
+def trainer_device(options: Mapping[str, Any]) -> str:
+    """Return the kind of device that a Lightning trainer of these options computes on."""
+    name = str(options.get("accelerator", "auto"))
+    if name not in ("auto", "gpu"):
+        return name
+    found = torch.accelerator.current_accelerator(check_available=True)
+    return "cpu" if found is None else found.type
 
 
 def quiet_libraries() -> None:

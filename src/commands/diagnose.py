@@ -20,7 +20,7 @@ from rich.console import Console
 from safetensors.torch import save
 from torch import Tensor
 
-from ..adapters import LoraAdapter, LowRank, Role, Site, read_adapter
+from ..adapters import LoraAdapter, LowRank, Role, Site
 from ..adapters.lora import concentration, effective_rank, mean_cosine, span_share
 from ..alignment.coverage import Coverage, LayerMap
 from ..alignment.gromov_wasserstein import gromov_wasserstein
@@ -31,7 +31,7 @@ from ..alignment.procrustes import Rotation, rotation
 from ..alignment.similarity import LayerFingerprint, LayerMeasure, nearest, prepared
 from ..data.probe_sets import ProbeSet
 from ..data.text_corpus import TextCorpus
-from ..data.zoo import SIDES
+from ..data.zoo import SIDES, read_trained
 from ..evaluation.records import (
     CompatibilityVerdict,
     Geometry,
@@ -434,7 +434,7 @@ class ModuleMaps:
         train, held_out = corpus.train_dataloader(), corpus.val_dataloader()
         batches = len(train) + len(held_out)
         totals = StatisticsStore(context.cache).gather(
-            f"{source.fingerprint} {target.fingerprint} {corpus.content_hash()}",
+            [source.key_parts, target.key_parts, corpus.content_hash()],
             [taps for pair in pairs for taps in (pair.inputs, pair.outputs)],
             source.network,
             target.network,
@@ -545,7 +545,7 @@ def diagnostics(
     if context.has_zoo():
         zoo, held_out = context.zoo(), set(settings.tasks.held_out)
         names = [name for name in zoo.names() if name not in held_out]
-        anchors = {name: read_adapter(zoo.source / name) for name in names}
+        anchors = {name: read_trained(zoo.source / name) for name in names}
     others = {
         task: [anchor for name, anchor in anchors.items() if name != task] for task in adapters
     }

@@ -42,7 +42,7 @@ from ..refinement.expected_recovery import AnchorCalibration
 from ..reporting.cards import ported_card
 from ..reporting.console import print_transfer
 from ..settings import PortingSettings, TransferSettings
-from ..store import Store
+from ..store import Store, results_first
 from .compatibility import check_compatibility
 from .context import RunContext, Stopwatch, costliest, quiet_libraries
 from .porting import (
@@ -58,6 +58,7 @@ from .porting import (
 )
 
 
+@results_first()
 def run(settings: TransferSettings) -> float | None:
     """Port one adapter, or several that are merged into one.
 

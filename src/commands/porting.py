@@ -23,7 +23,7 @@ from ..adapters.sparsify import Combined, Sparsifier, cut
 from ..data import HubTasks, Interleaved, TaskTexts, TextSource
 from ..data.prompts import PromptSpec
 from ..data.tasks import Example
-from ..data.zoo import SIDES
+from ..data.zoo import SIDES, read_trained
 from ..evaluation.records import DriftRecord, ExpectedRecord, RefinementRecord
 from ..exceptions import AdapterError, ConfigurationError, DataError, VerificationError
 from ..mappers import Mapper, load_mapper
@@ -68,7 +68,7 @@ def given_adapter(context: RunContext, given: str) -> LoraAdapter:
         train_zoo(context, SIDES, list(context.task_source().names()), CPU_TRAINER)
     known = _zoo_tasks(context)
     if given in known:
-        return read_adapter(known[given])
+        return read_trained(known[given])
     if _HUB_ID.fullmatch(given):
         return read_adapter(_fetched(given))
     zoo = f", or a task of the pair's zoo: {', '.join(sorted(known))}" if known else ""

@@ -3,6 +3,8 @@
 :func:`run` tells it from checking to reporting; what it calls stands behind it in the same order.
 """
 
+import io
+import os
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,6 +12,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
+from zipfile import ZipFile
 
 import torch
 from hydra.core.hydra_config import HydraConfig
@@ -17,6 +20,7 @@ from hydra.types import RunMode
 from lightning import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from rich.console import Console
 
 from ..adapters import LoraAdapter, cosine, relative_error, write_adapter
@@ -32,7 +36,8 @@ from ..evaluation.records import (
     Results,
 )
 from ..evaluation.scoring import ScoreCache, TaskScore, random_adapter, swapped
-from ..exceptions import ConfigurationError
+from ..exceptions import ConfigurationError, OutputError
+from ..files import whole_file, write_whole
 from ..mappers import LearnedMapper, Mapper, load_mapper
 from ..mappers.controls import MeanMapper
 from ..mappers.from_text import CorpusMapper, ModelPair
@@ -47,15 +52,16 @@ from ..reporting.console import print_results
 from ..reporting.figures import write_chart
 from ..reporting.loggers import finish_loggers, log_results
 from ..settings import MethodSettings, Settings, TrainSettings
-from ..store import Key, Store
+from ..store import Key, Store, results_first
 from .anchors import CPU_TRAINER, builds_zoo, train_zoo
 from .compatibility import check_compatibility, known_compatibility
-from .context import RunContext, Stopwatch, quiet_libraries
+from .context import RunContext, Stopwatch, log, quiet_libraries, trainer_device
 
 TaskScores = dict[str, dict[str, TaskScore]]
 """The score of each task under each condition."""
 
 
+@results_first()
 def run(settings: TrainSettings) -> float | None:
     """Fit a mapper, predict the held-out tasks' adapters, score them, report.
 
@@ -107,9 +113,10 @@ def run(settings: TrainSettings) -> float | None:
         scores, hashes = score(context, scorer, predictions, tasks)
 
     results = assemble(settings, mapper, predictions, scores, hashes, watch, facts)
-    written = write(results, predictions, folder)
-    log_results(loggers, results, folder / "scores.png")
-    records = finish_loggers(loggers)
+    with keeping(folder / "mapper.ckpt"):
+        written = write(results, predictions, folder)
+        log_results(loggers, results, folder / "scores.png")
+        records = finish_loggers(loggers)
     print_results(results)
     for what, place in [*written, *(("log", record) for record in records)]:
         console.print(f"{what:>10}  {place}", highlight=False, soft_wrap=True)
@@ -474,17 +481,31 @@ class Fitting:
         with nullcontext() if self.text else one_thread(), self._resumable(chosen) as unfinished:
             if unfinished is not None:
                 callbacks.append(unfinished)
+            kept = None if unfinished is None else Path(str(unfinished.dirpath))
             trainer: Trainer = settings.trainer.build(
-                logger=loggers, callbacks=callbacks, default_root_dir=folder
+                logger=loggers,
+                callbacks=callbacks,
+                default_root_dir=folder,
+                plugins=[WholeCheckpoints(kept)],
             )
-            with interruptible():
-                trainer.fit(self.mapper, datamodule=self.data, ckpt_path=_last(unfinished))
-            trainer.save_checkpoint(folder / "mapper.ckpt", weights_only=True)
-            best = [callback.best_model_path for callback in chosen]
-            if not (best and best[0] and trainer.is_global_zero):
-                return trainer, self.mapper
-            shutil.move(best[0], folder / "mapper.ckpt")
-        return trainer, load_mapper(folder / "mapper.ckpt")
+            checkpoint = folder / "mapper.ckpt"
+            finished = checkpoint if kept is None else kept / _FINISHED
+            made = kept is not None and _is_whole(finished)
+            if not made:
+                with interruptible():
+                    trainer.fit(self.mapper, datamodule=self.data, ckpt_path=_last(kept))
+                best = [callback.best_model_path for callback in chosen]
+                made = bool(best and best[0])
+                if not made:
+                    trainer.save_checkpoint(finished, weights_only=True)
+                elif trainer.is_global_zero:
+                    _copy(Path(best[0]), finished)
+                    Path(best[0]).unlink()
+            if finished != checkpoint and trainer.is_global_zero:
+                _copy(finished, checkpoint)
+        if made and trainer.is_global_zero:
+            return trainer, load_mapper(checkpoint)
+        return trainer, self.mapper
 
     @contextmanager
     def _resumable(self, chosen: list[ModelCheckpoint]) -> Iterator[ModelCheckpoint | None]:
@@ -497,29 +518,107 @@ class Fitting:
             yield None
             return
         store, key = Store(self.context.cache), self._key(self.text)
-        folder = store.working_folder(key)
+        try:
+            folder = store.working_folder(key)
+        except OutputError as error:
+            log.warning("%s; a training that is stopped begins again", error)
+            folder = None
         if folder is None:
-            raise ValueError("the store of a command has a root")
+            yield None
+            return
         for callback in chosen:
-            callback.dirpath = str(folder / "best")
+            callback.dirpath = str((folder / "best").resolve())
         yield ModelCheckpoint(dirpath=folder, filename="last", enable_version_counter=False)
-        store.drop(key)
+        store.finish(key)
 
     def _key(self, text: TextFit) -> Key:
         return Key.of(
             "training",
             options=self.context.options("mapper", "data", "pairing", "trainer"),
-            models=[model.fingerprint for model in text.models],
+            device=trainer_device(self.context.settings.trainer.options),
+            models=[model.key_parts for model in text.models],
             text=text.corpus.content_hash(),
         )
 
 
-def _last(unfinished: ModelCheckpoint | None) -> str | None:
-    """Return the checkpoint to go on from, where there is one."""
-    if unfinished is None or unfinished.dirpath is None:
-        return None
-    path = Path(unfinished.dirpath) / "last.ckpt"
-    return str(path) if path.exists() else None
+# States of an unfinished training: behind the last epoch and the one before. And what it has come
+# to, until that lies in the run's folder.
+_LAST, _BEFORE, _FINISHED = "last.ckpt", "before.ckpt", "finished.ckpt"
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Writes checkpoints whole or not at all, and keeps the last two of an unfinished training.
+
+    Lightning writes to a temporary folder and moves, which across file systems is a copy. It also
+    removes what was best until now before the checkpoint that names its successor is written; here
+    it goes when neither of the last two names it.
+
+    Args:
+        folder: Where the state of an unfinished training is kept; None keeps none.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+        self._superseded: set[Path] = set()
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
+    ) -> None:
+        """Write a checkpoint; OutputError where the disk is full."""
+        del storage_options
+        content, file = io.BytesIO(), Path(path)
+        torch.save(checkpoint, content)
+        is_state = file.parent == self.folder and file.name == _LAST
+        if is_state and file.exists():
+            os.replace(file, file.with_name(_BEFORE))
+        write_whole(file, content.getbuffer())
+        if is_state:
+            states = [each for each in (file, file.with_name(_BEFORE)) if each.exists()]
+            named = {best for state in states for best in _best_of(state)}
+            for each in self._superseded - named:
+                each.unlink(missing_ok=True)
+            self._superseded &= named
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """Remove a checkpoint, or note that it may go."""
+        if self.folder is None:
+            super().remove_checkpoint(path)
+        else:
+            self._superseded.add(Path(path))
+
+
+def _last(folder: Path | None) -> Path | None:
+    """Return the state to go on from, where there is one that is not damaged."""
+    states = () if folder is None else (folder / _LAST, folder / _BEFORE)
+    return next((state for state in states if _is_whole(state)), None)
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Return whether a checkpoint, and the best weights that it names, are as they were written."""
+    if not checkpoint.exists():
+        return False
+    try:
+        for file in (checkpoint, *_best_of(checkpoint)):
+            with ZipFile(file) as archive:  # torch.load does not look at checksums
+                damaged = archive.testzip()
+            if damaged is not None:
+                raise ValueError(f"the checksum of {damaged} differs")
+    except Exception as error:  # whatever becomes of damage
+        log.warning("%s is damaged (%s); the training goes on before it", checkpoint, error)
+        return False
+    return True
+
+
+def _copy(one: Path, other: Path) -> None:
+    with whole_file(other) as beside:
+        shutil.copyfile(one, beside)
+
+
+def _best_of(path: Path) -> list[Path]:
+    """Return where the best weights of a training lie, as its last checkpoint says."""
+    content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    named = [state.get("best_model_path") for state in content.get("callbacks", {}).values()]
+    return [Path(name) for name in named if name and Path(name).parent != path.parent]
 
 
 # Predict and score.
@@ -678,6 +777,17 @@ def assemble(
         timing=watch.rounded(),
         provenance=Provenance.of(hashes),
     )
+
+
+@contextmanager
+def keeping(checkpoint: Path) -> Iterator[None]:
+    """Let the run's folder with its checkpoint stay where results cannot be written."""
+    try:
+        yield
+    except OutputError as error:
+        error.keeps = True
+        error.args = (f"{error}; the fitted mapper stays in {checkpoint}",)
+        raise
 
 
 def write(results: Results, predictions: Predictions, folder: Path) -> list[tuple[str, Path]]:

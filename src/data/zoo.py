@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..adapters import AdapterStack, LoraAdapter, read_adapter
-from ..adapters.peft_io import WEIGHTS_FILE
+from ..adapters.peft_io import CONFIG_FILE, WEIGHTS_FILE
 from ..exceptions import AdapterError, ConfigurationError
 from ..files import write_whole
 
@@ -71,12 +71,42 @@ class Zoo:
                     "out by tasks.names"
                 )
         read = {
-            side: {name: read_adapter(adapters[name]) for name in wanted}
+            side: {name: read_trained(adapters[name]) for name in wanted}
             for side, adapters in present.items()
         }
         for side, adapters_read in read.items():
             _check_one_base(side, adapters_read)
         return ZooPairs(**read)
+
+
+METRICS_FILE = "metrics.json"
+"""What anchors.py says of an adapter beside it: how it was trained, and its files' hashes."""
+
+
+def trained_facts(folder: Path) -> dict[str, Any]:
+    """Return what anchors.py said of an adapter; nothing of one from elsewhere."""
+    try:
+        facts = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return facts if isinstance(facts, dict) else {}
+
+
+def read_trained(folder: Path) -> LoraAdapter:
+    """Read an adapter of a zoo, which must be as it was when anchors.py wrote it.
+
+    Raises:
+        AdapterError: it cannot be read, or has changed since.
+    """
+    adapter, known = read_adapter(folder), trained_facts(folder).get("files")
+    for name in (WEIGHTS_FILE, CONFIG_FILE) if isinstance(known, dict) else ():
+        if sha256((folder / name).read_bytes()).hexdigest() != known.get(name):
+            raise AdapterError(
+                f"{folder / name} has changed since anchors.py trained it: its hash is not that in "
+                f"{METRICS_FILE}; remove the folder to train it again, or {METRICS_FILE} if it was "
+                "changed on purpose"
+            )
+    return adapter
 
 
 @dataclass(frozen=True, eq=False)

@@ -212,13 +212,8 @@ class TextDivergences:
 
 
 def model_key(base: BaseModel, adapter: LoraAdapter | Attachable | None) -> dict[str, Any]:
-    """Return what a model's outputs depend on; TF32 and its like round products otherwise."""
-    return {
-        "base": base.fingerprint,
-        "adapter": adapter,
-        "dtype": base.network.dtype,
-        "precision": torch.get_float32_matmul_precision(),
-    }
+    """Return what a model's outputs depend on."""
+    return base.key_parts | {"adapter": adapter}
 
 
 def random_adapter(anchors: AdapterStack, base_model: str, seed: int) -> LoraAdapter:

@@ -52,6 +52,11 @@ class ActivationRows(LightningDataModule):
         """Capture what is not there yet."""
         self.caches  # noqa: B018
 
+    def setup(self, stage: str) -> None:
+        """Open in every process what the first has captured, before models move to its device."""
+        del stage
+        self.caches  # noqa: B018
+
     @property
     def caches(self) -> dict[str, ActivationCache]:
         """The activations of ``train`` and of ``held_out`` text, complete."""
@@ -114,8 +119,7 @@ class ActivationRows(LightningDataModule):
         }
         key = Key.of(
             "activations",
-            models=[source.fingerprint, target.fingerprint],
-            device=source.network.device,
+            models=[source.key_parts, target.key_parts],
             corpus=self.corpus.content_hash(),
             split=name,
             widths=widths,

@@ -18,6 +18,7 @@ from ..adapters import LoraAdapter, Site
 from ..alignment.layer_matching import LayerPairing
 from ..data import TextCorpus
 from ..exceptions import ConfigurationError
+from ..models.capture import without_autocast
 from ..models.hooks import Tap
 from ..models.loading import BaseModel
 from ..models.statistics import StatisticsStore
@@ -185,9 +186,11 @@ class CastMapper(CorpusMapper):
     def validation_step(self, batch: Rows, batch_idx: int) -> None:
         """Log the losses on held-out text, which stop the training."""
         heads = self._made()
-        with torch.enable_grad():  # a head's derivative is part of a loss
-            losses = Losses(*(part.detach() for part in heads.losses(batch)))
-        self._r2.add(heads, batch)
+        # What is measured does not depend on the precision that heads are trained in.
+        with without_autocast(self.device):
+            with torch.enable_grad():  # a head's derivative is part of a loss
+                losses = Losses(*(part.detach() for part in heads.losses(batch)))
+            self._r2.add(heads, batch)
         logged = {**losses._asdict(), "loss": self._total(losses, "held-out", batch_idx)}
         size = len(next(iter(batch.values())))
         for name, part in logged.items():

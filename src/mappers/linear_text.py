@@ -316,15 +316,15 @@ class LinearTextMapper(CorpusMapper):
             fit = self.fit_output(source, target, gathered)
             self.maps.outputs[source, target] = OutputProjection.of(fit)
 
-    def _key(self) -> str:
+    def _key(self) -> list[Any]:
         """Return what this device's statistics depend on."""
-        models, trainer = self.models, self.trainer
-        return (
-            f"{models.source.fingerprint} {models.target.fingerprint} {self.data.content_hash()} "
-            f"{trainer.global_rank} of {trainer.world_size} "
-            f"{trainer.num_training_batches} {trainer.num_val_batches} "
-            f"{self.device.type} {trainer.precision}"
-        )
+        trainer = self.trainer
+        return [
+            *(model.key_parts for model in self.models),
+            *(self.data.content_hash(), trainer.precision),
+            *(trainer.global_rank, trainer.world_size),
+            *(trainer.num_training_batches, trainer.num_val_batches),
+        ]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put also the maps of some of the blocks into it, so that a stopped fit can go on."""

@@ -1,9 +1,10 @@
 """Activations of base models at chosen modules and tokens: of one, of a pair, and kept on disk."""
 
+import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, suppress
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import xxhash
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -24,8 +26,18 @@ from ..store import Key, Store
 from .architectures import capped, layer_name
 from .hooks import SIDES, Tap
 
+_log = logging.getLogger(__name__)
+
 Activations = dict[Tap, Tensor]
 """One matrix (tokens x width) a tap, in the order of the tokens that were asked for."""
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[None]:
+    """Compute in the dtypes that tensors have, also inside a trainer of mixed precision.
+
+    A product of bfloat16 has 8 bits: sums over a corpus of such products give other maps.
+    """
+    return torch.autocast(device.type, enabled=False)
 
 
 class _Enough(Exception):  # noqa: N818 - no error: the deepest tap has been read
@@ -41,7 +53,8 @@ def readings(
     """Return what flows through the taps at the given tokens; an attached adapter takes part.
 
     Without gradients the head is never run, nor any layer above the deepest tap. What comes back
-    is a copy of the chosen rows: nothing of the other tokens stays in memory.
+    is a copy of the chosen rows: nothing of the other tokens stays in memory. The models compute in
+    their own dtype, whatever the precision of a trainer that this is called in.
 
     Gradients are those of the log-likelihood of what lies between a text's first and last
     aligned tokens, so that both models say how likely the same characters are. To first order the
@@ -55,7 +68,8 @@ def readings(
     wanted = set(taps)
     at = places.to(network.device)
     if any(tap.place == "gradient" for tap in wanted):
-        return _with_gradients(network, tokens, at, wanted)
+        with without_autocast(network.device):
+            return _with_gradients(network, tokens, at, wanted)
     found: Activations = {}
     if not wanted:
         return found
@@ -67,7 +81,7 @@ def readings(
 
     # no_grad and not inference_mode, whose tensors autograd refuses when something is trained
     # on them later.
-    with ExitStack() as hooks, torch.no_grad(), suppress(_Enough):
+    with ExitStack() as hooks, without_autocast(at.device), torch.no_grad(), suppress(_Enough):
         for tap in wanted:
             hooks.callback(_hooked(network, tap, partial(keep, tap)).remove)
         _run(network, tokens)
@@ -191,7 +205,8 @@ class ActivationCache:
 
     Rows are read through a memory map: what is read stays in the system's page cache, and not in
     the process. How far the writing has come is kept after each batch lies on disk, so that a
-    process that is stopped goes on from the last whole batch.
+    process that is stopped goes on from the last whole batch. A checksum of each batch is verified
+    here: from the first that has changed on, rows are written again.
 
     Args:
         cache: Folder of the :class:`~loraport.store.Store`.
@@ -208,6 +223,7 @@ class ActivationCache:
         self.widths, self.rows, self.done = dict(widths), rows, 0
         self._store, self._key = Store(cache), key
         self._maps: dict[str, Tensor] = {}
+        self._batches: list[tuple[int, str]] = []  # where each ends, and its checksum
         folder = self._store.working_folder(key) if rows > 0 and widths else None
         if folder is None:
             raise ConfigurationError(
@@ -217,9 +233,9 @@ class ActivationCache:
         self.folder = folder
         sizes = [(self._file(label), rows * width * _BYTES) for label, width in widths.items()]
         if all(file.is_file() and file.stat().st_size == size for file, size in sizes):
-            self.done = self._store.get(key) or 0
+            self._verify(self._store.get(key) or [])
             return
-        self._store.put(key, 0)  # first: without the files nothing counts as written
+        self._store.put(key, [])  # first: without the files nothing counts as written
         needed, free = sum(size for _, size in sizes), shutil.disk_usage(folder).free
         if needed > free:
             raise OutputError(
@@ -272,24 +288,46 @@ class ActivationCache:
     def write(self, batch: Mapping[str, Float[Tensor, "rows _"]]) -> None:
         """Write the next rows of all labels, equally many of each."""
         (count,) = {len(rows) for rows in batch.values()}
+        digest = xxhash.xxh3_128()
         with writing(self.folder):
-            for label, rows in batch.items():
-                content = rows.detach().to("cpu", torch.bfloat16).contiguous().view(torch.int16)
+            for label in self.widths:
+                rows = batch[label].detach().to("cpu", torch.bfloat16).contiguous()
+                content = rows.view(torch.int16).numpy().data
+                digest.update(content)
                 with self._file(label).open("r+b") as file:
                     file.seek(self.done * self.widths[label] * _BYTES)
-                    file.write(content.numpy().data)
+                    file.write(content)
                     file.flush()
                     os.fsync(file.fileno())
-        self._store.put(self._key, self.done + count)
+        self._maps.clear()
+        self._batches.append((self.done + count, digest.hexdigest()))
+        self._store.put(self._key, self._batches)
         self.done += count
+
+    def _verify(self, batches: Sequence[Any]) -> None:
+        """Take as written the batches, by end and checksum, before the first that has changed."""
+        for end, checksum in batches:
+            digest = xxhash.xxh3_128()
+            for label in self.widths:
+                digest.update(self._mapped(label)[self.done : end].numpy().data)
+            if digest.hexdigest() != checksum:
+                _log.warning(
+                    "%s is damaged from row %d on; it is written again", self.folder, self.done
+                )
+                return
+            self._batches.append((end, checksum))
+            self.done = end
 
     def read(self, label: str, index: Int[Tensor, " rows"]) -> Float[Tensor, "rows width"]:
         """Return chosen rows of a label as float32; read them once all are written."""
+        return self._mapped(label).index_select(0, index).view(torch.bfloat16).float()
+
+    def _mapped(self, label: str) -> Int[Tensor, "rows width"]:
         if label not in self._maps:
             shape = (self.rows, self.widths[label])
             mapped = np.memmap(self._file(label), np.int16, "c", shape=shape)
             self._maps[label] = torch.from_numpy(mapped)
-        return self._maps[label].index_select(0, index).view(torch.bfloat16).float()
+        return self._maps[label]
 
     def _file(self, label: str) -> Path:
         return self.folder / f"{label}.bf16"

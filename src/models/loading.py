@@ -87,6 +87,19 @@ class BaseModel:
             parameter.data = parameter.data.to(dtype)
         return BaseModel.frozen(self.name, network, self.tokenizer, self.fingerprint)
 
+    @property
+    def key_parts(self) -> dict[str, Any]:
+        """What determines the numbers that the model computes, for keys of the store.
+
+        TF32 and its like round products otherwise, and so does another kind of device.
+        """
+        return {
+            "base": self.fingerprint,
+            "dtype": self.network.dtype,
+            "device": self.network.device,
+            "precision": torch.get_float32_matmul_precision(),
+        }
+
     @cached_property
     def sites(self) -> SiteTable:
         """The modules that LoRA can adapt; ModelError where the architecture is unknown."""

@@ -15,7 +15,7 @@ from ..alignment.moments import PairedMoments
 from ..data.text_corpus import AlignedBatch
 from ..exceptions import DataError
 from ..store import Key, Store
-from .capture import paired_readings
+from .capture import paired_readings, without_autocast
 from .hooks import SIDES, Tap
 
 TapPair = tuple[Tap, Tap]
@@ -34,8 +34,9 @@ SLAB = 256
 class PairStatistics:
     """Sums, Grams and cross products of paired activations, for any number of pairs of taps.
 
-    A tap that several pairs read is multiplied by itself once. Products are float32, their sums
-    over batches float64. Of a Gram only the slabs right of the diagonal are computed and kept.
+    A tap that several pairs read is multiplied by itself once. Products are float32, whatever the
+    precision of a trainer, their sums over batches float64. Of a Gram only the slabs right of the
+    diagonal are computed and kept.
     The same batches in the same order give the same bits, also when the statistics were saved by
     :meth:`tensors` and restored in between. ``rows`` counts the pairs of tokens.
     """
@@ -83,7 +84,8 @@ class PairStatistics:
             self._waiting = {name: [] for name in self._names}
             for first in range(0, self._waiting_rows, _MOST_ROWS):
                 piece = {name: x[first : first + _MOST_ROWS] for name, x in waiting.items()}
-                self._multiply(piece)
+                with without_autocast(next(iter(piece.values())).device):
+                    self._multiply(piece)
             self._waiting_rows = 0
 
     def moments(self, source_tap: Tap, target_tap: Tap) -> PairedMoments:
@@ -190,7 +192,7 @@ class RunningTotals:
     They are kept under ``key``, as far as they have been gathered.
     """
 
-    key: str
+    key: object
     train: PairStatistics
     held_out: PairStatistics
     train_batches: int = 0
@@ -198,7 +200,7 @@ class RunningTotals:
     complete: bool = False
 
     @classmethod
-    def empty(cls, key: str, pairs: Sequence[TapPair]) -> "RunningTotals":
+    def empty(cls, key: object, pairs: Sequence[TapPair]) -> "RunningTotals":
         """Return the totals before the first batch."""
         return cls(key, PairStatistics(pairs), PairStatistics(pairs))
 
@@ -219,7 +221,7 @@ class StatisticsStore:
 
     def gather(
         self,
-        key: str,
+        key: object,
         pairs: Sequence[TapPair],
         source: PreTrainedModel,
         target: PreTrainedModel,
@@ -231,8 +233,8 @@ class StatisticsStore:
         """Return the statistics of all batches, those that are kept and those still to be run.
 
         Args:
-            key: Says all that the activations depend on, but not the pairs and the device: both
-                models, what is attached to them, and the batches.
+            key: All that the activations depend on beside the pairs: both models, their dtype and
+                device, what is attached to them, and the batches.
             pairs: The taps whose activations are related.
             source: The source model.
             target: The target model.
@@ -240,7 +242,7 @@ class StatisticsStore:
             held_out: The batches to choose on.
             progress: Called with the number of finished batches, of both kinds together.
         """
-        totals = self.resume(f"{key} {source.device.type}", pairs)
+        totals = self.resume(key, pairs)
         if totals.complete:
             return totals
         taps = ({pair[0] for pair in totals.train.pairs}, {pair[1] for pair in totals.train.pairs})
@@ -264,7 +266,7 @@ class StatisticsStore:
         self.save(totals)
         return totals
 
-    def resume(self, key: str, pairs: Sequence[TapPair]) -> RunningTotals:
+    def resume(self, key: object, pairs: Sequence[TapPair]) -> RunningTotals:
         """Return what is kept under a key for these pairs; empty totals where that is nothing."""
         self._saved = time.monotonic()
         kept = self._store.get_tensors(_key(key, pairs))
@@ -299,7 +301,7 @@ class StatisticsStore:
         self._store.put_tensors(_key(totals.key, totals.train.pairs), tensors, state)
 
 
-def _key(key: str, pairs: Sequence[TapPair]) -> Key:
+def _key(key: object, pairs: Sequence[TapPair]) -> Key:
     labels = sorted({(x.label, y.label) for x, y in pairs})
     return Key.of("statistics", activations=key, pairs=labels)
 

@@ -348,7 +348,8 @@ class FactorCache:
         }
         key = None
         if self._store.root is not None:
-            key = Key.of("factors", weight=weight, device=device, **options)
+            precision = torch.get_float32_matmul_precision()
+            key = Key.of("factors", weight=weight, device=device, precision=precision, **options)
             if self._pending is not None and key == self._pending[0]:  # a model ported to itself
                 self.flush()
             kept = self._store.get_tensors(key)

@@ -156,11 +156,6 @@ class Distillation(Refinement):
                 raise ConfigurationError(f"refine.{name}={value}, but it takes {takes}")
 
 
-def model_parts(base: BaseModel) -> list[Any]:
-    """Return what determines the numbers that a model computes, for the key of a store entry."""
-    return [base.fingerprint, base.network.dtype, base.network.device]
-
-
 def distinct(texts: Iterable[str]) -> Iterator[str]:
     """Yield the texts without blank ones and without repetitions."""
     seen = set()

@@ -41,7 +41,6 @@ from .base import (
     Refinement,
     RefinementReport,
     distinct,
-    model_parts,
 )
 from .text_selection import BalancedTexts, TextSelection
 from .trainer import Student, TrainingResult, train_student
@@ -78,7 +77,7 @@ def label_distributions(
     shards = [list(texts[start : start + _SHARD]) for start in range(0, len(texts), _SHARD)]
     key = Key.of(
         "teacher_labels",
-        model=model_parts(base),
+        model=base.key_parts,
         adapter=adapter,
         prompt_spec=data.prompt_spec,
         shards=shards,

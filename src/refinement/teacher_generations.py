@@ -26,7 +26,7 @@ from ..models.hooks import attached
 from ..models.likelihood import LOGIT_POSITIONS, last_logits, length_batches
 from ..models.loading import BaseModel
 from ..store import Key, Store
-from .base import NO_STORE, DistillationInputs, RefinementProgress, model_parts, silent
+from .base import NO_STORE, DistillationInputs, RefinementProgress, silent
 
 _SHARD = 32  # rows: so much work is lost at most when a run is stopped
 _BATCH_TOKENS = 4096  # of a forward pass, padding included
@@ -66,7 +66,7 @@ def continuations(
     shards = [order[start : start + _SHARD] for start in range(0, len(order), _SHARD)]
     key = Key.of(
         "continuations",
-        model=model_parts(base),
+        model=base.key_parts,
         adapter=adapter,
         shards=[[tokens[index] for index in shard] for shard in shards],
         max_new_tokens=max_new_tokens,
@@ -287,7 +287,7 @@ def teacher_generations(
 
     def likelihoods(adapter: LoraAdapter | None, step: str) -> list[Float[Tensor, " _"]]:
         shards = [rows[start : start + _SHARD] for start in range(0, len(rows), _SHARD)]
-        key = Key.of("chunk_likelihoods", model=model_parts(base), adapter=adapter, shards=shards)
+        key = Key.of("chunk_likelihoods", model=base.key_parts, adapter=adapter, shards=shards)
 
         def work(shard: Sequence[ChunkTokens]) -> list[list[float]]:
             return [row.tolist() for row in chunk_likelihoods(base, shard)]

@@ -20,7 +20,7 @@ from ..exceptions import ConfigurationError
 from ..models.generation import NucleusSampling
 from ..models.loading import BaseModel
 from ..store import Key, Store
-from .base import NO_STORE, RefinementProgress, model_parts, silent
+from .base import NO_STORE, RefinementProgress, silent
 from .teacher_generations import written
 
 Distributions = Float[Tensor, "texts labels"]
@@ -238,7 +238,7 @@ class WrittenTexts:
         seed = int.from_bytes(hashlib.sha256(f"{self.seed} {batch}".encode()).digest()[:7])
         key = Key.of(
             "written_texts",
-            model=model_parts(self.base),
+            model=self.base.key_parts,
             prompts=tokens,
             seed=seed,
             max_new_tokens=_MAX_NEW_TOKENS,

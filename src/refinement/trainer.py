@@ -1,6 +1,7 @@
 """Training a student: the target's LoRA modules, from a mapped adapter, stoppable at any time."""
 
 import io
+import logging
 import math
 import time
 from collections import UserList
@@ -15,10 +16,13 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from ..adapters import LoraAdapter, LowRank, Site
+from ..exceptions import OutputError
 from ..models.loading import BaseModel
 from ..models.lora_training import LoraTraining, interruptible
 from ..store import Key, Store
-from .base import NO_STORE, RefinementProgress, model_parts, silent
+from .base import NO_STORE, RefinementProgress, silent
+
+_log = logging.getLogger(__name__)
 
 SCALE = 2.0
 """``lora_alpha / r`` of every update: the learning rates of the refinements are made for it."""
@@ -69,7 +73,7 @@ class Student(LoraTraining):
         self.base = base
         self.total_steps: int | None = None
         self.key_parts: list[Any] = [
-            *(type(self).__name__, model_parts(base)),
+            *(type(self).__name__, base.key_parts),
             *(start, seed, lr, warmup_steps),
         ]
         for site, update in start.items():
@@ -137,7 +141,8 @@ def train_student(
 
     The state is saved from time to time, and when the run is stopped: factors, optimizer, learning
     rate schedule, and the best weights so far. The same call made again goes on from there and
-    ends in the same bits as one that was never stopped. Gradients are clipped to the norm 1.
+    ends in the same bits as one that was never stopped. A state that cannot be written costs no
+    more than that, and is said once. Gradients are clipped to the norm 1.
 
     Args:
         student: What is trained; in the end it has the weights with the lowest measure.
@@ -155,7 +160,6 @@ def train_student(
 
     Raises:
         KeyboardInterrupt: the training was stopped, at the keyboard or by the system.
-        OutputError: the state cannot be written.
     """
     student.total_steps = len(batches)
     if not checks:
@@ -210,7 +214,7 @@ class _Session(Callback):
         self._best: list[Any] = []
         self._optimizer_state: dict[str, Any] = {}
         self._saved = self._begun = time.monotonic()
-        self._within_step = False
+        self._within_step = self._unwritable = self._complete = False
 
     def begin(self, start_value: float | None) -> None:
         """Go on from the state that is kept, or measure the start."""
@@ -224,6 +228,7 @@ class _Session(Callback):
             self._student.load_factors(state["factors"])
             self._best, self._optimizer_state = state["best"], state["optimizer"]
             self._begun -= self.result.seconds
+            self._complete = not self._optimizer_state
         self.result.losses = self._student.losses
         self._show(self.result.steps)
 
@@ -254,13 +259,15 @@ class _Session(Callback):
             self._save(trainer)
 
     def end(self) -> None:
-        """Give the student its best weights, and remove the state from the store."""
+        """Give the student its best weights; the state goes when the result is at its place."""
+        self.result.seconds = time.monotonic() - self._begun
+        if not self._complete:
+            self._keep(self.result.losses, {})
         if self._measure is None:
             self.result.best_step = self.result.steps
         else:
             self._student.load_factors(self._best)
-        self.result.seconds = time.monotonic() - self._begun
-        self._store.drop(self._key)
+        self._store.finish(self._key)
 
     def _check(self, known: float | None = None) -> None:
         """Measure, and keep the weights if none before were better."""
@@ -277,22 +284,31 @@ class _Session(Callback):
         result.measured[step] = value
 
     def _save(self, trainer: Trainer) -> None:
-        if self._store.root is None or not trainer.optimizers:
+        if not trainer.optimizers:
             return
-        schedule = trainer.lr_scheduler_configs[0].scheduler
+        optimizer, schedule = trainer.optimizers[0], trainer.lr_scheduler_configs[0].scheduler
         self.result.seconds = time.monotonic() - self._begun
         # A loss is noted before its step is made, so the schedule counts the steps.
-        losses = self.result.losses[: schedule.last_epoch]
+        self._keep(
+            self.result.losses[: schedule.last_epoch],
+            {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()},
+        )
+        self._saved = time.monotonic()
+
+    def _keep(self, losses: list[float], optimizer: dict[str, Any]) -> None:
+        """Keep the state, where that can be written; without an optimizer's it is the last one."""
+        if self._store.root is None or self._unwritable:
+            return
         state = {
             "result": vars(self.result) | {"losses": losses},
             "factors": self._student.factors(),
             "best": self._best,
-            "optimizer": {
-                "optimizer": trainer.optimizers[0].state_dict(),
-                "schedule": schedule.state_dict(),
-            },
+            "optimizer": optimizer,
         }
         content = io.BytesIO()
         torch.save(state, content)
-        self._store.put_bytes(self._key, content.getvalue())
-        self._saved = time.monotonic()
+        try:
+            self._store.put_bytes(self._key, content.getvalue())
+        except OutputError as error:
+            self._unwritable = True
+            _log.warning("%s; training goes on, but one that is stopped begins again", error)

@@ -71,6 +71,55 @@ def test_another_recipe_does_not_mix_into_a_zoo(empty: Workspace, command: Comma
     assert "films" in end.err
 
 
+def test_another_precision_or_device_does_not_mix_into_a_zoo(
+    empty: Workspace, command: Command, monkeypatch: pytest.MonkeyPatch
+):
+    options = (*empty.options(), "side=source", "tasks.names=[films]")
+    assert command("anchors", *options, "trainer.precision=bf16-mixed").code == 0
+    end = command("anchors", *options)
+    assert end.code == 2
+    assert "another precision than" in end.err
+    assert command("anchors", *options, "trainer.precision=bf16-mixed").code == 0
+    monkeypatch.setattr(zoo_training, "trainer_device", lambda _: "cuda")
+    end = command("anchors", *options, "trainer.precision=bf16-mixed")
+    assert end.code == 2
+    assert "another device than" in end.err
+    # One of an earlier version, which did not note them, is taken as it is.
+    noted = empty.zoo / "source/films/metrics.json"
+    content = json.loads(noted.read_text())
+    del content["settings"]["precision"], content["settings"]["device"]
+    noted.write_text(json.dumps(content))
+    assert command("anchors", *options).code == 0
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_an_adapter_that_has_changed_since_it_was_trained_is_noticed(
+    empty: Workspace, command: Command, named: bool
+):
+    """Made again in the zoo that the cache keeps; one of the user's own is named."""
+    options = [word for word in empty.options() if named or not word.startswith("paths.zoo")]
+    options += ["side=source", "tasks.names=[films,plays]"]
+    assert command("anchors", *options).code == 0
+    (kept,) = empty.root.rglob("source/films/adapter_model.safetensors")
+    whole = contents(kept.parents[2])
+    content = kept.read_bytes()
+    for name, changed in (
+        ("adapter_model.safetensors", content[:-500] + bytes(b ^ 1 for b in content[-500:])),
+        ("adapter_config.json", (kept.parent / "adapter_config.json").read_bytes() + b" "),
+    ):
+        file = kept.parent / name
+        before = file.read_bytes()
+        file.write_bytes(changed)
+        end = command("anchors", *options)
+        if named:
+            assert end.code == 2
+            assert f"{file} has changed since anchors.py trained it" in " ".join(end.err.split())
+            file.write_bytes(before)
+        else:
+            assert end.code == 0, end.err
+            assert contents(kept.parents[2]) == whole
+
+
 def test_a_sweep_trains_one_task_a_job(empty: Workspace, command: Command):
     end = command("anchors", "-m", *empty.options(), "side=source", "tasks.names=[films],[plays]")
     assert end.code == 0, end.err

@@ -1,7 +1,12 @@
 """``train.py`` with mappers that learn from text, on pico models and a few sentences."""
 
+import errno
+import os
+import shutil
 from functools import partial
+from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import pytest
 import torch
@@ -153,6 +158,19 @@ def test_forced_it_goes_on_and_the_results_say_so(trains: Trains):
     assert found["coverage"] < found["minimum"]
 
 
+def overwrite_a_tensor(checkpoint: Path) -> None:
+    """Change bytes in the largest tensor of a file that PyTorch wrote, and nothing else."""
+    with ZipFile(checkpoint) as archive:
+        tensors = (entry for entry in archive.infolist() if "/data/" in entry.filename)
+        largest = max(tensors, key=lambda entry: entry.file_size)
+        content = archive.read(largest)
+    whole = checkpoint.read_bytes()
+    assert whole.count(content) == 1
+    at = whole.index(content)
+    changed = bytes(byte ^ 1 for byte in content[:500])
+    checkpoint.write_bytes(whole[:at] + changed + whole[at + len(changed) :])
+
+
 class TestStopped:
     """Control-C behind some batches; the same command then goes on."""
 
@@ -224,3 +242,89 @@ class TestStopped:
         assert end.code == 0, end.err
         assert same(whole, trains.checkpoint["state_dict"])
         assert not list(kept.rglob("last.ckpt"))
+
+    @pytest.mark.parametrize("damaged", [["last.ckpt"], ["last.ckpt", "before.ckpt"]])
+    def test_damaged_state_is_said_and_training_goes_on_before_it(
+        self, trains: Trains, monkeypatch: pytest.MonkeyPatch, damaged: list[str]
+    ) -> None:
+        """Some bytes of a tensor are others: PyTorch reads that without a word."""
+        more = ("trainer.max_epochs=3", "mapper.batch_rows=64")
+        assert trains.call("cast", *more, f"paths.cache={trains.workspace.root / 'c'}").code == 0
+        whole = trains.checkpoint["state_dict"]
+        trains.folder = trains.folder.with_name("again")
+        with monkeypatch.context() as patch:
+            self.stop_after(patch, CastMapper, 11)
+            assert trains.call("cast", *more, "hydra.run.dir=again").code == 130
+        (folder,) = (trains.workspace.root / "cache/training").glob("*/*")
+        for name in damaged:
+            before = torch.load(folder / name, weights_only=True)["state_dict"]
+            overwrite_a_tensor(folder / name)
+            assert not same(torch.load(folder / name, weights_only=True)["state_dict"], before)
+        epochs: list[int] = []
+        with monkeypatch.context() as patch:
+            inner = CastMapper.on_validation_epoch_end
+
+            def noted(mapper: CastMapper) -> None:
+                epochs.append(mapper.current_epoch)
+                inner(mapper)
+
+            patch.setattr(CastMapper, "on_validation_epoch_end", noted)
+            assert trains.call("cast", *more, "hydra.run.dir=again").code == 0
+        assert epochs == list(range(2 - len(damaged), 3))
+        assert same(whole, trains.checkpoint["state_dict"])
+        log = (trains.folder / "train.log").read_text()
+        assert all(log.count(f"{folder / name} is damaged") == 1 for name in damaged)
+
+
+class TestFullDisk:
+    """Nothing of a training is lost where what comes of it cannot be written."""
+
+    QUICK = ("trainer.max_epochs=2", "mapper.batch_rows=64")
+
+    @staticmethod
+    def full_at(patch: pytest.MonkeyPatch, name: str) -> None:
+        """Fill the disk in the middle of any file whose name contains a word."""
+        replace, copy = Path.write_bytes, shutil.copyfile
+
+        def write(path: Path, content: bytes) -> int:
+            if name not in path.name:
+                return replace(path, content)
+            replace(path, bytes(content)[: len(content) // 2])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+        def copied(one: str, other: Path) -> Path:
+            copy(one, other)
+            write(Path(other), Path(one).read_bytes())
+            return other
+
+        patch.setattr(Path, "write_bytes", write)
+        patch.setattr(shutil, "copyfile", copied)
+
+    @pytest.mark.parametrize(
+        ("name", "chosen"),
+        [("mapper.ckpt", True), ("results.json", True), ("mapper.ckpt", False)],
+    )
+    def test_a_training_that_came_to_its_end_is_not_made_again(
+        self, trains: Trains, monkeypatch: pytest.MonkeyPatch, name: str, chosen: bool
+    ) -> None:
+        best = () if chosen else ("~callbacks.best",)
+        options = (*self.QUICK, *best, f"paths.zoo={trains.workspace.zoo}")
+        with monkeypatch.context() as patch:
+            self.full_at(patch, name)
+            end = trains.call("cast", *options)
+        assert end.code == 2, end.err
+        assert "Traceback" not in end.err
+        assert f"{name} cannot be written (No space left" in end.err
+        if name == "mapper.ckpt":
+            assert not trains.folder.exists()
+        else:
+            kept = load_mapper(trains.folder / "mapper.ckpt")
+            assert f"the fitted mapper stays in {trains.folder / 'mapper.ckpt'}" in end.err
+        with monkeypatch.context() as patch:
+            TestStopped().stop_after(patch, CastMapper, 0)
+            end = trains.call("cast", *options)
+        assert end.code == 0, end.err
+        if name != "mapper.ckpt":
+            assert same(kept.state_dict(), trains.checkpoint["state_dict"])
+        assert Results.read(trains.folder / "results.json").tasks
+        assert not list((trains.workspace.root / "cache/training").rglob("*.ckpt"))

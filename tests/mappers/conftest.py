@@ -237,11 +237,13 @@ def fit_on_text(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
         store: StatisticsStore | None = None,
         tokens: int = 1500,
         max_epochs: int = 1,
+        precision: str = "32-true",
     ) -> Path:
         folder = Path(tempfile.mkdtemp(dir=tmp_path_factory.getbasetemp()))
         mapper.learn_from(models, pairing or paired_layers(models), store)
         data = mapper.data_module(random_text(models, tokens), folder)
-        return trained(mapper, data, folder / "mapper.ckpt", max_epochs=max_epochs)
+        options: Any = {"max_epochs": max_epochs, "precision": precision}
+        return trained(mapper, data, folder / "mapper.ckpt", **options)
 
     return fit
 

@@ -9,7 +9,7 @@ import torch
 from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 
-from loraport.adapters import LoraAdapter, Role, Site
+from loraport.adapters import LoraAdapter, Role, Site, cosine
 from loraport.alignment.layer_matching import LayerPairing
 from loraport.data import TextCorpus
 from loraport.exceptions import ConfigurationError
@@ -44,13 +44,15 @@ def fit(models: ModelPair, corpus: TextCorpus, rows: Path) -> Fit:
         epochs: int,
         callbacks: tuple[Callback, ...] = (),
         resume: Path | None = None,
+        precision: Any = "32-true",
         **options: Any,
     ) -> CastMapper:
         small = {"roles": ["v"], "hidden": 8, "batch_rows": 512, "export_rows": 512}
         mapper = CastMapper(**{**small, **options})
         mapper.learn_from(models, PAIRING)
         data = mapper.data_module(corpus, rows)
-        trained(mapper, data, checkpoint, resume, max_epochs=epochs, callbacks=list(callbacks))
+        how: Any = {"max_epochs": epochs, "callbacks": list(callbacks), "precision": precision}
+        trained(mapper, data, checkpoint, resume, **how)
         return mapper
 
     return run
@@ -118,8 +120,7 @@ def test_training_beats_the_linear_start_where_the_relation_bends(
         content = y.bfloat16().contiguous().view(torch.int16).numpy().tobytes()
         assert len(content) == file.stat().st_size
         file.write_bytes(content)
-    again = mapper.data_module(corpus, rows / "bent")
-    trained(mapper, again, tmp_path / "bent.ckpt", max_epochs=10)
+    trained(mapper, data, tmp_path / "bent.ckpt", max_epochs=10)
     found = mapper.report()["fits"]["2.v"]["1.v"]
     assert found["output_r2"] > found["linear_output_r2"] + 0.1
     # Said of the heads as they are, by a computation of its own.
@@ -133,6 +134,22 @@ def test_training_beats_the_linear_start_where_the_relation_bends(
     missed = (error - error.mean(dim=0)).square().sum()
     r2 = 1 - missed / (y - y.mean(dim=0)).square().sum()
     assert found["output_r2"] == pytest.approx(float(r2), abs=1e-4)
+
+
+def test_what_is_measured_does_not_go_by_the_trainers_precision(
+    fit: Fit, random_adapter: Callable[..., LoraAdapter], models: ModelPair, tmp_path: Path
+) -> None:
+    """Mixed precision changes the steps of the heads a little, and nothing that is not a step."""
+    given = random_adapter(models.source, roles=(Role.V,))
+    exact, mixed = (
+        fit(tmp_path / f"{precision}.ckpt", 1, precision=precision, hidden=0, lr=1e-9)
+        for precision in ("32-true", "bf16-mixed")
+    )
+    ours, theirs = (mapper.report()["fits"] for mapper in (exact, mixed))
+    for target, feeds in ours.items():
+        for source, facts in feeds.items():
+            assert theirs[target][source] == pytest.approx(facts, abs=1e-6)
+    assert cosine(exact.map(given), mixed.map(given)) == pytest.approx(1, abs=1e-6)
 
 
 def test_it_stops_when_held_out_text_is_explained_no_better(fit: Fit, tmp_path: Path) -> None:

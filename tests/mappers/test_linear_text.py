@@ -2,14 +2,18 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from hydra.utils import instantiate
 from torch import Tensor
 
 from loraport.adapters import LoraAdapter, LowRank, Role, Site
 from loraport.alignment.layer_matching import LayerPairing
 from loraport.exceptions import AdapterError, ConfigurationError
+from loraport.mappers import load_mapper
 from loraport.mappers.from_text import ModelPair
 from loraport.mappers.linear_text import FittedMaps, InputProjection, OutputProjection, weight_norms
 from loraport.mappers.transport import TransportMapper
@@ -193,3 +197,29 @@ def test_what_it_cannot_learn_is_refused(models: ModelPair) -> None:
     for roles in (["z"], []):
         with pytest.raises(ConfigurationError, match=r"roles is .*; it takes one or more of q, "):
             TransportMapper(roles=roles)
+
+
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [
+        *((name, "bf16-mixed") for name in ("procrustes", "transport", "adjoint_transport")),
+        *(("transport", precision) for precision in ("bf16-true", "64-true")),
+    ],
+)
+def test_maps_are_the_same_in_whatever_precision_the_trainer_computes(
+    recipe: Callable[..., Any],
+    fit_on_text: Callable[..., Path],
+    fitted_on_text: Callable[[str], tuple[Any, Path]],
+    models: ModelPair,
+    random_adapter: Draw,
+    name: str,
+    precision: str,
+) -> None:
+    """The models are in float32, and so are statistics: maps of them differ in no bit."""
+    given = random_adapter(models.source, roles=(Role.Q, Role.V))
+    expected = load_mapper(fitted_on_text(name)[1]).map(given)
+    mapper = instantiate(recipe(name).mapper)
+    found = load_mapper(fit_on_text(mapper, models, precision=precision)).map(given)
+    for site, update in expected.items():
+        assert torch.equal(found[site].A, update.A)
+        assert torch.equal(found[site].B, update.B)

@@ -437,6 +437,29 @@ def test_what_is_damaged_is_begun_anew(damage: str, tmp_path: Path) -> None:
     assert file.stat().st_size == 5 * 6 * 2
 
 
+@pytest.mark.parametrize("label", WIDTHS)
+def test_rows_that_have_changed_are_said_and_written_again_from_their_batch_on(
+    label: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def written(cache: ActivationCache) -> None:
+        while not cache.complete:
+            cache.write(rows(5, seed=cache.done))
+
+    cache = ActivationCache(tmp_path, KEY, WIDTHS, 20)
+    written(cache)
+    expected = cache.read(label, torch.arange(20))
+    file = cache.folder / f"{label}.bf16"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 4 + 1] ^= 1  # of the second batch; a number like any other
+    file.write_bytes(content)
+    again = ActivationCache(tmp_path, KEY, WIDTHS, 20)
+    assert again.done == 5
+    assert caplog.text.count(f"{cache.folder} is damaged from row 5 on") == 1
+    written(again)
+    assert torch.equal(again.read(label, torch.arange(20)), expected)
+    assert ActivationCache(tmp_path, KEY, WIDTHS, 20).complete
+
+
 def test_too_little_room_is_said_before_anything_is_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,5 +1,7 @@
+import copy
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from fnmatch import fnmatch
 from hashlib import sha256
 from pathlib import Path
@@ -25,6 +27,7 @@ from loraport.models import (
 )
 from loraport.models.loading import learning_dtype, one_thread
 from loraport.models.streaming import StreamedWeights
+from loraport.store import Key
 
 
 def test_converted_copy_computes_in_its_dtype_and_leaves_the_model_alone(
@@ -294,6 +297,18 @@ def test_labels_are_the_same_tokens_alone_and_behind_a_prompt(
 
 
 LARGE = "loraport.models.loading._LARGE"
+
+
+def test_fingerprint_dtype_device_and_precision_are_in_keys(
+    pico: Callable[[str], BaseModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = pico("llama")
+    network = copy.deepcopy(base.network)
+    others = [replace(base, fingerprint="another"), replace(base, network=network.to("meta"))]
+    others.append(replace(base.converted(torch.bfloat16), fingerprint=base.fingerprint))
+    keys = {Key.of("scores", **each.key_parts) for each in (base, *others)}
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "medium")
+    assert len(keys | {Key.of("scores", **base.key_parts)}) == 5
 
 
 @pytest.mark.parametrize(("units", "expected"), [(True, torch.bfloat16), (False, torch.float32)])

@@ -245,7 +245,7 @@ def test_a_stopped_capture_goes_on_and_ends_with_the_same_bits(
     with pytest.raises(KeyboardInterrupt):
         gather(tmp_path, networks, progress=killed(after))
     assert len(runs) == after
-    kept = always(tmp_path).resume("key cpu", TAP_PAIRS)
+    kept = always(tmp_path).resume("key", TAP_PAIRS)
     assert kept.train_batches + kept.held_out_batches == after
     assert not kept.complete
     resumed = gather(tmp_path, networks)
@@ -284,12 +284,12 @@ def test_it_is_saved_at_most_every_so_many_seconds(
 @pytest.mark.parametrize("other", ["key", "pairs"])
 def test_key_and_pairs_decide_what_is_found(other: str, networks: Networks, tmp_path: Path) -> None:
     gather(tmp_path, networks)
-    key = "another cpu" if other == "key" else "key cpu"
+    key = "another cpu" if other == "key" else "key"
     pairs = TAP_PAIRS[:1] if other == "pairs" else TAP_PAIRS
     found = always(tmp_path).resume(key, pairs)
     assert not found.complete
     assert found.train.rows == 0
-    assert always(tmp_path).resume("key cpu", TAP_PAIRS[::-1]).complete
+    assert always(tmp_path).resume("key", TAP_PAIRS[::-1]).complete
 
 
 LAYERS = range(6)

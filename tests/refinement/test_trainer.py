@@ -1,5 +1,7 @@
+import errno
 import io
 import math
+import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -14,10 +16,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from loraport.adapters import LoraAdapter, LowRank, Role, Site, relative_error
-from loraport.exceptions import AdapterError
+from loraport.exceptions import AdapterError, OutputError
 from loraport.models import BaseModel, LoraFineTuning
 from loraport.refinement.trainer import Student, train_student
-from loraport.store import Store
+from loraport.store import Store, results_first
 
 from .conftest import zero_adapter
 
@@ -252,6 +254,40 @@ def test_killed_training_goes_on_from_what_was_saved_last(make, tmp_path, monkey
     again = make()
     again.stop_at = STEPS  # would raise in any further step
     assert outcome(again, tmp_path / "work") == expected
+
+
+def test_state_of_a_finished_training_stays_until_the_result_is_at_its_place(make, tmp_path):
+    expected = outcome(make())
+
+    def fail() -> None:
+        with results_first():
+            assert outcome(make(), tmp_path) == expected
+            raise OutputError("the result cannot be written")
+
+    with pytest.raises(OutputError):
+        fail()
+    assert saved_steps(tmp_path) == [STEPS]
+    again = make()
+    again.stop_at = 0  # would raise in any step
+    with results_first():
+        assert outcome(again, tmp_path) == expected
+        assert saved_steps(tmp_path) == [STEPS]
+    assert saved_steps(tmp_path) == []
+
+
+def test_state_that_cannot_be_written_is_said_once_and_changes_nothing(
+    make, tmp_path, monkeypatch, caplog
+):
+    expected = outcome(make())
+
+    def full(path: Path, _content: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    assert outcome(make(), tmp_path, save_seconds=0.0) == expected
+    (said,) = (record for record in caplog.records if record.name.startswith("loraport"))
+    assert "No space left" in said.getMessage()
+    assert saved_steps(tmp_path) == []
 
 
 @pytest.mark.parametrize("options", [{"seed": 1}, {"lr": 0.1}, {"warmup_steps": 1}, {}])
