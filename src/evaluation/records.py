@@ -605,6 +605,11 @@ class ExpectedRecord(Record):
     level: Number = None  # the coverage that the interval stands for
     loo_error: Number = None  # mean absolute leave-one-out error over the anchors
     anchors: int = 0  # how many there are
+    # Share of them for which go or no-go was right by the others; None of too few.
+    hit_rate: Number = None
+    # Rise of the share of held-out texts on which the target agrees with its teacher.
+    rise: Number = None
+    rise_ci95: Ends = None
     # What was fitted on, with this adapter's values.
     features: dict[str, float] = Field(default_factory=dict)
     why_not: str = ""  # why nothing is said
@@ -617,6 +622,8 @@ class RefinementRecord(Record):
     data_access: str  # what it may use, with the texts that it was given
     question: Free  # how the adapter was asked: prompt, labels, completion
     data: Free  # number of texts, inputs and examples that it was given, or what they come from
+    # What anchors have to be ported with as well to say what to expect.
+    setting: Free = Field(default_factory=dict)
     measured: tuple[Free, ...]  # what the refinement reports of each source adapter
     drift: DriftRecord
     expected: ExpectedRecord
