@@ -74,11 +74,7 @@ def arguments() -> argparse.Namespace:
 
 def port(trial: Trial, method: str, start: str, name: str) -> Port:
     """Port one task's adapter by one method, or read what an earlier run has made."""
-    kind, _, rest = asked(method).partition(":")
-    yaml = {"swapped_teacher": "corpus_distill", "random_labels": "corpus_distill"}.get(kind, kind)
-    if kind == "random_labels":
-        rest = f"refine._target_=benchmarks.refinements.RandomLabels,{rest}"
-    yaml = f"{yaml}:{rest}"
+    kind, yaml = asked(method).partition(":")[0], composed(method)
 
     def make() -> tuple[LoraAdapter, dict[str, Any]]:
         taught_by = trial.another(name) if kind == "swapped_teacher" else None
@@ -88,6 +84,15 @@ def port(trial: Trial, method: str, start: str, name: str) -> Port:
         return refined(trial.refinement(yaml), trial.start(start, name), distillation_inputs)
 
     return kept(trial.folder(yaml, start, kind) / name, make)
+
+
+def composed(method: str) -> str:
+    """Return a method as the YAML and the overrides that its refinement is composed of."""
+    kind, _, rest = asked(method).partition(":")
+    yaml = {"swapped_teacher": "corpus_distill", "random_labels": "corpus_distill"}.get(kind, kind)
+    if kind == "random_labels":
+        rest = f"refine._target_=benchmarks.refinements.RandomLabels,{rest}"
+    return f"{yaml}:{rest}"
 
 
 def _with_rows(
@@ -149,7 +154,8 @@ def scored(
             seconds[shown].append(made.seconds)
             found[name][shown] = trial.context.scores.score(trial.target, made.adapter, task)
             told(console, name, found, shown)
-            write_numbers(trial, start, name, found, {shown: made})
+            setting = trial.setting(composed(method), start, made)
+            write_numbers(trial, start, name, found, {shown: made}, setting)
     return found, seconds
 
 
@@ -161,7 +167,12 @@ def told(console: Console, name: str, found: Scores, *conditions: str) -> None:
 
 
 def write_numbers(
-    trial: Trial, start: str, name: str, found: Scores, ports: dict[str, Port]
+    trial: Trial,
+    start: str,
+    name: str,
+    found: Scores,
+    ports: dict[str, Port],
+    setting: dict[str, Any] | None = None,
 ) -> None:
     """Add the numbers of a task to its JSON, beside what other runs have put there."""
     path = trial.options.output / trial.direction / start / "numbers" / f"{name}.json"
@@ -169,7 +180,9 @@ def write_numbers(
     for condition, score in found[name].items():
         numbers = {"accuracy": score.accuracy, "nll": score.nll, "rows": len(score.correct)}
         made = ports.get(condition)
-        facts = {} if made is None else {"seconds": made.seconds, "report": made.report}
+        facts: dict[str, Any] = {}
+        if made is not None:
+            facts = {"seconds": made.seconds, "report": made.report, "setting": setting}
         known[condition] = known.get(condition, {}) | numbers | facts
     write_whole(path, json.dumps(known, indent=1) + "\n")
 

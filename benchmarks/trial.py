@@ -21,6 +21,7 @@ from benchmarks.setting import stopwatch
 from benchmarks.transfers import benchmark_for, rows
 from loraport.adapters import LoraAdapter, LowRank, read_adapter, write_adapter
 from loraport.commands.anchors import CPU_TRAINER, builds_zoo, train_zoo
+from loraport.commands.porting import port_setting
 from loraport.component import Component
 from loraport.data import AnchorSet, Interleaved, Task, TaskTexts, TextSource, ZooPairs
 from loraport.data.prompts import PromptSpec
@@ -139,6 +140,17 @@ class Trial:
         """Build a refinement from its YAML: ``NAME`` or ``NAME:refine.option=value,...``."""
         built: Refinement = self._component(method).build()
         return built
+
+    def setting(self, method: str, start: str, made: "Port") -> dict[str, Any]:
+        """Return what a port was made with, as ``report.json`` of ``transfer.py`` has it."""
+        return port_setting(
+            ("noop" if start == "zero" else start, {}),
+            self._component(method),
+            ["corpus", "anchors"] if self.options.anchor_texts else ["corpus"],
+            made.adapter,
+            made.report,
+            {"source": self.source.fingerprint, "target": self.target.fingerprint},
+        )
 
     def folder(self, method: str, start: str, called: str) -> Path:
         """Return where a method's ports lie: another for every option, text and start."""

@@ -160,6 +160,12 @@ class MethodPorts:
         return costliest(self._built.data_access, *refined)
 
     @property
+    def learns(self) -> bool | None:
+        """Whether its refinement learns from the source's adapter; None without one."""
+        learning = [refining.refinement.learns for refining in self._refinings.values() if refining]
+        return any(learning) if learning else None
+
+    @property
     def fit_seconds(self) -> float | None:
         """How long the mapper was fitted; None where there was nothing to fit."""
         folder = self.store.get_folder(self._fit_key)
@@ -453,6 +459,7 @@ class Benchmark:
         return MethodResult(
             **facts,
             data_access=ports.data_access,
+            learns=ports.learns,
             controls=controls,
             tasks=tasks,
             summary=summarise(scores, controls, seed),

@@ -52,6 +52,7 @@ from .porting import (
     chosen_mapper,
     given_adapter,
     given_calibration,
+    port_setting,
     porting_for,
     refinement_record,
     refining_progress,
@@ -309,7 +310,12 @@ def transfer_report(
     refinement = None
     if inputs.refining is not None and done.drift is not None:
         refinement = refinement_record(
-            inputs.refining, tuple(inputs.given), done.refinements, done.drift, inputs.calibration
+            inputs.refining,
+            tuple(inputs.given),
+            done.refinements,
+            done.drift,
+            made_with(context, porting, inputs.refining, done),
+            inputs.calibration,
         )
     used = [] if refinement is None else [refinement.data_access]
     steps = done.ported.steps.items()
@@ -334,6 +340,24 @@ def transfer_report(
         warnings=tuple(_warnings(pair, inputs, done.ported.adapter)),
         timing=watch.rounded(),
         provenance=Provenance.of(hashes),
+    )
+
+
+def made_with(
+    context: RunContext, porting: Porting, refining: Refining, done: Done
+) -> dict[str, Any]:
+    """Return what a refined adapter was made with."""
+    settings: TransferSettings = context.settings
+    mapper = porting.mapper
+    options = settings.mapper.options if settings.ckpt is None else mapper.options
+    return port_setting(
+        (mapper.name, options),
+        settings.refine,
+        refining.data["texts"],
+        done.ported.adapter,
+        done.refinements[0],
+        {side: context.model(side).fingerprint for side in SIDES},
+        {"scale": porting.scale, "steps": list(done.ported.steps)},
     )
 
 

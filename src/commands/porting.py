@@ -6,6 +6,7 @@ does; and :func:`refinement_record` says what came of it.
 """
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,11 +21,21 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from ..adapters import LoraAdapter, LowRank, read_adapter
 from ..adapters.merge import Combiner
 from ..adapters.sparsify import Combined, Sparsifier, cut
+from ..component import Component
 from ..data import HubTasks, Interleaved, TaskTexts, TextSource
 from ..data.prompts import PromptSpec
 from ..data.tasks import Example
 from ..data.zoo import SIDES, read_trained
-from ..evaluation.records import DriftRecord, ExpectedRecord, RefinementRecord
+from ..evaluation.records import (
+    DriftRecord,
+    ExpectedRecord,
+    RefinementRecord,
+    ends_of,
+    in_points,
+    interval_text,
+    plain,
+)
+from ..evaluation.statistics import ItemChange, item_change
 from ..exceptions import AdapterError, ConfigurationError, DataError, VerificationError
 from ..mappers import Mapper, load_mapper
 from ..mappers.base import Report
@@ -38,7 +49,14 @@ from ..refinement.base import (
     RefinementReport,
     Teacher,
 )
-from ..refinement.expected_recovery import LEAST_POINTS, AnchorCalibration, ExpectedRecovery
+from ..refinement.expected_recovery import (
+    LEAST_POINTS,
+    AnchorCalibration,
+    AnchorPoint,
+    ExpectedRecovery,
+    hit_rate,
+    left_out,
+)
 from ..refinement.kl_budget import check_kl
 from ..refinement.text_selection import WrittenTexts
 from ..settings import PortingSettings, TransferSettings
@@ -48,6 +66,10 @@ from .context import RunContext, costliest
 
 _HUB_ID = re.compile(r"[\w][\w.-]*/[\w.-]+")
 _FILES = ("adapter_config.json", "adapter_model.safetensors")
+# Options of a refinement that change what is reported, and not what is learned from labels.
+_ONLY_MEASURED = ("refine.held_out", "refine.sequence")
+_UNCHANGED: Mapping[str, Any] = {"scale": 1.0, "steps": ()}  # behind the refinement
+_LEAST_P = 0.05  # of a rise of the agreement that may be chance
 _ROUNDING = 1e-2  # of an update's norm, by which its dtype may change it; bfloat16: some 0.3 %
 
 
@@ -761,6 +783,9 @@ def numbers(report: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, f
             yield f"{above}{name}", float(value)
 
 
+# What to expect of an adapter, by anchors that were ported in the same way.
+
+
 def given_calibration(settings: TransferSettings) -> AnchorCalibration | None:
     """Return the anchors of ``calibration=FILE``, or those that come with loraport for the pair.
 
@@ -770,7 +795,8 @@ def given_calibration(settings: TransferSettings) -> AnchorCalibration | None:
     """
     file, pair = settings.calibration, settings.pair.name
     if file is None:
-        return AnchorCalibration.packaged(pair)
+        models = [str(getattr(settings.pair, side).options.get("name")) for side in SIDES]
+        return AnchorCalibration.packaged(pair, models)
     found = AnchorCalibration.read(file)
     if found.pair != pair:
         raise ConfigurationError(
@@ -780,9 +806,64 @@ def given_calibration(settings: TransferSettings) -> AnchorCalibration | None:
     return found
 
 
+def port_setting(
+    start: tuple[str, Mapping[str, Any]],
+    refine: Component,
+    texts: Sequence[str],
+    adapter: LoraAdapter,
+    measured: Mapping[str, Any],
+    weights: Mapping[str, str],
+    after: Mapping[str, Any] = _UNCHANGED,
+) -> dict[str, Any]:
+    """Return what a port was made with: anchors that differ in any of it say nothing of it.
+
+    Args:
+        start: Name and options of the mapper that the refinement begins from.
+        refine: The refinement as it was chosen.
+        texts: What its generic texts are called.
+        adapter: What it has made.
+        measured: What it reports: how much of each kind it has learned from.
+        weights: The fingerprints of both models, by their sides.
+        after: What was done to the adapter behind it.
+    """
+    mapper, options = start
+    ranks = {update.rank for update in adapter.values()}
+    return plain(
+        {
+            "mapper": mapper,
+            **dict(_flat(options, "mapper.")),
+            "rank": sorted(ranks)[0] if len(ranks) == 1 else sorted(ranks),
+            "roles": [role.value for role in adapter.roles],
+            "texts": texts,
+            **{name: measured.get(name, 0) for name in ("generic_texts", "inputs", "examples")},
+            **{k: v for k, v in _flat(refine.options, "refine.") if k not in _ONLY_MEASURED},
+            **after,
+            **{f"{side} weights": _shortened(weights[side]) for side in SIDES},
+        }
+    )
+
+
+def _flat(options: Mapping[str, Any], above: str) -> Iterator[tuple[str, Any]]:
+    """Give options by their dotted names; a class by the last part of its own."""
+    for name, value in options.items():
+        if isinstance(value, Mapping) and f"{above}{name}" not in _ONLY_MEASURED:
+            yield from _flat(value, f"{above}{name}.")
+        elif name == "_target_":
+            yield above.removesuffix("."), str(value).rpartition(".")[2]
+        else:
+            yield f"{above}{name}", value
+
+
+def _shortened(fingerprint: str) -> str:
+    """Return the start of a hash, which tells models apart, and the dtype behind it."""
+    content, dash, dtype = fingerprint.partition("-")
+    return f"{content[:12]}{dash}{dtype}"
+
+
 def expected(
     calibration: AnchorCalibration | None,
     refinement: str,
+    setting: Mapping[str, Any],
     tasks: tuple[str, ...],
     measured: RefinementReport,
 ) -> ExpectedRecord:
@@ -791,36 +872,96 @@ def expected(
     Args:
         calibration: The anchors, if there are any.
         refinement: Name of the refinement.
+        setting: What the adapter was made with.
         tasks: What is ported: of these tasks nothing may be known.
         measured: What was measured of the adapter.
     """
     if calibration is None:
         return ExpectedRecord(why_not="no anchors of this pair were measured")
-    if calibration.refinement != refinement:
-        return ExpectedRecord(
-            why_not=f"the anchors of this pair were measured with refine={calibration.refinement}"
-        )
+    rise = agreement_rise(measured)
     anchors = [point for point in calibration.points if point.task not in tasks]
     found = dict(numbers(measured))
-    missing = [name for name in calibration.features if name not in found]
-    if missing:
-        return ExpectedRecord(why_not=f"{', '.join(missing)} was not measured of this adapter")
-    if len(anchors) < LEAST_POINTS:
-        return ExpectedRecord(
-            why_not=f"only {len(anchors)} other anchors of this pair were measured"
-        )
+    told = ExpectedRecord(
+        rise=None if rise is None else rise.difference.value,
+        rise_ci95=None if rise is None else ends_of(rise.difference.interval),
+    )
+    why_not = list(_obstacles(calibration, refinement, setting, anchors, measured, rise))
+    if why_not:
+        return told.model_copy(update={"why_not": "; ".join(why_not)})
     fit = ExpectedRecovery.fit(anchors, calibration.features)
     value = fit.expect(found)
-    return ExpectedRecord(
-        value=value.value,
-        low=value.low,
-        high=value.high,
-        go=value.go,
-        level=fit.level,
-        loo_error=fit.loo_error,
-        anchors=fit.anchors,
-        features={name: found[name] for name in calibration.features},
+    return told.model_copy(
+        update={
+            "value": value.value,
+            "low": value.low,
+            "high": value.high,
+            "go": value.go,
+            "level": fit.level,
+            "loo_error": fit.loo_error,
+            "anchors": fit.anchors,
+            "hit_rate": hit_rate(anchors, left_out(anchors, calibration.features)),
+            "features": {name: found[name] for name in calibration.features},
+        }
     )
+
+
+def _obstacles(
+    calibration: AnchorCalibration,
+    refinement: str,
+    setting: Mapping[str, Any],
+    anchors: Sequence[AnchorPoint],
+    measured: RefinementReport,
+    rise: ItemChange | None,
+) -> Iterator[str]:
+    """Say why the anchors tell nothing of a port: another kind, or nothing was learned."""
+    if calibration.refinement != refinement:
+        yield f"the anchors of this pair were measured with refine={calibration.refinement}"
+    elif differences := calibration.differences(setting):
+        yield differences
+    known = dict(numbers(measured))
+    missing = [name for name in calibration.features if name not in known]
+    if missing:
+        yield f"{', '.join(missing)} was not measured of this adapter"
+    if len(anchors) < LEAST_POINTS:
+        yield f"only {len(anchors)} other anchors of this pair were measured"
+    if rise is None:
+        yield "it is not known on which held-out texts the target has come to agree with the source"
+    elif not _is_sure(rise):
+        yield (
+            "the target does not surely agree with the source more often than before "
+            f"({100 * rise.difference.value:+.1f} points of {rise.items} held-out texts, 95 % "
+            f"interval {interval_text(in_points(ends_of(rise.difference.interval)), 1)})"
+        )
+    elif known.get("agreement_over_constant", math.inf) <= 0:
+        yield (
+            "the target agrees with the source no more often than one label for all texts would "
+            f"({known['agreement_constant']:.0%})"
+        )
+
+
+def agreement_rise(measured: Mapping[str, Any]) -> ItemChange | None:
+    """Return how the agreement with the teacher has changed over the same held-out texts.
+
+    None where it was not measured text by text.
+    """
+    known = dict(numbers(measured))
+    names = ("held_out", "agreement_gained", "agreement_lost")
+    if not all(name in known for name in names) or not known["held_out"]:
+        return None
+    texts, gained, lost = (int(known[name]) for name in names)
+    # The texts that it agrees on both times or never do not differ: either is a 0 here.
+    before, after = torch.zeros(texts), torch.zeros(texts)
+    after[:gained] = 1
+    before[gained : gained + lost] = 1
+    return item_change(before, after)
+
+
+def _is_sure(rise: ItemChange) -> bool:
+    """Return whether the interval is above 0, and the sign test as well.
+
+    The bootstrap alone calls four texts of 64 a rise where none was lost.
+    """
+    return rise.difference.interval.low > 0 and rise.p is not None and rise.p < _LEAST_P
 
 
 def refinement_record(
@@ -828,6 +969,7 @@ def refinement_record(
     places: tuple[str, ...],
     reports: Sequence[RefinementReport],
     drift: DriftRecord,
+    setting: Mapping[str, Any],
     calibration: AnchorCalibration | None,
 ) -> RefinementRecord:
     """Return what reports hold of a refinement.
@@ -837,16 +979,19 @@ def refinement_record(
         places: The adapters that it was done for, as they were given.
         reports: What it reports of each.
         drift: Of the finished adapter.
+        setting: What it was made with.
         calibration: What to expect by, if there is anything.
     """
     tasks = tuple(Path(place).name for place in places)
     measured = {**reports[0], "drift": drift.model_dump()}
+    name = refining.refinement.name
     return RefinementRecord(
-        name=refining.refinement.name,
+        name=name,
         data_access=refining.data_access,
         question=refining.question(),
         data=refining.data,
+        setting=dict(setting),
         measured=tuple(reports),
         drift=drift,
-        expected=expected(calibration, refining.refinement.name, tasks, measured),
+        expected=expected(calibration, name, setting, tasks, measured),
     )

@@ -406,6 +406,8 @@ class MethodResult(Record):
     mapper: str
     refine: str | None = None
     data_access: str  # what it may use, in the words of the evaluation protocol
+    # Whether its refinement learns from the source's adapter; None without one.
+    learns: bool | None = None
     pair: str  # name of the pair; see BenchmarkResults.pairs
     seed: int
     # Options in which runs of a sweep differ, as on the command line.
@@ -427,9 +429,20 @@ class MethodResult(Record):
         return f"{self.name} ({options})" if options else self.name
 
     @property
+    def uses_labels(self) -> bool:
+        """Whether it learns from labelled examples of the task."""
+        return self.data_access == "few-shot"
+
+    @property
     def is_control(self) -> bool:
-        """Whether it is there to be beaten, such as the anchors' mean; refined it is a method."""
-        return self.refine is None and self.mapper in _CONTROL_MAPPERS
+        """Whether it is there to be beaten, such as the anchors' mean.
+
+        A control's adapter that is refined stays a control. From zero (``noop``) the refinement
+        makes the adapter: a method where it learns from the source's adapter and no labels.
+        """
+        if self.mapper == "noop" and self.refine is not None:
+            return self.uses_labels or self.learns is False
+        return self.mapper in _CONTROL_MAPPERS
 
     @property
     def gap_recovered(self) -> Number:
@@ -469,7 +482,7 @@ class Verdict(Record):
     """
 
     hypothesis: Literal["H1", "H2"]
-    state: Literal["supported", "falsified", "open", "not tested"]
+    state: Literal["supported", "falsified", "open", "cannot be told", "not tested"]
     words: str
 
 
@@ -598,6 +611,11 @@ class ExpectedRecord(Record):
     level: Number = None  # the coverage that the interval stands for
     loo_error: Number = None  # mean absolute leave-one-out error over the anchors
     anchors: int = 0  # how many there are
+    # Share of them for which go or no-go was right by the others; None of too few.
+    hit_rate: Number = None
+    # Rise of the share of held-out texts on which the target agrees with its teacher.
+    rise: Number = None
+    rise_ci95: Ends = None
     # What was fitted on, with this adapter's values.
     features: dict[str, float] = Field(default_factory=dict)
     why_not: str = ""  # why nothing is said
@@ -610,6 +628,8 @@ class RefinementRecord(Record):
     data_access: str  # what it may use, with the texts that it was given
     question: Free  # how the adapter was asked: prompt, labels, completion
     data: Free  # number of texts, inputs and examples that it was given, or what they come from
+    # What anchors have to be ported with as well to say what to expect.
+    setting: Free = Field(default_factory=dict)
     measured: tuple[Free, ...]  # what the refinement reports of each source adapter
     drift: DriftRecord
     expected: ExpectedRecord

@@ -7,7 +7,7 @@ whose gap recovered was then measured with the tasks' own data.
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,9 +28,11 @@ _LEVEL = 0.9
 _PENALTY = 1.0
 _FACTS = ("task", "gap_recovered", "gap_recovered_nll")
 _WANTED = (
-    'a calibration takes {"pair": NAME, "refinement": NAME, "features": [NAMES], "points": '
-    '[{"task": NAME, "gap_recovered": NUMBER, each feature: NUMBER}, ...]}'
+    'a calibration takes {"pair": NAME, "refinement": NAME, "setting": {...} as in report.json, '
+    '"features": [NAMES], "points": [{"task": NAME, "gap_recovered": NUMBER, each feature: '
+    "NUMBER}, ...]}"
 )
+_SHOWN = 4  # of what differs between two settings
 
 
 class AnchorPoint(NamedTuple):
@@ -46,18 +48,37 @@ class AnchorPoint(NamedTuple):
 
 @dataclass(frozen=True)
 class AnchorCalibration:
-    """The anchors of a pair, and the refinement that they were ported with."""
+    """The anchors of a pair, and what they were ported with.
+
+    Attributes:
+        pair: Its name.
+        refinement: Name of the refinement.
+        features: What is fitted on.
+        points: The anchors.
+        setting: What else they were ported with, by name, as ``refinement.setting`` of
+            ``report.json``; empty where nobody wrote it down.
+        models: Names of source and target, where they were written down.
+    """
 
     pair: str
     refinement: str
     features: tuple[str, ...]
     points: tuple[AnchorPoint, ...]
+    setting: Mapping[str, Any] = field(default_factory=dict)
+    models: tuple[str, ...] = ()
 
     @classmethod
-    def packaged(cls, pair: str) -> "AnchorCalibration | None":
-        """Return what comes with loraport for a pair; None where nothing was measured."""
-        file = files(__package__) / "calibration" / f"{pair}.json"
-        return cls.parse(file.read_text(encoding="utf-8"), file.name) if file.is_file() else None
+    def packaged(cls, pair: str, models: Sequence[str] = ()) -> "AnchorCalibration | None":
+        """Return what comes with loraport for a pair, or for models of these names.
+
+        None where nothing was measured. Models of a name may have other weights: the setting
+        tells.
+        """
+        folder = sorted((files(__package__) / "calibration").iterdir(), key=lambda f: f.name)
+        known = [cls.parse(f.read_text("utf-8"), f.name) for f in folder if f.name[-5:] == ".json"]
+        named = [one for one in known if one.pair == pair]
+        alike = [one for one in known if one.models and one.models == tuple(models)]
+        return next(iter(named + alike), None)
 
     @classmethod
     def read(cls, path: Path) -> "AnchorCalibration":
@@ -84,10 +105,31 @@ class AnchorCalibration:
             tasks = [point.task for point in points]
             if len(set(tasks)) < len(tasks):
                 raise ValueError(f"an anchor stands twice: {', '.join(sorted(tasks))}")
-            return cls(str(content["pair"]), str(content["refinement"]), features, points)
+            setting, models = dict(content.get("setting", {})), content.get("models", ())
+            pair, refinement = str(content["pair"]), str(content["refinement"])
+            return cls(pair, refinement, features, points, setting, tuple(map(str, models)))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             why = f"lacks {error}" if isinstance(error, KeyError) else str(error)
             raise DataError(f"{called} cannot be used ({why}); {_WANTED}") from None
+
+    def differences(self, setting: Mapping[str, Any]) -> str:
+        """Return by what a port's setting differs from that of the anchors; nothing where alike."""
+        if not self.setting:
+            return "it is not written down what the anchors of this pair were measured with"
+        missing = "nothing"
+        names = [
+            name
+            for name in dict.fromkeys((*self.setting, *setting))
+            if self.setting.get(name, missing) != setting.get(name, missing)
+        ]
+        if not names:
+            return ""
+        theirs, ours = (
+            ", ".join(f"{name}={one.get(name, missing)}" for name in names[:_SHOWN])
+            for one in (self.setting, setting)
+        )
+        more = f" (and {len(names) - _SHOWN} more)" if len(names) > _SHOWN else ""
+        return f"the anchors were measured with {theirs}, but this port has {ours}{more}"
 
 
 def _point(row: Mapping[str, Any], features: tuple[str, ...]) -> AnchorPoint:
@@ -166,6 +208,28 @@ class ExpectedRecovery:
         row = torch.tensor([features[name] for name in self.features], dtype=torch.float64)
         value = self.predict(row)
         return Expectation(value, value - self.half_width, value + self.half_width)
+
+
+def left_out(points: Sequence[AnchorPoint], features: Sequence[str]) -> list[Expectation]:
+    """Return what the other anchors tell of each, as a port of it would be told.
+
+    Empty where so few are left that nothing is said.
+    """
+    if len(points) <= LEAST_POINTS:
+        return []
+    return [
+        ExpectedRecovery.fit([*points[:place], *points[place + 1 :]], features).expect(one.features)
+        for place, one in enumerate(points)
+    ]
+
+
+def hit_rate(points: Sequence[AnchorPoint], expected: Sequence[Expectation]) -> float | None:
+    """Return how often a go is given to what recovers enough, and to nothing else; None of none."""
+    hits = [
+        told.go == (point.gap_recovered >= LEAST_RECOVERED)
+        for point, told in zip(points, expected, strict=False)
+    ]
+    return sum(hits) / len(hits) if hits else None
 
 
 def _ridge(

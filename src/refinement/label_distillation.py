@@ -222,10 +222,12 @@ class Agreement(NamedTuple):
     Attributes:
         top_share: Share of the texts for which both find the same label most likely.
         kl: Mean ``KL(teacher || student)`` between their distributions over the labels, in nats.
+        tops: Index of the label that the student finds most likely, of each text.
     """
 
     top_share: float
     kl: float
+    tops: tuple[int, ...] = ()
 
     @classmethod
     def between(
@@ -237,9 +239,11 @@ class Agreement(NamedTuple):
         p = p / p.sum(dim=1, keepdim=True)
         # entr instead of the logarithm: the teacher's probabilities may be zero.
         kl = -torch.special.entr(p).sum(dim=1) - (p * log_q).sum(dim=1)
-        same = teacher.argmax(dim=1) == student.argmax(dim=1)
+        tops = student.argmax(dim=1)
+        same = teacher.argmax(dim=1) == tops
         # Rounding does not make it negative, and NaN stays NaN.
-        return cls(float(same.double().mean()), float(kl.mean().clamp(min=0)))
+        kept = float(kl.mean().clamp(min=0))
+        return cls(float(same.double().mean()), kept, tuple(tops.tolist()))
 
     @classmethod
     def of(
@@ -248,6 +252,35 @@ class Agreement(NamedTuple):
         """Compare a model, with what is attached to it, with the teacher on held-out texts."""
         student = log_likelihoods(base, prompt_spec, held_out.texts)
         return cls.between(held_out.targets, student)
+
+
+def agreement_rows(
+    held_out: SoftLabelDataset, before: Agreement, after: Agreement
+) -> RefinementReport:
+    """Return what single held-out texts say of the student, beside means.
+
+    On how many it has come to agree with its teacher, and on how many it no longer does; how
+    often one label for all texts would agree, and how much more often the student does; how
+    evenly teacher and student give the labels, as :func:`label_balance`.
+    """
+    count, labels = held_out.targets.shape
+    taught = held_out.targets.argmax(dim=1).tolist()
+    then, now = (
+        [top == own for top, own in zip(taught, student.tops, strict=False)]
+        for student in (before, after)
+    )
+    balances = {
+        name: label_balance({str(label): tops.count(label) / count for label in range(labels)})
+        for name, tops in (("teacher", taught), ("student", after.tops))
+    }
+    constant = max(map(taught.count, range(labels))) / count
+    return {
+        "agreement_gained": sum(new and not old for old, new in zip(then, now, strict=False)),
+        "agreement_lost": sum(old and not new for old, new in zip(then, now, strict=False)),
+        "agreement_constant": constant,
+        "agreement_over_constant": after.top_share - constant,
+        **{f"{name}_balance": value for name, value in balances.items()},
+    }
 
 
 # The refinements.
@@ -317,6 +350,7 @@ class LabelDistillation(Distillation):
             "agreement_after": after.top_share if after else None,
             "kl_before": before.kl if before else None,
             "kl_after": after.kl if after else None,
+            **(agreement_rows(held_out, before, after) if held_out and before and after else {}),
             "steps": result.steps,
             "training_seconds": result.seconds,
             "loss_first": fmean(result.losses[:_RECENT]) if result.losses else None,

@@ -74,7 +74,10 @@ GLOSSARY = (
     ),
 )
 
-_SIGNS = {"supported": "✓", "falsified": "✗", "open": "?", "not tested": "○"}
+_SIGNS = {
+    **{"supported": "✓", "falsified": "✗", "open": "?"},
+    **{"cannot be told": "○", "not tested": "○"},
+}
 _DIAGNOSIS_SETTINGS = ("probes", "diagnosis", "pairing", "adapter", "force", "seed")
 _MOST_MARKDOWN_ROWS = 60
 

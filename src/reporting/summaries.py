@@ -362,11 +362,14 @@ def recovery_verdict(expected: ExpectedRecord, measured: Sequence[Free] = ()) ->
         agreement = next(filter(None, map(agreement_text, measured)), "")
         rest = f"; all that is known is the {agreement}" if agreement else ""
         return f"NO PREDICTION: {expected.why_not}, so nothing is predicted{rest}"
+    hits = ""
+    if expected.hit_rate is not None:
+        hits = f", go or no-go right for {expected.hit_rate:.0%} of them"
     return (
         f"{'GO' if expected.go else 'NO-GO'}: expect {expected.value:.2f} of the gap "
         f"[{expected.low:.2f}, {expected.high:.2f}] (leave-one-out over {expected.anchors} anchors "
-        f"of this pair, mean error {expected.loo_error:.2f}, level {expected.level:.0%}; a go "
-        f"takes at least {LEAST_RECOVERED:g} of the gap, and an interval above 0)"
+        f"of this pair, mean error {expected.loo_error:.2f}{hits}, level {expected.level:.0%}; "
+        f"a go takes at least {LEAST_RECOVERED:g} of the gap, and an interval above 0)"
     )
 
 

@@ -22,11 +22,13 @@ from loraport.commands.porting import (
     given_adapter,
     given_examples,
     given_inputs,
+    port_setting,
     prompt_spec,
 )
 from loraport.data.prompts import PromptSpec
 from loraport.data.tasks import Example
-from loraport.evaluation.records import TransferReport
+from loraport.data.zoo import SIDES
+from loraport.evaluation.records import ExpectedRecord, TransferReport
 from loraport.exceptions import AdapterError, ConfigurationError, DataError
 from loraport.mappers import Mapper
 from loraport.mappers.base import Report
@@ -804,15 +806,37 @@ def calibration(ports: Ports, **fields: Any) -> Path:
     return ports.file("anchors.json", json.dumps(given | {"points": points} | fields))
 
 
-def test_what_to_expect_is_fitted_on_other_anchors(ports: Ports) -> None:
+def test_what_to_expect_is_fitted_on_other_anchors_that_were_ported_alike(
+    ports: Ports, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Of eight held-out texts: what the port has learned is the concern of another test.
+    more = {"agreement_gained": 7, "agreement_lost": 0, "agreement_over_constant": 0.2}
+    monkeypatch.setattr("loraport.refinement.label_distillation.agreement_rows", lambda *_: more)
     report = ports.ported(*QUICK, f"calibration={calibration(ports)}")
     assert report.refinement is not None
-    expected = report.refinement.expected
+    assert report.refinement.expected.go is None
+    assert "NO PREDICTION: it is not written down what the anchors" in ports.out
+    setting = report.refinement.setting
+    assert (setting["mapper"], setting["texts"]) == ("noop", ["corpus", "anchors"])
+    assert (setting["generic_texts"], setting["refine.selection"]) == (16, "BalancedTexts")
+
+    file = calibration(ports, setting=setting)
+    again = ports.ported(*QUICK, f"calibration={file}", "overwrite=true")
+    assert again.refinement is not None
+    expected = again.refinement.expected
     assert (expected.anchors, expected.go) == (4, True)
     assert expected.value == pytest.approx(0.7, abs=0.03)
     assert set(expected.features) == {"agreement_after"}
+    assert expected.rise == 7 / 8
     assert "GO: expect 0.7" in ports.out
     assert "leave-one-out over 4 anchors of this pair" in ports.out
+
+    # Nor does it say anything of what was changed behind the refinement.
+    scaled = ports.ported(*QUICK, f"calibration={file}", "overwrite=true", "scale=0.001")
+    assert scaled.refinement is not None
+    assert scaled.refinement.expected.why_not == (
+        "the anchors were measured with scale=1.0, but this port has scale=0.001"
+    )
 
 
 class TestRefusedRefining:
@@ -868,7 +892,9 @@ class TestRefusedRefining:
 # What is to be expected of an adapter, by the anchors of its pair.
 
 AGREEMENTS = {"plays": 0.2, "films": 0.4, "songs": 0.6, "games": 0.8, "books": 1.0}
-MEASURED = {"agreement": {"after": 0.5}, "drift": {"mean": 0.1}, "notes": ["few texts"]}
+ROWS = {"held_out": 64, "agreement_gained": 30, "agreement_lost": 2}
+MEASURED = {"agreement": {"after": 0.5}, "drift": {"mean": 0.1}, "notes": ["few texts"]} | ROWS
+SETTING = {"mapper": "noop", "texts": ["corpus"], "generic_texts": 640, "refine.lr": 2e-3}
 
 
 def calibration_quality_control(**fields: Any) -> AnchorCalibration:
@@ -877,39 +903,116 @@ def calibration_quality_control(**fields: Any) -> AnchorCalibration:
         for task, value in AGREEMENTS.items()
     ]
     given = {"pair": "local", "refinement": "corpus_distill", "features": ["agreement.after"]}
-    return AnchorCalibration.parse(json.dumps(given | {"points": points} | fields), "anchors.json")
+    given |= {"setting": SETTING, "points": points}
+    return AnchorCalibration.parse(json.dumps(given | fields), "anchors.json")
 
 
-def test_the_task_that_is_ported_is_no_anchor() -> None:
-    found = expected(calibration_quality_control(), "corpus_distill", ("books",), MEASURED)
-    assert (found.anchors, found.go, found.why_not) == (4, True, "")
-    assert found.value == pytest.approx(0.7, abs=0.03)
-    assert found.features == {"agreement.after": 0.5}
-    assert (
-        expected(calibration_quality_control(), "corpus_distill", ("other",), MEASURED).anchors == 5
+def told(
+    tasks: tuple[str, ...] = (),
+    anchors: AnchorCalibration | None = None,
+    setting: dict[str, Any] = SETTING,
+    measured: dict[str, Any] = MEASURED,
+) -> ExpectedRecord:
+    return expected(
+        anchors or calibration_quality_control(), "corpus_distill", setting, tasks, measured
     )
 
 
+def test_the_task_that_is_ported_is_no_anchor() -> None:
+    found = told(("books",))
+    assert (found.anchors, found.go, found.why_not, found.hit_rate) == (4, True, "", None)
+    assert found.value == pytest.approx(0.7, abs=0.03)
+    assert found.features == {"agreement.after": 0.5}
+    assert (found.rise, found.rise_ci95 is None) == (28 / 64, False)
+    other = told(("other",))
+    assert (other.anchors, other.hit_rate) == (5, 1.0)
+
+
 @pytest.mark.parametrize(
-    ("anchors", "tasks", "why"),
+    ("fields", "tasks", "why"),
     [
-        (None, (), "no anchors of this pair were measured"),
-        (
-            calibration_quality_control(refinement="few_shot"),
-            (),
-            "were measured with refine=few_shot",
-        ),
-        (calibration_quality_control(), ("books", "games"), "only 3 other anchors"),
+        ({"refinement": "few_shot"}, (), "were measured with refine=few_shot"),
+        ({"setting": {}}, (), "it is not written down what the anchors of this pair were"),
+        ({}, ("books", "games"), "only 3 other anchors"),
     ],
 )
 def test_where_nothing_can_be_said_it_is_told_why(
-    anchors: AnchorCalibration | None, tasks: tuple[str, ...], why: str
+    fields: dict[str, Any], tasks: tuple[str, ...], why: str
 ) -> None:
-    found = expected(anchors, "corpus_distill", tasks, MEASURED)
+    found = told(tasks, calibration_quality_control(**fields))
     assert why in found.why_not
     assert (found.value, found.go) == (None, None)
+    nothing = expected(None, "corpus_distill", SETTING, (), MEASURED)
+    assert nothing.why_not == "no anchors of this pair were measured"
+
+
+@pytest.mark.parametrize(
+    ("changed", "theirs", "ours"),
+    [
+        ({"mapper": "mean"}, "mapper=noop", "mapper=mean"),
+        ({"texts": ["written"]}, "texts=['corpus']", "texts=['written']"),
+        ({"generic_texts": 100}, "generic_texts=640", "generic_texts=100"),
+        ({"refine.lr": 1e-6}, "refine.lr=0.002", "refine.lr=1e-06"),
+        ({"inputs": 32}, "inputs=nothing", "inputs=32"),
+    ],
+    ids=str,
+)
+def test_anchors_that_were_ported_otherwise_say_nothing(
+    changed: dict[str, Any], theirs: str, ours: str
+) -> None:
+    found = told(setting=SETTING | changed)
+    assert found.go is None
+    assert found.why_not == (f"the anchors were measured with {theirs}, but this port has {ours}")
+
+
+@pytest.mark.parametrize(
+    ("rows", "why"),
+    [
+        ({"agreement_gained": 0, "agreement_lost": 0}, "(+0.0 points of 64 held-out texts"),
+        ({"agreement_gained": 20, "agreement_lost": 12}, "(+12.5 points of 64 held-out texts"),
+        # The bootstrap's interval excludes 0, the sign test does not.
+        ({"agreement_gained": 5, "agreement_lost": 0}, "(+7.8 points of 64 held-out texts"),
+        ({"agreement_gained": 2, "agreement_lost": 30}, "(-43.8 points of 64 held-out texts"),
+        ({"held_out": 0}, "it is not known on which held-out texts"),
+        ({"agreement_gained": None}, "it is not known on which held-out texts"),
+        (
+            {"agreement_over_constant": 0.0, "agreement_constant": 0.9375},
+            "no more often than one label for all texts would (94%)",
+        ),
+    ],
+    ids=str,
+)
+def test_a_go_takes_a_port_that_learned_something(rows: dict[str, Any], why: str) -> None:
+    found = told(measured=MEASURED | rows)
+    assert found.go is None
+    assert why in found.why_not
+    assert told(measured=MEASURED | {"agreement_gained": 9, "agreement_lost": 0}).go is True
 
 
 def test_a_feature_that_was_not_measured() -> None:
-    found = expected(calibration_quality_control(), "corpus_distill", (), {"drift": {"mean": 0.1}})
+    found = told(measured={"drift": {"mean": 0.1}} | ROWS)
     assert found.why_not == "agreement.after was not measured of this adapter"
+
+
+DOCUMENTED = Path(__file__).parents[2] / "docs" / "benchmark" / "results.json"
+
+
+@pytest.mark.parametrize("pair", ["smollm2_gemma3", "gemma3_smollm2"])
+def test_what_comes_with_loraport_was_measured_with_what_transfer_does_by_itself(pair: str) -> None:
+    settings = context_of("transfer", f"pair={pair}", "adapter=any").settings
+    names = {side: getattr(settings.pair, side).options["name"] for side in SIDES}
+    hashes = json.loads(DOCUMENTED.read_text(encoding="utf-8"))["provenance"]["hashes"]
+    update = LowRank(torch.zeros(8, 4), torch.zeros(4, 8))
+    adapter = LoraAdapter({Site(0, Role.Q): update, Site(0, Role.V): update}, "any")
+    made = partial(
+        *(port_setting, ("noop", {}), settings.refine, ["corpus", "anchors"], adapter),
+        {"generic_texts": 640},
+    )
+    found = AnchorCalibration.packaged(pair)
+    assert found is not None
+    assert found.differences(made({s: hashes[f"model/{n}"] for s, n in names.items()})) == ""
+    # The hub's models are other weights, in full precision; their name leads to the reason.
+    hub = AnchorCalibration.packaged("of the hub", tuple(names.values()))
+    assert hub == found
+    other = made(dict.fromkeys(SIDES, "0123456789abcdef0123456789abcdef01234567"))
+    assert "source weights=0123456789ab, target weights=0123456789ab" in found.differences(other)

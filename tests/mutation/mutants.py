@@ -488,8 +488,14 @@ MUTANTS = (
     ),
     mutant(
         "h1-supported-without-a-lower-end",
-        "low is not None and low > SURELY_RECOVERED and method.merit > RECOVERED",
-        "method.merit > RECOVERED",
+        "low is not None and low > SURELY_RECOVERED and run.merit > RECOVERED",
+        "run.merit > RECOVERED",
+        "test_verdict.py",
+    ),
+    mutant(
+        "h1-supported-without-a-margin",
+        "return recovers and beats and not",
+        "return recovers and not",
         "test_verdict.py",
     ),
 )

@@ -12,6 +12,8 @@ from loraport.refinement.expected_recovery import (
     AnchorPoint,
     Expectation,
     ExpectedRecovery,
+    hit_rate,
+    left_out,
 )
 
 
@@ -123,6 +125,20 @@ def test_the_interval_covers_as_often_as_it_says():
         found = fit.expect(new.features)
         inside += found.low <= new.gap_recovered <= found.high
     assert 0.83 < inside / 100 < 0.99
+
+
+def test_hits_are_counted_by_anchors_that_are_left_out():
+    features = ["agreement"]
+    found = left_out(points(), features)
+    for place, told in enumerate(found):
+        others = [point for point in points() if point.task != f"task {place}"]
+        given = points()[place].features
+        assert told == ExpectedRecovery.fit(others, features).expect(given)
+    # Two recover less than 0.3, and are told apart.
+    assert hit_rate(points(), found) == 1.0
+    assert hit_rate(points(), [Expectation(0.6, 0.3, 0.9)] * 10) == 0.8
+    assert hit_rate(points(), [Expectation(0.6, -0.1, 1.3)] * 10) == 0.2
+    assert (left_out(points(4), features), hit_rate(points(4), [])) == ([], None)
 
 
 def test_few_anchors_stand_for_a_lower_level():

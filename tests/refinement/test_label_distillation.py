@@ -21,6 +21,7 @@ from loraport.refinement.label_distillation import (
     PromptDistill,
     SoftBatch,
     SoftLabelDataset,
+    agreement_rows,
     check_informative,
     confidence,
     label_balance,
@@ -211,6 +212,25 @@ def test_teacher_agrees_with_itself_and_its_base_does_not(data):
     assert bare.kl > 0.3
 
 
+def test_rows_of_agreement_by_hand():
+    teacher = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.6, 0.4]])  # 0, 0, 1, 0
+    held_out = SoftLabelDataset(("a", "b", "c", "d"), teacher)
+    before, after = (
+        Agreement.between(teacher, torch.tensor([[1.0 - top, top] for top in tops]).log())
+        for tops in ([1, 0, 0, 1], [0, 1, 1, 0])
+    )
+    assert (before.tops, after.tops) == ((1, 0, 0, 1), (0, 1, 1, 0))
+    entropy = -(0.75 * math.log2(0.75) + 0.25 * math.log2(0.25))
+    assert agreement_rows(held_out, before, after) == {
+        "agreement_gained": 3,
+        "agreement_lost": 1,
+        "agreement_constant": 0.75,
+        "agreement_over_constant": 0.0,
+        "teacher_balance": pytest.approx(entropy),
+        "student_balance": pytest.approx(1.0),
+    }
+
+
 # Distillation on generic texts.
 
 
@@ -227,6 +247,9 @@ def test_skill_arrives_from_texts_alone(data, start):
     assert accuracy(data, adapter) > 0.7
     assert report["agreement_after"] > 0.7 > 0.6 > report["agreement_before"]
     assert report["kl_after"] < 0.3 * report["kl_before"]
+    changed = report["agreement_gained"] - report["agreement_lost"]
+    rise = report["agreement_after"] - report["agreement_before"]
+    assert changed / report["held_out"] == pytest.approx(rise)
     assert (report["texts"], report["pool"], report["held_out"]) == (160, 176, 24)
     assert report["steps"] == 4 * 20
     assert report["loss_last"] < 0.3 * report["loss_first"]

@@ -241,6 +241,11 @@ def test_go_and_no_go(fields: dict[str, Any], said: str):
     assert recovery_verdict(ExpectedRecord(**(GO | fields)), (MEASURED,)).startswith(said)
 
 
+def test_how_often_the_line_was_right_is_told():
+    said = recovery_verdict(ExpectedRecord(**GO, hit_rate=0.7))
+    assert "error 0.12, go or no-go right for 70% of them, level 90%" in said
+
+
 def test_without_a_prediction_there_is_the_agreement():
     text = recovery_verdict(ExpectedRecord(why_not="nobody looked"), (MEASURED,))
     assert "nobody looked, so nothing is predicted" in text
