@@ -5,6 +5,7 @@ the command line knows adapters long before it needs a library that takes second
 """
 
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -102,9 +103,13 @@ class PeftConfig:
             )
         return int(rank)
 
+    def alpha(self, site: Site) -> float:
+        """Return the alpha that PEFT gives a site, by ``alpha_pattern`` or ``lora_alpha``."""
+        return self._pattern("alpha_pattern", "lora_alpha", site)
+
     def scale(self, site: Site) -> float:
         """Return what PEFT multiplies ``B A x`` by: ``alpha / r``, or ``alpha / sqrt(r)``."""
-        alpha, rank = self._pattern("alpha_pattern", "lora_alpha", site), self.rank(site)
+        alpha, rank = self.alpha(site), self.rank(site)
         return alpha / rank**0.5 if self.raw.get("use_rslora") else alpha / rank
 
     def _pattern(self, patterns: str, default: str, site: Site) -> float:
@@ -119,7 +124,8 @@ class PeftConfig:
             option, value = f"{patterns}[{pattern!r}]", table[pattern]
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise AdapterError(f"adapter {self.name}: {option} is {value!r}, it takes a number")
-        return float(value)
+        # Not beyond what a float holds, to which an integer of JSON is not bound.
+        return float(value) if abs(value) < 10**300 or value != value else math.inf
 
     def targets(self, site: Site) -> bool:
         """Return whether PEFT would load weights for this site."""
@@ -135,6 +141,9 @@ class PeftConfig:
         )
         return bool(check_target_module_exists(options, site.module_name))
 
+
+# Of a module's update: weights have norms of tens to thousands.
+_MOST_NORM = 1e6
 
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -231,7 +240,16 @@ def _low_rank(site: Site, factors: dict[str, Tensor], config: PeftConfig) -> Low
             f"{module}, but its {CONFIG_FILE} gives rank {rank}: it takes ({rank}, in) and "
             f"(out, {rank}); correct r or rank_pattern"
         )
-    return LowRank(a, b, config.scale(site))
+    update = LowRank(a, b, config.scale(site))
+    # Factors that are not finite are named by the adapter.
+    if abs(update.scale) > _MOST_NORM or _MOST_NORM < update.norm() < math.inf:
+        raise AdapterError(
+            f"adapter {config.name} has lora_alpha {config.alpha(site):g} and rank {rank} at "
+            f"{module}: B A is multiplied by {update.scale:g}, which makes an update of norm "
+            f"{update.norm():.3g}; it takes {_MOST_NORM:g} at most for both: correct lora_alpha or "
+            "alpha_pattern, or train the adapter again"
+        )
+    return update
 
 
 def write_adapter(

@@ -45,6 +45,15 @@ class PairedMoments:
             self.xy - torch.outer(self.x_sum, self.y_sum) / n,
         )
 
+    @property
+    def varies(self) -> bool:
+        """Whether the samples of both spaces differ, by more than products in float32 round."""
+        centred = self.centred()
+        return all(
+            float(own.trace()) > 1e-6 * float(raw.trace())
+            for own, raw in ((centred.xx, self.xx), (centred.yy, self.yy))
+        )
+
     def swapped(self) -> "PairedMoments":
         """Return the same moments with the two spaces exchanged."""
         return PairedMoments(self.rows, self.y_sum, self.x_sum, self.yy, self.xx, self.xy.mT)

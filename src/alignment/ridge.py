@@ -13,11 +13,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+# Of the squared norms of factors in float32: variance below this share is their rounding.
+ROUNDING = 1e-12
+
 
 def centred(gram: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
-    """Return the Gram matrix of ``x_i - mean(x)``."""
+    """Return the Gram matrix of ``x_i - mean(x)``; zero where the ``x_i`` are equal.
+
+    What rounding leaves of equal ones would be divided by itself.
+    """
     rows = gram.mean(dim=0, keepdim=True)
-    return gram - rows - rows.mT + gram.mean()
+    found = gram - rows - rows.mT + gram.mean()
+    return found if found.trace() > ROUNDING * gram.trace() else torch.zeros_like(gram)
 
 
 def centred_query(

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .ridge import affine, centred, centred_query
+from .ridge import ROUNDING, affine, centred, centred_query
 
 # Singular values below this share of the largest are rounding errors of float32.
 _EPSILON = float(torch.finfo(torch.float32).eps)
@@ -207,7 +207,7 @@ class PrincipalScores:
         values, vectors = torch.linalg.eigh(centred(gram))
         values, vectors = values.flip(0)[:components], vectors.flip(1)[:, :components]
         # Without variance an eigenvector is any vector of the null space: rounding would choose.
-        usable = values > 1e-12 * values[:1].clamp_min(0)
+        usable = values > ROUNDING * gram.trace() / n
         signs = largest_entry_signs(vectors)
         return cls(gram, vectors * signs * usable, values * usable / n)
 

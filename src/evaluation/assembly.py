@@ -29,6 +29,7 @@ from .statistics import (
     mean_gap,
     ratio,
     task_gap,
+    why_no_interval,
 )
 from .suite import SuiteScore
 
@@ -80,6 +81,10 @@ def task_result(
         ci95=ends_of(gap.interval),
         gap_recovered_nll=None if gap_nll is None else gap_nll.value,
         ci95_nll=None if gap_nll is None else ends_of(gap_nll.interval),
+        why_no_ci95=why_no_interval(paired, gap),
+        why_no_ci95_nll=(
+            "" if paired_nll is None or gap_nll is None else why_no_interval(paired_nll, gap_nll)
+        ),
         retention=ratio(predicted, accuracy.get("source", 0.0)),
         relative_to_oracle=ratio(predicted, accuracy["oracle"]),
         margin=predicted - max(accuracy[n] for n in ("base", *controls) if n in accuracy),

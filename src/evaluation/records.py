@@ -1,7 +1,7 @@
 """The files that commands write: ``results.json``, ``report.json``, ``intersection_map.json``.
 
 Each is a pydantic model, versioned, and validated on writing and on reading. A number that is
-undefined or unbounded is ``null`` there, never NaN. First what a file is, then the evidence of a
+undefined is ``null`` there, never NaN. First what a file is, then the evidence of a
 training run, suites and calibration, the benchmark of ``evaluate.py``, a port, the diagnosis of a
 pair, and versions. A 95 % interval is ``ci95``; ``condition`` says which model was asked.
 """
@@ -75,45 +75,44 @@ def plain(value: Any) -> Any:
 
 Number = Annotated[float | None, BeforeValidator(plain)]  # a number; None where it is undefined
 
-# The ends of a 95 % interval, an end None where it is unbounded; None where there is none.
-Ends = Annotated[tuple[Number, Number] | None, BeforeValidator(plain)]
+
+def _bounded(ends: Any) -> Any:
+    """Return an interval; None for one without an end, as earlier releases wrote it."""
+    found = plain(ends)
+    return None if isinstance(found, list) and None in found else found
+
+
+# The ends of a 95 % interval; None where there is none.
+Ends = Annotated[tuple[float, float] | None, BeforeValidator(_bounded)]
 
 Free = Annotated[dict[str, Any], BeforeValidator(plain)]  # any plain data under names
 
 
 def ends_of(interval: tuple[float, float]) -> Ends:
-    """Return an interval as files hold it: None without one, None for an end without bound.
+    """Return an interval as files hold it: None without one.
 
-    >>> ends_of((0.5, math.inf)), ends_of((math.nan, math.nan))
-    ((0.5, None), None)
+    >>> ends_of((0.25, 0.5)), ends_of((math.nan, math.nan))
+    ((0.25, 0.5), None)
     """
-    low, high = interval
-    return None if math.isnan(low) else (plain(low), plain(high))
+    return interval if all(map(math.isfinite, interval)) else None
 
 
 def interval_text(ends: Ends, digits: int = 2) -> str:
-    """Return an interval as ``[0.12, 0.34]``; an end without bound is ``inf``.
+    """Return an interval as people read it.
 
-    >>> interval_text((0.123, None))
-    '[0.12, inf]'
+    >>> interval_text((0.123, 0.344)), interval_text(None)
+    ('[0.12, 0.34]', '–')
     """
-    if ends is None:
-        return "[none]"
-    low = "-inf" if ends[0] is None else f"{ends[0]:.{digits}f}"
-    high = "inf" if ends[1] is None else f"{ends[1]:.{digits}f}"
-    return f"[{low}, {high}]"
+    return "–" if ends is None else f"[{ends[0]:.{digits}f}, {ends[1]:.{digits}f}]"
 
 
 def in_points(ends: Ends) -> Ends:
     """Return an interval of shares in points.
 
-    >>> in_points((0.25, None))
-    (25.0, None)
+    >>> in_points((0.25, 0.5))
+    (25.0, 50.0)
     """
-    if ends is None:
-        return None
-    low, high = (None if end is None else 100 * end for end in ends)
-    return low, high
+    return None if ends is None else (100 * ends[0], 100 * ends[1])
 
 
 def complete_mean(values: Sequence[Number]) -> Number:
@@ -226,6 +225,9 @@ class TaskResult(Record):
     # The same on minus the negative log-likelihood, with its own headroom.
     gap_recovered_nll: Number
     ci95_nll: Ends
+    # Why a gap that is known has no interval; nothing where it has one.
+    why_no_ci95: str = ""
+    why_no_ci95_nll: str = ""
     # predicted / source. Not zero for an adapter that does nothing, so never to be shown without
     # the gap recovered.
     retention: Number

@@ -3,7 +3,8 @@
 First the gap recovered and its paired bootstrap over tasks and rows, then means and changes over a
 suite's items, then rank correlation. More is better in every score: 1 or 0 for a right or wrong
 answer, or minus the negative log-likelihood of the right one, in nats. An undefined value is NaN,
-an interval without an end is infinite there; nothing raises because of what was measured.
+and so are the ends of an interval that the rows do not give; nothing raises because of what was
+measured.
 """
 
 import math
@@ -27,11 +28,15 @@ ITEM_DRAWS = 2000
 LEAST_POINTS = 4  # fewer points have no rank correlation worth telling
 LEAST_GROUPS = 3  # of fewer groups hardly any two draws differ
 
+# Of fewer rows no sign test tells the oracle from the base: 2 / 2**5 is more than 0.05.
+LEAST_ROWS = 6
+
 _LEVEL = 0.95
+_BLOCK = 2**22  # rows drawn at a time, of all draws together: 32 MiB of indices
 
 
 class Interval(NamedTuple):
-    """A 95 % interval; NaN at both ends where there is none, infinite where it has no end."""
+    """A 95 % interval; NaN at both ends where there is none."""
 
     low: float
     high: float
@@ -99,18 +104,35 @@ def task_gap(scores: PairedScores, seed: int = 0, draws: int = DRAWS) -> Estimat
 
     NaN where the task is not usable. In a draw in which the oracle is not above the base the
     ratio has no meaning; such a draw counts as infinite, with the sign of what the method gained,
-    as in Fieller's intervals. So an interval without an end says that the rows do not suffice.
+    as in Fieller's intervals. Where so many draws are infinite that an end would be, the rows do
+    not tell the oracle from the base, and there is no interval; nor with fewer than
+    :data:`LEAST_ROWS` rows.
 
     Source: percentile bootstrap, Efron and Tibshirani, An Introduction to the Bootstrap, 1993.
     """
     if not scores.usable:
         return _UNDEFINED
     table = scores.table
+    value = gap_recovered(*table.mean(dim=0).tolist())
+    if len(table) < LEAST_ROWS:
+        return Estimate(value, _UNDEFINED.interval)
     means = _resampled_means(table, draws, torch.Generator().manual_seed(seed))
     gain, gap = means[:, 1] - means[:, 0], means[:, 2] - means[:, 0]
     unbounded = torch.where(gain == 0, 0.0, torch.sign(gain) * math.inf)
-    value = gap_recovered(*table.mean(dim=0).tolist())
-    return _estimate(value, torch.where(gap > 0, gain / gap, unbounded))
+    found = _estimate(value, torch.where(gap > 0, gain / gap, unbounded))
+    if any(map(math.isinf, found.interval)):
+        return Estimate(value, _UNDEFINED.interval)
+    return _widened(found, [table], _mean_gap_slack)
+
+
+def why_no_interval(scores: PairedScores, found: Estimate) -> str:
+    """Return why a usable task's gap has no interval; nothing where it has one."""
+    if math.isnan(found.value) or not math.isnan(found.interval.low):
+        return ""
+    rows = len(scores.base)
+    if rows < LEAST_ROWS:
+        return f"{rows} test rows are too few, at least {LEAST_ROWS} are needed"
+    return "the test rows do not tell the oracle from the base"
 
 
 def mean_gap(tasks: Sequence[PairedScores], seed: int = 0, draws: int = DRAWS) -> Estimate:
@@ -124,7 +146,8 @@ def mean_gap(tasks: Sequence[PairedScores], seed: int = 0, draws: int = DRAWS) -
     usable = [scores for scores in tasks if scores.usable]
     if len(usable) == 1:
         return task_gap(usable[0], seed, draws)
-    return _two_stage([scores.table for scores in usable], _mean_gap_of, seed, draws)
+    tables = [scores.table for scores in usable]
+    return _widened(_two_stage(tables, _mean_gap_of, seed, draws), tables, _mean_gap_slack)
 
 
 def mean_difference(
@@ -138,9 +161,10 @@ def mean_difference(
     Each element holds one task's row scores, in the same order in both.
     """
     tables = [_stacked(ours, theirs) for ours, theirs in zip(method, control, strict=True)]
-    return _two_stage(
+    found = _two_stage(
         tables, lambda means: (means[..., 0] - means[..., 1]).mean(dim=-1), seed, draws
     )
+    return _widened(found, tables, lambda value, _: 1 + abs(value), bound=1.0)
 
 
 def _mean_gap_of(means: Float[Tensor, "draws tasks 3"]) -> Float[Tensor, " draws"]:
@@ -148,6 +172,36 @@ def _mean_gap_of(means: Float[Tensor, "draws tasks 3"]) -> Float[Tensor, " draws
     usable = gap >= HEADROOM - 1e-9
     # Not nanmean: a method that scores NaN must make the mean NaN, not vanish from it.
     return torch.where(usable, gain / gap, 0.0).sum(dim=-1) / usable.sum(dim=-1)
+
+
+def _mean_gap_slack(_: float, tables: Sequence[Float[Tensor, "_rows 3"]]) -> float:
+    """Return by how much the mean gap changes with the share of rows that differ."""
+    gaps = [float(table[:, 2].mean() - table[:, 0].mean()) for table in tables]
+    return sum(1 / gap for gap in gaps) / len(gaps)
+
+
+def _widened(
+    found: Estimate,
+    tables: Sequence[Float[Tensor, "_rows scores"]],
+    slack: Callable[[float, Sequence[Float[Tensor, "_rows scores"]]], float],
+    bound: float = math.inf,
+) -> Estimate:
+    """Give an interval of no width the one that so many rows leave.
+
+    A bootstrap of rows that all say the same has no spread, however few they are. Where scores
+    are 0 or 1, a further row may still say something else, with the probability at which Wilson's
+    interval of none in so many rows ends; ``slack`` is what that changes of the value, which is
+    not beyond ``bound``. Other scores that are all the same keep the interval, but for a single
+    row.
+    """
+    if found.interval.low != found.interval.high:  # also where there is none
+        return found
+    rows = sum(map(len, tables))
+    if not all(map(_is_binary, tables)):
+        return found if rows > 1 else Estimate(found.value, _UNDEFINED.interval)
+    reach = slack(found.value, tables) * wilson(0, rows).high
+    low, high = max(found.value - reach, -bound), min(found.value + reach, bound)
+    return Estimate(found.value, Interval(low, high))
 
 
 def _two_stage(
@@ -173,10 +227,17 @@ def _two_stage(
 def _resampled_means(
     table: Float[Tensor, "rows scores"], draws: int, generator: torch.Generator
 ) -> Float[Tensor, "draws scores"]:
-    """Return the means of all columns over the same resampled rows, for each draw."""
+    """Return the means of all columns over the same resampled rows, for each draw.
+
+    In blocks of bounded memory; the draws are those of one block.
+    """
     rows = len(table)
-    places = torch.randint(rows, (draws, rows), generator=generator)
-    return torch.stack([column[places].mean(dim=1) for column in table.unbind(dim=1)], dim=1)
+    means = torch.empty(draws, table.shape[1], dtype=table.dtype)
+    for block in means.split(max(1, _BLOCK // max(rows, 1))):
+        places = torch.randint(rows, (len(block), rows), generator=generator)
+        for index, column in enumerate(table.unbind(dim=1)):
+            block[:, index] = column[places].mean(dim=1)
+    return means
 
 
 def _estimate(value: float, drawn: Float[Tensor, " draws"]) -> Estimate:
@@ -258,7 +319,7 @@ def item_change(
     return ItemChange(difference, len(before), gained, lost, p)
 
 
-def _is_binary(rows: Float[Tensor, " items"]) -> bool:
+def _is_binary(rows: Float[Tensor, " *items"]) -> bool:
     return bool(((rows == 0) | (rows == 1)).all())
 
 
@@ -289,7 +350,7 @@ def spearman(
     cluster bootstrap is that of Field and Welsh, Bootstrapping clustered data, 2007.
 
     None with fewer than :data:`LEAST_POINTS` points, or where a quantity does not vary; no interval
-    with fewer than :data:`LEAST_GROUPS` groups.
+    with fewer than :data:`LEAST_GROUPS` groups, or where all draws give the same.
     """
     one, other = (torch.tensor(list(values), dtype=torch.float64) for values in (x, y))
     whole = float(_weighted(one, other, torch.ones(1, len(x), dtype=torch.float64))[0])
@@ -298,10 +359,11 @@ def spearman(
     weights = _group_weights(groups, seed, draws)
     if weights is None:
         return Estimate(whole, _UNDEFINED.interval)
-    found = _weighted(one, other, weights)
+    blocks = weights.split(max(1, _BLOCK // len(x)))
+    found = torch.cat([_weighted(one, other, block) for block in blocks])
     known = found[~found.isnan()]
     low, high = (float(torch.quantile(known, q)) for q in (0.025, 0.975))
-    return Estimate(whole, Interval(low, high))
+    return Estimate(whole, Interval(low, high) if low < high else _UNDEFINED.interval)
 
 
 def _group_weights(
@@ -342,6 +404,7 @@ def _weighted(
 def _mean_ranks(
     values: Float[Tensor, " points"], weights: Float[Tensor, "draws points"]
 ) -> Float[Tensor, "draws points"]:
-    below = (values[:, None] < values[None, :]).double()
-    alike = (values[:, None] == values[None, :]).double()
-    return weights @ (below + alike / 2)
+    different, index = values.unique(return_inverse=True)  # in rising order
+    alike = weights.new_zeros(len(weights), len(different)).index_add_(1, index, weights)
+    # Weights are whole numbers, so that the sums are exact in any order.
+    return (alike.cumsum(dim=1) - alike / 2)[:, index]

@@ -31,6 +31,8 @@ from .base import LearnedMapper, Report
 
 SPACES = ("delta", "factors")
 
+_MOST_NORM = 10  # times the largest anchor: no prediction from anchors is sensible beyond
+
 Grams = Mapping[Site, Float[Tensor, "anchors anchors"]]
 Inners = Mapping[Site, Float[Tensor, "queries anchors"]]
 Coefficients = dict[Site, Float[Tensor, "queries anchors"]]
@@ -93,6 +95,10 @@ class AnchorMapper(LearnedMapper):
             AdapterError: the target has a role that the source lacks.
         """
         self._anchors = anchors
+        self._largest = {
+            site: max(stack.low_rank(index).norm() for index in range(len(stack)))
+            for site, stack in anchors.target.items()
+        }
         self.source_site = paired_sites(anchors.source, anchors.target)
         self.solve(
             self.inner(anchors.source, anchors.source), self.inner(anchors.target, anchors.target)
@@ -116,7 +122,12 @@ class AnchorMapper(LearnedMapper):
         return {site: one[site].factor_gram(other[site]).cpu() for site in one}
 
     def map(self, adapter: LoraAdapter) -> LoraAdapter:
-        """Return the predicted target adapter, of the anchors' rank, in float32."""
+        """Return the predicted target adapter, of the anchors' rank, in float32.
+
+        Raises:
+            AdapterError: the adapter does not fit the anchors, or lies so far from them that the
+                prediction would be many times as large as the largest of them.
+        """
         anchors = self.anchors
         check_fits(adapter, anchors)
         query = AdapterStack.of({"the given adapter": adapter})
@@ -127,6 +138,15 @@ class AnchorMapper(LearnedMapper):
             else stack.factor_sum(weights[site][0])
             for site, stack in anchors.target.items()
         }
+        for site, update in predicted.items():
+            norm, largest = update.norm(), self._largest[site]
+            if not norm <= _MOST_NORM * largest:
+                raise AdapterError(
+                    f"{self.name} predicts an update of norm {norm:.3g} at {site.module_name}, "
+                    f"where the largest of {len(anchors.names)} anchors has {largest:.3g}: the "
+                    f"adapter of {adapter.base_model} differs from the anchors by far more than "
+                    "they do from one another; add anchors like it, or choose mapper=mean"
+                )
         return LoraAdapter(predicted, anchors.target_base)
 
     def report(self) -> Report:

@@ -14,8 +14,9 @@ from lightning import LightningDataModule
 
 from ..adapters import LoraAdapter, Role, Site
 from ..alignment.layer_matching import LayerPairing
+from ..alignment.moments import PairedMoments
 from ..data import TextCorpus
-from ..exceptions import AdapterError, ConfigurationError
+from ..exceptions import AdapterError, ConfigurationError, DataError
 from ..models.architectures import INPUT_ROLE, SiteTable
 from ..models.loading import BaseModel
 from ..models.statistics import StatisticsStore
@@ -264,6 +265,16 @@ class CorpusMapper(LearnedMapper):
         for model in (self.models.source, self.models.target):
             # The stub of transformers' decorated method has lost its argument.
             model.network.to(self.device)  # type: ignore[arg-type]
+
+
+def check_varies(train: PairedMoments, where: str) -> None:
+    """Raise DataError where all tokens give the same activations, of which rounding is left."""
+    if not train.varies:
+        raise DataError(
+            f"the {train.rows} aligned tokens of the training text all give the same activations "
+            f"at {where}, of which no map can be learned; it takes text of many different words: "
+            "set corpus= or paths.corpus"
+        )
 
 
 def input_pair(source: Site, target: Site) -> SitePair:

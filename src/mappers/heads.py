@@ -18,7 +18,7 @@ from ..alignment.linear_maps import LinearMap, Ridge, SplitMoments, TwoSidedRidg
 from ..alignment.moments import PairedMoments
 from ..models.hooks import Tap
 from .activation_rows import ActivationRows
-from .from_text import PairFrame, SitePair, input_pair
+from .from_text import PairFrame, SitePair, check_varies, input_pair
 
 
 class ProjectionHead(nn.Module):
@@ -160,6 +160,7 @@ class HeadPair(nn.Module):
 
         Moments of the gradients with respect to x and y count by their weight, where given.
         """
+        check_varies(samples.train, self.space.label)
         centred = samples.centred()
         found = (
             Ridge(STRENGTHS).forward(*centred)

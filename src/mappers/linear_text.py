@@ -28,7 +28,7 @@ from ..models.hooks import Tap, tap_widths
 from ..models.loading import BaseModel
 from ..models.statistics import PairStatistics, RunningTotals, TapPair, layer_blocks
 from .base import Report, dropped_facts
-from .from_text import ROLES, CorpusMapper, PairFrame, SitePair, input_pair
+from .from_text import ROLES, CorpusMapper, PairFrame, SitePair, check_varies, input_pair
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,11 +146,11 @@ class Gathered(NamedTuple):
 
     def inputs(self, source: Site, target: Site) -> SplitMoments:
         """Return the moments of what two sites read, as they are."""
-        return self._moments(Tap.input(source), Tap.input(target))
+        return self._varying(Tap.input(source), Tap.input(target))
 
     def outputs(self, source: Site, target: Site) -> SplitMoments:
         """Return the moments of what two sites write, centred."""
-        return self._moments(Tap.output(source), Tap.output(target)).centred()
+        return self._varying(Tap.output(source), Tap.output(target)).centred()
 
     def gradients(self, source: Site, target: Site) -> SplitMoments:
         """Return the moments of gradients with respect to what two sites write, if asked for."""
@@ -158,6 +158,11 @@ class Gathered(NamedTuple):
 
     def _moments(self, source: Tap, target: Tap) -> SplitMoments:
         return SplitMoments(*(part.moments(source, target) for part in self))
+
+    def _varying(self, source: Tap, target: Tap) -> SplitMoments:
+        found = self._moments(source, target)
+        check_varies(found.train, f"{source.label_on('source')} and {target.label_on('target')}")
+        return found
 
 
 class LinearOptions(TypedDict, total=False):

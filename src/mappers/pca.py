@@ -47,10 +47,15 @@ def fit_components(
     anchors = next(iter(target.values())).shape[0]
     check_least(1, components=components)
     if components > anchors - 1:
+        if anchors == 1:
+            raise ConfigurationError(
+                f"mapper.components is {components}, but there is one anchor to fit on, and "
+                "components take at least 2; add anchors, or choose mapper=mean"
+            )
         raise ConfigurationError(
             f"mapper.components is {components}, but {anchors} anchors span at most "
-            f"{anchors - 1} components; set mapper.components={max(anchors - 1, 1)} or lower, or "
-            "add anchors"
+            f"{anchors - 1} components; set mapper.components={anchors - 1} or lower, or add "
+            "anchors"
         )
     sources = {site: PrincipalScores.fit(source[site], components) for site in {*pairing.values()}}
     return {

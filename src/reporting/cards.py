@@ -9,9 +9,9 @@ from typing import Any
 from huggingface_hub import ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
-from ..evaluation.records import PairRecord, Results, TransferReport, interval_text
+from ..evaluation.records import PairRecord, Results, TransferReport
 from .summaries import recovery_verdict, task_summary, training_summary, transfer_remarks
-from .tables import cell_text, score_columns, sites_table
+from .tables import Cell, cell_text, estimated, score_columns, sites_table
 
 _CONDITIONS = {
     "base": "target without adapter (base)",
@@ -76,9 +76,8 @@ def adapter_card(results: Results, task: str) -> str:
     kept = {name: value for name, value in hashes if not others & set(name.split("/"))}
     report = {key: value for key, value in results.mapper_report.items() if key != "anchors"}
 
-    def value(number: float | None, ends: Any = None) -> str:
-        interval = "" if ends is None else f" {interval_text(ends)}"
-        return f"{cell_text(number, '.3f')}{interval}"
+    def value(number: Cell) -> str:
+        return cell_text(number, ".3f")
 
     return _card(
         "adapter_card.md.j2",
@@ -87,6 +86,7 @@ def adapter_card(results: Results, task: str) -> str:
         results=results,
         result=result,
         value=value,
+        estimated=estimated,
         task_summary=task_summary(result),
         training_summary=training_summary(results),
         conditions={

@@ -209,9 +209,7 @@ def clipped(value: float, limits: tuple[float, float]) -> float:
 
 def _whisker(ends: Ends, value: float, limits: tuple[float, float]) -> tuple[float, float]:
     low, high = ends or (value, value)
-    left = limits[0] if low is None else clipped(low, limits)
-    right = limits[1] if high is None else clipped(high, limits)
-    return left, right
+    return clipped(low, limits), clipped(high, limits)
 
 
 def shortened(name: str) -> str:
@@ -556,8 +554,7 @@ def suite_chart(
                 line = row + 0.8 * ((turn + 0.5) / len(own) - 0.5)
                 value = change.value or 0.0
                 if change.ci95 is not None and len(shown) <= _MOST_INTERVALS:
-                    ends = [value if end is None else end for end in change.ci95]
-                    axes.plot(ends, [line, line], color=colour, linewidth=0.9, alpha=0.6)
+                    axes.plot(change.ci95, [line, line], color=colour, linewidth=0.9, alpha=0.6)
                 axes.plot(
                     *([value], [line], mark),
                     markersize=7 if mark == "*" else 4,
@@ -587,8 +584,8 @@ def suite_chart(
 def _is_shown(change: SuiteChange) -> bool:
     if change.p is not None:
         return change.p < 0.05
-    low, high = change.ci95 or (None, None)
-    return (low is not None and low > 0) or (high is not None and high < 0)
+    low, high = change.ci95 or (0.0, 0.0)
+    return low > 0 or high < 0
 
 
 def _layers(axes: Axes, grid: Sequence[Sequence[Number]]) -> AxesImage:

@@ -3,7 +3,8 @@
 A difference counts only where its 95 % interval lies on one side of 0.
 """
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from ..evaluation.records import (
@@ -35,12 +36,12 @@ _NO_HEADROOM = "the oracle is less than 3 points above the base"
 def outcome(intervals: Sequence[Ends]) -> str:
     """Return whether differences, one a seed, are shown: better, worse, or neither.
 
-    >>> outcome([(0.1, 0.2)]), outcome([(-0.1, 0.2)]), outcome([(0.1, 0.2), (None, 0.1)])
+    >>> outcome([(0.1, 0.2)]), outcome([(-0.1, 0.2)]), outcome([(0.1, 0.2), None])
     ('better', 'no difference shown', 'better with 1 of 2 seeds')
     """
     known = [ends for ends in intervals if ends is not None]
-    better = sum(low is not None and low > 0 for low, _ in known)
-    worse = sum(high is not None and high < 0 for _, high in known)
+    better = sum(low > 0 for low, _ in known)
+    worse = sum(high < 0 for _, high in known)
     if better == len(intervals) > 0:
         return "better"
     if worse == len(intervals) > 0:
@@ -102,6 +103,25 @@ def training_remarks(results: Results) -> Iterator[str]:
     unusable = [name for name, task in results.tasks.items() if not task.usable]
     if unusable:
         yield f"Not usable, and left out of the mean: {', '.join(unusable)} ({_NO_HEADROOM})."
+    yield from _without_interval([results.tasks])
+
+
+def _without_interval(tasks: Sequence[Mapping[str, TaskResult]]) -> Iterator[str]:
+    """Say of which tasks the gap has no interval for any method, and why."""
+    found: dict[str, dict[str, None]] = {}
+    for of in tasks:
+        for name, task in of.items():
+            if task.gap_recovered is not None and task.ci95 is None:
+                found.setdefault(_why(task.why_no_ci95), {})[name] = None
+            if task.gap_recovered_nll is not None and task.ci95_nll is None:
+                found.setdefault(_why(task.why_no_ci95_nll), {})[f"{name} (NLL)"] = None
+    for reason, names in found.items():
+        yield f"No interval (–) of {', '.join(names)}: {reason}."
+
+
+def _why(reason: str) -> str:
+    # Files of earlier releases do not say it.
+    return reason or "the test rows do not tell the oracle from the base"
 
 
 def task_summary(result: TaskResult) -> str:
@@ -109,9 +129,10 @@ def task_summary(result: TaskResult) -> str:
     if not result.usable or result.gap_recovered is None:
         return f"On this task {_NO_HEADROOM}, so nothing can be said about the prediction."
     margin = 100 * (result.margin or 0.0)
+    why = "" if result.ci95 is not None else f" ({_why(result.why_no_ci95)})"
     return (
         f"It recovers {result.gap_recovered:.0%} of what training on the target gains over the "
-        f"base, 95 % interval {interval_text(result.ci95)}; against no adapter: "
+        f"base, 95 % interval {interval_text(result.ci95)}{why}; against no adapter: "
         f"{outcome([result.ci95])}. Its accuracy lies {margin:+.1f} points from the best of the "
         "base and the controls."
     )
@@ -183,10 +204,8 @@ def _against_cheaper(
     """Compare methods by their intervals alone: a weak test, so that it errs to caution."""
 
     def span(methods: Sequence[MethodResult]) -> tuple[float, float]:
-        ends = [method.ci95 or (None, None) for method in methods]
-        lows = [float("-inf") if low is None else low for low, _ in ends]
-        highs = [float("inf") if high is None else high for _, high in ends]
-        return min(lows), max(highs)
+        ends = [method.ci95 or (-math.inf, math.inf) for method in methods]
+        return min(low for low, _ in ends), max(high for _, high in ends)
 
     low, high = span(seeds)
     parts = []
@@ -214,6 +233,7 @@ def benchmark_remarks(results: BenchmarkResults) -> Iterator[str]:
             yield f"No task is usable{on}: on all of them the oracle is too near to the base."
         shown = ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
         yield f"Not usable{on}, and left out of the means: {shown} ({_NO_HEADROOM})."
+    yield from _without_interval([method.tasks for method in used])
     refused = results.refused()
     if refused and len(refused) == len(results.methods):
         yield "Every method was refused, so nothing was measured."

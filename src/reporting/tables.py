@@ -191,13 +191,12 @@ def _series(values: Sequence[str | int | float | None]) -> pd.Series:
 def cell_text(cell: Cell, form: str = ".2f") -> str:
     """Return a cell as people read it.
 
-    >>> cell_text(Estimated(0.5, (0.25, None))), cell_text(None), cell_text(3), cell_text(-0.001)
-    ('0.50 [0.25, inf]', '-', '3', '0.00')
+    >>> cell_text(Estimated(0.5, (0.25, 0.75))), cell_text(None), cell_text(3), cell_text(-0.001)
+    ('0.50 [0.25, 0.75]', '-', '3', '0.00')
     """
     if isinstance(cell, Estimated):
         digits = int(form[1:-1])
-        interval = f" {interval_text(cell.ends, digits)}" if cell.ends is not None else ""
-        return f"{cell_text(cell.value, form)}{interval}"
+        return f"{cell_text(cell.value, form)} {interval_text(cell.ends, digits)}"
     if cell is None:
         return NOTHING
     if isinstance(cell, float):

@@ -256,6 +256,26 @@ def test_config_that_describes_the_adapter_no_more_is_not_kept(
 
 
 class TestRefused:
+    @pytest.mark.parametrize("alpha", [1e150, -1e9, 10**400, float("inf"), float("nan")])
+    @pytest.mark.parametrize("pattern", [False, True])
+    def test_an_alpha_without_measure(
+        self, alpha: float, pattern: bool, peft_folder: MakeFolder, edited: Edit
+    ) -> None:
+        option: dict[str, object] = {"lora_alpha": alpha}
+        if pattern:
+            option = {"alpha_pattern": {"v_proj": alpha}}
+        with pytest.raises(
+            AdapterError, match=r"original\b.*(lora_alpha|scale) (\S+) .*_proj"
+        ) as e:
+            read_adapter(edited(peft_folder(), option))
+        assert "correct lora_alpha" in str(e.value)
+
+    def test_an_update_without_measure(self, peft_folder: MakeFolder, edited: Edit) -> None:
+        huge = {f"{Q_KEY}.lora_{name}.weight": 1e5 * f for name, f in (("A", A), ("B", A.mT))}
+        huge = {name: factor.contiguous() for name, factor in huge.items()}
+        with pytest.raises(AdapterError, match=r"q_proj: B A .* an update of norm 1\.92e\+12"):
+            read_adapter(edited(peft_folder(), tensors=huge))
+
     @pytest.mark.parametrize("module", ["embed_tokens", "lm_head"])
     def test_modules_that_peft_adapts_and_no_decoder_layer_has(
         self, module: str, peft_folder: MakeFolder

@@ -20,6 +20,7 @@ from loraport.evaluation.statistics import (
     mean_gap,
     ratio,
     task_gap,
+    why_no_interval,
     wilson,
 )
 from loraport.evaluation.statistics import spearman as rank_correlation
@@ -80,9 +81,75 @@ def test_usable_begins_at_three_points():
     assert not is_usable(math.nan, 0.5)
 
 
-def test_a_method_equal_to_the_oracle_or_the_base_has_no_spread():
-    assert task_gap(planted(40, 80, 80)).interval == pytest.approx((1, 1))
-    assert task_gap(planted(40, 40, 80)).interval == pytest.approx((0, 0))
+def test_a_method_equal_to_the_oracle_or_the_base_has_the_spread_that_the_rows_leave():
+    """None of 100 rows differs: by Wilson up to ``z² / (100 + z²)`` of all may, of a gap of 0.4."""
+    reach = 1.959964**2 / (100 + 1.959964**2) / 0.4
+    assert task_gap(planted(40, 80, 80)).interval == pytest.approx((1 - reach, 1 + reach))
+    assert task_gap(planted(40, 40, 80)).interval == pytest.approx((-reach, reach))
+    # Over tasks it goes by all their rows.
+    tasks = [planted(40, 80, 80), planted(20, 100, 100)]
+    reach = 1.959964**2 / (200 + 1.959964**2) * (1 / 0.4 + 1 / 0.8) / 2
+    assert mean_gap(tasks).interval == pytest.approx((1 - reach, 1 + reach))
+
+
+@pytest.mark.parametrize(("before", "after"), [(0, 0), (1, 1), (0, 1), (1, 0)])
+def test_items_that_all_change_alike_have_the_spread_that_so_many_leave(before, after):
+    items = torch.ones(200)
+    low, high = item_change(before * items, after * items).difference.interval
+    share = float(proportion_confint(0, 200, method="wilson")[1])
+    if before == after:
+        assert (low, high) == pytest.approx((-share, share))
+    else:
+        # At least 1 - share of all items change so, and at most share of them the other way.
+        ends = sorted([after - before, (after - before) * (1 - 2 * share)])
+        assert (low, high) == pytest.approx(ends)
+
+
+@pytest.mark.parametrize("rows", range(1, 8))
+def test_few_rows_that_all_say_the_same_are_not_sure(rows):
+    scores = PairedScores(torch.zeros(rows), torch.ones(rows), torch.ones(rows))
+    found = task_gap(scores)
+    assert found.value == 1
+    reason = why_no_interval(scores, found)
+    if rows < 6:
+        assert all(map(math.isnan, found.interval))
+        assert reason == f"{rows} test rows are too few, at least 6 are needed"
+    else:
+        assert found.interval.high - found.interval.low > 0.7
+        assert reason == ""
+
+
+def test_a_single_item_has_no_interval_and_a_single_answer_a_wide_one():
+    assert all(map(math.isnan, item_mean(torch.tensor([0.3])).interval))
+    assert item_mean(torch.tensor([1.0])).interval == pytest.approx((0.2065, 1), abs=1e-4)
+    change = item_change(torch.tensor([0.0]), torch.tensor([1.0])).difference.interval
+    assert change == pytest.approx((2 * 0.2065 - 1, 1), abs=1e-3)
+
+
+@pytest.mark.parametrize("rows", [40, 333])
+def test_draws_in_blocks_are_the_draws_of_one_block(rows, monkeypatch):
+    scores = scored(rows, 0.5, 0.7, 0.9)
+    tasks = [scores, scored(rows, 0.4, 0.5, 0.8, 1)]
+    x, y, groups = drawn(12, 5), drawn(12, 6), "abcdefabcdef"
+    whole = task_gap(scores), mean_gap(tasks), spearman(x, y, groups)
+    monkeypatch.setattr("loraport.evaluation.statistics._BLOCK", 1000)
+    assert (task_gap(scores), mean_gap(tasks), spearman(x, y, groups)) == whole
+
+
+def test_memory_does_not_grow_with_draws_times_rows(monkeypatch):
+    """No tensor of a bootstrap over 20,000 rows is as large as draws times rows."""
+    largest = 0
+    plain = torch.randint
+
+    def counted(*given, **more):
+        nonlocal largest
+        found = plain(*given, **more)
+        largest = max(largest, found.numel())
+        return found
+
+    monkeypatch.setattr(torch, "randint", counted)
+    task_gap(scored(20_000, 0.5, 0.7, 0.9), draws=500)
+    assert 20_000 <= largest <= 2**22
 
 
 def test_task_gap_agrees_with_scipy():
@@ -192,17 +259,20 @@ def test_mean_gap_is_one_of_tasks_and_of_one_that_of_the_task():
     assert mean_gap([task, planted(50, 90, 52)], seed=4) == task_gap(task, seed=4)
 
 
-def test_too_few_rows_leave_the_interval_open():
-    # The oracle is better on 3 rows of 30 and worse on 2: some draws have no headroom.
+def test_an_oracle_that_is_not_told_from_the_base_leaves_no_interval():
+    # The oracle is better on 3 rows of 30 and worse on 2: in some draws it is not above the base.
     base, oracle = torch.zeros(30), torch.zeros(30)
     base[:2], oracle[2:5] = 1, 1
-    estimate = task_gap(PairedScores(base, oracle, oracle))
-    assert estimate.value == pytest.approx(1)
     method = torch.zeros(30)
     method[10:14] = 1
-    open_ended = task_gap(PairedScores(base, method, oracle))
-    assert open_ended.value == pytest.approx(2)
-    assert open_ended.interval.high == math.inf
+    for own, gap in ((oracle, 1), (method, 2)):
+        scores = PairedScores(base, own, oracle)
+        estimate = task_gap(scores)
+        assert estimate.value == pytest.approx(gap)
+        assert all(map(math.isnan, estimate.interval))
+        reason = "the test rows do not tell the oracle from the base"
+        assert why_no_interval(scores, estimate) == reason
+    assert why_no_interval(scored(300, 0.5, 0.7, 0.9), task_gap(scored(300, 0.5, 0.7, 0.9))) == ""
 
 
 def test_likelihoods_are_scores_too():

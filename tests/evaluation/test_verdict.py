@@ -105,9 +105,9 @@ def test_without_evidence_neither_is_tested():
 def test_h1_goes_by_its_lines_and_shows_the_numbers_that_decide(gap, low, state):
     found = h1(method(gap, low, 0.86))
     assert found.state == state
-    shown = "-inf" if low is None else f"{low:.2f}"
+    shown = "–" if low is None else f"[{low:.2f}, 0.86]"
     assert f"default (generic text), recovers {gap:.2f} of the gap" in found.words
-    assert f"[{shown}, 0.86]" in found.words
+    assert f"95 % interval {shown}" in found.words
     assert "compared" not in found.words
 
 
@@ -326,7 +326,7 @@ def test_what_is_undefined_supports_nothing():
     assert h2(change(math.nan, 0, ci95=None, p=None)).state == "not tested"
     found = h2(change(0.0, ci95=None, p=None))
     assert found.state == "supported"
-    assert "[none]" in found.words
+    assert "95 % interval –" in found.words
     assert "McNemar" not in found.words
     found = h2(change(0.0), change(math.nan, 0, ci95=None, p=None, task="cr"))
     assert found.state == "open"

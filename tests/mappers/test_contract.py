@@ -1,6 +1,6 @@
 """The contract of every mapper, asked of each YAML in conf/mapper, and what holds beyond it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -13,8 +13,9 @@ from hydra.utils import instantiate
 from loraport.adapters import LoraAdapter, Role, Site, relative_error
 from loraport.alignment.layer_matching import LayerPairing
 from loraport.data import AnchorSet, ZooPairs
+from loraport.exceptions import DataError
 from loraport.mappers import BasePair, WeightMapper
-from loraport.mappers.contract import MapperContract
+from loraport.mappers.contract import Letters, MapperContract, paired_layers, random_text, trained
 from loraport.mappers.controls import CopyMapper
 from loraport.mappers.from_text import ModelPair
 
@@ -173,6 +174,25 @@ def test_a_model_and_itself_give_the_adapter_back(
     mapper = instantiate(recipe(name).mapper)
     fit_on_text(mapper, ModelPair(models.source, models.source), tokens=3000)
     assert relative_error(mapper.map(adapter), adapter) < SAME_MODEL_ERROR[name]
+
+
+class Alike(Letters):
+    """The same letter again and again."""
+
+    def texts(self, split: str) -> Iterator[str]:
+        return (48 * "a" for _ in super().texts(split))
+
+
+@pytest.mark.parametrize("name", OF_TEXT)
+def test_text_whose_tokens_are_all_alike_is_refused(
+    name: str, recipe: Recipe, models: ModelPair, tmp_path: Path
+) -> None:
+    mapper = instantiate(recipe(name).mapper)
+    mapper.learn_from(models, paired_layers(models))
+    text = random_text(models)
+    text.texts = Alike()
+    with pytest.raises(DataError, match=r"tokens of the training text all give the same activ"):
+        trained(mapper, mapper.data_module(text, tmp_path), tmp_path / "m.ckpt", max_epochs=1)
 
 
 @pytest.mark.parametrize("name", OF_TEXT)

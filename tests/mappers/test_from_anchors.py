@@ -1,11 +1,14 @@
+import re
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from hydra.utils import instantiate
 from torch import Tensor
 
 from loraport.adapters import (
@@ -171,3 +174,108 @@ def test_impossible_strengths_are_refused(strengths: list[float], finite: bool) 
     assert checked_strengths(list(STRENGTHS)) == STRENGTHS
     with pytest.raises(ConfigurationError, match=r"mapper\.strengths is \[.*one or more positive"):
         checked_strengths(strengths, finite=finite)
+
+
+def _degenerate(zoo: ZooPairs, kind: str) -> tuple[ZooPairs, list[str]]:
+    """Return a zoo whose anchors are alike in some way, and their names; t00 is not among them."""
+    names = list(zoo.source)
+    few = {"one": 1, "two": 2}.get(kind)
+    if few:
+        return zoo, names[1 : 1 + few]
+
+    def own(side: str, index: int, name: str) -> LoraAdapter:
+        adapters = getattr(zoo, side)
+        first, adapter = adapters["t01"], adapters[name]
+        generator = torch.Generator().manual_seed(index)
+
+        def shifted(update: LowRank) -> LowRank:
+            size = 1e-6 if kind == "equal up to rounding" else 1e-3
+            noise = torch.randn(update.B.shape, generator=generator)
+            return LowRank(update.A, update.B + size * noise, update.scale)
+
+        match kind:
+            case "equal" | "equal up to gauge":
+                turn = torch.linalg.qr(torch.randn(4, 4, generator=generator)).Q
+                if kind == "equal":
+                    return first
+                return first.map(lambda u: LowRank(turn @ u.A, u.B @ turn.mT, u.scale))
+            case "equal source" if side == "source":
+                return first
+            case "equal target" if side == "target":
+                return first
+            case "equal up to rounding" | "nearly equal" if side == "source":
+                return first.map(shifted)
+            case "collinear":
+                return first.map(lambda update: update.scaled(0.5 + 0.1 * index))
+            case "few distinct":
+                return adapters[names[1 + index % 2]]
+            case "zero":
+                return first.map(lambda update: update.scaled(0.0))
+            case "tiny source" if side == "source":
+                return adapter.map(lambda update: update.scaled(1e-20))
+            case "all but one site equal":
+                site = Site(0, Role.Q)
+                return replace(first, sites={**first.sites, site: adapter[site]})
+            case _:
+                return adapter
+
+    sides = [
+        {name: own(side, index, name) for index, name in enumerate(names)}
+        for side in ("source", "target")
+    ]
+    return ZooPairs(*sides), names[1:]
+
+
+DEGENERATE = (
+    *("equal", "equal up to gauge", "equal source", "equal target", "equal up to rounding"),
+    *("nearly equal", "collinear", "few distinct", "zero", "tiny source", "one", "two"),
+    "all but one site equal",
+)
+
+
+@pytest.mark.parametrize("kind", DEGENERATE)
+@pytest.mark.parametrize("space", ["delta", "factors"])
+@pytest.mark.parametrize(
+    "name",
+    ["mean", "global_ridge", "pertensor_ridge", "pca_ridge", "pca_mlp"],
+)
+def test_anchors_that_are_alike_give_no_more_than_themselves_or_a_message(
+    name: str, space: str, kind: str, noisy_zoo: ZooPairs, recipe: Callable[..., Any]
+) -> None:
+    zoo, names = _degenerate(noisy_zoo, kind)
+    components = ["mapper.components=1"] if name.startswith("pca") else []
+    mapper: Any = instantiate(recipe(name, f"mapper.space={space}", *components).mapper)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in mapper.parameters():  # weights that start at zero could not show
+        parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
+    if kind == "one" and components:
+        with pytest.raises(ConfigurationError, match=r"add anchors, or choose mapper=mean"):
+            mapper.fit(AnchorSet.of(zoo, names))
+        return
+    mapper.fit(AnchorSet.of(zoo, names))
+    refused, largest = [], max(zoo.target[task].norm() for task in names)
+    for query in (noisy_zoo.source["t00"], zoo.source[names[0]]):
+        try:
+            assert mapper.map(query).norm() <= 2.5 * largest + 1e-12
+        except AdapterError as error:
+            refused.append(str(error))
+    assert all("differs from the anchors by far more than they do" in text for text in refused)
+    assert not refused or kind in ("nearly equal", "tiny source")
+    if kind in ("equal", "equal up to gauge") and space == "delta":
+        assert relative_error(mapper.map(noisy_zoo.source["t00"]), zoo.target[names[0]]) < 1e-4
+
+
+@pytest.mark.parametrize("anchors", range(2, 5))
+def test_the_number_of_components_that_is_advised_works(
+    anchors: int, noisy_zoo: ZooPairs, recipe: Callable[..., Any]
+) -> None:
+    chosen = AnchorSet.of(noisy_zoo, list(noisy_zoo.source)[1 : 1 + anchors])
+    for name in ("pca_ridge", "pca_mlp"):
+        mapper: Any = instantiate(recipe(name).mapper)
+        with pytest.raises(ConfigurationError, match=r"set mapper\.components=") as refused:
+            mapper.fit(chosen)
+        advised = re.search(r"mapper\.components=\d+", str(refused.value))
+        assert advised is not None
+        again: Any = instantiate(recipe(name, advised[0]).mapper)
+        again.fit(chosen)
+        again.map(noisy_zoo.source["t00"])

@@ -350,14 +350,14 @@ def nothing_known() -> BenchmarkResults:
         gap_recovered=None,
         ci95=None,
         gap_recovered_nll=None,
-        ci95_nll=(None, None),
+        ci95_nll=None,
         control_gaps={"mean": None},
         margin=nowhere,
         margin_over_mean=nowhere,
     )
     method = known.model_copy(update={"tasks": lost, "summary": summary, "seconds": {"fit": None}})
     condition = Condition(pair=PAIR, method="cast", task="sst2", seed=0)
-    change = SuiteChange(condition=condition, metric="rate", value=None, ci95=(None, None), n=0)
+    change = SuiteChange(condition=condition, metric="rate", value=None, ci95=None, n=0)
     scores = SuiteScores(condition=condition, means={"rate": None}, ci95={"rate": None})
     suite = SuiteResult(
         name="lost", items=0, metrics=("rate",), scores=(scores,), changes=(change,)

@@ -166,10 +166,10 @@ def test_a_panel_a_task_and_dots_for_many(gap):
     assert "Each of the 30 usable tasks is a small dot." in many.caption
 
 
-def test_gaps_without_bounds_are_drawn_at_the_edge():
+def test_gaps_beyond_the_panel_are_drawn_at_its_edge():
     method = method_of("cast")
     wild = {
-        name: task.model_copy(update={"gap_recovered": 40.0, "ci95": (None, None)})
+        name: task.model_copy(update={"gap_recovered": 40.0, "ci95": None})
         for name, task in method.tasks.items()
     }
     chart = gap_of(benchmark_of([method.model_copy(update={"tasks": wild})]))

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from loraport.evaluation.records import (
     RefinementRecord,
     StepRecord,
 )
+from loraport.reporting.cards import adapter_card
 from loraport.reporting.summaries import (
     benchmark_lines,
     benchmark_remarks,
@@ -21,6 +23,7 @@ from loraport.reporting.summaries import (
     training_summary,
     transfer_remarks,
 )
+from loraport.reporting.tables import results_table, tasks_table, transfer_table
 
 from .benchmark_sample import (
     all_refused,
@@ -39,11 +42,9 @@ from .test_records import report_of, site
     ("intervals", "said"),
     [
         ([(0.1, 0.2)], "better"),
-        ([(0.1, None)], "better"),
         ([(-0.2, -0.1)], "worse"),
         ([(-0.1, 0.2)], "no difference shown"),
         ([(0.0, 0.2)], "no difference shown"),
-        ([(None, 0.2)], "no difference shown"),
         ([None], "no difference shown"),
         ([], "no difference shown"),
         ([(0.1, 0.2), (-0.1, 0.2)], "better with 1 of 2 seeds"),
@@ -109,6 +110,28 @@ def test_one_task_is_summed_up_and_without_headroom_nothing_is_claimed():
     assert "no adapter: no difference shown" in text
     assert "-2.0 points from the best of the base and the controls" in text
     assert "nothing can be said" in task_summary(results.tasks["u"])
+
+
+def test_a_task_that_is_not_told_from_unusable_has_a_dash_and_a_reason():
+    """The oracle is right on 49 rows and the base on 45 others: its gain may as well be none."""
+    given = conditions(45, 47, 49)
+    right = given["oracle"].correct.flip(0)
+    given["oracle"] = replace(given["oracle"], correct=right)
+    results = training_of({"vague": given, "clear": conditions(30, 50, 60)})
+    why = "the test rows do not tell the oracle from the base"
+    task = results.tasks["vague"]
+    assert (task.usable, task.ci95, task.why_no_ci95) == (True, None, why)
+    assert results.tasks["clear"].why_no_ci95 == ""
+    assert list(training_remarks(results))[-1] == f"No interval (–) of vague: {why}."
+    assert f"95 % interval – ({why})" in task_summary(task)
+    assert "| 0.50 – |" in results_table(results).markdown()
+    assert "| 0.500 – |" in adapter_card(results, "vague")
+    assert why in adapter_card(results, "vague")
+    benchmark = results.as_benchmark()
+    assert f"No interval (–) of vague: {why}." in list(benchmark_remarks(benchmark))
+    for table in (tasks_table(benchmark), transfer_table(benchmark)):
+        assert "0.50 –" in table.markdown()
+        assert "inf" not in table.markdown() + table.latex() + table.csv()
 
 
 def with_gap(name, data_access, value, ends, margin=(0.05, 0.02, 0.08), seed=0):

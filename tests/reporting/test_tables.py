@@ -59,7 +59,7 @@ def there(number: float | None) -> float:
 class TestForms:
     def test_cells_as_people_read_them(self):
         assert cell_text(Estimated(0.123, (-0.2, 0.456))) == "0.12 [-0.20, 0.46]"
-        assert cell_text(Estimated(0.123, None), ".1f") == "0.1"
+        assert cell_text(Estimated(0.123, None), ".1f") == "0.1 –"
         assert estimated(None, (0.1, 0.2)) is None
         assert cell_text(-0.001) == "0.00"
         assert (cell_text(7), cell_text(None), cell_text(1e-5, ".3g")) == ("7", "-", "1e-05")
@@ -72,24 +72,26 @@ class TestForms:
 
     def test_csv_has_plain_numbers_and_both_ends(self):
         table = table_of(
-            ("a,b", Estimated(0.25, (0.1, None)), 3), ("c", None, None), ("d", "not usable", 1)
+            *(("a,b", Estimated(0.25, (0.1, 0.5)), 3), ("e", Estimated(0.25, None), 3)),
+            *(("c", None, None), ("d", "not usable", 1)),
         )
         assert table.csv().splitlines() == [
             "name,gap,gap_low,gap_high,count",
-            '"a,b",0.25,0.1,,3',
+            '"a,b",0.25,0.1,0.5,3',
+            "e,0.25,,,3",
             "c,,,,",
             "d,,,,1",
         ]
-        assert table.numbers()["count"].tolist()[::2] == [3, 1]
+        assert table.numbers()["count"].tolist()[::3] == [3, 1]
 
     def test_latex_is_a_table_of_booktabs(self):
-        text = table_of(("a_b", Estimated(-0.5, (-0.75, None)), 3), ("[c]", 0.25, -1)).latex()
+        text = table_of(("a_b", Estimated(-0.5, (-0.75, -0.25)), 3), ("[c]", 0.25, -1)).latex()
         assert "\\begin{tabular}{lrr}" in text
         assert "\\caption{Some table. it shows 10 \\%}" in text
         assert "\\label{tab:some-table}" in text
         for rule in ("toprule", "midrule", "bottomrule"):
             assert text.count(f"\\{rule}") == 1
-        assert "a\\_b & $-$0.50 [$-$0.75, inf] & 3 \\\\" in text
+        assert "a\\_b & $-$0.50 [$-$0.75, $-$0.25] & 3 \\\\" in text
         assert "{}[c] & 0.25 & $-$1 \\\\" in text
 
     def test_a_long_latex_table_breaks_over_pages_and_its_headings_may_hold_anything(self):
