@@ -21,11 +21,13 @@ from ..adapters import LoraAdapter, LowRank, read_adapter
 from ..adapters.merge import Combiner
 from ..adapters.sparsify import Combined, Sparsifier, cut
 from ..data import HubTasks, Interleaved, TaskTexts, TextSource
+from ..data.corpora import encodable
 from ..data.prompts import PromptSpec
 from ..data.tasks import Example
 from ..data.zoo import SIDES
 from ..evaluation.records import DriftRecord, ExpectedRecord, RefinementRecord
 from ..exceptions import AdapterError, ConfigurationError, DataError, VerificationError
+from ..files import reading
 from ..mappers import Mapper, load_mapper
 from ..mappers.base import Report
 from ..models.architectures import SiteTable
@@ -432,17 +434,16 @@ def _lines(path: Path, wanted: str) -> list[tuple[str, str]]:
 
 def _rows(path: Path, wanted: str) -> Iterator[tuple[str, Any]]:
     for where, line in _lines(path, wanted):
-        try:
-            yield where, json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{where} is not JSON ({error}); {wanted}") from None
+        with reading(where, f"JSON; {wanted}", DataError):
+            row = json.loads(line)
+        yield where, row
 
 
 def _field(row: Any, name: str, where: str, wanted: str) -> str:
     value = row.get(name) if isinstance(row, dict) else None
     if not isinstance(value, str) or not value.strip():
         raise DataError(f'{where} has no "{name}" with text; {wanted}')
-    return value
+    return encodable(value)
 
 
 # Refinement: what it learns from, the models that it is given, and what is measured behind it.

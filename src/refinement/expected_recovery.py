@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..exceptions import DataError
+from ..files import reading
 
 LEAST_POINTS = 4
 """With fewer anchors nothing is said of the next one."""
@@ -28,7 +29,7 @@ _LEVEL = 0.9
 _PENALTY = 1.0
 _FACTS = ("task", "gap_recovered", "gap_recovered_nll")
 _WANTED = (
-    'a calibration takes {"pair": NAME, "refinement": NAME, "features": [NAMES], "points": '
+    'a calibration, {"pair": NAME, "refinement": NAME, "features": [NAMES], "points": '
     '[{"task": NAME, "gap_recovered": NUMBER, each feature: NUMBER}, ...]}'
 )
 
@@ -62,11 +63,8 @@ class AnchorCalibration:
     @classmethod
     def read(cls, path: Path) -> "AnchorCalibration":
         """Read a file; DataError as :meth:`parse`, or where it cannot be read."""
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{path} cannot be read ({error}); {_WANTED}") from None
-        return cls.parse(text, str(path))
+        with reading(path, _WANTED, DataError):
+            return cls.parse(path.read_text(encoding="utf-8"), str(path))
 
     @classmethod
     def parse(cls, text: str, called: str) -> "AnchorCalibration":
@@ -75,7 +73,7 @@ class AnchorCalibration:
         Raises:
             DataError: it is no JSON, or lacks something.
         """
-        try:
+        with reading(called, _WANTED, DataError):
             content = json.loads(text)
             features = tuple(map(str, content["features"]))
             if not features or set(features) & set(_FACTS):
@@ -85,9 +83,6 @@ class AnchorCalibration:
             if len(set(tasks)) < len(tasks):
                 raise ValueError(f"an anchor stands twice: {', '.join(sorted(tasks))}")
             return cls(str(content["pair"]), str(content["refinement"]), features, points)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            why = f"lacks {error}" if isinstance(error, KeyError) else str(error)
-            raise DataError(f"{called} cannot be used ({why}); {_WANTED}") from None
 
 
 def _point(row: Mapping[str, Any], features: tuple[str, ...]) -> AnchorPoint:
