@@ -1,18 +1,62 @@
-"""Writing whole or not at all: under a temporary name, then renamed.
+"""Files: written whole or not at all; those of others are read behind one boundary.
 
 It lies below every layer, like the exceptions.
 """
 
+import json
 import os
 import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
-from .exceptions import OutputError
+from .exceptions import LoraportError, OutputError
+
+_LARGEST_JSON = 2**26  # bytes; configs and indices of the largest models have some megabytes
+
+
+@contextmanager
+def reading(place: Path | str, takes: str, kind: type[LoraportError]) -> Iterator[None]:
+    """Turn whatever goes wrong while something of somebody else is read into one message.
+
+    What is foreign can make a parser raise anything: errors of its own, a RecursionError, an
+    overflow, a panic of Rust. All of them mean that the place holds something else than it takes.
+
+    Args:
+        place: What is read, as the message calls it.
+        takes: What it should hold, and the way out.
+        kind: The error that is raised.
+    """
+    try:
+        yield
+    except LoraportError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise kind(f"{place} cannot be read ({in_short(error)}); it takes {takes}") from error
+
+
+def in_short(error: BaseException) -> str:
+    """Return what an error says in at most 200 characters of one line, and of which kind it is."""
+    said = " ".join(str(error).split())
+    said = said if len(said) <= 200 else f"{said[:197]}..."
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__
+
+
+def read_json(path: Path, takes: str, kind: type[LoraportError]) -> dict[str, Any]:
+    """Return the JSON object in a file of somebody else; see :func:`reading` for the arguments."""
+    with reading(path, takes, kind):
+        if path.stat().st_size > _LARGEST_JSON:
+            raise ValueError(f"it is larger than {_LARGEST_JSON} bytes")
+        content = json.loads(path.read_bytes())
+        if not isinstance(content, dict):
+            raise TypeError(f"it holds a {type(content).__name__}, and no object")
+        return content
 
 
 @contextmanager

@@ -41,7 +41,7 @@ class Role(StrEnum):
 
 _ORDER = {role: index for index, role in enumerate(Role)}
 _MODULE_NAME = re.compile(
-    r"(?:.*\.)?layers\.(?P<layer>\d+)\.(?P<block>self_attn|mlp)\.(?P<role>\w+)_proj"
+    r"(?:.*\.)?layers\.(?P<layer>\d{1,6})\.(?P<block>self_attn|mlp)\.(?P<role>\w+)_proj"
 )
 
 

@@ -6,19 +6,25 @@ the command line knows adapters long before it needs a library that takes second
 
 import json
 import math
+import re
+import subprocess
+import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from pydantic import BaseModel, StrictBool, StrictInt, ValidationError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
 from ..exceptions import AdapterError
-from ..files import staged_folder, writing
+from ..files import read_json, reading, staged_folder, writing
+from ..option_types import faults
 from .lora import LoraAdapter, LowRank, Site
 
 CONFIG_FILE = "adapter_config.json"
@@ -55,22 +61,43 @@ _DEFAULT_R_AND_ALPHA = 8
 _EXACT_INITS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
 
 
+class _Types(BaseModel):
+    """The types of the options that are resolved here, as PEFT takes them."""
+
+    base_model_name_or_path: str | None = None
+    target_modules: str | list[str] | None = None
+    exclude_modules: str | list[str] | None = None
+    layers_to_transform: StrictInt | list[StrictInt] | None = None
+    layers_pattern: str | list[str] | None = None
+    rank_pattern: dict[str, Any] | None = None
+    alpha_pattern: dict[str, Any] | None = None
+    use_rslora: StrictBool | None = None
+
+
 @dataclass(frozen=True)
 class PeftConfig:
     """The exact part of an ``adapter_config.json``.
 
     Raises:
-        AdapterError: an option is set whose effect a low-rank update cannot hold exactly.
+        AdapterError: an option is of another type than PEFT takes, or is set and has an effect
+            that a low-rank update cannot hold exactly.
     """
 
     raw: Mapping[str, object]
     name: str
 
     def __post_init__(self) -> None:
+        try:
+            _Types.model_validate(self.raw)
+        except ValidationError as error:
+            raise AdapterError(
+                f"adapter {self.name} has options of a wrong type ({faults(error)}); correct its "
+                f"{CONFIG_FILE}, or save the adapter again"
+            ) from None
         kind = self.raw.get("peft_type")
         if kind != "LORA":
             raise AdapterError(
-                f"adapter {self.name} has peft_type {kind!r}, but only LORA can be ported; "
+                f"adapter {self.name} has peft_type {_short(kind)}, but only LORA can be ported; "
                 "train a LoRA adapter on the same data"
             )
         for option, value in self.raw.items():
@@ -79,11 +106,11 @@ class PeftConfig:
             why = _WHY_REFUSED.get(
                 option, "its effect is not known to be exact; train it again without this option"
             )
-            raise AdapterError(f"adapter {self.name} has {option}={value!r}: {why}")
+            raise AdapterError(f"adapter {self.name} has {option}={_short(value)}: {why}")
         init = self.raw.get("init_lora_weights", True)
         if init not in _EXACT_INITS:
             raise AdapterError(
-                f"adapter {self.name} has init_lora_weights={init!r}, which changed the base "
+                f"adapter {self.name} has init_lora_weights={_short(init)}, which changed the base "
                 f"weights before training; it takes one of {list(_EXACT_INITS)}: convert it with "
                 "PEFT's save_pretrained(..., path_initial_model_for_weight_conversion=...)"
             )
@@ -113,19 +140,24 @@ class PeftConfig:
         return alpha / rank**0.5 if self.raw.get("use_rslora") else alpha / rank
 
     def _pattern(self, patterns: str, default: str, site: Site) -> float:
-        table = self.raw.get(patterns) or {}
-        if not isinstance(table, Mapping):
-            raise AdapterError(f"adapter {self.name}: {patterns} is {table!r}, it takes a mapping")
+        table: Any = self.raw.get(patterns) or {}
         from peft.utils.other import get_pattern_key
 
         option, value = default, self.raw.get(default, _DEFAULT_R_AND_ALPHA)
         pattern = get_pattern_key(list(table), site.module_name)
         if pattern in table:
-            option, value = f"{patterns}[{pattern!r}]", table[pattern]
+            option, value = f"{patterns}[{_short(pattern)}]", table[pattern]
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise AdapterError(f"adapter {self.name}: {option} is {value!r}, it takes a number")
-        # Not beyond what a float holds, to which an integer of JSON is not bound.
-        return float(value) if abs(value) < 10**300 or value != value else math.inf
+            raise AdapterError(
+                f"adapter {self.name}: {option} is {_short(value)}, it takes a number"
+            )
+        try:
+            return float(value)
+        except OverflowError:
+            raise AdapterError(
+                f"adapter {self.name}: {option} has {len(str(value))} digits; it takes a number "
+                "that a float can hold"
+            ) from None
 
     def targets(self, site: Site) -> bool:
         """Return whether PEFT would load weights for this site."""
@@ -140,6 +172,86 @@ class PeftConfig:
             **{option: self.raw.get(option) for option in filters},
         )
         return bool(check_target_module_exists(options, site.module_name))
+
+    def check_expressions(self, modules: Collection[str]) -> None:
+        """Make sure that PEFT can ask the regular expressions about modules in bounded time.
+
+        Raises:
+            AdapterError: an expression is invalid or takes too long, or there are too many.
+        """
+        tried, names = [], 0
+        for option, (built, how) in _EXPRESSIONS.items():
+            value: Any = self.raw.get(option) or ()
+            patterns = [value] if isinstance(value, str) else list(value)
+            names += len(patterns)
+            if how == "match" or isinstance(value, str):  # else PEFT takes them for plain names
+                tried += [
+                    (f"{option}={pattern[:80]!r}", built.replace("PATTERN", pattern), how)
+                    for pattern in patterns
+                    if not _PLAIN.fullmatch(pattern)
+                ]
+        if names * len(modules) > _MOST_QUESTIONS:
+            raise AdapterError(
+                f"adapter {self.name} has {names} names and patterns of modules in its "
+                f"{CONFIG_FILE}, far more than its {len(modules)} modules take; save it again"
+            )
+        wrong = _wrong_expression(json.dumps([tried, list(modules)])) if tried else ""
+        if wrong:
+            raise AdapterError(
+                f"adapter {self.name} has {wrong}; write it in {CONFIG_FILE} as plain names of "
+                "modules, or without repeats inside of repeats"
+            )
+
+
+# How PEFT builds an expression of each option, and how it asks it.
+_EXPRESSIONS = {
+    "target_modules": ("PATTERN", "fullmatch"),
+    "exclude_modules": ("PATTERN", "fullmatch"),
+    "layers_pattern": (r"(?:^|.*?\.)PATTERN\.(?P<idx>\d+)\.", "match"),
+    "rank_pattern": (r"(.*\.)?(PATTERN)$", "match"),
+    "alpha_pattern": (r"(.*\.)?(PATTERN)$", "match"),
+}
+_PLAIN = re.compile(r"(?:\w|\?\.)*|all-linear")  # there is one way to match it, or none
+_MOST_QUESTIONS = 1_000_000
+_TRY = """
+import json, re, sys, warnings
+try:
+    import resource
+    resource.setrlimit(resource.RLIMIT_CPU, (1, 1))
+except ImportError:
+    pass
+warnings.simplefilter("ignore")
+tried, modules = json.load(sys.stdin)
+for called, pattern, how in tried:
+    print(called, flush=True)
+    try:
+        ask = getattr(re.compile(pattern), how)
+    except Exception as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+    for module in modules:
+        ask(module)
+"""
+
+
+@lru_cache
+def _wrong_expression(question: str) -> str:
+    """Return what is wrong with the first expression that cannot be used; nothing if all can.
+
+    They are tried in a process of their own, which has one second of the processor: Python's
+    ``re`` may backtrack for longer than anybody lives, and nothing stops it from within.
+    """
+    options: Any = {"capture_output": True, "encoding": "utf-8", "check": False, "timeout": 60}
+    try:
+        tried = subprocess.run([sys.executable, "-ISc", _TRY], input=question, **options)
+        code, said, printed = tried.returncode, tried.stderr, tried.stdout
+    except subprocess.TimeoutExpired:
+        code, said, printed = -1, "", ""
+    if code == 0:
+        return ""
+    called = (printed.splitlines() or ["a pattern"])[-1]
+    if code == 1:
+        return f"{called}, which is no regular expression ({' '.join(said.split())[:200]})"
+    return f"{called}, which takes more than a second to match the names of the modules"
 
 
 # Of a module's update: weights have norms of tens to thousands.
@@ -157,11 +269,12 @@ def read_adapter(folder: str | Path) -> LoraAdapter:
             another rank than in the config, or is not finite.
     """
     folder = Path(folder)
-    config = PeftConfig(_read_config(folder), str(folder))
+    config = read_peft_config(folder)
     pairs: dict[Site, dict[str, Tensor]] = {}
     for key, tensor in _read_weights(folder).items():
         site, factor = _parse_key(key, folder)
         pairs.setdefault(site, {})[factor] = tensor
+    config.check_expressions([site.module_name for site in pairs])
     sites = {site: _low_rank(site, factors, config) for site, factors in pairs.items()}
     try:
         return LoraAdapter(sites, config.base_model, config.raw)
@@ -169,20 +282,22 @@ def read_adapter(folder: str | Path) -> LoraAdapter:
         raise AdapterError(f"{folder}: {error}") from None
 
 
-def _read_config(folder: Path) -> Mapping[str, object]:
+def read_peft_config(folder: Path) -> PeftConfig:
+    """Read the config of an adapter's folder; AdapterError where it cannot be used."""
     path = folder / CONFIG_FILE
     if not path.is_file():
         raise AdapterError(
             f"{folder} is not a PEFT adapter: it has no {CONFIG_FILE}; give the folder that "
             f"save_pretrained wrote, with {CONFIG_FILE} and {WEIGHTS_FILE}"
         )
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise AdapterError(f"{path} is not valid JSON ({error}); save the adapter again") from None
-    if not isinstance(raw, dict):
-        raise AdapterError(f"{path} holds a {type(raw).__name__}, it takes a JSON object")
-    return raw
+    raw = read_json(path, "a JSON object of PEFT's options: save the adapter again", AdapterError)
+    with reading(path, "options of PEFT", AdapterError):
+        return PeftConfig(raw, str(folder))
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _read_weights(folder: Path) -> dict[str, Tensor]:
@@ -194,13 +309,9 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
                 f"when it is read; it takes {WEIGHTS_FILE}: in that folder run {_CONVERSION}"
             )
         raise AdapterError(f"{folder} has no {WEIGHTS_FILE}; copy or save the adapter again")
-    try:
+    whole = "a whole safetensors file: it is truncated or damaged, copy or save the adapter again"
+    with reading(f"{path} ({path.stat().st_size} bytes)", whole, AdapterError):
         return load_file(path)
-    except SafetensorError as error:
-        raise AdapterError(
-            f"{path} ({path.stat().st_size} bytes) is truncated or damaged ({error}); it takes a "
-            "whole safetensors file: copy or save the adapter again"
-        ) from None
 
 
 def _parse_key(key: str, folder: Path) -> tuple[Site, str]:

@@ -6,7 +6,6 @@ one benchmark, in which every thing stands once, with a warning where two runs d
 main numbers.
 """
 
-import json
 import re
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,7 +31,7 @@ from ..evaluation.records import (
     SuiteResult,
 )
 from ..exceptions import DataError
-from ..files import write_whole
+from ..files import read_json, reading, write_whole
 from ..reporting.console import print_tables
 from ..reporting.tables import Column, ReportTable
 
@@ -49,6 +48,7 @@ _FIELDS = (
 # Columns on anchors, by which options may be chosen; 1 where less is better.
 _CHOOSING = {"NLL gain": -1, "objective": 1}
 _SIGNED = ("NLL gain", "gap recovered", "NLL gap", "margin over mean")
+_TAKES = "the results of a run: remove the run's folder, or run it again"
 _FORMATS = {**dict.fromkeys(_SIGNED, "+.3f"), "seconds": ".1f"}
 
 
@@ -72,17 +72,15 @@ class SweptJob:
         record = self.folder / ".hydra" / "overrides.yaml"
         if not record.is_file():
             return {}
-        try:
+        takes = (
+            "the words of a command line as a list in YAML, as Hydra writes them: remove the "
+            "run's folder, or run it again"
+        )
+        with reading(record, takes, DataError):
             # Plain data: what a record of somebody else refers to here is nobody's to know.
-            content = yaml.safe_load(record.read_text(encoding="utf-8"))
-        except (OSError, ValueError, yaml.YAMLError) as error:
-            raise DataError(
-                f"{record} cannot be read ({' '.join(str(error).split())}); it takes the words of "
-                "a command line as YAML, as Hydra writes them: remove the run's folder, or run it "
-                "again"
-            ) from None
-        given = content if isinstance(content, list) else []
-        words = [str(word).lstrip("+").partition("=") for word in given]
+            given = yaml.safe_load(record.read_text(encoding="utf-8")) or []
+            # Not str(word): lists that hold each other may be longer than any memory.
+            words = [str.lstrip(word, "+").partition("=") for word in given]
         return {key: value for key, _, value in words if key.split(".")[0] not in _BOOKKEEPING}
 
     @property
@@ -205,14 +203,7 @@ def _missing(job: SweptJob, folder: Path) -> str:
 
 
 def _read(job: SweptJob) -> BenchmarkResults:
-    try:
-        command = json.loads(job.results.read_text(encoding="utf-8"))["command"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{job.results} is no results.json of a run ({error}); remove the run's folder, or run "
-            "it again"
-        ) from None
-    if command == "evaluate":
+    if read_json(job.results, _TAKES, DataError).get("command") == "evaluate":
         return BenchmarkResults.read(job.results)
     return Results.read(job.results).as_benchmark()
 
@@ -421,10 +412,11 @@ def sweep_rows(jobs: Sequence[SweptJob], swept: list[str], *, best_first: bool) 
 def job_numbers(job: SweptJob) -> dict[str, float | None]:
     """Return the main numbers of a job of ``train.py`` or ``transfer.py``; none of others."""
     if job.results.is_file():
-        content = json.loads(job.results.read_text(encoding="utf-8"))
-        return train_numbers(Results.read(job.results)) if content["command"] == "train" else {}
+        command = read_json(job.results, _TAKES, DataError).get("command")
+        return train_numbers(Results.read(job.results)) if command == "train" else {}
     if job.transfer_report.is_file():
-        return transfer_numbers(json.loads(job.transfer_report.read_text(encoding="utf-8")))
+        with reading(job.transfer_report, _TAKES, DataError):
+            return transfer_numbers(read_json(job.transfer_report, _TAKES, DataError))
     return {}
 
 

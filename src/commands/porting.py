@@ -23,6 +23,7 @@ from ..adapters.merge import Combiner
 from ..adapters.sparsify import Combined, Sparsifier, cut
 from ..component import Component
 from ..data import HubTasks, Interleaved, TaskTexts, TextSource
+from ..data.corpora import encodable
 from ..data.prompts import PromptSpec
 from ..data.tasks import Example
 from ..data.zoo import SIDES, read_trained
@@ -37,6 +38,7 @@ from ..evaluation.records import (
 )
 from ..evaluation.statistics import ItemChange, item_change
 from ..exceptions import AdapterError, ConfigurationError, DataError, VerificationError
+from ..files import reading
 from ..mappers import Mapper, load_mapper
 from ..mappers.base import Report
 from ..models.architectures import SiteTable
@@ -454,17 +456,16 @@ def _lines(path: Path, wanted: str) -> list[tuple[str, str]]:
 
 def _rows(path: Path, wanted: str) -> Iterator[tuple[str, Any]]:
     for where, line in _lines(path, wanted):
-        try:
-            yield where, json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{where} is not JSON ({error}); {wanted}") from None
+        with reading(where, f"JSON; {wanted}", DataError):
+            row = json.loads(line)
+        yield where, row
 
 
 def _field(row: Any, name: str, where: str, wanted: str) -> str:
     value = row.get(name) if isinstance(row, dict) else None
     if not isinstance(value, str) or not value.strip():
         raise DataError(f'{where} has no "{name}" with text; {wanted}')
-    return value
+    return encodable(value)
 
 
 # Refinement: what it learns from, the models that it is given, and what is measured behind it.

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from ..exceptions import ConfigurationError, DataError
+from ..files import reading
 
 TRAIN, VALIDATION = SPLITS = ("train", "validation")
 """The splits of every source: what is learned from, and other documents to choose and stop by."""
@@ -153,7 +154,8 @@ def _text(file: Path, start: int) -> str:
     with file.open("rb") as lines:
         lines.seek(start)
         line = lines.readline()
-    try:
+    takes = 'UTF-8, and in *.jsonl a row {"text": ...} a line: correct or remove the line'
+    with reading(f"{file}, at byte {start}, {line[:60]!r}", takes, DataError):
         # A byte-order mark, which some editors put at the beginning, is no text.
         text = line.decode("utf-8-sig" if start == 0 else "utf-8").strip()
         if text and file.suffix == ".jsonl":
@@ -161,13 +163,7 @@ def _text(file: Path, start: int) -> str:
             if not isinstance(row["text"], str):
                 raise TypeError("its text is no string")
             text = encodable(row["text"]).strip()
-    except (ValueError, LookupError, TypeError) as error:
-        raise DataError(
-            f"{file}, at byte {start}, cannot be read ({type(error).__name__}: {error}): "
-            f'{line[:60]!r}; it takes UTF-8, and in *.jsonl a row {{"text": ...}} a line: correct '
-            "or remove the line"
-        ) from error
-    return text
+        return text
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from pydantic import (
 )
 
 from ..exceptions import DataError
-from ..files import write_whole
+from ..files import read_json, write_whole
 from ..option_types import faults
 
 # The conditions under which every task is scored; controls may come on top.
@@ -181,13 +181,8 @@ class RecordFile(Record):
             DataError: it is missing, is no JSON, has another schema version, or lacks a field.
         """
         written_by = f"{cls.model_fields['command'].default}.py"
-        try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise DataError(
-                f"{path} cannot be read ({error}); it takes a file that {written_by} has written"
-            ) from None
-        found = content.get("schema") if isinstance(content, dict) else None
+        content = read_json(Path(path), f"a file that {written_by} has written", DataError)
+        found = content.get("schema")
         wanted = cls.model_fields["schema_version"].default
         if found != wanted:
             raise DataError(

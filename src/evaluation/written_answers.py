@@ -113,7 +113,7 @@ def parsed(where: str, line: str, parse: Callable[[str], T], takes: str) -> T:
     """Return what is made of a line; the DataError of a malformed one says where it is."""
     try:
         return parse(line)
-    except (ValueError, SyntaxError) as error:
+    except (ValueError, SyntaxError, RecursionError) as error:
         raise DataError(
             f"{where} is {line.strip()[:80]!r}, but takes {takes} ({faults(error)}); correct it"
         ) from None

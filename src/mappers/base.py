@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from pickle import PickleError
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import torch
@@ -20,6 +19,7 @@ from lightning import LightningDataModule, LightningModule
 from ..adapters import LoraAdapter, LowRank, Site
 from ..alignment import relative_depth
 from ..exceptions import AdapterError, ConfigurationError
+from ..files import reading
 from ..models.architectures import SiteTable
 from ..models.streaming import FactorCache, StreamedWeights
 
@@ -179,22 +179,17 @@ def load_mapper(path: str | Path) -> LearnedMapper:
     Raises:
         AdapterError: the file is no checkpoint of a known mapper in the present format.
     """
-    try:
+    takes = (
+        "the checkpoint of a known mapper, the mapper.ckpt that train.py wrote: train it again "
+        "where an earlier version wrote it, and import a mapper of your own before"
+    )
+    with reading(path, takes, AdapterError):
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         kind = _mapper_class(checkpoint[LearnedMapper.checkpoint_key]["class"])
         mapper = kind(**checkpoint["hyper_parameters"])
         mapper.on_load_checkpoint(checkpoint)
         mapper.load_state_dict(checkpoint["state_dict"])
-    except (
-        *(OSError, EOFError, PickleError, RuntimeError),
-        *(KeyError, TypeError, ValueError, ImportError),
-    ) as error:
-        raise AdapterError(
-            f"{path} is no checkpoint of a known mapper ({type(error).__name__}: {error}); it "
-            "takes the mapper.ckpt that train.py wrote: train it again where an earlier version "
-            "wrote it, and import a mapper of your own before"
-        ) from None
-    return mapper.eval()
+        return mapper.eval()
 
 
 def _mapper_class(path: str) -> type[LearnedMapper]:

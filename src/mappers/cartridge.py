@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -23,7 +23,7 @@ from ..adapters import LoraAdapter, LowRank, Site
 from ..alignment.linear_maps import reduced_rank_regression
 from ..alignment.moments import PairedMoments
 from ..exceptions import AdapterError
-from ..files import staged_folder
+from ..files import reading, staged_folder
 from ..models.architectures import SiteTable
 from ..models.hooks import Tap, attached
 from .heads import ProjectionHead
@@ -178,7 +178,11 @@ def load_cartridge(folder: str | Path) -> Cartridge:
         AdapterError: the folder holds none, or it is damaged.
     """
     path = Path(folder).expanduser() / _WEIGHTS
-    try:
+    takes = (
+        "a cartridge, in a folder that transfer.py wrote with cartridge=DIR: write it again where "
+        "an earlier version wrote it"
+    )
+    with reading(path, takes, AdapterError):
         with safe_open(path, framework="pt") as file:
             facts = json.loads(file.metadata()["cartridge"])
             if facts["format"] != _FORMAT:
@@ -202,16 +206,7 @@ def load_cartridge(folder: str | Path) -> Cartridge:
         cartridge = Cartridge(facts["base_model"], sites)
         for name, weight in _weights(cartridge).items():
             weight.copy_(tensors[name])
-    except (
-        *(OSError, SafetensorError, ValueError, KeyError, IndexError),
-        *(TypeError, RuntimeError),
-    ) as error:
-        raise AdapterError(
-            f"{folder} holds no cartridge that can be read ({type(error).__name__}: {error}); it "
-            "takes a folder that transfer.py wrote with cartridge=DIR: write it again where an "
-            "earlier version wrote it"
-        ) from None
-    return cartridge.eval()
+        return cartridge.eval()
 
 
 def _weights(cartridge: Cartridge) -> dict[str, Tensor]:

@@ -134,6 +134,11 @@ class HeadShape(NamedTuple):
         and qwen3 show.
         """
         heads, groups = int(config.num_attention_heads), int(config.num_key_value_heads)
+        if heads % groups:
+            raise ModelError(
+                f"the base model's config has {heads} attention heads for {groups} heads of keys "
+                "and values; the first must be a multiple of the second: fetch config.json again"
+            )
         dims = getattr(config, "head_dim", None) or int(config.hidden_size) // heads
         return cls(groups, heads // groups, int(dims))
 

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -26,9 +25,10 @@ from transformers import (
 
 from ..alignment.svd import has_matrix_units
 from ..exceptions import ModelError
+from ..files import reading
 from ..store import Key, Store
 from .architectures import SiteTable
-from .streaming import StreamedWeights, read_config, read_tokenizer
+from .streaming import PROBE, StreamedWeights, read_tokenizer
 
 DTYPES = {
     "float32": torch.float32,
@@ -134,8 +134,9 @@ class ModelSource(ABC):
                 f"a base model's dtype is {self.dtype!r}, but it takes one of {', '.join(DTYPES)}"
             )
         folder = self.folder(cache)
-        read_config(folder)
-        try:
+        self.weights(cache).check_shapes()  # before memory is taken as the config says
+        takes = "config.json and *.safetensors, as `save_pretrained` writes them"
+        with reading(f"the base model in {folder}", takes, ModelError):
             found: Any = AutoModelForCausalLM.from_pretrained(
                 folder,
                 dtype=DTYPES[self.dtype],
@@ -145,11 +146,6 @@ class ModelSource(ABC):
                 ignore_mismatched_sizes=True,  # they are refused by name below
                 output_loading_info=True,
             )
-        except (OSError, ValueError, SafetensorError) as error:
-            raise ModelError(
-                f"the base model in {folder} could not be read ({str(error).splitlines()[0]}); "
-                "it takes config.json and *.safetensors, as `save_pretrained` writes them"
-            ) from error
         network, loaded = found
         _check_whole(folder, loaded)
         tokenizer = read_tokenizer(folder)
@@ -158,7 +154,14 @@ class ModelSource(ABC):
                 f"the tokenizer of {self.name} is a slow one, but loraport takes fast tokenizers "
                 "only (exact character offsets); give a folder that has a tokenizer.json"
             )
-        return BaseModel.frozen(self.name, network, tokenizer, self.fingerprint(folder, cache))
+        base = BaseModel.frozen(self.name, network, tokenizer, self.fingerprint(folder, cache))
+        with reading(f"the base model in {folder}", takes, ModelError), torch.inference_mode():
+            ids = torch.tensor([tokenizer(PROBE)["input_ids"]])
+            if int(ids.max()) >= int(network.config.vocab_size):
+                raise ValueError("its tokenizer makes tokens that the embedding has not")
+            if not torch.isfinite(network(input_ids=ids).logits).all():
+                raise ValueError("its logits are not finite")
+        return base
 
     def weights(self, cache: Path) -> StreamedWeights:
         """Open the weights in :meth:`folder` without loading them, in the dtype that they have."""

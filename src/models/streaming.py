@@ -1,6 +1,5 @@
 """The weights of a base model on disk, a tensor at a time: to read, to run and to factorise."""
 
-import json
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -11,9 +10,8 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from huggingface_hub.errors import StrictDataclassError
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -27,12 +25,27 @@ from transformers import (
 from ..adapters import Site
 from ..alignment.svd import TruncatedSvd, randomised_svd
 from ..exceptions import ModelError
+from ..files import read_json, reading
 from ..store import Key, Store
 from .architectures import ARCHITECTURES, EMBEDDING, HEAD, SiteTable, head_name, input_norm
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
+_FLOATS = ("F64", "F32", "BF16", "F16")  # as safetensors calls them
 _FACTORS = ("U", "S", "V")
+PROBE = "The number 7 is odd."  # of which any tokenizer makes tokens
+# What a config may say: some times that of the largest models, so that nothing is built of a
+# number that is none.
+_LARGEST = {
+    "num_hidden_layers": 1024,
+    "hidden_size": 2**18,
+    "intermediate_size": 2**20,
+    "num_attention_heads": 2**12,
+    "num_key_value_heads": 2**12,
+    "head_dim": 2**14,
+    "vocab_size": 2**24,
+    "max_position_embeddings": 2**40,
+}
 _HEAD_ROWS = 8192  # multiplied at once: 100 MB in float32 at a width of 3072
 
 
@@ -74,7 +87,14 @@ class StreamedWeights:
         shards: dict[str, Path] = {}
         for file in _shard_files(folder):
             with _opened(file) as shard:
-                shards.update(dict.fromkeys(shard.keys(), file))
+                for key in shard.keys():  # noqa: SIM118 - a shard is no mapping
+                    dtype = shard.get_slice(key).get_dtype()
+                    if key.endswith(".weight") and dtype not in _FLOATS:
+                        raise ModelError(
+                            f"{key} in {file} has the dtype {dtype}; it takes one of "
+                            f"{', '.join(_FLOATS)}: save the model as one of them"
+                        )
+                    shards[key] = file
         return cls(name, folder, config, shards)
 
     @cached_property
@@ -93,6 +113,13 @@ class StreamedWeights:
         Raises:
             ModelError: there is no such tensor, or its shard is missing or damaged.
         """
+        with self._holding(name) as (shard, stored):
+            # The tensor holds the mapping by itself, so that it outlives the shard's closing.
+            return shard.get_tensor(stored)
+
+    @contextmanager
+    def _holding(self, name: str) -> Iterator[tuple[Any, str]]:
+        """Open the shard that holds a tensor; give the tensor's name there as well."""
         # A checkpoint that was saved without its head names its tensors without ``model.``.
         stored = name if name in self.shards else name.removeprefix("model.")
         if stored not in self.shards:
@@ -102,8 +129,7 @@ class StreamedWeights:
                 "config.json"
             )
         with _opened(self.shards[stored]) as shard:
-            # The tensor holds the mapping by itself, so that it outlives the shard's closing.
-            return shard.get_tensor(stored)
+            yield shard, stored
 
     def weight(self, site: Site) -> Float[Tensor, "out in"]:
         """Return the weight of the site's linear module in the dtype that it is stored in.
@@ -135,27 +161,43 @@ class StreamedWeights:
         gain = self._shaped(name, (int(self.config.hidden_size),)).float()
         return gain + offset if offset else gain
 
+    def check_shapes(self) -> None:
+        """Raise ModelError unless the large matrices are there and as the config makes them.
+
+        Only the shards' headers are read, so that a config of somebody else cannot ask for more
+        memory or layers than there are weights.
+        """
+        for site, shape in self.sites.shapes.items():
+            self._of_shape(f"{site.module_name}.weight", shape)
+        self._of_shape(EMBEDDING, (int(self.config.vocab_size), int(self.config.hidden_size)))
+
     def _shaped(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        tensor = self.tensor(name)
-        if tuple(tensor.shape) != shape:
+        self._of_shape(name, shape)
+        return self.tensor(name)
+
+    def _of_shape(self, name: str, shape: tuple[int, ...]) -> None:
+        with self._holding(name) as (shard, stored):
+            found = tuple(shard.get_slice(stored).get_shape())
+        if found != shape:
             raise ModelError(
-                f"{name} in {self.folder} has the shape {tuple(tensor.shape)}, but config.json "
+                f"{name} in {self.folder} has the shape {found}, but config.json "
                 f"({self.config.model_type}) makes it {shape}; weights and config must be of one "
                 "model"
             )
-        return tensor
 
 
 def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """Return the tokenizer in a model's folder; ModelError where it cannot be read."""
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"the tokenizer in {folder} could not be read ({str(error).splitlines()[0]}); it takes "
-            "tokenizer.json and tokenizer_config.json, as `save_pretrained` of a tokenizer writes "
-            "them"
-        ) from error
+    takes = (
+        "tokenizer.json and tokenizer_config.json, as `save_pretrained` of a tokenizer writes them"
+    )
+    with reading(f"the tokenizer in {folder}", takes, ModelError):
+        found = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+        if not found(PROBE)["input_ids"]:
+            raise ValueError(f"it makes no token of {PROBE!r}")
+        return found
 
 
 def read_config(folder: Path) -> PretrainedConfig:
@@ -166,18 +208,21 @@ def read_config(folder: Path) -> PretrainedConfig:
             f"the base model folder {folder} has no config.json, but it takes what "
             "`save_pretrained` of a model and of its tokenizer write; correct the path"
         )
-    try:
-        architecture = json.loads(file.read_bytes()).get("model_type", "")
-        if architecture not in ARCHITECTURES:
+    takes = "a model's config as JSON; fetch the file again"
+    raw = read_json(file, takes, ModelError)
+    with reading(file, takes, ModelError):
+        for name, most in _LARGEST.items():
+            value = raw.get(name)
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            if value is not None and not (whole and 1 <= value <= most):
+                raise ValueError(f"{name} is not a whole number from 1 to {most}")
+        architecture = raw.get("model_type", "")
+        if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
             # Which transformers need not know either: let the site table refuse it.
-            return PretrainedConfig.from_dict({"model_type": str(architecture)})
-        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, AttributeError, ArithmeticError, StrictDataclassError) as error:
-        reason = " ".join(str(error).split())
-        raise ModelError(
-            f"{file} could not be read ({reason}); it takes a model's config as JSON; fetch the "
-            "file again"
-        ) from error
+            return PretrainedConfig.from_dict({"model_type": str(architecture)[:80]})
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        SiteTable.of(config)
+        return config
 
 
 def _shard_files(folder: Path) -> list[Path]:
@@ -194,15 +239,12 @@ def _shard_files(folder: Path) -> list[Path]:
             "transformers, where you trust it: AutoModelForCausalLM.from_pretrained(DIR)"
             ".save_pretrained(OTHER_DIR)"
         )
-    try:
-        names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
-        if not all(isinstance(name, str) for name in names):
-            raise TypeError("a shard's name is no text")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(
-            f"{index} could not be read ({error}); it takes JSON with a weight_map from tensors "
-            "to shards; fetch the file again"
-        ) from error
+    takes = "JSON with a weight_map from tensors to shards; fetch the file again"
+    found = read_json(index, takes, ModelError)
+    with reading(index, takes, ModelError):
+        names = sorted(set(found["weight_map"].values()))
+        if not names or not all(isinstance(name, str) for name in names):
+            raise TypeError("its weight_map names no shards, or one that is no text")
     for name in names:
         if Path(name).name != name:
             raise ModelError(
@@ -220,15 +262,16 @@ def _shard_files(folder: Path) -> list[Path]:
 @contextmanager
 def _opened(file: Path) -> Iterator[Any]:
     """Map a shard; closing it gives its pages back once no tensor of it is left."""
-    try:
-        with safe_open(file, framework="pt") as shard:
-            yield shard
-    except (SafetensorError, OSError) as error:
-        size = f"{file.stat().st_size} bytes long" if file.is_file() else "missing"
-        raise ModelError(
-            f"the shard {file} ({size}) is damaged or could not be read ({error}); fetch it "
-            "again, for example with `hf download`, and compare its size with the hub's"
-        ) from error
+    size = f"{file.stat().st_size} bytes long" if file.is_file() else "missing"
+    takes = (
+        "a whole safetensors file, and is damaged: fetch it again, for example with `hf "
+        "download`, and compare its size with the hub's"
+    )
+    with (
+        reading(f"the shard {file} ({size})", takes, ModelError),
+        safe_open(file, framework="pt") as shard,
+    ):
+        yield shard
 
 
 def hollow_network(weights: StreamedWeights) -> PreTrainedModel:
@@ -237,7 +280,11 @@ def hollow_network(weights: StreamedWeights) -> PreTrainedModel:
     They take no memory, but other libraries see a network on the CPU, to which PEFT can add an
     adapter.
     """
-    with init_empty_weights(include_buffers=False):
+    takes = "a config that a network can be built of; fetch the file again"
+    with (
+        reading(weights.folder / "config.json", takes, ModelError),
+        init_empty_weights(include_buffers=False),
+    ):
         network = AutoModelForCausalLM.from_config(weights.config, dtype=torch.float32)
     for module in network.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..exceptions import DataError
+from ..files import reading
 
 LEAST_POINTS = 4
 """With fewer anchors nothing is said of the next one."""
@@ -28,7 +29,7 @@ _LEVEL = 0.9
 _PENALTY = 1.0
 _FACTS = ("task", "gap_recovered", "gap_recovered_nll")
 _WANTED = (
-    'a calibration takes {"pair": NAME, "refinement": NAME, "setting": {...} as in report.json, '
+    'a calibration, {"pair": NAME, "refinement": NAME, "setting": {...} as in report.json, '
     '"features": [NAMES], "points": [{"task": NAME, "gap_recovered": NUMBER, each feature: '
     "NUMBER}, ...]}"
 )
@@ -83,11 +84,8 @@ class AnchorCalibration:
     @classmethod
     def read(cls, path: Path) -> "AnchorCalibration":
         """Read a file; DataError as :meth:`parse`, or where it cannot be read."""
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{path} cannot be read ({error}); {_WANTED}") from None
-        return cls.parse(text, str(path))
+        with reading(path, _WANTED, DataError):
+            return cls.parse(path.read_text(encoding="utf-8"), str(path))
 
     @classmethod
     def parse(cls, text: str, called: str) -> "AnchorCalibration":
@@ -96,7 +94,7 @@ class AnchorCalibration:
         Raises:
             DataError: it is no JSON, or lacks something.
         """
-        try:
+        with reading(called, _WANTED, DataError):
             content = json.loads(text)
             features = tuple(map(str, content["features"]))
             if not features or set(features) & set(_FACTS):
@@ -108,9 +106,6 @@ class AnchorCalibration:
             setting, models = dict(content.get("setting", {})), content.get("models", ())
             pair, refinement = str(content["pair"]), str(content["refinement"])
             return cls(pair, refinement, features, points, setting, tuple(map(str, models)))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            why = f"lacks {error}" if isinstance(error, KeyError) else str(error)
-            raise DataError(f"{called} cannot be used ({why}); {_WANTED}") from None
 
     def differences(self, setting: Mapping[str, Any]) -> str:
         """Return by what a port's setting differs from that of the anchors; nothing where alike."""

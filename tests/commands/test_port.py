@@ -455,7 +455,7 @@ class TestLearned:
         checkpoint.write_bytes(whole[: len(whole) // 2])
         end = transfers.call(f"ckpt={checkpoint}")
         assert end.code == 2, end.err
-        assert "is no checkpoint of a known mapper" in end.err
+        assert "the checkpoint of a known mapper" in end.err
         assert "Traceback" not in end.err
         checkpoint.unlink()
         end = transfers.call(f"ckpt={checkpoint}")

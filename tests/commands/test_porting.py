@@ -569,7 +569,7 @@ def test_examples(tmp_path: Path) -> None:
         ("inputs.txt", "", "is empty"),
         ("inputs.txt", "\n \n", "is empty"),
         ("inputs.txt", b"\xff\xfe\x00", "cannot be read"),
-        ("rows.jsonl", "{", "line 1, is not JSON"),
+        ("rows.jsonl", "{", "line 1, cannot be read"),
         ("rows.jsonl", '{"text": "a"}\n[]', 'line 2, has no "text" with text'),
         ("rows.jsonl", '{"text": 3}', 'line 1, has no "text" with text'),
         ("rows.jsonl", '{"text": " "}', 'line 1, has no "text" with text'),

@@ -107,7 +107,7 @@ def test_tokenizer_is_read_when_it_is_asked_for(pico_source: BaseModel, folder: 
     for file in folder.glob("tokenizer*"):
         file.unlink()
     weights = StreamedWeights.open(folder, "pico/source")
-    with pytest.raises(ModelError, match=r"tokenizer in .* could not be read"):
+    with pytest.raises(ModelError, match=r"tokenizer in .* cannot be read"):
         _ = weights.tokenizer
 
 
@@ -131,8 +131,8 @@ def configured(folder: Path, **options: object) -> None:
     ("spoil", "message"),
     [
         (lambda f: (f / CONFIG).unlink(), r"no config\.json"),
-        (lambda f: (f / CONFIG).write_text("[]"), r"config\.json could not be read"),
-        (lambda f: configured(f, hidden_size="wide"), r"config\.json could not be read"),
+        (lambda f: (f / CONFIG).write_text("[]"), r"config\.json cannot be read"),
+        (lambda f: configured(f, hidden_size="wide"), r"config\.json cannot be read"),
         (lambda f: configured(f, model_type="gemma3"), r"'gemma3'.*knows gemma2, gemma3_text"),
         (lambda f: configured(f, model_type="unheard-of"), r"'unheard-of'.*does not know"),
         (lambda f: configured(f, quantization_config={"quant_method": "fp8"}), "are quantised"),
@@ -143,7 +143,7 @@ def configured(folder: Path, **options: object) -> None:
         (lambda f: (f / WEIGHTS).unlink(), "there is neither; convert"),
         (
             lambda f: (f / WEIGHTS).write_bytes(b"short"),
-            r"model\.safetensors \(5 bytes long\) is damaged",
+            r"model\.safetensors \(5 bytes long\) cannot .* is damaged",
         ),
     ],
 )
@@ -167,7 +167,7 @@ def test_missing_shards_and_broken_indices_are_named(
         StreamedWeights.open(tmp_path, "missing")
     for text in ("{", "{}"):
         (tmp_path / "model.safetensors.index.json").write_text(text)
-        with pytest.raises(ModelError, match=r"index\.json could not be read"):
+        with pytest.raises(ModelError, match=r"index\.json cannot be read"):
             StreamedWeights.open(tmp_path, "broken")
 
 
