@@ -350,6 +350,7 @@ def made_with(
     settings: TransferSettings = context.settings
     mapper = porting.mapper
     options = settings.mapper.options if settings.ckpt is None else mapper.options
+    assert settings.refine is not None  # there is a refined adapter
     return port_setting(
         (mapper.name, options),
         settings.refine,

@@ -233,7 +233,7 @@ def _resampled_means(
     """
     rows = len(table)
     means = torch.empty(draws, table.shape[1], dtype=table.dtype)
-    for block in means.split(max(1, _BLOCK // max(rows, 1))):
+    for block in torch.split(means, max(1, _BLOCK // max(rows, 1))):
         places = torch.randint(rows, (len(block), rows), generator=generator)
         for index, column in enumerate(table.unbind(dim=1)):
             block[:, index] = column[places].mean(dim=1)
@@ -359,7 +359,7 @@ def spearman(
     weights = _group_weights(groups, seed, draws)
     if weights is None:
         return Estimate(whole, _UNDEFINED.interval)
-    blocks = weights.split(max(1, _BLOCK // len(x)))
+    blocks = torch.split(weights, max(1, _BLOCK // len(x)))
     found = torch.cat([_weighted(one, other, block) for block in blocks])
     known = found[~found.isnan()]
     low, high = (float(torch.quantile(known, q)) for q in (0.025, 0.975))
@@ -404,7 +404,7 @@ def _weighted(
 def _mean_ranks(
     values: Float[Tensor, " points"], weights: Float[Tensor, "draws points"]
 ) -> Float[Tensor, "draws points"]:
-    different, index = values.unique(return_inverse=True)  # in rising order
+    different, index = torch.unique(values, return_inverse=True)  # in rising order
     alike = weights.new_zeros(len(weights), len(different)).index_add_(1, index, weights)
     # Weights are whole numbers, so that the sums are exact in any order.
     return (alike.cumsum(dim=1) - alike / 2)[:, index]

@@ -255,7 +255,7 @@ def test_config_that_describes_the_adapter_no_more_is_not_kept(
 
 
 class TestRefused:
-    @pytest.mark.parametrize("alpha", [1e150, -1e9, 10**400, float("inf"), float("nan")])
+    @pytest.mark.parametrize("alpha", [1e150, -1e9, 10**300, float("inf"), float("nan")])
     @pytest.mark.parametrize("pattern", [False, True])
     def test_an_alpha_without_measure(
         self, alpha: float, pattern: bool, peft_folder: MakeFolder, edited: Edit

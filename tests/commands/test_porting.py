@@ -897,13 +897,15 @@ MEASURED = {"agreement": {"after": 0.5}, "drift": {"mean": 0.1}, "notes": ["few 
 SETTING = {"mapper": "noop", "texts": ["corpus"], "generic_texts": 640, "refine.lr": 2e-3}
 
 
-def calibration_quality_control(**fields: Any) -> AnchorCalibration:
+def calibration_with(**fields: Any) -> AnchorCalibration:
     points = [
         {"task": task, "agreement.after": value, "gap_recovered": 0.7 + 0.01 * value}
         for task, value in AGREEMENTS.items()
     ]
-    given = {"pair": "local", "refinement": "corpus_distill", "features": ["agreement.after"]}
-    given |= {"setting": SETTING, "points": points}
+    given = {
+        **{"pair": "local", "refinement": "corpus_distill", "features": ["agreement.after"]},
+        **{"setting": SETTING, "points": points},
+    }
     return AnchorCalibration.parse(json.dumps(given | fields), "anchors.json")
 
 
@@ -913,9 +915,7 @@ def told(
     setting: dict[str, Any] = SETTING,
     measured: dict[str, Any] = MEASURED,
 ) -> ExpectedRecord:
-    return expected(
-        anchors or calibration_quality_control(), "corpus_distill", setting, tasks, measured
-    )
+    return expected(anchors or calibration_with(), "corpus_distill", setting, tasks, measured)
 
 
 def test_the_task_that_is_ported_is_no_anchor() -> None:
@@ -939,7 +939,7 @@ def test_the_task_that_is_ported_is_no_anchor() -> None:
 def test_where_nothing_can_be_said_it_is_told_why(
     fields: dict[str, Any], tasks: tuple[str, ...], why: str
 ) -> None:
-    found = told(tasks, calibration_quality_control(**fields))
+    found = told(tasks, calibration_with(**fields))
     assert why in found.why_not
     assert (found.value, found.go) == (None, None)
     nothing = expected(None, "corpus_distill", SETTING, (), MEASURED)
@@ -1000,14 +1000,16 @@ DOCUMENTED = Path(__file__).parents[2] / "docs" / "benchmark" / "results.json"
 @pytest.mark.parametrize("pair", ["smollm2_gemma3", "gemma3_smollm2"])
 def test_what_comes_with_loraport_was_measured_with_what_transfer_does_by_itself(pair: str) -> None:
     settings = context_of("transfer", f"pair={pair}", "adapter=any").settings
+    refine = settings.refine
     names = {side: getattr(settings.pair, side).options["name"] for side in SIDES}
     hashes = json.loads(DOCUMENTED.read_text(encoding="utf-8"))["provenance"]["hashes"]
     update = LowRank(torch.zeros(8, 4), torch.zeros(4, 8))
     adapter = LoraAdapter({Site(0, Role.Q): update, Site(0, Role.V): update}, "any")
-    made = partial(
-        *(port_setting, ("noop", {}), settings.refine, ["corpus", "anchors"], adapter),
-        {"generic_texts": 640},
-    )
+
+    def made(weights: dict[str, str]) -> dict[str, Any]:
+        measured = {"generic_texts": 640}
+        return port_setting(("noop", {}), refine, ["corpus", "anchors"], adapter, measured, weights)
+
     found = AnchorCalibration.packaged(pair)
     assert found is not None
     assert found.differences(made({s: hashes[f"model/{n}"] for s, n in names.items()})) == ""

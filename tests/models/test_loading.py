@@ -303,8 +303,12 @@ def test_fingerprint_dtype_device_and_precision_are_in_keys(
     pico: Callable[[str], BaseModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = pico("llama")
-    network = copy.deepcopy(base.network)
-    others = [replace(base, fingerprint="another"), replace(base, network=network.to("meta"))]
+    on_meta: Any = copy.deepcopy(base.network)
+    on_meta.to("meta")
+    others = [
+        replace(base, fingerprint="another"),
+        replace(base, network=on_meta),
+    ]
     others.append(replace(base.converted(torch.bfloat16), fingerprint=base.fingerprint))
     keys = {Key.of("scores", **each.key_parts) for each in (base, *others)}
     monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "medium")
