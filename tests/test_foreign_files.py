@@ -60,7 +60,7 @@ NESTED = "[" * 100_000
         ({"rank_pattern": {f"q{n}": 4 for n in range(80_000)}}, r"800\d\d names and patterns"),
         ({"r": 10**400}, "r has 401 digits"),
         ({"r": 2**70}, "has rank|gives rank"),
-        ({"lora_alpha": 1e999}, "scale inf"),
+        ({"lora_alpha": 1e999}, "lora_alpha inf"),
         ({"layers_to_transform": "1"}, "layers_to_transform"),
         ({"target_modules": [1]}, r"target_modules.*valid string"),
         ({"base_model_name_or_path": ["x"]}, "base_model_name_or_path.*valid string"),
