@@ -429,11 +429,12 @@ class Benchmark:
             used = ports.data_access if ports is not None else "weights only"
             return MethodRun(MethodResult(**facts, data_access=used, refused=str(error)))
         scores = {name: dict(beside[name]) for name in self.tasks}
-        others = swapped({name: port.adapter for name, port in made.items()}, spare=())
-        for name in self.tasks:
-            scores[name]["predicted"] = self._score(name, made[name].adapter)
-            if name in others:
-                scores[name]["swapped"] = self._score(name, others[name])
+        predicted = {name: port.adapter for name, port in made.items()}
+        for condition, adapters in (
+            ("predicted", predicted),
+            ("swapped", swapped(predicted, spare=())),
+        ):
+            self._score(scores, condition, adapters)
         result = self._result(facts, ports, made, scores)
         gap = "no usable task"
         if result.summary is not None and result.summary.gap_recovered is not None:
@@ -472,17 +473,14 @@ class Benchmark:
 
         Where the two models differ so much that nothing can be copied, that column is left out.
         """
-        source, found = self.context.model("source"), {}
-        for name, task in self.tasks.items():
-            found[name] = {
-                "source_base": self._cache.score(source, None, task),
-                "source": self._cache.score(source, self.zoo.source[name], task),
-            }
+        found: dict[str, Conditions] = {name: {} for name in self.tasks}
+        self._score(found, "source_base", dict.fromkeys(self.tasks), "source")
+        self._score(found, "source", {n: self.zoo.source[n] for n in self.tasks}, "source")
         mean = MeanMapper()
         mean.fit(self._anchors)
         columns: dict[str, Mapping[str, LoraAdapter | None]] = {
             "base": dict.fromkeys(self.tasks),
-            "oracle": self.zoo.target,
+            "oracle": {name: self.zoo.target[name] for name in self.tasks},
             "mean": {name: mean.map(self.zoo.source[name]) for name in self.tasks},
         }
         if "copy" in self._asked:
@@ -519,13 +517,24 @@ class Benchmark:
     ) -> None:
         """Score adapters of the target, condition by task, and print their accuracies."""
         for condition, adapters in columns.items():
-            for name in self.tasks:
-                scores[name][condition] = self._score(name, adapters[name])
+            self._score(scores, condition, adapters)
             accuracies = ", ".join(f"{n} {s[condition].accuracy:.3f}" for n, s in scores.items())
             self._print(f"{condition}{note}: {accuracies}")
 
-    def _score(self, name: str, adapter: LoraAdapter | None) -> TaskScore:
-        return self._cache.score(self.context.model("target"), adapter, self.tasks[name])
+    def _score(
+        self,
+        scores: dict[str, Conditions],
+        condition: str,
+        adapters: Mapping[str, LoraAdapter | None],
+        side: str = "target",
+    ) -> None:
+        """Score the adapters of tasks, on one side, as a condition."""
+        base = self.context.model(side)
+        with shown_progress() as progress:
+            bar = progress.add_task(f"scoring {condition}, tasks", total=len(adapters))
+            for name, adapter in adapters.items():
+                scores[name][condition] = self._cache.score(base, adapter, self.tasks[name])
+                progress.advance(bar)
 
     def _print(self, line: str) -> None:
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
