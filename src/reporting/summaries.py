@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from ..data.zoo import SIDES
 from ..evaluation.records import (
     AdapterRecord,
     BenchmarkResults,
@@ -30,6 +31,8 @@ from .tables import cell_text
 # What stands in place of the verdicts where there are none.
 NO_VERDICT = "No hypothesis was tested in this run."
 
+# Of the weights' energy in the leading singular vectors. Source: Cross-LoRA, arXiv 2508.05232.
+_CLAIMED_ENERGY = 0.99
 _NO_HEADROOM = "the oracle is less than 3 points above the base"
 
 
@@ -310,6 +313,16 @@ def _mapping_remarks(record: AdapterRecord, mapping: Free) -> Iterator[str]:
             yield (
                 f"text predicts nothing of what {what} at {len(bad)} of {len(sites)} target sites "
                 f"(R² at most 0: {_first(bad)}); what is written there is noise"
+            )
+    for side in SIDES:
+        held = [f[f"{side}_energy_kept"] for f in sites.values() if f"{side}_energy_kept" in f]
+        short = [share for share in held if share < _CLAIMED_ENERGY]
+        if short:
+            yield (
+                f"the {side}'s leading singular vectors hold less than {_CLAIMED_ENERGY:.0%} of "
+                f"the weights' energy, as Cross-LoRA claims, at {len(short)} of {len(held)} sites "
+                f"({min(short):.0%} at the least); what the adapter does outside of them is lost: "
+                "raise mapper.rank"
             )
 
 

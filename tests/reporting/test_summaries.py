@@ -291,6 +291,15 @@ def test_without_a_prediction_there_is_the_agreement():
     assert "differs by 0.75 nats a chunk (2.50 before)" in agreed
 
 
+def test_singular_vectors_that_hold_less_energy_than_claimed_are_told():
+    kept = {"0.q": (0.995, 0.5), "1.q": (0.98, 0.99), "1.v": (0.93, 1.0)}
+    sites = {s: {"source_energy_kept": a, "target_energy_kept": b} for s, (a, b) in kept.items()}
+    source, target, *_ = transfer_remarks(report_of(mapping=({"sites": sites},)))
+    assert "the source's leading singular vectors hold less than 99%" in source
+    assert "at 2 of 3 sites (93% at the least)" in source
+    assert "at 1 of 3 sites (50% at the least)" in target
+
+
 def test_what_was_lost_in_a_port_is_told_and_nothing_of_what_did_not_happen():
     mapping = {"dropped_sites": ["1.q"], "dropped_energy": 0.25, "repeated_sites": 2, "sites": {}}
     steps = (StepRecord(name="merge", lost_energy=0.125),)
@@ -309,7 +318,8 @@ def test_what_was_lost_in_a_port_is_told_and_nothing_of_what_did_not_happen():
         strict=True,
     ):
         assert part in line
-    assert [line.partition(":")[0] for line in transfer_remarks(report_of())] == [
+    bare = report_of(mapping=({"sites": {}},))
+    assert [line.partition(":")[0] for line in transfer_remarks(bare)] == [
         *("verified", "diagnosis"),
     ]
 
