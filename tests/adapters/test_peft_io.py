@@ -18,7 +18,6 @@ from loraport.adapters import (
     Role,
     Site,
     peft_config,
-    peft_io,
     read_adapter,
     write_adapter,
 )
