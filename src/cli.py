@@ -36,6 +36,11 @@ from .settings import DiagnoseSettings, read
 _CONFIGS = "pkg://loraport.conf"
 _MODULES = {"transfer": "port"}  # the module of a command that has another name
 _REFUSED, _STOPPED, _PIPE = ConfigurationError.exit_code, 130, 141
+# What a disk or its permissions say; anything else is a fault of the program.
+_OF_A_PLACE = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM),
+    *(errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ELOOP),
+}
 
 
 @hydra.main(version_base="1.3", config_path=_CONFIGS, config_name="train")
@@ -115,6 +120,7 @@ def _command(
     # A shell leaves the ~ of paths.zoo=~/zoo, and Hydra's grammar takes it in quotes alone.
     home = re.compile(r"(\+{0,2}[\w.]+)=(~[^'\"]*)")
     sys.argv[1:] = [home.sub(r"\1='\2'", w) if home.fullmatch(w) else w for w in sys.argv[1:]]
+    logging.raiseExceptions = False  # a log that cannot be written is no traceback
     handler = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         try:
@@ -132,18 +138,22 @@ def _command(
     except KeyboardInterrupt:
         _fail(f"stopped; {then}", _STOPPED)
     except OSError as error:
-        if error.errno not in (errno.EPIPE, errno.ENOSPC, errno.EIO):
+        if error.errno not in (errno.EPIPE, *_OF_A_PLACE):
             raise
         if not _stdout_fails():
-            where = error.filename or "a file"
-            _fail(
-                f"{where} cannot be written ({error.strerror}); free some space; {then}", _REFUSED
-            )
+            _fail(f"{_of_a_place(error)}; {then}", _REFUSED)
         if error.errno == errno.EPIPE:  # as of `| head`, which has seen enough
             sys.exit(_PIPE)
         _fail(f"standard output cannot be written ({error.strerror}); nothing more is printed", 1)
     finally:
         signal.signal(signal.SIGTERM, handler)
+
+
+def _of_a_place(error: OSError) -> str:
+    return (
+        f"{error.filename or 'a file'} cannot be written or read ({error.strerror}); free some "
+        "space, or name a place that you may use"
+    )
 
 
 def _stdout_fails() -> bool:

@@ -17,6 +17,7 @@ import os
 import re
 import shutil
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -327,6 +328,14 @@ class Store:
             return folder
 
         return self._once(key, self.get_folder, write)
+
+    def check_writable(self, key: Key) -> None:
+        """Raise OutputError where an entry could not be written, before long work for it."""
+        path = self._path(key, ".entry")
+        if path is not None:
+            with _writing(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                tempfile.TemporaryFile(dir=path.parent).close()
 
     def working_folder(self, key: Key) -> Path | None:
         """Return the folder for unfinished work, such as checkpoints, made where it is missing.

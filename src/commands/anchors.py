@@ -31,6 +31,7 @@ from ..data import PromptTemplate, Task, write_manifest
 from ..data.prompts import AnswerExamples
 from ..data.zoo import METRICS_FILE, read_trained, trained_facts
 from ..exceptions import AdapterError, ConfigurationError
+from ..files import writing
 from ..models import BaseModel, LoraFineTuning
 from ..progress import shown_progress
 from ..settings import AnchorsSettings, Recipe, Settings
@@ -86,7 +87,8 @@ def train_zoo(
     """
     folder, workers = context.zoo_folder(), context.settings.pair.workers
     missing = [side for side in sides if _count_finished(folder, side, names) < len(names)]
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     with _progress(folder, sides, names):
         if workers > 1 and len(missing) > 1:
             spawn = multiprocessing.get_context("spawn")
@@ -173,17 +175,25 @@ class ZooTraining:
         Raises:
             ConfigurationError: an adapter is there that was trained in another way.
         """
+        if self._finished(task):  # needs no lock, and no permission to write
+            return True
         locks = self.folder / ".locks"
-        locks.mkdir(parents=True, exist_ok=True)
+        with writing(locks):
+            locks.mkdir(parents=True, exist_ok=True)
         try:
             with FileLock(locks / f"{self.side}-{task.name}.lock", timeout=timeout):
-                if not self._finished(task):
+                if not self._finished(task, again=True):
                     self._train(task)
         except Timeout:
             return False
         return True
 
-    def _finished(self, task: Task) -> bool:
+    def _finished(self, task: Task, again: bool = False) -> bool:
+        """Return whether a task's adapter is there; ``again`` removes a damaged one of the cache.
+
+        Raises:
+            ConfigurationError: it was trained in another way.
+        """
         path = self.folder / self.side / task.name
         if not path.exists():
             return False
@@ -192,8 +202,9 @@ class ZooTraining:
         except AdapterError as error:
             if not self.kept:
                 raise  # a damaged one is named, not trained over
-            log.warning("%s; it is trained again", error)
-            shutil.rmtree(path)
+            if again:  # under the lock
+                log.warning("%s; it is trained again", error)
+                shutil.rmtree(path)
             return False
         kept, now = trained_facts(path).get("settings"), self._settings(task)
         # A zoo from elsewhere says nothing of how it was trained: it is taken as it is.
@@ -326,10 +337,7 @@ def _write_manifest(settings: Settings, folder: Path) -> None:
         "recipe": config["recipe"],
         "versions": {library: version(library) for library in libraries},
     }
-    locks = folder / ".locks"
-    locks.mkdir(exist_ok=True)
-    with FileLock(locks / "manifest.lock"):
-        write_manifest(folder, facts)
+    write_manifest(folder, facts)
 
 
 def _print_scores(context: RunContext, console: Console, names: Sequence[str], rows: int) -> None:

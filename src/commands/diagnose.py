@@ -114,7 +114,7 @@ def run(settings: DiagnoseSettings) -> IntersectionMap:
             near = maps.get("mutual_knn") or diagnosis.similarity(states, diagnosis.measure)
             compatibility = diagnosis.judge(states, near)
             key = compatibility_key(context, diagnosis, probes)
-            Store(context.cache).put(key, asdict(compatibility))
+            Store(context.cache).made(key, lambda: asdict(compatibility))
             pairs = pairing.pair(near.calibrated.float())
         with watch.step("transport"):
             cells = transport_cells(settings, states, pairs, diagnosis.seed, progress)

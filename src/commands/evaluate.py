@@ -24,7 +24,7 @@ from ..evaluation.verdict import verdicts
 from ..exceptions import ConfigurationError
 from ..reporting.console import print_benchmark
 from ..reporting.dashboard import save_dashboard
-from ..reporting.loggers import finish_loggers, log_benchmark
+from ..reporting.loggers import begun_loggers, finish_loggers, log_benchmark
 from ..reporting.pages import write_report
 from ..settings import EvaluateSettings
 from .benchmark import (
@@ -56,7 +56,7 @@ def run(settings: EvaluateSettings) -> None:
         make_dashboard(settings.dashboard, settings)
         return
     if settings.collect is not None:
-        report(_collected(settings.collect), settings)
+        report(_collected(settings.collect), settings, begun_loggers(settings.logger))
         return
     context, watch = RunContext(settings), Stopwatch()
     suites = built_suites(context)
@@ -66,6 +66,7 @@ def run(settings: EvaluateSettings) -> None:
     with watch.step("zoo"):
         zoo = zoo_pairs(context)
         tasks = held_out_tasks(context, zoo)
+    loggers = begun_loggers(settings.logger)
     with watch.step("methods"):
         benchmark = Benchmark(context, zoo, tasks)
         runs = list(benchmark.runs(settings.asked_methods, settings.asked_seeds))
@@ -98,14 +99,13 @@ def run(settings: EvaluateSettings) -> None:
         timing=watch.rounded(),
         provenance=provenance(context, zoo, tasks),
     )
-    report(results, settings)
+    report(results, settings, loggers)
 
 
-def report(results: BenchmarkResults, settings: EvaluateSettings) -> None:
+def report(results: BenchmarkResults, settings: EvaluateSettings, loggers: list[Logger]) -> None:
     """Write results and report, log them, print the table and where things lie."""
     folder = Path(HydraConfig.get().runtime.output_dir)
     written = [results.write(folder / "results.json"), *write_report(results, folder)]
-    loggers: list[Logger] = [logger.build() for logger in settings.logger.values()]
     log_benchmark(loggers, results, written)
     records = finish_loggers(loggers)
     print_benchmark(results)

@@ -6,7 +6,7 @@ and the parts that evaluate.py uses as well are in porting.py.
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -85,7 +85,11 @@ def run(settings: TransferSettings) -> float | None:
     with watch.step("diagnose"):
         compatibility = check_compatibility(context, [type(inputs.mapper)])
 
-    with staged_folder(output, overwrite=settings.overwrite) as folder:
+    with ExitStack() as staged:
+        folder = staged.enter_context(staged_folder(output, overwrite=settings.overwrite))
+        if settings.cartridge is not None:
+            heads = staged_folder(settings.cartridge, overwrite=settings.overwrite)
+            cartridge_folder = staged.enter_context(heads)
         with watch.step("port"), mapping_progress() as mapping:
             inputs.mapper.use(pair, mapping)
             mapped = porting.mapped(list(inputs.given.values()))
@@ -113,8 +117,8 @@ def run(settings: TransferSettings) -> float | None:
             (folder / "README.md").write_text(ported_card(report), encoding="utf-8")
         if settings.cartridge is not None:
             (adapter,) = inputs.given.values()
-            cartridge = inputs.mapper.cartridge(adapter)
-            cartridge.save(settings.cartridge, overwrite=settings.overwrite)
+            with writing(settings.cartridge):
+                inputs.mapper.cartridge(adapter).write(cartridge_folder)
 
     print_transfer(report)
     Console().print(f"adapter  {output}", highlight=False, soft_wrap=True)

@@ -37,7 +37,7 @@ from ..evaluation.records import (
 )
 from ..evaluation.scoring import ScoreCache, TaskScore, random_adapter, swapped
 from ..exceptions import ConfigurationError, OutputError
-from ..files import whole_file, write_whole
+from ..files import whole_file, write_whole, writing
 from ..mappers import LearnedMapper, Mapper, load_mapper
 from ..mappers.controls import MeanMapper
 from ..mappers.from_text import CorpusMapper, ModelPair
@@ -50,7 +50,7 @@ from ..progress import shown_progress
 from ..reporting.cards import adapter_card
 from ..reporting.console import print_results
 from ..reporting.figures import write_chart
-from ..reporting.loggers import finish_loggers, log_results
+from ..reporting.loggers import begun_loggers, finish_loggers, log_results
 from ..settings import MethodSettings, Settings, TrainSettings
 from ..store import Key, Store, results_first
 from .anchors import CPU_TRAINER, builds_zoo, train_zoo
@@ -86,7 +86,7 @@ def run(settings: TrainSettings) -> float | None:
         if objective is not None:
             check_objective(objective, mapper, data)
         tasks = {} if data is None else context.tasks(list(data.held_out))
-    loggers: list[Logger] = [logger.build() for logger in settings.logger.values()]
+    loggers = begun_loggers(settings.logger)
 
     with watch.step("fit"):
         fitting = Fitting.of(context, mapper, data)
@@ -783,7 +783,8 @@ def assemble(
 def keeping(checkpoint: Path) -> Iterator[None]:
     """Let the run's folder with its checkpoint stay where results cannot be written."""
     try:
-        yield
+        with writing("what is known of the mapper"):
+            yield
     except OutputError as error:
         error.keeps = True
         error.args = (f"{error}; the fitted mapper stays in {checkpoint}",)

@@ -129,6 +129,15 @@ def positions(attention_mask: Int[Tensor, "rows tokens"]) -> Int[Tensor, "rows t
     return (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
 
 
+def pad_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return what rows are padded with: padding is masked, so that any token serves.
+
+    A tokenizer may have no token for it, nor one for the end of a text.
+    """
+    known = (tokenizer.pad_token_id, tokenizer.eos_token_id)
+    return next((int(token) for token in known if token is not None), 0)
+
+
 def left_padded(
     rows: Sequence[Sequence[int]], pad_token: int
 ) -> tuple[Int[Tensor, "rows tokens"], Int[Tensor, "rows tokens"]]:
@@ -238,7 +247,7 @@ class AnswerExamples(LightningDataModule):
         )
         self.batch_size = batch_size
         self.seed = seed
-        self._pad_token = int(tokenizer.pad_token_id)
+        self._pad_token = pad_token(tokenizer)
 
     def train_dataloader(self) -> LengthBuckets:
         """Return the batches; the first pass over them depends on the seed alone."""

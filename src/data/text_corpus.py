@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..exceptions import ConfigurationError, DataError
 from .corpora import TRAIN, VALIDATION, TextSource, cut_at_word, encodable
+from .prompts import pad_token
 from .token_alignment import EndChoice, TokenEndReader, TokenEnds, WordEnds, align
 
 
@@ -199,8 +200,7 @@ class TextCorpus(LightningDataModule):
         self.ends = ends or WordEnds()
         self.suffixes, self.suffix_share, self.seed = tuple(suffixes), suffix_share, seed
         self._readers = TokenEndReader(source_tokenizer), TokenEndReader(target_tokenizer)
-        # Where there is no padding token any will do, as padding is masked.
-        self._padding = source_tokenizer.pad_token_id or 0, target_tokenizer.pad_token_id or 0
+        self._padding = pad_token(source_tokenizer), pad_token(target_tokenizer)
 
     def train_dataloader(self) -> DataLoader[AlignedBatch]:
         """Return the training texts in batches, always in the same order."""

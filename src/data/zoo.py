@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from filelock import FileLock
 from jaxtyping import Int
 from lightning import LightningDataModule
 from torch import Tensor
@@ -20,7 +21,7 @@ from torch.utils.data import DataLoader
 from ..adapters import AdapterStack, LoraAdapter, read_adapter
 from ..adapters.peft_io import CONFIG_FILE, WEIGHTS_FILE
 from ..exceptions import AdapterError, ConfigurationError
-from ..files import write_whole
+from ..files import write_whole, writing
 
 SIDES = ("source", "target")
 
@@ -137,16 +138,27 @@ def _check_one_base(side: str, adapters: Mapping[str, LoraAdapter]) -> None:
         )
 
 
-def write_manifest(folder: Path, facts: Mapping[str, object]) -> None:
-    """Write ``manifest.json``: the given facts, and the SHA-256 of each adapter's weights."""
+def manifest(folder: Path, facts: Mapping[str, object]) -> str:
+    """Return what ``manifest.json`` holds: facts, and the SHA-256 of each adapter's weights."""
     hashes = {
         f"{side}/{path.name}": {"sha256": sha256((path / WEIGHTS_FILE).read_bytes()).hexdigest()}
         for side in SIDES
         if (folder / side).is_dir()
         for path in sorted(_adapters(folder / side).values())
     }
-    text = json.dumps({**facts, "adapters": hashes}, indent=1, sort_keys=True) + "\n"
-    write_whole(folder / "manifest.json", text)
+    return json.dumps({**facts, "adapters": hashes}, indent=1, sort_keys=True) + "\n"
+
+
+def write_manifest(folder: Path, facts: Mapping[str, object]) -> None:
+    """Write ``manifest.json``; one that says so already stays as it is, and needs no permission."""
+    path = folder / "manifest.json"
+    if path.is_file() and path.read_text(encoding="utf-8") == manifest(folder, facts):
+        return
+    locks = folder / ".locks"
+    with writing(path):
+        locks.mkdir(exist_ok=True)
+        with FileLock(locks / "manifest.lock"):
+            write_whole(path, manifest(folder, facts))
 
 
 class AnchorBatch(NamedTuple):

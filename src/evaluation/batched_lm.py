@@ -15,6 +15,7 @@ from lm_eval.models.huggingface import HFLM
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..data.prompts import pad_token
 from ..exceptions import DataError
 from ..models.likelihood import LOGIT_POSITIONS, LabelTree, TreeInputs, attention_masks
 from ..models.loading import BaseModel
@@ -118,7 +119,7 @@ def _batches(groups: Sequence[_Texts], tokens: int) -> Iterator[list[int]]:
 def _answers(base: BaseModel, groups: Sequence[_Texts]) -> list[list[Answer]]:
     """Return the answers of groups that go through the network together, in float64."""
     network, device = base.network, base.network.device
-    inputs = _side_by_side([group.tree for group in groups], int(base.tokenizer.pad_token_id))
+    inputs = _side_by_side([group.tree for group in groups], pad_token(base.tokenizer))
     asked = [(row, node) for row, group in enumerate(groups) for node in group.asked]
     logits = _logits_at(
         network,

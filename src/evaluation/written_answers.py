@@ -336,7 +336,7 @@ def write_answers(
     """
     known = getattr(base.network.generation_config, "eos_token_id", None)
     more = [known] if isinstance(known, int) else list(known or [])
-    ends = {int(base.tokenizer.eos_token_id), *more}
+    ends = {base.tokenizer.eos_token_id, *more}
     answers = [""] * len(prompts)
     for indices in length_batches([len(row) for row in prompts], batch_tokens, batch_rows):
         rows = [list(prompts[index]) for index in indices]

@@ -23,7 +23,7 @@ from ..adapters import LoraAdapter, LowRank, Site
 from ..alignment.linear_maps import reduced_rank_regression
 from ..alignment.moments import PairedMoments
 from ..exceptions import AdapterError
-from ..files import reading, staged_folder
+from ..files import reading, staged_folder, writing
 from ..models.architectures import SiteTable
 from ..models.hooks import Tap, attached
 from .heads import ProjectionHead
@@ -149,8 +149,12 @@ class Cartridge(nn.Module):
         Raises:
             OutputError: the folder exists, or cannot be written.
         """
-        with staged_folder(folder, overwrite=overwrite) as staged:
-            (staged / _WEIGHTS).write_bytes(self._bytes())
+        with staged_folder(folder, overwrite=overwrite) as staged, writing(folder):
+            self.write(staged)
+
+    def write(self, folder: Path) -> None:
+        """Write the cartridge's file into a folder that exists; see also staged_folder."""
+        (folder / _WEIGHTS).write_bytes(self._bytes())
 
     def _bytes(self) -> bytes:
         # Sites of one layer share an input projection, whose weights the file holds once.

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..data.prompts import left_padded, positions
+from ..data.prompts import left_padded, pad_token, positions
 from .loading import BaseModel
 
 
@@ -69,8 +69,8 @@ def generate(
     ``max_new_tokens``.
     """
     network, device = base.network, base.network.device
-    end = int(base.tokenizer.eos_token_id)
-    ids, mask = (part.to(device) for part in left_padded(prompts, int(base.tokenizer.pad_token_id)))
+    end = base.tokenizer.eos_token_id  # None: nothing ends before the last token allowed
+    ids, mask = (part.to(device) for part in left_padded(prompts, pad_token(base.tokenizer)))
     position_ids, past = positions(mask), None
     written: list[Tensor] = []
     open_rows = torch.ones(len(prompts), dtype=torch.bool, device=device)
@@ -86,7 +86,8 @@ def generate(
         past = output.past_key_values
         chosen = choice.choose(output.logits[:, -1])
         written.append(chosen)
-        open_rows &= chosen != end
+        if end is not None:
+            open_rows &= chosen != end
         ids, position_ids = chosen[:, None], position_ids[:, -1:] + 1
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
     rows = torch.stack(written, dim=1).tolist() if written else [[] for _ in prompts]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..adapters import LoraAdapter
 from ..data.corpora import cut_at_word
-from ..data.prompts import left_padded, positions
+from ..data.prompts import left_padded, pad_token, positions
 from ..exceptions import ConfigurationError, DataError, ModelError
 from .hooks import Attachable, attached
 from .likelihood import LOGIT_POSITIONS, length_batches, picked_logits
@@ -243,9 +243,7 @@ def _batches(
     """Give texts of like length together: tokens, mask, chosen places in the flattened batch."""
     most = max(1, LOGIT_POSITIONS // max(len(places) for places in chosen))
     for numbers in length_batches([len(row) for row in rows], _BATCH_TOKENS, most):
-        ids, mask = left_padded(
-            [rows[number] for number in numbers], int(base.tokenizer.pad_token_id)
-        )
+        ids, mask = left_padded([rows[number] for number in numbers], pad_token(base.tokenizer))
         width = ids.shape[1]
         places = [
             (line + 1) * width - len(rows[number]) + chosen[number]

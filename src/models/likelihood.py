@@ -13,7 +13,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from ..data.prompts import PromptSpec, answer_tokens, left_padded, positions, prompt_tokens
+from ..data.prompts import (
+    PromptSpec,
+    answer_tokens,
+    left_padded,
+    pad_token,
+    positions,
+    prompt_tokens,
+)
 from .architectures import attention_windows
 from .loading import BaseModel
 
@@ -218,7 +225,7 @@ def batch_log_likelihoods(
     Gradients flow to whatever in the network takes them.
     """
     network, device = base.network, base.network.device
-    ids, mask = left_padded(prompts, int(base.tokenizer.pad_token_id))
+    ids, mask = left_padded(prompts, pad_token(base.tokenizer))
     if tree.size == 0:
         masks: object = mask.to(device)
         places = positions(mask)

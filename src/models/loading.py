@@ -46,7 +46,7 @@ class BaseModel:
     Attributes:
         name: The hub id that adapters for it carry as ``base_model_name_or_path``.
         network: In evaluation mode; none of its parameters takes a gradient.
-        tokenizer: A fast tokenizer with a padding token.
+        tokenizer: A fast tokenizer.
         fingerprint: SHA-256 (or the hub's commit) of what determines weights and tokenizer.
     """
 
@@ -65,9 +65,9 @@ class BaseModel:
     ) -> "BaseModel":
         """Return a base model whose network is switched to evaluation and takes no gradient.
 
-        A tokenizer without a padding token gets the end-of-text token for it: padding is always
-        masked, so that its token has no influence. A dtype other than float32 becomes part of
-        the fingerprint, as it changes every score.
+        A tokenizer without a padding token gets the end-of-text token for it, where it has one:
+        padding is always masked, so that its token has no influence. A dtype other than float32
+        becomes part of the fingerprint, as it changes every score.
         """
         network.eval()
         network.requires_grad_(False)

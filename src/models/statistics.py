@@ -267,10 +267,15 @@ class StatisticsStore:
         return totals
 
     def resume(self, key: object, pairs: Sequence[TapPair]) -> RunningTotals:
-        """Return what is kept under a key for these pairs; empty totals where that is nothing."""
+        """Return what is kept under a key for these pairs; empty totals where that is nothing.
+
+        Raises:
+            OutputError: they could not be kept.
+        """
         self._saved = time.monotonic()
         kept = self._store.get_tensors(_key(key, pairs))
         if kept is None:
+            self._store.check_writable(_key(key, pairs))
             return RunningTotals.empty(key, pairs)
         tensors, state = kept
         split: dict[str, dict[str, Tensor]] = {"train": {}, "held_out": {}}

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..adapters import LoraAdapter
-from ..data.prompts import left_padded, positions
+from ..data.prompts import left_padded, pad_token, positions
 from ..data.token_alignment import TokenEndReader
 from ..exceptions import DataError
 from ..models.generation import MostLikely, NextToken, generate, text_behind
@@ -90,7 +90,7 @@ def written(
     A character that was cut off at the last token allowed is left out.
     """
     rows = generate(base, prompts, max_new_tokens=max_new_tokens, choice=choice)
-    end = int(base.tokenizer.eos_token_id)
+    end = base.tokenizer.eos_token_id
     texts = []
     for prompt, row in zip(prompts, rows, strict=True):
         ended = row[-1:] == [end]
@@ -143,12 +143,13 @@ def chunked(
     """Cut continuations into the chunks that two tokenizers share; there may be none.
 
     Where the teacher came to its end, its end-of-text token is the last chunk: it is another
-    token in each model, but means the same.
+    token in each model, but means the same. A target that has none cannot learn it.
 
     Raises:
         ModelError: a tokenizer is not a fast one.
     """
     whole = [each.prompt + each.text for each in written]
+    both_end = None not in (source.eos_token_id, target.eos_token_id)
     read = [TokenEndReader(tokenizer).read(whole) for tokenizer in (source, target)]
     texts = []
     for each, *sides in zip(written, *read, strict=True):
@@ -161,7 +162,7 @@ def chunked(
         for side, tokenizer in zip(sides, (source, target), strict=True):
             bounds = [side.places[end] for end in ends]
             ids = list(side.input_ids[: bounds[-1] + 1])
-            if each.ended:
+            if each.ended and both_end:
                 ids.append(int(tokenizer.eos_token_id))
                 bounds.append(len(ids) - 1)
             tokens.append(ChunkTokens(ids, bounds))
@@ -182,7 +183,7 @@ def batch_chunk_likelihoods(
     chunks. Each row takes at least one. Logits are computed at the positions of chunks only.
     """
     network, device = base.network, base.network.device
-    pad = int(base.tokenizer.pad_token_id)
+    pad = pad_token(base.tokenizer)
     # The last token is only predicted, never read.
     ids, mask = left_padded([row.input_ids[:-1] for row in rows], pad)
     width = max(row.predicted for row in rows)

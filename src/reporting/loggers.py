@@ -6,7 +6,7 @@ as its service does.
 """
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from matplotlib.image import imread
 
+from ..component import Component
 from ..evaluation.records import BenchmarkResults, Condition, MethodResult, Number, Results
-from ..exceptions import ConfigurationError
+from ..exceptions import ConfigurationError, LoraportError, OutputError
 from ..progress import shown_progress
 from .tables import ReportTable, changes_table, divergence_table, methods_table, tasks_table
 
@@ -172,8 +173,9 @@ _LONGEST_NAME = 128  # what W&B takes for the name of a run or a group
 class WandbRunLogger(WandbLogger, RunLogger):
     """Logs one run to W&B: quietly, offline unless the user has logged in, one group a sweep.
 
-    The run begins with the first thing that is logged. ``WANDB_MODE`` overrules everything; a
-    user who has logged in but has no network gets an offline run. Call :func:`finish_loggers` at
+    The run begins with :func:`begun_loggers`, or the first thing that is logged. ``WANDB_DISABLED``
+    and ``WANDB_MODE`` overrule everything; a user who has logged in but has no network gets an
+    offline run. Call :func:`finish_loggers` at
     the end, so that the next job of a sweep in the same process gets a run of its own.
 
     The options are described in ``conf/logger/wandb.yaml``; a name that is too long is cut.
@@ -254,12 +256,26 @@ def _sweep_group(save_dir: Path, sweep_dir: str | Path | None) -> str | None:
 
 
 def _mode() -> str | None:
-    """Return W&B's mode: None where the user has chosen it, online where they have logged in."""
-    if os.environ.get("WANDB_MODE"):
+    """Return W&B's mode: None where the user has chosen it, online where they have logged in.
+
+    Raises:
+        ConfigurationError: online is chosen without a login, or the login cannot be used.
+    """
+    if os.environ.get("WANDB_DISABLED", "").lower() not in ("", "0", "false", "no", "off"):
+        return "disabled"
+    chosen = os.environ.get("WANDB_MODE")
+    if chosen and chosen != "online":
         return None
     wandb.setup(settings=wandb.Settings(silent=True))
     try:
-        return "online" if wandb.login(prompt=False, verify=False) else "offline"
+        if wandb.login(prompt=False, verify=False):
+            return "online"
+        if chosen is None:
+            return "offline"
+        raise ConfigurationError(
+            "WANDB_MODE=online, but nobody has logged in to W&B; run `wandb login`, set "
+            "WANDB_API_KEY, or leave WANDB_MODE out for an offline run"
+        )
     except wandb.errors.AuthenticationError as error:
         raise ConfigurationError(
             f"W&B's credentials cannot be used ({error}); run `wandb login` again, or choose "
@@ -308,6 +324,39 @@ def log_results(loggers: Sequence[Logger], results: Results, chart: Path | None 
     """
     files = [] if chart is None else [chart]
     log_benchmark(loggers, results.as_benchmark(), files, also=plain_summary(results))
+
+
+def begun_loggers(named: Mapping[str, Component]) -> list[Logger]:
+    """Build loggers, and begin what each writes to, before the work that it is to log.
+
+    Raises:
+        ConfigurationError: the options of one, or what the environment says of it, cannot be used.
+        OutputError: its folder cannot be written.
+    """
+    loggers: list[Logger] = []
+    for name, component in named.items():
+        try:
+            loggers.append(component.build())
+            getattr(loggers[-1], "experiment", None)
+        except LoraportError:
+            raise
+        except Exception as error:  # whatever its library makes of options and environment
+            if isinstance(error, OSError) and error.errno is not None:
+                raise OutputError(
+                    f"logger={name} cannot write {error.filename or 'its files'} "
+                    f"({error.strerror}); set hydra.run.dir to another folder, or logger=none"
+                ) from error
+            why = " ".join(str(error).split()) or type(error).__name__
+            raise ConfigurationError(
+                f"logger={name} cannot be used ({why}); correct its options or its environment "
+                f"variables{_named_variables()}, or choose logger=csv"
+            ) from error
+    return loggers
+
+
+def _named_variables() -> str:
+    names = sorted(name for name in os.environ if name.startswith("WANDB_"))
+    return f" ({', '.join(names)})" if names else ""
 
 
 def finish_loggers(loggers: Sequence[Logger], status: str = "success") -> list[str]:

@@ -9,11 +9,13 @@ import wandb
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from loraport.exceptions import ConfigurationError
+from loraport.component import Component
+from loraport.exceptions import ConfigurationError, OutputError
 from loraport.reporting.figures import write_chart
 from loraport.reporting.loggers import (
     TensorBoardRunLogger,
     WandbRunLogger,
+    begun_loggers,
     benchmark_metrics,
     finish_loggers,
     log_benchmark,
@@ -191,6 +193,59 @@ def test_wandb_mode_overrules(results, tmp_path, monkeypatch):
     assert offline_runs(tmp_path) == []
     assert finish_loggers([WandbRunLogger(tmp_path / "unused")]) == []
     assert not (tmp_path / "unused").exists()
+
+
+@pytest.mark.parametrize("value", ["true", "1", "yes"])
+def test_wandb_disabled_is_honoured(results, tmp_path, monkeypatch, value):
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setenv("WANDB_DISABLED", value)
+    logger = WandbRunLogger(tmp_path)
+    log_results([logger], results)
+    assert finish_loggers([logger]) == []
+    assert offline_runs(tmp_path) == []
+
+
+WANDB = "loraport.reporting.WandbRunLogger"
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"WANDB_MODE": "online"}, "nobody has logged in to W&B; run `wandb login`"),
+        ({"WANDB_MODE": "nowhere"}, "logger=wandb cannot be used .*WANDB_MODE.*logger=csv"),
+        ({"WANDB_API_KEY": "short"}, "credentials cannot be used"),
+        ({"WANDB_MODE": "online", "WANDB_API_KEY": "short"}, "credentials cannot be used"),
+    ],
+)
+def test_what_the_environment_says_is_checked_before_anything_is_logged(
+    tmp_path, monkeypatch, variables, message
+):
+    monkeypatch.setenv("HOME", str(tmp_path))  # where a login would lie
+    for name in ("WANDB_MODE", "WANDB_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    component = Component.model_validate({"_target_": WANDB, "save_dir": str(tmp_path)})
+    with pytest.raises(ConfigurationError, match=message):
+        begun_loggers({"wandb": component})
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        WANDB,
+        "loraport.reporting.loggers.TensorBoardRunLogger",
+        "lightning.pytorch.loggers.CSVLogger",
+    ],
+)
+def test_a_folder_that_cannot_be_written_is_named_before_anything_is_logged(
+    tmp_path, monkeypatch, target
+):
+    monkeypatch.setenv("WANDB_DISABLED", "")
+    (tmp_path / "file").write_text("")
+    node = {"_target_": target, "save_dir": str(tmp_path / "file" / "below")}
+    with pytest.raises(OutputError, match=r"logger=mine cannot write .*file.*Not a directory"):
+        begun_loggers({"mine": Component.model_validate(node)})
 
 
 def test_without_tensorboard_the_extra_is_named(tmp_path, monkeypatch):
