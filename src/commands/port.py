@@ -351,7 +351,7 @@ def made_with(
     options = settings.mapper.options if settings.ckpt is None else mapper.options
     return port_setting(
         (mapper.name, options),
-        settings.refine,
+        {} if settings.refine is None else settings.refine.options,
         refining.data["texts"],
         done.ported.adapter,
         done.refinements[0],

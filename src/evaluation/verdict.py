@@ -238,7 +238,7 @@ def _safety_is_preserved(methods: Sequence[MethodResult], suites: Sequence[Suite
             reason += f", over {few} harmful prompts where {LEAST_PROMPTS} are needed to support it"
         if ported != asked:
             reason += f", and of {len(asked) - len(ported)} ported adapters nothing is known"
-    sentences = []
+    sentences: list[str] = []
     for pair in dict.fromkeys(change.condition.pair for change in ported):
         own = [change for change in ported if change.condition.pair == pair]
         sentences += _changes(pair, own, changes)

@@ -902,8 +902,8 @@ def calibration_quality_control(**fields: Any) -> AnchorCalibration:
         {"task": task, "agreement.after": value, "gap_recovered": 0.7 + 0.01 * value}
         for task, value in AGREEMENTS.items()
     ]
-    given = {"pair": "local", "refinement": "corpus_distill", "features": ["agreement.after"]}
-    given |= {"setting": SETTING, "points": points}
+    given: dict[str, Any] = {"pair": "local", "refinement": "corpus_distill"}
+    given |= {"features": ["agreement.after"], "setting": SETTING, "points": points}
     return AnchorCalibration.parse(json.dumps(given | fields), "anchors.json")
 
 
@@ -1004,10 +1004,12 @@ def test_what_comes_with_loraport_was_measured_with_what_transfer_does_by_itself
     hashes = json.loads(DOCUMENTED.read_text(encoding="utf-8"))["provenance"]["hashes"]
     update = LowRank(torch.zeros(8, 4), torch.zeros(4, 8))
     adapter = LoraAdapter({Site(0, Role.Q): update, Site(0, Role.V): update}, "any")
-    made = partial(
-        *(port_setting, ("noop", {}), settings.refine, ["corpus", "anchors"], adapter),
-        {"generic_texts": 640},
-    )
+
+    def made(weights: dict[str, str]) -> dict[str, Any]:
+        texts, count = ["corpus", "anchors"], {"generic_texts": 640}
+        options = settings.refine.options
+        return port_setting(("noop", {}), options, texts, adapter, count, weights)
+
     found = AnchorCalibration.packaged(pair)
     assert found is not None
     assert found.differences(made({s: hashes[f"model/{n}"] for s, n in names.items()})) == ""
