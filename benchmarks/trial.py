@@ -145,7 +145,7 @@ class Trial:
         """Return what a port was made with, as ``report.json`` of ``transfer.py`` has it."""
         return port_setting(
             ("noop" if start == "zero" else start, {}),
-            self._component(method),
+            self._component(method).options,
             ["corpus", "anchors"] if self.options.anchor_texts else ["corpus"],
             made.adapter,
             made.report,

@@ -27,6 +27,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from .component import Component, Components, OptionalComponent
 from .composing import as_running, choices, compose, given_words
+from .evaluation.records import CONTROL_MAPPERS
 from .exceptions import ConfigurationError
 from .option_types import (
     AdapterPlace,
@@ -677,8 +678,7 @@ class Method:
     options: tuple[str, ...] = ()
 
     DEFAULT: ClassVar[str] = "default"
-    CONTROLS: ClassVar[tuple[str, ...]] = ("noop", "copy", "random", "mean")
-    """Mappers that are columns beside every method rather than methods."""
+    CONTROLS: ClassVar[tuple[str, ...]] = CONTROL_MAPPERS
 
     @property
     def mapper(self) -> str:

@@ -357,7 +357,7 @@ def made_with(
     assert settings.refine is not None  # there is a refined adapter
     return port_setting(
         (mapper.name, options),
-        settings.refine,
+        {} if settings.refine is None else settings.refine.options,
         refining.data["texts"],
         done.ported.adapter,
         done.refinements[0],

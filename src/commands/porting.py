@@ -21,7 +21,6 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from ..adapters import LoraAdapter, LowRank, read_adapter
 from ..adapters.merge import Combiner
 from ..adapters.sparsify import Combined, Sparsifier, cut
-from ..component import Component
 from ..data import HubTasks, Interleaved, TaskTexts, TextSource
 from ..data.corpora import encodable
 from ..data.prompts import PromptSpec
@@ -809,7 +808,7 @@ def given_calibration(settings: TransferSettings) -> AnchorCalibration | None:
 
 def port_setting(
     start: tuple[str, Mapping[str, Any]],
-    refine: Component,
+    refine: Mapping[str, Any],
     texts: Sequence[str],
     adapter: LoraAdapter,
     measured: Mapping[str, Any],
@@ -820,7 +819,7 @@ def port_setting(
 
     Args:
         start: Name and options of the mapper that the refinement begins from.
-        refine: The refinement as it was chosen.
+        refine: The refinement's options.
         texts: What its generic texts are called.
         adapter: What it has made.
         measured: What it reports: how much of each kind it has learned from.
@@ -837,7 +836,7 @@ def port_setting(
             "roles": [role.value for role in adapter.roles],
             "texts": texts,
             **{name: measured.get(name, 0) for name in ("generic_texts", "inputs", "examples")},
-            **{k: v for k, v in _flat(refine.options, "refine.") if k not in _ONLY_MEASURED},
+            **{k: v for k, v in _flat(refine, "refine.") if k not in _ONLY_MEASURED},
             **after,
             **{f"{side} weights": _shortened(weights[side]) for side in SIDES},
         }

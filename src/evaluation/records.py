@@ -39,7 +39,8 @@ DATA_ACCESS = ("weights only", "generic text", "anchors", "unlabelled prompts", 
 
 GENERIC = "generic"  # the name of generic text in KL records
 
-_CONTROL_MAPPERS = frozenset({"noop", "copy", "mean", "random"})
+# Mappers that are columns beside every method rather than methods.
+CONTROL_MAPPERS = ("noop", "copy", "random", "mean")
 
 
 def cost_rank(data_access: str) -> int:
@@ -439,7 +440,7 @@ class MethodResult(Record):
         """
         if self.mapper == "noop" and self.refine is not None:
             return self.uses_labels or self.learns is False
-        return self.mapper in _CONTROL_MAPPERS
+        return self.mapper in CONTROL_MAPPERS
 
     @property
     def gap_recovered(self) -> Number:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
 from .records import (
+    CONTROL_MAPPERS,
     MethodResult,
     ModuleFit,
     SuiteChange,
@@ -38,9 +39,7 @@ State = Literal["supported", "falsified", "open", "cannot be told", "not tested"
 
 # Rates are multiples of 1 / prompts: 0.6 - 0.5 is to be 0.1.
 _TOLERANCE = 1e-9
-_NOT_PORTED = frozenset(
-    {*("base", "oracle", "source_base", "source", "swapped"), *("mean", "copy", "random", "noop")}
-)
+_NOT_PORTED = {"base", "oracle", "source_base", "source", "swapped", *CONTROL_MAPPERS}
 
 
 def verdicts(methods: Sequence[MethodResult], suites: Sequence[SuiteResult]) -> tuple[Verdict, ...]:

@@ -477,7 +477,8 @@ def methods_table(results: BenchmarkResults) -> ReportTable:
             "seconds": method.total_seconds,
         }
         if method.is_control:
-            row["method"] = f"{method.label} (control)"
+            labels = " that uses labels" if method.uses_labels else ""
+            row["method"] = f"{method.label} (control{labels})"
         if summary is not None:
             known = summary.margin.value is not None
             row |= {

@@ -902,10 +902,8 @@ def calibration_with(**fields: Any) -> AnchorCalibration:
         {"task": task, "agreement.after": value, "gap_recovered": 0.7 + 0.01 * value}
         for task, value in AGREEMENTS.items()
     ]
-    given = {
-        **{"pair": "local", "refinement": "corpus_distill", "features": ["agreement.after"]},
-        **{"setting": SETTING, "points": points},
-    }
+    given: dict[str, Any] = {"pair": "local", "refinement": "corpus_distill"}
+    given |= {"features": ["agreement.after"], "setting": SETTING, "points": points}
     return AnchorCalibration.parse(json.dumps(given | fields), "anchors.json")
 
 
@@ -1000,15 +998,15 @@ DOCUMENTED = Path(__file__).parents[2] / "docs" / "benchmark" / "results.json"
 @pytest.mark.parametrize("pair", ["smollm2_gemma3", "gemma3_smollm2"])
 def test_what_comes_with_loraport_was_measured_with_what_transfer_does_by_itself(pair: str) -> None:
     settings = context_of("transfer", f"pair={pair}", "adapter=any").settings
-    refine = settings.refine
     names = {side: getattr(settings.pair, side).options["name"] for side in SIDES}
     hashes = json.loads(DOCUMENTED.read_text(encoding="utf-8"))["provenance"]["hashes"]
     update = LowRank(torch.zeros(8, 4), torch.zeros(4, 8))
     adapter = LoraAdapter({Site(0, Role.Q): update, Site(0, Role.V): update}, "any")
 
     def made(weights: dict[str, str]) -> dict[str, Any]:
-        measured = {"generic_texts": 640}
-        return port_setting(("noop", {}), refine, ["corpus", "anchors"], adapter, measured, weights)
+        texts, count = ["corpus", "anchors"], {"generic_texts": 640}
+        options = settings.refine.options
+        return port_setting(("noop", {}), options, texts, adapter, count, weights)
 
     found = AnchorCalibration.packaged(pair)
     assert found is not None

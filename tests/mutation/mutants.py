@@ -498,4 +498,16 @@ MUTANTS = (
         "return recovers and not",
         "test_verdict.py",
     ),
+    mutant(
+        "h2-supported-by-a-target-that-never-refuses",
+        'elif silent:\n        state = "cannot be told"',
+        'elif not told:\n        state = "open"',
+        "test_verdict.py",
+    ),
+    mutant(
+        "go-for-a-port-that-learned-nothing",
+        "elif not _is_sure(rise):",
+        "elif rise.items < 0:",
+        "test_porting.py",
+    ),
 )

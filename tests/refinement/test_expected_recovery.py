@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -167,3 +168,63 @@ def test_a_feature_that_is_always_the_same_changes_nothing():
 )
 def test_a_go_takes_enough_and_surely_more_than_nothing(expectation, go):
     assert expectation.go is go
+
+
+# What the documentation says of what comes with loraport.
+
+DOCS = Path(__file__).parents[2] / "docs"
+SUCCESS = 0.3
+
+
+def test_the_documented_expectations_are_those_of_ports_that_are_left_out():
+    page = (DOCS / "results.md").read_text(encoding="utf-8")
+    table = page.split("| task, left out |")[1].split("\n\n")[0]
+    documented = {
+        cells[1].strip(): cells[2:4] for row in table.split("\n")[2:] if (cells := row.split("|"))
+    }
+    right = {}
+    for place, pair in enumerate(("smollm2_gemma3", "gemma3_smollm2")):
+        anchors = AnchorCalibration.packaged(pair)
+        assert anchors is not None
+        told = left_out(anchors.points, anchors.features)
+        for point, one in zip(anchors.points, told, strict=True):
+            said = f"{one.value:.2f} [{one.low:.2f}, {one.high:.2f}], {'GO' if one.go else 'NO-GO'}"
+            assert documented[point.task][place].strip() == f"{said}, {point.gap_recovered:.2f}"
+        hits = [
+            one.go == (p.gap_recovered >= SUCCESS)
+            for p, one in zip(anchors.points, told, strict=True)
+        ]
+        right[pair] = f"{sum(hits)} of {len(hits)}"
+    forwards, backwards = right.values()
+    assert f"right for {forwards} ports forwards and {backwards} backwards" in page
+
+
+FEATURES = {
+    "`pool_balance`": lambda r: r["pool_balance"],
+    "`agreement_after`": lambda r: r["agreement_after"],
+    "agreement gained": lambda r: r["agreement_after"] - r["agreement_before"],
+    "agreement over the most frequent label of the pool": lambda r: (
+        r["agreement_after"] - max(r["pool_shares"].values())
+    ),
+    "`kl_after`": lambda r: r["kl_after"],
+    "share of the KL that is gone": lambda r: 1 - r["kl_after"] / r["kl_before"],
+}
+
+
+@pytest.mark.parametrize("called", FEATURES)
+def test_the_documented_features_of_the_student_are_those_of_the_benchmark(called):
+    content = json.loads((DOCS / "benchmark" / "results.json").read_text(encoding="utf-8"))
+    errors, hits = [], []
+    for method in content["methods"]:
+        if method["name"] == "default":
+            points = [
+                AnchorPoint(
+                    task, {"x": FEATURES[called](report)}, method["tasks"][task]["gap_recovered"]
+                )
+                for task, report in method["report"]["tasks"].items()
+            ]
+            errors.append(f"{ExpectedRecovery.fit(points, ['x']).loo_error:.2f}")
+            told = left_out(points, ["x"])
+            hits.append(str(round(5 * (hit_rate(points, told) or 0))))
+    row = f"| {called} | {', '.join(errors)} | {', '.join(hits)} |"
+    assert row in (DOCS / "results.md").read_text(encoding="utf-8"), row

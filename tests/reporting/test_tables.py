@@ -190,6 +190,13 @@ class TestBenchmark:
         assert "pair" not in keys_of(methods_table(one_mapper()))
         assert keys_of(methods_table(two_pairs()))[0] == "pair"
 
+    def test_controls_that_use_labels_are_told_apart(self):
+        facts = {"mapper": "mean", "refine": "few_shot", "data_access": "few-shot"}
+        plain = method_of("mean").model_copy(update={"refine": "drift_budget"})
+        shot = method_of("mean").model_copy(update=facts | {"name": "mean+few_shot"})
+        rows = [row["method"] for row in methods_table(results_of([plain, shot])).rows]
+        assert {"mean (control)", "mean+few_shot (control that uses labels)"} <= set(rows)
+
     def test_controls_have_lines_with_their_own_gap(self):
         lines = {line.condition: line for line in control_lines(one_mapper())}
         gaps = {name: line.gap for name, line in lines.items()}
