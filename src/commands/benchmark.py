@@ -26,6 +26,7 @@ from ..adapters import LoraAdapter, Role, cosine, read_adapter, relative_error, 
 from ..composing import compose
 from ..data import AnchorSet, Task, TextSource, ZooPairs
 from ..data.corpora import TRAIN, VALIDATION
+from ..data.prompts import scoring_rule
 from ..data.zoo import SIDES
 from ..evaluation.assembly import suite_result, summarise, task_result
 from ..evaluation.calibration import calibrate
@@ -243,6 +244,7 @@ class MethodPorts:
             "inputs": refining.inputs,
             "examples": refining.examples,
             "texts": {name: texts_hash(texts) for name, texts in refining.texts.items()},
+            **scoring_rule(next(iter(refining.questions.values())).labels),
         }
 
     @cached_property
@@ -342,6 +344,7 @@ def few_shot_run(context: RunContext, count: int, task: Task, seed: int) -> Cach
         target=target.key_parts,
         rows=replace(task, test=()),
         seed=seed,
+        **scoring_rule(task.labels),
     )
 
     def train() -> CachedRun:

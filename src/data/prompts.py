@@ -11,6 +11,7 @@ from lightning import LightningDataModule
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from ..exceptions import DataError
 from .tasks import Example, PromptTemplate, Task, in_turn
 
 
@@ -175,6 +176,37 @@ def answer_tokens(tokenizer: PreTrainedTokenizerBase, question: PromptSpec) -> d
     return found
 
 
+def learned_answers(
+    tokenizer: PreTrainedTokenizerBase, question: PromptSpec
+) -> dict[str, list[int]]:
+    """Return :func:`answer_tokens` as a model learns them: one that begins another has an end.
+
+    Else nothing in the training says that the answer does not go on.
+
+    Raises:
+        DataError: the tokenizer has no end token.
+    """
+    answers = answer_tokens(tokenizer, question)
+    begun = [
+        label
+        for label, tokens in answers.items()
+        if any(other[: len(tokens)] == tokens != other for other in answers.values())
+    ]
+    if begun and tokenizer.eos_token_id is None:
+        raise DataError(
+            f"the label {begun[0]!r} begins another one, and the model's tokenizer has no end "
+            "token that could tell them apart; choose other words for the labels"
+        )
+    return answers | {label: [*answers[label], int(tokenizer.eos_token_id)] for label in begun}
+
+
+def scoring_rule(labels: Sequence[str]) -> dict[str, str]:
+    """Return what keys of kept scores say of labels that begin others; nothing without such."""
+    folded = [label.casefold() for label in labels]
+    begun = any(one != other and other.startswith(one) for one in folded for other in folded)
+    return {"rule": "labels exclude each other"} if begun else {}
+
+
 def collate(rows: Sequence[TokenizedAnswer], pad_token: int) -> AnswerBatch:
     """Return the rows as one batch."""
     ids, mask = left_padded([row.prompt + row.answer[:-1] for row in rows], pad_token)
@@ -240,7 +272,7 @@ class AnswerExamples(LightningDataModule):
         chosen = class_balanced(task.train, task.labels, count) if balanced else task.train[:count]
         question = PromptSpec.of(task, template)
         prompts = prompt_tokens(tokenizer, question, [row.text for row in chosen])
-        answers = answer_tokens(tokenizer, question)
+        answers = learned_answers(tokenizer, question)
         self.rows = tuple(
             TokenizedAnswer(prompt, answers[row.label])
             for prompt, row in zip(prompts, chosen, strict=True)

@@ -39,7 +39,7 @@ class Task:
     Attributes:
         name: Unique among the tasks of a run; also its folder's name.
         instruction: The question that the prompt asks about a text.
-        labels: The answers, each natural words, none part of another.
+        labels: The answers, each natural words.
         train: Rows to train an adapter on.
         test: Rows to score on; never seen in training.
 

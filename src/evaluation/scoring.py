@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..adapters import AdapterStack, LoraAdapter, LowRank
 from ..data import PromptTemplate, Task
-from ..data.prompts import PromptSpec, answer_tokens, prompt_tokens
+from ..data.prompts import PromptSpec, answer_tokens, prompt_tokens, scoring_rule
 from ..exceptions import DataError
 from ..models import BaseModel, attached
 from ..models.hooks import Attachable
@@ -61,8 +61,9 @@ def _asked(task: Task) -> list[str]:
 class LikelihoodScorer:
     """Answers with the label of the highest total log-likelihood behind the prompt.
 
-    Exact for labels of several tokens and for labels that begin alike. Rows of like length go
-    through the model together, at most ``batch_tokens``, padding included, in ``batch_rows``;
+    Exact for labels of several tokens and for labels that begin alike; one that begins another is
+    the answer where the text does not go on to that one. Rows of like length go through the model
+    together, at most ``batch_tokens``, padding included, in ``batch_rows``;
     neither the batches nor the padding change a score.
     """
 
@@ -168,6 +169,7 @@ class ScoreCache:
             task=task,
             scorer=repr(self.scorer),
             template=repr(self.template),
+            **scoring_rule(task.labels),
         )
         kept = self.store.made(key, scored)
         nll = kept["row_nll"]

@@ -21,6 +21,7 @@ from ..data.prompts import (
     positions,
     prompt_tokens,
 )
+from ..exceptions import DataError
 from .architectures import attention_windows
 from .loading import BaseModel
 
@@ -87,15 +88,22 @@ class LabelTree:
         tokens: Of each node; the prompt's end is not a node.
         parents: The node before each node, or -1 where that is the prompt's end.
         steps: For each label, the node behind which each of its tokens is predicted.
+        ends: For each label the node of its last token, where a longer label goes on from it and
+            answers exclude each other; None otherwise.
     """
 
     tokens: tuple[int, ...]
     parents: tuple[int, ...]
     steps: tuple[tuple[_Step, ...], ...]
+    ends: tuple[int | None, ...]
 
     @classmethod
-    def of(cls, labels: Sequence[Sequence[int]]) -> "LabelTree":
-        """Return the tree of labels that are given by their tokens, each at least one."""
+    def of(cls, labels: Sequence[Sequence[int]], *, exclusive: bool = False) -> "LabelTree":
+        """Return the tree of labels that are given by their tokens, each at least one.
+
+        ``exclusive`` labels are answers: one that begins another is the answer only where the text
+        does not go on to the other. Else a label that begins another is never less likely than it.
+        """
         places: dict[_Step, int] = {}
         steps = []
         for label in labels:
@@ -108,7 +116,10 @@ class LabelTree:
             steps.append(tuple(path))
         nodes = tuple(places)
         return cls(
-            tuple(node.token for node in nodes), tuple(node.parent for node in nodes), tuple(steps)
+            tuple(node.token for node in nodes),
+            tuple(node.parent for node in nodes),
+            tuple(steps),
+            tuple(places.get(path[-1]) if exclusive else None for path in steps),
         )
 
     @property
@@ -136,16 +147,35 @@ class LabelTree:
     ) -> Float[Tensor, "rows labels"]:
         """Return the total log-likelihood of each label in float32.
 
-        ``logits`` are those of the prompt's last token and of all nodes, in this order.
+        Of an exclusive label that begins others it is that of the text beginning with it and with
+        none of those.
+
+        Args:
+            logits: Of the prompt's last token and of all nodes, in this order.
         """
         logits = logits.float()
         normaliser = logits.logsumexp(dim=-1)
         totals = []
-        for path in self.steps:
+        for path, end in zip(self.steps, self.ends, strict=True):
             behind = torch.tensor([step.parent + 1 for step in path], device=logits.device)
             tokens = torch.tensor([step.token for step in path], device=logits.device)
             totals.append((logits[:, behind, tokens] - normaliser[:, behind]).sum(dim=1))
+            if end is not None:
+                totals[-1] = totals[-1] + self._left(end, logits.log_softmax(dim=-1))
         return torch.stack(totals, dim=1)
+
+    def _left(
+        self, node: int, log_p: Float[Tensor, "rows positions vocabulary"]
+    ) -> Float[Tensor, " rows"]:
+        """Return the log-probability that what follows a node becomes no longer label."""
+        here = log_p[:, node + 1]
+        longer = sorted({s.token for path in self.steps for s in path if s.parent == node})
+        parts = [here.index_fill(1, torch.tensor(longer, device=here.device), -torch.inf)]
+        for child, (parent, token) in enumerate(zip(self.parents, self.tokens, strict=True)):
+            # At the end of a longer label that one is reached.
+            if parent == node and child not in self.ends:
+                parts.append((here[:, token] + self._left(child, log_p))[:, None])
+        return torch.cat(parts, dim=1).logsumexp(dim=1)
 
 
 class TreeInputs(NamedTuple):
@@ -212,9 +242,26 @@ def length_batches(lengths: Sequence[int], tokens: int, rows: int) -> Iterator[l
         order = order[count:]
 
 
+def check_labels(base: BaseModel, prompt_spec: PromptSpec) -> None:
+    """Raise DataError where two labels are the same tokens for a model."""
+    names: dict[tuple[int, ...], str] = {}
+    for label, tokens in answer_tokens(base.tokenizer, prompt_spec).items():
+        other = names.setdefault(tuple(tokens), label)
+        if other != label:
+            raise DataError(
+                f"the labels {other!r} and {label!r} are the same tokens for {base.name}, so that "
+                "it cannot tell them apart; choose other words for them in prompt.labels"
+            )
+
+
 def label_tree(base: BaseModel, question: PromptSpec) -> LabelTree:
-    """Return the tree of the question's labels in the model's tokens."""
-    return LabelTree.of(list(answer_tokens(base.tokenizer, question).values()))
+    """Return the tree of the question's labels in the model's tokens.
+
+    Raises:
+        DataError: two labels are the same tokens for the model.
+    """
+    check_labels(base, question)
+    return LabelTree.of(list(answer_tokens(base.tokenizer, question).values()), exclusive=True)
 
 
 def batch_log_likelihoods(
@@ -254,9 +301,10 @@ def log_likelihoods(
 ) -> Float[Tensor, "texts labels"]:
     """Return the total log-likelihood of every label for every text's prompt, in float32.
 
-    Exact for labels of several tokens and for labels that begin alike. Prompts of like length go
-    through the model together: at most ``batch_rows``, with ``batch_tokens`` tokens, padding
-    included, which bounds memory and sets the speed. Neither changes a number.
+    Exact for labels of several tokens and for labels that begin alike; one that begins another is
+    the answer where the text does not go on to that one. Prompts of like length go through the
+    model together: at most ``batch_rows``, with ``batch_tokens`` tokens, padding included, which
+    bounds memory and sets the speed. Neither changes a number.
     """
     prompts = prompt_tokens(base.tokenizer, question, texts)
     tree = label_tree(base, question)

@@ -28,10 +28,20 @@ from torch.nn.functional import one_hot
 
 from ..adapters import LoraAdapter
 from ..data.corpora import TRAIN, VALIDATION, cut_at_word
-from ..data.prompts import PromptSpec, answer_tokens, prompt_tokens, seeded_batches
+from ..data.prompts import (
+    PromptSpec,
+    prompt_tokens,
+    scoring_rule,
+    seeded_batches,
+)
 from ..exceptions import DataError
 from ..models.hooks import attached
-from ..models.likelihood import batch_log_likelihoods, label_tree, log_likelihoods
+from ..models.likelihood import (
+    batch_log_likelihoods,
+    check_labels,
+    label_tree,
+    log_likelihoods,
+)
 from ..models.loading import BaseModel
 from ..store import Key
 from .base import (
@@ -81,6 +91,7 @@ def label_distributions(
         adapter=adapter,
         prompt_spec=data.prompt_spec,
         shards=shards,
+        **scoring_rule(data.prompt_spec.labels),
     )
 
     def scored(shard: list[str]) -> list[list[float]]:
@@ -91,18 +102,6 @@ def label_distributions(
     rows = data.store.made_shards(key, shards, scored, progress)
     scores = torch.tensor([row for shard in rows for row in shard], dtype=torch.float32)
     return (scores / temperature).softmax(dim=1)
-
-
-def check_labels(base: BaseModel, prompt_spec: PromptSpec) -> None:
-    """Raise DataError where two labels are the same tokens for a model."""
-    names: dict[tuple[int, ...], str] = {}
-    for label, tokens in answer_tokens(base.tokenizer, prompt_spec).items():
-        other = names.setdefault(tuple(tokens), label)
-        if other != label:
-            raise DataError(
-                f"the labels {other!r} and {label!r} are the same tokens for {base.name}, so that "
-                "it cannot tell them apart; choose other words for them in prompt.labels"
-            )
 
 
 def check_informative(
@@ -196,7 +195,7 @@ class LabelStudent(Student):
         check_labels(base, prompt_spec)
         super().__init__(base, start, **options)
         self.prompt_spec = prompt_spec
-        self.key_parts.append(prompt_spec)
+        self.key_parts += [prompt_spec, *scoring_rule(prompt_spec.labels).values()]
         self._tree = label_tree(base, prompt_spec)
 
     def loss(self, batch: SoftBatch) -> Float[Tensor, ""]:

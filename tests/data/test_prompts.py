@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 
@@ -10,10 +12,13 @@ from loraport.data.prompts import (
     answer_tokens,
     class_balanced,
     collate,
+    learned_answers,
     prompt_tokens,
+    scoring_rule,
     seeded_batches,
 )
 from loraport.data.tasks import Example, PromptTemplate
+from loraport.exceptions import DataError
 from loraport.models import BaseModel
 
 
@@ -54,6 +59,35 @@ def test_completion_that_would_share_a_token_is_tokenised_by_itself(pico_source)
     answers = answer_tokens(pico_source.tokenizer, merged)
     unknown = pico_source.tokenizer.unk_token_id
     assert answers == {"good": [unknown], "bad": [unknown]}
+
+
+def test_an_answer_that_begins_another_is_learned_with_its_end(pico_source):
+    tokenizer = pico_source.tokenizer
+    spec = PromptSpec(labels=("good", "good bad", "dull"))
+    plain, learned = answer_tokens(tokenizer, spec), learned_answers(tokenizer, spec)
+    assert learned["good"] == [*plain["good"], tokenizer.eos_token_id]
+    assert {**learned, "good": plain["good"]} == plain
+    apart = PromptSpec(labels=("good", "bad good", "dull"))
+    assert learned_answers(tokenizer, apart) == answer_tokens(tokenizer, apart)
+    endless = copy.deepcopy(tokenizer)
+    endless.eos_token = None
+    with pytest.raises(DataError, match=r"'good' begins another one.* no end token"):
+        learned_answers(endless, spec)
+
+
+@pytest.mark.parametrize(
+    ("labels", "applies"),
+    [
+        (("new", "new york"), True),
+        (("New York", "new"), True),
+        (("good", "good enough", "bad"), True),
+        (("old", "new", "york new"), False),
+        (("good", "bad"), False),
+        ((), False),
+    ],
+)
+def test_keys_of_scores_say_where_labels_begin_others(labels, applies):
+    assert bool(scoring_rule(labels)) == applies
 
 
 def test_class_balanced_takes_the_labels_in_turn():

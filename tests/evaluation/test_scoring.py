@@ -25,7 +25,7 @@ from loraport.evaluation.scoring import (
 from loraport.exceptions import DataError
 from loraport.models import ARCHITECTURES, BaseModel, attached
 from loraport.models.kl import KlToBaseGauge
-from loraport.store import Store
+from loraport.store import Key, Store
 
 
 def naive(base: BaseModel, task: Task, template: PromptTemplate) -> Tensor:
@@ -43,6 +43,31 @@ def naive(base: BaseModel, task: Task, template: PromptTemplate) -> Tensor:
             chosen = logits.log_softmax(dim=-1).gather(1, ids[0, 1:, None]).squeeze(1)
             scores[row, column] = chosen[len(prompt) - 1 :].sum()
     return scores
+
+
+def test_of_labels_of_which_one_begins_another_only_one_is_the_answer(
+    pico, random_adapter, pico_task, template
+):
+    """Against passes of their own: what begins the longer label is no answer by the shorter."""
+    base = pico("gemma3_text")
+    labels = ("very good", "very", "neutral", "neutrally")
+    rows = tuple(row._replace(label="very") for row in pico_task.test)
+    task = replace(pico_task, labels=labels, train=rows, test=rows)
+    with attached(base.network, random_adapter(base)):
+        ours = LikelihoodScorer().log_likelihoods(base, task, template)
+        begun = naive(base, task, template).double().exp()
+    wanted = torch.stack(
+        [begun[:, 0], begun[:, 1] - begun[:, 0], begun[:, 2] - begun[:, 3], begun[:, 3]], dim=1
+    )
+    torch.testing.assert_close(ours.double(), wanted.log(), rtol=1e-4, atol=1e-3)
+
+
+def test_labels_that_are_the_same_tokens_are_refused(pico_source, pico_task, template):
+    labels = ("splendid", "dreadful")  # unknown words of this tokenizer
+    rows = tuple(row._replace(label="splendid") for row in pico_task.test)
+    task = replace(pico_task, labels=labels, train=rows, test=rows)
+    with pytest.raises(DataError, match=r"'splendid' and 'dreadful' are the same tokens"):
+        LikelihoodScorer().score(pico_source, task, template)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -187,6 +212,23 @@ def test_a_score_is_computed_once_and_kept_to_the_bit(
     assert scorer.calls == ["feeling"]
     assert same(first, again)
     assert (first.row_nll is not None) == likelihoods
+
+
+def test_scores_of_labels_that_begin_others_have_keys_of_their_own(
+    scores, pico_source, pico_task, monkeypatch
+):
+    """What an earlier release kept of them followed another rule."""
+    rules, of = [], Key.of
+
+    def noted(kind, **parts):
+        rules.append(parts.get("rule"))
+        return of(kind, **parts)
+
+    monkeypatch.setattr(Key, "of", noted)
+    longer = replace(pico_task, labels=(*pico_task.labels, "neutral mostly"))
+    for task in (pico_task, longer):
+        scores.score(pico_source, None, task)
+    assert rules == [None, "labels exclude each other"]
 
 
 @pytest.mark.parametrize(

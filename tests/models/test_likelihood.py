@@ -51,6 +51,51 @@ def test_label_that_another_one_begins_with_keeps_its_own_likelihood() -> None:
     assert second == pytest.approx(float(steps[0, 1] + steps[1, 2]))
 
 
+NESTED = (
+    ([[1], [1, 2]], {0: [1]}),
+    ([[1], [1, 2, 0]], {0: [1]}),
+    ([[1], [1, 2], [1, 2, 0], [3]], {0: [1], 1: [2]}),
+    ([[1], [1, 2, 0], [1, 2, 3], [1, 4]], {0: [1, 2, 3]}),
+    ([[2, 1, 0], [2, 1], [2, 1, 0, 3, 3]], {1: [0], 0: [2]}),
+)
+
+
+@pytest.mark.parametrize(("labels", "longer"), NESTED)
+def test_a_label_that_begins_others_is_the_answer_where_none_of_those_is(
+    labels: list[list[int]], longer: dict[int, list[int]]
+) -> None:
+    """Its probability is that of its beginning, less those of the nearest labels it begins."""
+    tree = LabelTree.of(labels, exclusive=True)
+    shape = (7, 1 + tree.size, 5)
+    logits = 2 * torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    begun = LabelTree.of(labels).log_likelihoods(logits.double()).double().exp()
+    wanted = begun.clone()
+    for label, others in longer.items():
+        wanted[:, label] -= begun[:, others].sum(dim=1)
+    torch.testing.assert_close(
+        tree.log_likelihoods(logits).exp().double(), wanted, rtol=1e-4, atol=1e-6
+    )
+    assert float(wanted.sum(dim=1).max()) < 1
+
+
+def test_a_model_that_always_says_the_longer_label_leaves_the_shorter_one_a_finite_score() -> None:
+    tree = LabelTree.of([[1], [1, 2]], exclusive=True)
+    logits = torch.tensor([[[0.0, 2.0, 0.0], [0.0, 0.0, 80.0]]], requires_grad=True)
+    found = tree.log_likelihoods(logits)
+    assert found[0, 1] > found[0, 0] > -100
+    found[0, 0].backward()
+    assert logits.grad is not None
+    assert torch.isfinite(logits.grad).all()
+
+
+def test_labels_of_which_none_begins_another_have_the_same_bits() -> None:
+    labels = [[1, 2, 3], [1, 2, 4], [0], [2, 2]]
+    one, other = LabelTree.of(labels), LabelTree.of(labels, exclusive=True)
+    assert one == other
+    logits = torch.randn(9, 1 + one.size, 5, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(one.log_likelihoods(logits), other.log_likelihoods(logits))
+
+
 def test_nodes_stand_behind_their_own_prompt_and_do_not_see_other_branches() -> None:
     tree = LabelTree.of([[5, 6], [7, 8, 9]])
     inputs = behind_prompts(tree, torch.tensor([[0, 3], [3, 4]]), torch.tensor([[0, 1], [1, 1]]))

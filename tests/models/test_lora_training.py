@@ -1,4 +1,5 @@
 from contextlib import closing
+from dataclasses import replace
 
 import pytest
 import torch
@@ -7,8 +8,8 @@ from torch import Tensor, nn
 
 from loraport.adapters import LoraAdapter, Role
 from loraport.data.prompts import AnswerExamples
-from loraport.data.tasks import PromptTemplate, Task
-from loraport.evaluation.scoring import LikelihoodScorer
+from loraport.data.tasks import Example, PromptTemplate, Task
+from loraport.evaluation.scoring import GenerateScorer, LikelihoodScorer
 from loraport.models import BaseModel, LoraFineTuning, attached
 
 
@@ -141,3 +142,27 @@ def test_learning_rate_warms_up_and_falls_to_zero(
     with closing(Recorded(pico_source, lr=1.0, warmup_steps=2)) as tuning:
         trainer().fit(tuning, examples)
     assert rates == pytest.approx([0.0, 0.5, 1.0, 0.75, 0.5, 0.25])
+
+
+def test_a_label_that_begins_another_is_told_from_it(
+    pico_source: BaseModel, pico_task: Task, template: PromptTemplate
+) -> None:
+    """Trained with an end, and scored as an answer that does not go on; else it always wins."""
+    names = {"very good": "good", "very bad": "good bad", "neutral": "neutral"}
+
+    def renamed(rows: tuple[Example, ...]) -> tuple[Example, ...]:
+        return tuple(Example(row.text, names[row.label]) for row in rows)
+
+    train, test = renamed(pico_task.train), renamed(pico_task.test)
+    task = replace(pico_task, labels=tuple(names.values()), train=train, test=train + test)
+    examples = AnswerExamples(task, template, pico_source.tokenizer, batch_size=8)
+    with closing(LoraFineTuning(pico_source, lr=0.01, roles=tuple(Role))) as tuning:
+        trainer(epochs=10).fit(tuning, examples)
+        adapter = tuning.adapter()
+    with attached(pico_source.network, adapter):
+        found = LikelihoodScorer().score(pico_source, task, template)
+        written = GenerateScorer().score(pico_source, task, template)
+    for label in names.values():
+        rows = torch.tensor([row.label == label for row in task.test])
+        assert float(found.correct[rows].double().mean()) > 0.8, label
+        assert float(written.correct[rows].double().mean()) > 0.8, label

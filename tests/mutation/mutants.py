@@ -30,6 +30,18 @@ _AXES = ("test_permutations.py",)
 _ALIGN = ("test_token_alignment.py",)
 
 MUTANTS = (
+    mutant(
+        "interval-without-width",
+        "if found.interval.low != found.interval.high:",
+        "if True:",
+        *_STATISTICS,
+    ),
+    mutant(
+        "prediction-beyond-the-anchors",
+        "if not norm <= _MOST_NORM * largest:",
+        "if False:",
+        "mappers/test_from_anchors.py",
+    ),
     # Ridge regression
     mutant(
         "ridge-loo-no-denominator",
@@ -345,6 +357,12 @@ MUTANTS = (
         "label-likelihood-mean-over-tokens",
         "(logits[:, behind, tokens] - normaliser[:, behind]).sum(dim=1)",
         "(logits[:, behind, tokens] - normaliser[:, behind]).mean(dim=1)",
+        *_TREE,
+    ),
+    mutant(
+        "labels-that-begin-others-always-win",
+        "answer_tokens(base.tokenizer, question).values()), exclusive=True)",
+        "answer_tokens(base.tokenizer, question).values()), exclusive=False)",
         *_TREE,
     ),
     # Distillation
