@@ -21,7 +21,6 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 from lightning import Trainer
-from rich.console import Console
 
 from ..adapters import LoraAdapter, read_adapter, write_adapter
 from ..data import PromptTemplate, Task, write_manifest
@@ -29,6 +28,7 @@ from ..data.prompts import AnswerExamples
 from ..exceptions import ConfigurationError
 from ..models import BaseModel, LoraFineTuning
 from ..progress import shown_progress
+from ..reporting.console import print_line
 from ..settings import AnchorsSettings, Recipe, Settings
 from .context import RunContext, quiet_libraries
 
@@ -53,11 +53,10 @@ def run(settings: AnchorsSettings) -> Path:
     names = settings.tasks.names or context.task_source().names()
     trainer = {k: v for k, v in settings.trainer.options.items() if k != "max_epochs"}
     folder = train_zoo(context, settings.sides, names, trainer)
-    console = Console()
     if settings.evaluation.rows is not None:
-        _print_scores(context, console, names, settings.evaluation.rows)
+        _print_scores(context, names, settings.evaluation.rows)
     for side in settings.sides:
-        console.print(f"{len(names)} {side} adapters in {folder / side}", soft_wrap=True)
+        print_line(f"{len(names)} {side} adapters in {folder / side}")
     return folder
 
 
@@ -321,7 +320,7 @@ def _write_manifest(settings: Settings, folder: Path) -> None:
         write_manifest(folder, facts)
 
 
-def _print_scores(context: RunContext, console: Console, names: Sequence[str], rows: int) -> None:
+def _print_scores(context: RunContext, names: Sequence[str], rows: int) -> None:
     """Score every adapter and its base on the first test rows."""
     scores, tasks = context.scores, context.task_source().load(list(names))
     for side in context.settings.sides:
@@ -333,4 +332,4 @@ def _print_scores(context: RunContext, console: Console, names: Sequence[str], r
             line = f"{side} {name}: accuracy {plain.accuracy:.3f} -> {adapted.accuracy:.3f}"
             if plain.nll is not None and adapted.nll is not None:
                 line += f", NLL {plain.nll:.3f} -> {adapted.nll:.3f}"
-            console.print(line, highlight=False, soft_wrap=True)
+            print_line(line)
