@@ -25,8 +25,9 @@ from lightning import Trainer
 from ..adapters import LoraAdapter, read_adapter, write_adapter
 from ..data import PromptTemplate, Task, write_manifest
 from ..data.prompts import AnswerExamples
-from ..exceptions import ConfigurationError
+from ..exceptions import ConfigurationError, DataError
 from ..models import BaseModel, LoraFineTuning
+from ..models.loading import say_beyond_window
 from ..progress import shown_progress
 from ..reporting.console import print_line
 from ..settings import AnchorsSettings, Recipe, Settings
@@ -243,6 +244,14 @@ def train_adapter(
         balanced=recipe.balanced,
         seed=recipe.seed,
     )
+    answers = sorted({tuple(row.answer) for row in examples.rows})
+    if len(answers) < 2:
+        raise DataError(
+            f"all {len(examples.rows)} training rows of the task {task.name} have one label, from "
+            f"which nothing but that answer is learned; it takes rows of at least two of "
+            f"{', '.join(task.labels)}: add rows to its train.jsonl, or set recipe.balanced=true"
+        )
+    say_beyond_window(base, [row.length for row in examples.rows], f"training on {task.name}")
     tuning = LoraFineTuning(
         base,
         rank=recipe.rank,
