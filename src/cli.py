@@ -29,7 +29,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from .composing import compose
-from .exceptions import ConfigurationError, LoraportError
+from .exceptions import ConfigurationError, LoraportError, one_line
 from .extras import missing_plugin
 from .settings import DiagnoseSettings, read
 
@@ -168,7 +168,8 @@ def _stdout_fails() -> bool:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    print(f"loraport: {message}", file=sys.stderr)
+    shown = "\n".join(map(one_line, message.split("\n")))
+    print(f"loraport: {shown}", file=sys.stderr)
     sys.exit(code)
 
 

@@ -44,3 +44,15 @@ class IncompatibleError(LoraportError):
     """Two base models that represent text too differently for an adapter to be carried over."""
 
     exit_code = 3
+
+
+def one_line(text: str) -> str:
+    r"""Return text on one line, what cannot be seen or moves a terminal's cursor as an escape.
+
+    For names and sentences of others, wherever they are printed.
+
+    >>> print(one_line("a [b]\nGO \x1b[1m"))
+    a [b] GO \x1b[1m
+    """
+    folded = " ".join(text.splitlines())
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in folded)

@@ -63,7 +63,7 @@ def shown_progress(unit: str = "", *, hidden: bool = False) -> Progress:
     if not console.is_terminal and not hidden:
         return ProgressLines(console, unit)
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn(f"{unit}, remaining" if unit else "remaining"),

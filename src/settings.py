@@ -124,7 +124,8 @@ class AskedPrompt(Prompt):
         labels = self.labels
         if labels is None:
             return
-        twice = sorted({label for label in labels if labels.count(label) > 1})
+        words = [label.strip() for label in labels]
+        twice = sorted({word for word in words if words.count(word) > 1})
         if labels and (len(set(labels)) < 2 or not all(map(str.strip, labels))):
             yield (
                 f"prompt.labels is {list(labels)}; it takes at least two different words, such as "

@@ -223,6 +223,7 @@ def test_every_option_is_listed_with_what_it_takes_and_means(command):
         ("transfer", "prompt.labels=A", "prompt.labels is 'A'; it takes at least two different w"),
         ("transfer", "prompt.labels=[A]", "prompt.labels is ['A']; it takes at least two differ"),
         ("transfer", "prompt.labels=[A,B,A]", "prompt.labels names A twice; name each once"),
+        ("transfer", "prompt.labels=[A,B,' A']", "prompt.labels names A twice; name each once"),
         ("transfer", "refine_texts.anchors=yes_please", "is 'yes_please'; it takes true, false"),
         ("transfer", "cartridge=C", "cartridge=C takes ckpt= of mapper=cast"),
         ("anchors", "trainer.devices=2", "trainer.devices is 2, but anchors.py trains each"),

@@ -209,21 +209,21 @@ class LoraAdapter(Mapping[Site, LowRank]):
     def __post_init__(self) -> None:
         if not self.sites:
             raise AdapterError(
-                f"the adapter of {self.base_model} has no site; it takes at least one module "
+                f"the adapter of {self.base_model!r} has no site; it takes at least one module "
                 "with both lora_A and lora_B"
             )
         ordered = sorted(self.sites.items(), key=lambda item: item[0].sort_key)
         for site, update in ordered:
             if not math.isfinite(update.scale):
                 raise AdapterError(
-                    f"the adapter of {self.base_model} has the scale {update.scale} at "
+                    f"the adapter of {self.base_model!r} has the scale {update.scale} at "
                     f"{site.module_name}; an adapter takes a finite one: correct lora_alpha"
                 )
             for name, factor in (("lora_A", update.A), ("lora_B", update.B)):
                 if not torch.isfinite(factor).all():
                     bad = int((~torch.isfinite(factor)).sum())
                     raise AdapterError(
-                        f"the adapter of {self.base_model} has {bad} NaN or infinite entries in "
+                        f"the adapter of {self.base_model!r} has {bad} NaN or infinite entries in "
                         f"{name} of {site.module_name}; an adapter takes finite weights: train "
                         "or export it again"
                     )

@@ -23,17 +23,18 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 from lightning import Trainer
-from rich.console import Console
 
 from ..adapters import LoraAdapter, write_adapter
 from ..adapters.peft_io import peft_files
 from ..data import PromptTemplate, Task, write_manifest
 from ..data.prompts import AnswerExamples
 from ..data.zoo import METRICS_FILE, read_trained, trained_facts
-from ..exceptions import AdapterError, ConfigurationError
+from ..exceptions import AdapterError, ConfigurationError, DataError
 from ..files import writing
 from ..models import BaseModel, LoraFineTuning
+from ..models.loading import say_beyond_window
 from ..progress import shown_progress
+from ..reporting.console import print_line
 from ..settings import AnchorsSettings, Recipe, Settings
 from .context import RunContext, quiet_libraries, trainer_device
 
@@ -57,11 +58,10 @@ def run(settings: AnchorsSettings) -> Path:
     names = settings.tasks.names or context.task_source().names()
     trainer = {k: v for k, v in settings.trainer.options.items() if k != "max_epochs"}
     folder = train_zoo(context, settings.sides, names, trainer)
-    console = Console()
     if settings.evaluation.rows is not None:
-        _print_scores(context, console, names, settings.evaluation.rows)
+        _print_scores(context, names, settings.evaluation.rows)
     for side in settings.sides:
-        console.print(f"{len(names)} {side} adapters in {folder / side}", soft_wrap=True)
+        print_line(f"{len(names)} {side} adapters in {folder / side}")
     return folder
 
 
@@ -266,6 +266,14 @@ def train_adapter(
         balanced=recipe.balanced,
         seed=recipe.seed,
     )
+    answers = sorted({tuple(row.answer) for row in examples.rows})
+    if len(answers) < 2:
+        raise DataError(
+            f"all {len(examples.rows)} training rows of the task {task.name} have one label, from "
+            f"which nothing but that answer is learned; it takes rows of at least two of "
+            f"{', '.join(task.labels)}: add rows to its train.jsonl, or set recipe.balanced=true"
+        )
+    say_beyond_window(base, [row.length for row in examples.rows], f"training on {task.name}")
     tuning = LoraFineTuning(
         base,
         rank=recipe.rank,
@@ -340,7 +348,7 @@ def _write_manifest(settings: Settings, folder: Path) -> None:
     write_manifest(folder, facts)
 
 
-def _print_scores(context: RunContext, console: Console, names: Sequence[str], rows: int) -> None:
+def _print_scores(context: RunContext, names: Sequence[str], rows: int) -> None:
     """Score every adapter and its base on the first test rows."""
     scores, tasks = context.scores, context.task_source().load(list(names))
     for side in context.settings.sides:
@@ -352,4 +360,4 @@ def _print_scores(context: RunContext, console: Console, names: Sequence[str], r
             line = f"{side} {name}: accuracy {plain.accuracy:.3f} -> {adapted.accuracy:.3f}"
             if plain.nll is not None and adapted.nll is not None:
                 line += f", NLL {plain.nll:.3f} -> {adapted.nll:.3f}"
-            console.print(line, highlight=False, soft_wrap=True)
+            print_line(line)

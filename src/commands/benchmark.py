@@ -49,6 +49,7 @@ from ..mappers.controls import MeanMapper
 from ..models.loading import learning_dtype, one_thread
 from ..progress import shown_progress
 from ..refinement.base import Refinement, RefinementProgress, silent
+from ..reporting.console import print_line
 from ..settings import Method, MethodSettings, Recipe
 from ..store import Key, Store, results_first
 from .anchors import CPU_TRAINER, train_adapter
@@ -540,7 +541,7 @@ class Benchmark:
                 progress.advance(bar)
 
     def _print(self, line: str) -> None:
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        print_line(line, self._console)
 
 
 # What is measured beside the tasks: suites, divergences, and the calibration of the diagnosis.

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple, TypeVar
 import yaml
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
-from rich.console import Console
 
 from ..evaluation.calibration import calibrate
 from ..evaluation.records import (
@@ -32,7 +31,7 @@ from ..evaluation.records import (
 )
 from ..exceptions import DataError
 from ..files import read_json, reading, write_whole
-from ..reporting.console import print_tables
+from ..reporting.console import print_line, print_tables
 from ..reporting.tables import Column, ReportTable
 
 Item = TypeVar("Item")
@@ -384,11 +383,10 @@ class SweepSummary(Callback):
         table = sweep_table(rows)
         write_whole(folder / "sweep.csv", table.csv())
         print_tables([table.title], [table], [f"{table.caption}."])
-        console = Console()
         without = [job.folder.name for job in jobs if not job.done]
         if without:
-            console.print(f"without results: {', '.join(without)}", highlight=False)
-        console.print(f"   sweep  {folder / 'sweep.csv'}", highlight=False, soft_wrap=True)
+            print_line(f"without results: {', '.join(without)}")
+        print_line(f"   sweep  {folder / 'sweep.csv'}")
 
 
 def sweep_rows(jobs: Sequence[SweptJob], swept: list[str], *, best_first: bool) -> list[SweepRow]:

@@ -16,7 +16,6 @@ from typing import NamedTuple
 import torch
 from hydra.core.hydra_config import HydraConfig
 from jaxtyping import Float, Int
-from rich.console import Console
 from safetensors.torch import save
 from torch import Tensor
 
@@ -49,7 +48,7 @@ from ..files import write_whole
 from ..models import BaseModel, StreamedWeights
 from ..models.hooks import Tap
 from ..models.statistics import RunningTotals, StatisticsStore, TapPair
-from ..reporting.console import print_diagnosis
+from ..reporting.console import print_diagnosis, print_line
 from ..reporting.figures import write_heat_maps
 from ..reporting.pages import write_diagnosis_page
 from ..settings import DiagnoseSettings
@@ -193,14 +192,13 @@ def write(content: IntersectionMap, folder: Path) -> None:
     pictures = write_heat_maps(content, folder)
     page = write_diagnosis_page(content, pictures, folder / "diagnosis.html")
     print_diagnosis(content)
-    console = Console()
     for what, where in (
         ("page", page),
         ("map", path),
         ("pictures", folder),
         ("fingerprints", folder / "fingerprints.safetensors"),
     ):
-        console.print(f"{what:>12}  {where}", highlight=False, soft_wrap=True)
+        print_line(f"{what:>12}  {where}")
 
 
 def _measure_map(name: str, compared: LayerMap, states: ProbeStates) -> MeasureMap:

@@ -22,7 +22,7 @@ from ..evaluation.records import (
 )
 from ..evaluation.verdict import verdicts
 from ..exceptions import ConfigurationError
-from ..reporting.console import print_benchmark
+from ..reporting.console import print_benchmark, print_line
 from ..reporting.dashboard import save_dashboard
 from ..reporting.loggers import begun_loggers, finish_loggers, log_benchmark
 from ..reporting.pages import write_report
@@ -109,13 +109,12 @@ def report(results: BenchmarkResults, settings: EvaluateSettings, loggers: list[
     log_benchmark(loggers, results, written)
     records = finish_loggers(loggers)
     print_benchmark(results)
-    console = Console()
     for what, path in (
         ("results", written[0]),
         ("report", written[1]),
         *(("log", record) for record in records),
     ):
-        console.print(f"{what:>8}  {path}", highlight=False, soft_wrap=True)
+        print_line(f"{what:>8}  {path}")
 
 
 def make_dashboard(project: str, settings: EvaluateSettings) -> None:
@@ -127,7 +126,7 @@ def make_dashboard(project: str, settings: EvaluateSettings) -> None:
     entity, _, name = project.partition("/")
     methods = [method.name for method in settings.asked_methods]
     address = save_dashboard(entity, name, methods, list(settings.tasks.held_out))
-    Console().print(f"dashboard  {address}", highlight=False, soft_wrap=True)
+    print_line(f"dashboard  {address}")
 
 
 def _collected(folder: Path) -> BenchmarkResults:
@@ -138,7 +137,7 @@ def _collected(folder: Path) -> BenchmarkResults:
     """
     results, warnings = collect(folder)
     for warning in warnings:
-        Console(stderr=True).print(warning, markup=False, highlight=False, soft_wrap=True)
+        print_line(warning, Console(stderr=True))
     return results.model_copy(update={"verdicts": verdicts(results.methods, results.suites)})
 
 

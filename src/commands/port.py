@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import torch
 from hydra.core.hydra_config import HydraConfig
-from rich.console import Console
 
 from ..adapters import LoraAdapter, read_adapter
 from ..adapters.peft_io import write_peft_files
@@ -40,7 +39,7 @@ from ..progress import shown_progress
 from ..refinement.base import RefinementReport
 from ..refinement.expected_recovery import AnchorCalibration
 from ..reporting.cards import ported_card
-from ..reporting.console import print_transfer
+from ..reporting.console import print_line, print_transfer
 from ..settings import PortingSettings, TransferSettings
 from ..store import Store, results_first
 from .compatibility import check_compatibility
@@ -121,9 +120,9 @@ def run(settings: TransferSettings) -> float | None:
                 inputs.mapper.cartridge(adapter).write(cartridge_folder)
 
     print_transfer(report)
-    Console().print(f"adapter  {output}", highlight=False, soft_wrap=True)
+    print_line(f"adapter  {output}")
     if settings.cartridge is not None:
-        Console().print(f"cartridge  {settings.cartridge}", highlight=False, soft_wrap=True)
+        print_line(f"cartridge  {settings.cartridge}")
     return scores.get("mean_nll_gain")
 
 

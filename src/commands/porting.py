@@ -63,7 +63,7 @@ from ..refinement.text_selection import WrittenTexts
 from ..settings import PortingSettings, TransferSettings
 from ..store import Store
 from .anchors import CPU_TRAINER, builds_zoo, train_zoo
-from .context import RunContext, costliest
+from .context import RunContext, costliest, log
 
 _HUB_ID = re.compile(r"[\w][\w.-]*/[\w.-]+")
 _FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -408,7 +408,10 @@ def given_inputs(path: Path) -> tuple[str, ...]:
         texts = [_field(row, "text", where, _INPUTS) for where, row in _rows(path, _INPUTS)]
     else:
         texts = [line for _, line in _lines(path, _INPUTS)]
-    return tuple(dict.fromkeys(texts))
+    once = tuple(dict.fromkeys(texts))
+    if more := len(texts) - len(once):
+        log.info("%d of %d texts in %s repeat another, and count once", more, len(texts), path)
+    return once
 
 
 def given_examples(path: Path, labels: tuple[str, ...]) -> tuple[Example, ...]:
@@ -433,6 +436,13 @@ def given_examples(path: Path, labels: tuple[str, ...]) -> tuple[Example, ...]:
                 "correct the row, or prompt.labels"
             )
         examples.append(Example(text, label))
+    if len(examples) > 1 and len({row.label for row in examples}) == 1:
+        log.warning(
+            "all %d examples in %s have the label %r, and tell nothing of any other",
+            *(len(examples), path, examples[0].label),
+        )
+    if more := len(examples) - len({row.text for row in examples}):
+        log.warning("%d of %d examples in %s repeat a text", more, len(examples), path)
     return tuple(examples)
 
 

@@ -21,7 +21,6 @@ from lightning import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
-from rich.console import Console
 
 from ..adapters import LoraAdapter, cosine, relative_error, write_adapter
 from ..alignment.layer_matching import LayerPairing, Pairing, RelativeDepth, Spread
@@ -48,7 +47,7 @@ from ..models.lora_training import interruptible
 from ..models.statistics import StatisticsStore
 from ..progress import shown_progress
 from ..reporting.cards import adapter_card
-from ..reporting.console import print_results
+from ..reporting.console import print_line, print_results
 from ..reporting.figures import write_chart
 from ..reporting.loggers import begun_loggers, finish_loggers, log_results
 from ..settings import MethodSettings, Settings, TrainSettings
@@ -93,13 +92,12 @@ def run(settings: TrainSettings) -> float | None:
         trainer, mapper = fitting.fit(loggers, folder)
     if not trainer.is_global_zero:  # the other devices have done their part
         return None
-    console = Console()
     if data is None:
-        console.print(
+        print_line(
             "fitted and saved, but not scored: there is no zoo of this pair; set paths.zoo=DIR to "
             "one"
         )
-        console.print(f"checkpoint  {folder / 'mapper.ckpt'}", highlight=False, soft_wrap=True)
+        print_line(f"checkpoint  {folder / 'mapper.ckpt'}")
         return None
 
     facts = {} if fitting.text is None else {"text": fitting.text.facts()}
@@ -119,7 +117,7 @@ def run(settings: TrainSettings) -> float | None:
         records = finish_loggers(loggers)
     print_results(results)
     for what, place in [*written, *(("log", record) for record in records)]:
-        console.print(f"{what:>10}  {place}", highlight=False, soft_wrap=True)
+        print_line(f"{what:>10}  {place}")
     return facts["objective"]["value"] if objective is not None else None
 
 

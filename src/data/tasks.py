@@ -5,10 +5,11 @@ They come from a folder (:class:`TaskFolder`) or from the Hugging Face hub (:cla
 
 import hashlib
 import json
+import logging
 import random
 import re
 import unicodedata
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -20,6 +21,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from ..exceptions import ConfigurationError, DataError
 from ..option_types import faults
 from .corpora import check_split, cut_at_word, reading_hub, split_of
+
+_log = logging.getLogger(__name__)
 
 Entry = TypeVar("Entry")
 File = TypeVar("File", bound=BaseModel)
@@ -54,11 +57,12 @@ class Task:
     test: tuple[Example, ...]
 
     def __post_init__(self) -> None:
-        named_once = len(set(self.labels)) == len(self.labels) > 1
-        if not named_once or not all(map(str.strip, self.labels)):
+        words = set(map(str.strip, self.labels)) - {""}
+        if not 1 < len(words) == len(self.labels):
             raise DataError(
                 f"task {self.name} has the labels {list(self.labels)}, but a classification task "
-                "takes two or more words, each once; correct its task.json"
+                "takes two or more words, each once, white space at their ends not counted; "
+                "correct its task.json"
             )
         strangers = {row.label for row in (*self.train, *self.test)} - set(self.labels)
         if strangers:
@@ -214,13 +218,39 @@ class TaskFolder:
                 f"{file} describes the task {about.name!r}, but lies in the folder {name!r}; give "
                 "both one name"
             )
-        return Task(
+        task = Task(
             name=name,
             instruction=about.instruction,
             labels=about.labels,
             train=_read_rows(folder / "train.jsonl"),
             test=_read_rows(folder / "test.jsonl"),
         )
+        if folder not in _said:
+            _said.add(folder)
+            for remark in repeated(task):
+                _log.warning("%s: %s", folder, remark)
+        return task
+
+
+_said: set[Path] = set()
+
+
+def repeated(task: Task) -> Iterator[str]:
+    """Say which texts stand in a task more than once, and what that does to its numbers."""
+    train, test = (Counter(row.text for row in rows) for rows in (task.train, task.test))
+    for split, texts in (("training", train), ("test", test)):
+        if more := texts.total() - len(texts):
+            yield f"{more} of {texts.total()} {split} rows repeat the text of another"
+    if both := sum(count for text, count in test.items() if text in train):
+        yield (
+            f"{both} of {test.total()} test rows are training rows too, so that scores on them "
+            "look better than on new ones"
+        )
+    labels: dict[str, set[str]] = {}
+    for row in (*task.train, *task.test):
+        labels.setdefault(row.text, set()).add(row.label)
+    if torn := [text for text, found in labels.items() if len(found) > 1]:
+        yield f"{len(torn)} texts have several labels, such as {torn[0][:60]!r}"
 
 
 def _read_text(file: Path) -> str:
@@ -233,10 +263,15 @@ def _read_text(file: Path) -> str:
 def _read_rows(file: Path) -> tuple[Example, ...]:
     # Not str.splitlines: a text may hold a line separator that JSON need not escape.
     lines = enumerate(_read_text(file).split("\n"), start=1)
-    rows = [_parsed(_Row, line, f"{file}, line {n},") for n, line in lines if line.strip()]
+    rows = [(n, _parsed(_Row, line, f"{file}, line {n},")) for n, line in lines if line.strip()]
     if not rows:
         raise DataError(f"{file} is empty, but takes at least one row")
-    return tuple(Example(row.text, row.label) for row in rows)
+    if empty := [n for n, row in rows if not row.text.strip()]:
+        raise DataError(
+            f"{file} has {len(empty)} rows without a text, the first in line {empty[0]}; remove "
+            "them, or give each its text"
+        )
+    return tuple(Example(row.text, row.label) for _, row in rows)
 
 
 def _parsed(kind: type[File], text: str, where: str) -> File:

@@ -133,8 +133,8 @@ def _check_one_base(side: str, adapters: Mapping[str, LoraAdapter]) -> None:
     if len(bases) > 1:
         (one, name), (other, other_name) = list(bases.items())[:2]
         raise AdapterError(
-            f"the {side} adapter {other_name} was trained on {other}, but {name} on {one}; a zoo "
-            "takes one base model a side: move one of them away or leave it out by tasks.names"
+            f"the {side} adapter {other_name} was trained on {other!r}, but {name} on {one!r}; a "
+            "zoo takes one base model a side: move one of them away or leave it out by tasks.names"
         )
 
 

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from ..data.prompts import pad_token
 from ..exceptions import DataError
 from ..models.likelihood import LOGIT_POSITIONS, LabelTree, TreeInputs, attention_masks
-from ..models.loading import BaseModel
+from ..models.loading import BaseModel, say_beyond_window
 
 # A continuation's total log-likelihood, and whether greedy decoding would write it.
 Answer = tuple[float, bool]
@@ -42,6 +42,10 @@ class BatchedLM(HFLM):  # type: ignore[misc]
     ) -> list[Answer]:
         """Return the answers to encoded requests ``(text, context, continuation)``, in order."""
         limit = self.max_length
+        lengths = [len(context) + len(continuation) - 1 for _, context, continuation in requests]
+        say_beyond_window(
+            *(self._base, lengths, "the harness's questions", "they lose their beginning")
+        )
         texts, counts = [], []
         for _, context, continuation in requests:
             if not context or not 0 < len(continuation) <= limit:

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..data.prompts import left_padded, pad_token, positions
-from .loading import BaseModel
+from .loading import BaseModel, say_beyond_window
 
 
 @runtime_checkable
@@ -69,6 +69,7 @@ def generate(
     ``max_new_tokens``.
     """
     network, device = base.network, base.network.device
+    say_beyond_window(base, [len(prompt) + max_new_tokens for prompt in prompts], "writing answers")
     end = base.tokenizer.eos_token_id  # None: nothing ends before the last token allowed
     ids, mask = (part.to(device) for part in left_padded(prompts, pad_token(base.tokenizer)))
     position_ids, past = positions(mask), None

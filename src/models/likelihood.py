@@ -23,7 +23,7 @@ from ..data.prompts import (
 )
 from ..exceptions import DataError
 from .architectures import attention_windows
-from .loading import BaseModel
+from .loading import BaseModel, say_beyond_window
 
 LOGIT_POSITIONS = 256
 """Positions whose logits are held at once: 268 MB for a vocabulary of 262,144."""
@@ -309,6 +309,7 @@ def log_likelihoods(
     prompts = prompt_tokens(base.tokenizer, question, texts)
     tree = label_tree(base, question)
     lengths = [len(prompt) + tree.size for prompt in prompts]
+    say_beyond_window(base, lengths, "scoring labels")
     scores = torch.empty(len(prompts), len(question.labels))
     most = max(1, min(batch_rows, LOGIT_POSITIONS // (1 + tree.size)))
     for places in length_batches(lengths, batch_tokens, most):

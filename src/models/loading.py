@@ -4,7 +4,7 @@ import copy
 import importlib
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -365,6 +365,36 @@ def dequantised(gguf: Path, folder: Path) -> None:
     written.generation_config = read.generation_config
     written.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+_said: set[tuple[str, str]] = set()
+
+
+def say_beyond_window(
+    base: BaseModel,
+    lengths: Sequence[int],
+    use: str,
+    outcome: str = "it was not trained on so many, and prompt.text_chars shortens them",
+) -> None:
+    """Say, once for a model and a use, how many prompts are longer than its window of positions.
+
+    Nothing is cut: positions beyond the window are computed, but the model has not learned them.
+
+    Args:
+        base: The model.
+        lengths: The positions that each prompt takes, with what follows it.
+        use: What the prompts are for.
+        outcome: What becomes of them.
+    """
+    window = getattr(base.network.config, "max_position_embeddings", None)
+    beyond = [length for length in lengths if window is not None and length > window]
+    if beyond and (base.name, use) not in _said:
+        _said.add((base.name, use))
+        _log.warning(
+            "%s: %d of %d prompts take more than the %d tokens of the window of %s (the longest "
+            "%d): %s",
+            *(use, len(beyond), len(lengths), window, base.name, max(beyond), outcome),
+        )
 
 
 # Smaller networks spend their time elsewhere than in products.

@@ -42,7 +42,7 @@ from ..models.likelihood import (
     label_tree,
     log_likelihoods,
 )
-from ..models.loading import BaseModel
+from ..models.loading import BaseModel, say_beyond_window
 from ..store import Key
 from .base import (
     Distillation,
@@ -209,6 +209,7 @@ class LabelStudent(Student):
         """Return the batches of all epochs, prompts of like length together."""
         prompts = prompt_tokens(self.base.tokenizer, self.prompt_spec, dataset.texts)
         lengths = [len(prompt) for prompt in prompts]
+        say_beyond_window(self.base, lengths, "learning labels")
         return [
             SoftBatch([prompts[row] for row in rows], dataset.targets[rows])
             for rows in seeded_batches(lengths, batch_size=batch_size, epochs=epochs, seed=seed)

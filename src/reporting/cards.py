@@ -4,15 +4,29 @@ The front matter is what PEFT and the hub read.
 """
 
 import json
-from typing import Any
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeVar
 
 from huggingface_hub import ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup
 
 from ..evaluation.records import PairRecord, Results, TransferReport
+from ..exceptions import one_line
 from .summaries import recovery_verdict, task_summary, training_summary, transfer_remarks
-from .tables import Cell, cell_text, estimated, score_columns, sites_table
+from .tables import (
+    Cell,
+    cell_text,
+    estimated,
+    markdown_code,
+    markdown_text,
+    score_columns,
+    sites_table,
+)
 
+Report = TypeVar("Report", Results, TransferReport)
 _CONDITIONS = {
     "base": "target without adapter (base)",
     "source_base": "source without adapter",
@@ -22,7 +36,7 @@ _CONDITIONS = {
     "random": "control: random adapter of equal norm",
     "swapped": "control: mapped from another task's adapter",
     "cartridge": "the same as a nonlinear cartridge, before it is made linear",
-    "predicted": "**this adapter**",
+    "predicted": Markup("**this adapter**"),
 }
 _MAPPERS = {
     "copy": "The factors are the source's own, as they were: where a width differs they were "
@@ -57,18 +71,23 @@ _SETTINGS = (
     *("diagnosis", "force", "refine", "refine_texts", "drift"),
 )
 
-# Only pages are escaped: a card that escaped "it's" would not be read as Markdown.
-# The templates of cards and pages.
-TEMPLATES = Environment(
-    loader=PackageLoader("loraport.reporting"),
-    undefined=StrictUndefined,
-    keep_trailing_newline=True,
-    autoescape=select_autoescape(["html.j2"], default=False),
+_TEMPLATES: dict[str, Any] = {
+    "loader": PackageLoader("loraport.reporting"),
+    "undefined": StrictUndefined,
+    "keep_trailing_newline": True,
+}
+# What a template puts out is escaped for its format; "safe" marks what is of that format already.
+PAGES = Environment(**_TEMPLATES, autoescape=select_autoescape(["html.j2"], default=False))
+_CARDS = Environment(
+    **_TEMPLATES,
+    finalize=lambda value: value if isinstance(value, Markup) else markdown_text(str(value)),
 )
+_CARDS.filters["code"] = lambda value, **how: Markup(markdown_code(str(value), **how))
 
 
 def adapter_card(results: Results, task: str) -> str:
     """Return the card of the adapter that was predicted for one held-out task."""
+    results = _without_paths(results)
     result = results.tasks[task]
     others = set(results.tasks) - {task}
     hashes = results.provenance.hashes.items()
@@ -101,6 +120,7 @@ def adapter_card(results: Results, task: str) -> str:
 
 def ported_card(report: TransferReport) -> str:
     """Return the card of a ported adapter."""
+    report = _without_paths(report)
     refinement, table = report.refinement, sites_table(report)
     # A checkpoint's mapper has the options that it was trained with, whatever mapper= is.
     unused = "mapper" if report.config.get("ckpt") else "ckpt"
@@ -124,12 +144,43 @@ def ported_card(report: TransferReport) -> str:
     )
 
 
+def _without_paths(report: Report) -> Report:
+    """Return a report in which a folder stands for every absolute path: those are nobody's to know.
+
+    They are found in the options that the report was made with, and in what adapters say of their
+    base models.
+    """
+    content = report.model_dump(mode="json", by_alias=True)
+    named = [content.get(part) for part in ("config", "pair", "adapters", "merged_with")]
+    paths = {text for text in _texts(named) if text.startswith(("/", "~/"))} - {"/", "~/"}
+    names = {path: Path(path).name for path in sorted(paths, key=len, reverse=True)}
+    pattern = re.compile(rf"(?<![\w./-])(?:{'|'.join(map(re.escape, names))})(?![\w-])")
+
+    def shortened(value: Any) -> Any:
+        if isinstance(value, str):
+            return pattern.sub(lambda found: names[found.group()], value)
+        if isinstance(value, dict):
+            return {shortened(key): shortened(inner) for key, inner in value.items()}
+        return [shortened(inner) for inner in value] if isinstance(value, list) else value
+
+    return type(report).model_validate(shortened(content)) if names else report
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Give every text of plain data."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for inner in [*value, *value.values()] if isinstance(value, dict) else value:
+            yield from _texts(inner)
+
+
 def _card(template: str, pair: PairRecord, **values: Any) -> str:
     data = ModelCardData(
-        base_model=pair.target,
+        base_model=one_line(pair.target),
         library_name="peft",
         pipeline_tag="text-generation",
         tags=["lora", "loraport", "adapter-transfer"],
     )
-    body = TEMPLATES.get_template(template).render(pair=pair, **values)
+    body = _CARDS.get_template(template).render(pair=pair, **values)
     return f"---\n{data.to_yaml()}\n---\n\n{body}"

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..evaluation.records import BenchmarkResults, IntersectionMap, Results, TransferReport
+from ..exceptions import one_line
 from .summaries import benchmark_lines, diagnosis_remarks, training_remarks, transfer_remarks
 from .tables import (
     ReportTable,
@@ -68,7 +69,7 @@ def print_tables(
     if not console.is_terminal:
         console.width = _PIPED_WIDTH
     for heading in headings:
-        console.print(Text(heading, "bold"), soft_wrap=True)
+        console.print(Text(one_line(heading), "bold"), soft_wrap=True)
     for content in tables:
         if content.rows:
             table, width = rich_table(content), console.width
@@ -79,7 +80,20 @@ def print_tables(
             console.width = width
     for line in lines:
         # In a pipe a sentence is one line, so that it can be searched for.
-        console.print(line, markup=False, highlight=False, soft_wrap=not console.is_terminal)
+        print_line(line, console, wrapped=console.is_terminal)
+
+
+def print_line(text: str, console: Console | None = None, *, wrapped: bool = False) -> None:
+    """Print a line as it is: what looks like markup in a name or a path is none.
+
+    Args:
+        text: The line.
+        console: Where; None stands for standard output.
+        wrapped: Break it at the terminal's width.
+    """
+    (console or Console()).print(
+        one_line(text), markup=False, highlight=False, emoji=False, soft_wrap=not wrapped
+    )
 
 
 def rich_table(content: ReportTable) -> Table:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from ..evaluation.records import BenchmarkResults, IntersectionMap
 from ..evaluation.verdict import HYPOTHESES
 from ..files import write_whole
-from .cards import TEMPLATES
+from .cards import PAGES
 from .figures import Chart, benchmark_charts, file_part
 from .summaries import NO_VERDICT, benchmark_remarks, best_methods, diagnosis_remarks
 from .tables import (
@@ -168,7 +168,7 @@ def benchmark_page(results: BenchmarkResults, charts: Mapping[str, Sequence[Char
 
 def _page(template: str, **values: object) -> str:
     # Imported macros see the template's globals, not what it is rendered with.
-    made = TEMPLATES.get_template(template, globals={"cell": _cell})
+    made = PAGES.get_template(template, globals={"cell": _cell})
     return made.render(**values)
 
 

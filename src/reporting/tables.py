@@ -28,6 +28,7 @@ from ..evaluation.records import (
     complete_mean,
     interval_text,
 )
+from ..exceptions import one_line
 
 NOTHING = "-"  # what stands where there is no number
 
@@ -202,7 +203,7 @@ def cell_text(cell: Cell, form: str = ".2f") -> str:
     if isinstance(cell, float):
         text = f"{cell:{form}}"
         return text.removeprefix("-") if float(text) == 0 else text
-    return str(cell)
+    return one_line(str(cell))
 
 
 _MARKDOWN = str.maketrans({**{c: f"\\{c}" for c in "\\`*_[]<>|#~$"}, "&": "&amp;"})
@@ -229,7 +230,19 @@ def markdown_text(text: str) -> str:
     >>> markdown_text("a|b\n<i>c_d</i>")
     'a\\|b \\<i\\>c\\_d\\</i\\>'
     """
-    return " ".join(text.split()).translate(_MARKDOWN)
+    return one_line(" ".join(text.split())).translate(_MARKDOWN)
+
+
+def markdown_code(text: str, *, in_table: bool = False) -> str:
+    """Return text as code inside a line of Markdown, whatever is in it.
+
+    >>> markdown_code("a_`b`")
+    '`` a_`b` ``'
+    """
+    shown = one_line(" ".join(text.split()))
+    fence = "`" * (max(map(len, re.findall("`+", shown)), default=0) + 1)
+    shown = f" {shown} " if len(fence) > 1 else shown
+    return fence + (shown.replace("|", "\\|") if in_table else shown) + fence
 
 
 def markdown_line(cells: Iterable[str]) -> str:
@@ -244,7 +257,7 @@ def latex_text(text: str) -> str:
     '50\\_\\% of \\{x\\}'
     """
     # A line break would end the row, and a blank line the paragraph.
-    shown = " ".join(text.split()).translate(_LATEX)
+    shown = one_line(" ".join(text.split())).translate(_LATEX)
     # A row that begins with a bracket would be read as an option of the one above.
     shown = "{}" + shown if shown.startswith("[") else shown
     return re.sub(r"(?<![\w.])-(?=\d)", "$-$", shown)

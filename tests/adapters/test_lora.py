@@ -187,7 +187,7 @@ def test_it_is_a_mapping_in_the_order_of_the_layers_that_cannot_be_changed() -> 
 
 
 def test_no_site_is_refused() -> None:
-    with pytest.raises(AdapterError, match=r"some/base has no site.*lora_A and lora_B"):
+    with pytest.raises(AdapterError, match=r"some/base' has no site.*lora_A and lora_B"):
         LoraAdapter({}, "some/base")
 
 

@@ -589,6 +589,21 @@ def test_a_row_without_a_label(tmp_path: Path) -> None:
         given_examples(file, ())
 
 
+def test_examples_of_one_label_and_repeated_texts_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = '{"text": "a", "label": "x"}\n{"text": "b", "label": "x"}\n{"text": "a", "label": "x"}'
+    file = written(tmp_path, "rows.jsonl", rows)
+    with caplog.at_level("INFO"):
+        assert len(given_examples(file, ("x", "y"))) == 3
+        assert given_inputs(file) == ("a", "b")
+    assert [record.getMessage().replace(str(file), "FILE") for record in caplog.records] == [
+        "all 3 examples in FILE have the label 'x', and tell nothing of any other",
+        "1 of 3 examples in FILE repeat a text",
+        "1 of 3 texts in FILE repeat another, and count once",
+    ]
+
+
 def test_a_folder_is_no_file(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be read"):
         given_inputs(tmp_path)

@@ -78,6 +78,12 @@ def test_a_folder_without_tasks_is_refused(tmp_path):
         ("task.json", b'{"instruction": "?", "labels": ["yes"]}', r"two or more"),
         ("task.json", b'{"instruction": "?", "labels": ["yes", "no", "yes"]}', r"each once"),
         ("task.json", b'{"instruction": "?", "labels": ["yes", " "]}', r"two or more words"),
+        ("task.json", b'{"instruction": "?", "labels": ["yes", " yes"]}', r"each once, white"),
+        (
+            "train.jsonl",
+            b'{"text": "a", "label": "no"}\n\n{"text": " ", "label": "no"}',
+            r"1 rows without a text, the first in line 3",
+        ),
         (
             "task.json",
             b'{"name": "color", "instruction": "?", "labels": ["yes", "no"]}',
@@ -232,3 +238,26 @@ def test_the_shipped_definitions_are_those_of_the_task_files():
         assert defined[name].model_dump() == expected, name
     held_out = [name for name, task in described.items() if task["role"] == "held_out"]
     assert sorted(config["held_out"]) == sorted(held_out)
+
+
+def test_texts_that_repeat_are_told_by_what_they_do(tmp_path: Path, caplog: Any) -> None:
+    folder = tmp_path / "mood"
+    folder.mkdir()
+    (folder / "task.json").write_text(json.dumps({"instruction": "?", "labels": ["yes", "no"]}))
+    for split, rows in {
+        "train": [("a", "yes"), ("a", "yes"), ("b", "no"), ("c", "no")],
+        "test": [("b", "no"), ("c", "yes"), ("d", "no"), ("d", "no"), ("d", "no")],
+    }.items():
+        lines = (json.dumps({"text": text, "label": label}) for text, label in rows)
+        (folder / f"{split}.jsonl").write_text("\n".join(lines))
+    TaskFolder(tmp_path).load()
+    told = [record.getMessage().removeprefix(f"{folder}: ") for record in caplog.records]
+    assert told == [
+        "1 of 4 training rows repeat the text of another",
+        "2 of 5 test rows repeat the text of another",
+        "2 of 5 test rows are training rows too, so that scores on them look better than on new "
+        "ones",
+        "1 texts have several labels, such as 'c'",
+    ]
+    TaskFolder(tmp_path).load()
+    assert len(caplog.records) == 4, "once"

@@ -71,7 +71,8 @@ def test_adapter_of_another_base_is_named(folder):
     stranger = replace(read_adapter(folder / "target" / "c_task"), base_model="other/base")
     write_adapter(stranger, folder / "target" / "c_task", overwrite=True)
     with pytest.raises(
-        AdapterError, match=r"target adapter c_task was trained on other/base, but a_task on pico/t"
+        AdapterError,
+        match=r"adapter c_task was trained on 'other/base', but a_task on 'pico/t",
     ):
         Zoo.open(folder).read()
     assert len(Zoo.open(folder).read(["a_task", "b_task"]).target) == 2

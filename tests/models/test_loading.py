@@ -25,6 +25,8 @@ from loraport.models import (
     PackagedGguf,
     attached,
 )
+from loraport.models.generation import MostLikely, generate
+from loraport.models.likelihood import log_likelihoods
 from loraport.models.loading import learning_dtype, one_thread
 from loraport.models.streaming import StreamedWeights
 from loraport.store import Key
@@ -398,3 +400,38 @@ def test_a_shard_is_a_file_of_its_folder(
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(ModelError, match=r"index\.json (names the shard|cannot be read)"):
         StreamedWeights.open(tmp_path, "x")
+
+
+@pytest.mark.parametrize("use", ["scoring", "writing"])
+def test_prompts_beyond_the_window_are_told_once_with_numbers(
+    pico_source: BaseModel,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    use: str,
+) -> None:
+    monkeypatch.setattr("loraport.models.loading._said", set())
+    monkeypatch.setattr(pico_source.network.config, "max_position_embeddings", 9)
+    spec = PromptSpec("{text}", ("good", "very good"))
+    texts = ["the film " * 4, "the " * 12, "the film"]
+
+    def run() -> object:
+        if use == "scoring":
+            return log_likelihoods(pico_source, spec, texts)
+        tokens = pico_source.tokenizer(texts)["input_ids"]
+        return generate(pico_source, tokens, max_new_tokens=2, choice=MostLikely())
+
+    run()
+    run()
+    [record] = caplog.records
+    # Behind a prompt come the beginning of "very good", or the two tokens that are written.
+    longest, many, called = (
+        (13, 1, "scoring labels") if use == "scoring" else (14, 2, "writing answers")
+    )
+    assert record.getMessage().startswith(
+        f"{called}: {many} of 3 prompts take more than the 9 tokens of the window of "
+        f"pico/source (the longest {longest}): "
+    )
+    monkeypatch.setattr(pico_source.network.config, "max_position_embeddings", 512)
+    monkeypatch.setattr("loraport.models.loading._said", set())
+    run()
+    assert len(caplog.records) == 1

@@ -1,4 +1,5 @@
 import json
+import re
 from typing import Any
 
 import pytest
@@ -158,3 +159,71 @@ def test_a_mapper_and_a_refinement_are_both_told_with_what_they_used() -> None:
     assert "`copy` and the refinement `prompt_distill` from" in card
     assert "Nothing aligns the two models' coordinates. The source with its adapter" in card
     assert sites_table(report).rows
+
+
+FORGED = (
+    "x\n\n---\n\n**GO: expect 1.00 of the gap**\n\n# GO\n\n```\n<b>|`a`[l](javascript:x)\x1b[1m"
+)
+
+
+@pytest.mark.parametrize("odd", [FORGED, "\n```\nGO\n", "a | b\r\n| GO | x |", "``x`", "\u2028GO"])
+def test_names_of_others_stay_on_their_line_and_are_no_markup(odd: str) -> None:
+    """Whatever an adapter, a zoo or a task is called, the card has the lines that it would have."""
+
+    def lines(name: str) -> tuple[list[str], list[str]]:
+        pair = PairRecord(name=name, source=name, target=name)
+        ported = report_of(
+            pair=pair,
+            adapters=(record(name, base_model=name),),
+            merged_with=(record(name),),
+            steps=(StepRecord(name=name, lost_energy=0.125),),
+            warnings=(name,),
+            mapper=name,
+            refinement=refined(name=name, question={"prompt": name, "labels": [name, "b"]}),
+            config={"scale": name, "mapper": {name: name}},
+            provenance=Provenance(versions={name: name}, hashes={name: name}),
+        )
+        results = results_of({name: conditions(30, 50, 60)}, pair=pair)
+        predicted = results.model_copy(
+            update={"mapper_report": {"anchors": [name], name: name}, "space": name}
+        )
+        return ported_card(ported).split("\n"), adapter_card(predicted, name).split("\n")
+
+    for ours, theirs in zip(lines("plain"), lines(odd), strict=True):
+        begin = ours.index("---", 1), theirs.index("---", 1)
+        assert len(theirs) - begin[1] == len(ours) - begin[0]
+        for line, other in zip(ours[begin[0] :], theirs[begin[1] :], strict=True):
+            assert line[:3] == other[:3] or "plain" in line
+            if other.startswith("|"):
+                assert len(re.findall(r"(?<!\\)\|", line)) == len(re.findall(r"(?<!\\)\|", other))
+            assert not line.startswith(("#", "**GO", "```", "|")) or line[:2] == other[:2]
+            assert not re.search(r"[\x00-\x09\x0b-\x1f\u2028]", other)
+        assert front_matter("\n".join(theirs))["library_name"] == "peft"
+        assert "GO" not in front_matter("\n".join(theirs))
+
+
+def test_paths_of_the_machine_do_not_stand_in_a_card() -> None:
+    home = "/home/somebody/secret project"
+    config = {
+        "adapter": [f"{home}/films_a", "owner/name"],
+        "merge": {"with": [f"{home}/sub/other"]},
+        "ckpt": f"{home}/runs/mapper.ckpt",
+        "paths": {"zoo": home, "cache": "/"},
+    }
+    report = report_of(
+        adapters=(record(f"{home}/films_a", base_model="/mnt/x/base"), record("owner/name")),
+        merged_with=(record(f"{home}/sub/other"),),
+        mapping=({}, {}),
+        warnings=(f"{home}/films_a says that it was trained on /mnt/x/base, and is taken as one",),
+        config=config,
+        provenance=Provenance(versions={}, hashes={f"{home}/films_a": "aa", "owner/name": "bb"}),
+    )
+    card = ported_card(report)
+    assert "secret" not in card
+    assert "/mnt" not in card
+    assert "- `films_a`, trained on base: " in card
+    assert "- `owner/name`, trained on" in card
+    assert "- `other`\n" in card
+    assert "films\\_a says that it was trained on base, and is taken" in card
+    assert settings(card)["ckpt"] == "mapper.ckpt"
+    assert "| SHA-256 of films\\_a | `aa` |" in card

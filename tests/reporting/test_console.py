@@ -1,5 +1,6 @@
 import io
 import re
+from pathlib import Path
 
 import pytest
 
@@ -7,6 +8,7 @@ from loraport.evaluation.records import CompatibilityRecord
 from loraport.reporting.console import (
     print_benchmark,
     print_diagnosis,
+    print_line,
     print_results,
     print_transfer,
 )
@@ -133,3 +135,26 @@ def test_a_diagnosis_shows_layers_verdict_and_warnings(printed):
 )
 def test_brackets_in_names_are_no_markup(show, content, printed):
     assert "[bold]odd[/x]" in printed(show, content)
+
+
+@pytest.mark.parametrize("text", ["adapter  out[/a]", "[red]x", ":smile: [link=x]", "out[/a\\]"])
+def test_what_looks_like_markup_is_printed_as_it_is(text, printed):
+    assert printed(print_line, text) == text
+
+
+def test_a_name_moves_no_cursor_and_begins_no_line(printed):
+    forged = "x\n\nGO: expect 1.00\x1b[2J\x07\u202e"
+    line = "x  GO: expect 1.00\\x1b[2J\\x07\\u202e"
+    assert printed(print_line, forged) == line
+    text = printed(print_transfer, report_of(warnings=(forged,)))
+    assert line in text.splitlines()
+    rows = printed(print_results, training_of({forged: conditions(30, 50, 60)}))
+    assert any(row.startswith(line) for row in rows.splitlines())
+
+
+def test_every_line_is_printed_by_the_one_function():
+    """Rich reads markup and emoji in whatever it prints, unless it is told not to."""
+    source = Path(__file__).parents[2] / "src"
+    free = {source / "reporting" / "console.py", source / "progress.py"}
+    found = {path for path in source.rglob("*.py") if re.search(r"\.print\(", path.read_text())}
+    assert found == free
