@@ -891,27 +891,25 @@ def expected(
     rise = agreement_rise(measured)
     anchors = [point for point in calibration.points if point.task not in tasks]
     found = dict(numbers(measured))
-    told = ExpectedRecord(
-        rise=None if rise is None else rise.difference.value,
-        rise_ci95=None if rise is None else ends_of(rise.difference.interval),
-    )
+    told: dict[str, Any] = {}
+    if rise is not None:
+        told = {"rise": rise.difference.value, "rise_ci95": ends_of(rise.difference.interval)}
     why_not = list(_obstacles(calibration, refinement, setting, anchors, measured, rise))
     if why_not:
-        return told.model_copy(update={"why_not": "; ".join(why_not)})
+        return ExpectedRecord(**told, why_not="; ".join(why_not))
     fit = ExpectedRecovery.fit(anchors, calibration.features)
     value = fit.expect(found)
-    return told.model_copy(
-        update={
-            "value": value.value,
-            "low": value.low,
-            "high": value.high,
-            "go": value.go,
-            "level": fit.level,
-            "loo_error": fit.loo_error,
-            "anchors": fit.anchors,
-            "hit_rate": hit_rate(anchors, left_out(anchors, calibration.features)),
-            "features": {name: found[name] for name in calibration.features},
-        }
+    return ExpectedRecord(
+        **told,
+        value=value.value,
+        low=value.low,
+        high=value.high,
+        go=value.go,
+        level=fit.level,
+        loo_error=fit.loo_error,
+        anchors=fit.anchors,
+        hit_rate=hit_rate(anchors, left_out(anchors, calibration.features)),
+        features={name: found[name] for name in calibration.features},
     )
 
 
@@ -929,7 +927,7 @@ def _obstacles(
     elif differences := calibration.differences(setting):
         yield differences
     known = dict(numbers(measured))
-    missing = [name for name in calibration.features if name not in known]
+    missing = [n for n in calibration.features if not math.isfinite(known.get(n, math.nan))]
     if missing:
         yield f"{', '.join(missing)} was not measured of this adapter"
     if len(anchors) < LEAST_POINTS:

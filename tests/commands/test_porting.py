@@ -1,4 +1,5 @@
 import json
+import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -1003,8 +1004,9 @@ def test_a_go_takes_a_port_that_learned_something(rows: dict[str, Any], why: str
 
 
 def test_a_feature_that_was_not_measured() -> None:
-    found = told(measured={"drift": {"mean": 0.1}} | ROWS)
-    assert found.why_not == "agreement.after was not measured of this adapter"
+    for measured in ({"drift": {"mean": 0.1}}, {"agreement": {"after": math.nan}}):
+        found = told(measured=measured | ROWS)
+        assert found.why_not == "agreement.after was not measured of this adapter"
 
 
 DOCUMENTED = Path(__file__).parents[2] / "docs" / "benchmark" / "results.json"
