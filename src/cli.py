@@ -9,6 +9,7 @@ import errno
 import logging
 import os
 import re
+import shlex
 import shutil
 import signal
 import sys
@@ -22,15 +23,22 @@ from typing import Any, ClassVar, NoReturn
 import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import ConfigCompositionException, HydraException
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import ConfigCompositionException, HydraException, OverrideParseException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import (
+    GrammarParseError,
+    InterpolationKeyError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+)
 
 from .composing import compose
 from .exceptions import ConfigurationError, LoraportError, one_line
 from .extras import missing_plugin
+from .option_types import in_quotes
 from .settings import DiagnoseSettings, read
 
 _CONFIGS = "pkg://loraport.conf"
@@ -234,6 +242,19 @@ def _explained(error: Exception, name: str) -> str:
     missing = missing_plugin(message)
     if missing is not None:
         return missing
+    if isinstance(error, OverrideParseException):
+        return f"{_unread(error.override)}\n{_help(name)}"
+    if ambiguous := re.match(r"Ambiguous value for argument '(.*)'$", message, re.MULTILINE):
+        word = ambiguous[1]
+        key, _, value = word.partition("=")
+        return (
+            f"{word} may be text or a list; as text it is written {in_quotes(word)}, as a list "
+            f"{in_quotes(f'{key}=[{value}]')}; several runs take --multirun\n{_help(name)}"
+        )
+    if isinstance(error, InterpolationKeyError | GrammarParseError):
+        words = [word for word in sys.argv[1:] if "${" in word]
+        written = "".join(f"; as text it is written {in_quotes(word, True)}" for word in words)
+        return f"{message}{written}\n{_help(name)}"
     if isinstance(error, MissingMandatoryValue):
         lacking = message.partition("\n")[0].rpartition(": ")[2]
         return f"{lacking} is not given, and there is no default; set {lacking}=...\n{_help(name)}"
@@ -246,6 +267,20 @@ def _explained(error: Exception, name: str) -> str:
     guess = f" (did you mean {near[0]}?)" if near else ""
     where = f"{parent} takes" if parent else "the options are groups and"
     return f"there is no option {key[1]}{guess}; {where} {', '.join(options)}.\n{_help(name)}"
+
+
+def _unread(word: str) -> str:
+    """Say how a word is written that Hydra's grammar does not take."""
+    key, equals, value = word.partition("=")
+    if not equals:
+        return f"{word} is no option; an option is written NAME=VALUE"
+    torn = "${" in value and not re.search(r"\$\{[\w.:,]+\}", value)
+    written = in_quotes(word, torn)
+    try:
+        OverridesParser.create().parse_overrides(shlex.split(written))
+    except HydraException:
+        return f"{key} is no name of an option; an option is written NAME=VALUE"
+    return f"{word} has signs that Hydra takes in quotes alone; it is written {written}"
 
 
 def _help(name: str) -> str:

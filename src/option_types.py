@@ -6,6 +6,8 @@ option, and in the list of all options.
 
 import difflib
 import os
+import re
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -213,7 +215,43 @@ def _message(kind: type[Options], error: ErrorDetails) -> str:
         node = sorted(_names(kind, parts))
         return f"{key} is {_shown(error['input'])}; it takes the options {', '.join(node)}"
     takes = error["msg"] if wrong == "takes" else f"a value such that {error['msg']}"
-    return f"{key} is {_shown(error['input'])}; it takes {takes}"
+    value = error["input"]
+    parts = value if isinstance(value, list | tuple) else [value]
+    texts = wrong == "string_type" or takes.startswith(("text", "names", "at least two"))
+    if texts and any(isinstance(part, int | float) for part in parts):
+        plain = [str(part).lower() if isinstance(part, bool) else str(part) for part in parts]
+        word = f"{key}={plain[0]}" if parts == [value] else f"{key}=[{','.join(plain)}]"
+        takes += f"; as text it is written {in_quotes(word)}"
+    return f"{key} is {_shown(value)}; it takes {takes}"
+
+
+def in_quotes(word: str, escaped: bool = False) -> str:
+    """Return an override as a shell takes it, whose value Hydra reads as text, or as texts in [].
+
+    Args:
+        word: Such as ``paths.zoo=a=b``.
+        escaped: What looks like an interpolation, ``${...}``, is text as well.
+    """
+
+    def quoted(text: str) -> str:
+        text = text.replace("${", "\\${") if escaped else text
+        # Before a quote, and at the end, a backslash stands for the sign behind it.
+        before = re.compile(r"(\\*)('|\Z)")
+        return "'" + before.sub(lambda m: 2 * m[1] + m[2].replace("'", r"\'"), text) + "'"
+
+    def bare(text: str) -> str:
+        text = text.strip()
+        return text[1:-1] if len(text) > 1 and text[0] == text[-1] in ("'", '"') else text
+
+    key, _, value = word.partition("=")
+    if value.startswith("[") and value.endswith("]"):
+        text = f"[{','.join(quoted(bare(part)) for part in value[1:-1].split(','))}]"
+    else:
+        text = quoted(value)
+    whole = f"{key}={text}"
+    if set(whole) & set("$`!\n"):
+        return shlex.quote(whole)
+    return '"' + re.sub(r'\\(?=[\\"])|"', r"\\\g<0>", whole) + '"'
 
 
 def _names(kind: type[BaseModel], parts: Sequence[int | str]) -> set[str]:

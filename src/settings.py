@@ -101,6 +101,13 @@ class Prompt(Options):
             )
 
 
+def _labels(value: Any) -> Any:
+    """Read whole numbers as the words that they are; a true or a null may have been any word."""
+    if not isinstance(value, list | tuple):
+        return value
+    return tuple(str(label) if type(label) is int else label for label in value)
+
+
 class AskedPrompt(Prompt):
     """How the adapter that is ported is asked."""
 
@@ -111,8 +118,11 @@ class AskedPrompt(Prompt):
     )
     labels: Annotated[
         tuple[str, ...] | None,
-        BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value),
-        Takes("at least two different words, such as [A,B], or null where the adapter writes"),
+        BeforeValidator(_labels),
+        Takes(
+            "at least two different words, such as [A,B] or ['true','false'], or null where the "
+            "adapter writes"
+        ),
     ] = Field(
         None,
         description="The answers among which the adapter chooses; null: the task's, or it writes "

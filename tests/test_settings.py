@@ -223,6 +223,13 @@ def test_every_option_is_listed_with_what_it_takes_and_means(command):
         ("transfer", "prompt.labels=A", "prompt.labels is 'A'; it takes at least two different w"),
         ("transfer", "prompt.labels=[A]", "prompt.labels is ['A']; it takes at least two differ"),
         ("transfer", "prompt.labels=[A,B,A]", "prompt.labels names A twice; name each once"),
+        (
+            *("transfer", "prompt.labels=[true,false]"),
+            "as text it is written \"prompt.labels=['true','false']\"",
+        ),
+        ("transfer", "prompt.labels=[1,1]", "at least two different words"),
+        ("transfer", "prompt.instruction=5", "as text it is written \"prompt.instruction='5'\""),
+        ("transfer", "tasks.names=[1,a]", "as text it is written \"tasks.names=['1','a']\""),
         ("transfer", "prompt.labels=[A,B,' A']", "prompt.labels names A twice; name each once"),
         ("transfer", "refine_texts.anchors=yes_please", "is 'yes_please'; it takes true, false"),
         ("transfer", "cartridge=C", "cartridge=C takes ckpt= of mapper=cast"),
@@ -490,3 +497,7 @@ def test_a_running_command_finds_choices_from_outside(outside):
 def test_folders_beside_the_package_are_searched(tmp_path, outside):
     config = compose("train", ["mapper=outside"], beside=[str(tmp_path)])
     assert config.mapper._target_ == "elsewhere.OutsideMapper"
+
+
+def test_labels_that_are_numbers_are_words():
+    assert settled("transfer", "adapter=x", "prompt.labels=[1,0]").prompt.labels == ("1", "0")

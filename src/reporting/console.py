@@ -1,10 +1,12 @@
 """What commands print: a heading, tables, and sentences about them.
 
-In colours and at the terminal's width where there is one, else without colours and 120 wide. A
-table that needs more is never cut.
+In colours where there is a terminal. Tables are as wide as it, elsewhere as ``COLUMNS`` says or 80
+columns: what does not fit beside stands below, with the names of the rows again.
 """
 
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 from rich import box
 from rich.console import Console
@@ -15,6 +17,7 @@ from ..evaluation.records import BenchmarkResults, IntersectionMap, Results, Tra
 from ..exceptions import one_line
 from .summaries import benchmark_lines, diagnosis_remarks, training_remarks, transfer_remarks
 from .tables import (
+    Column,
     ReportTable,
     fits_table,
     layers_table,
@@ -24,7 +27,7 @@ from .tables import (
     sites_table,
 )
 
-_PIPED_WIDTH = 120
+_PIPED_WIDTH = 80
 
 
 def print_results(results: Results) -> None:
@@ -67,17 +70,15 @@ def print_tables(
     """Print headings, tables and what is to be said of them."""
     console = Console()
     if not console.is_terminal:
-        console.width = _PIPED_WIDTH
+        given = os.environ.get("COLUMNS", "")
+        console.width = int(given) if given.isdecimal() and int(given) else _PIPED_WIDTH
     for heading in headings:
         console.print(Text(one_line(heading), "bold"), soft_wrap=True)
     for content in tables:
-        if content.rows:
-            table, width = rich_table(content), console.width
-            natural = console.measure(table, options=console.options.update(width=1000)).maximum
-            # In a narrow terminal lines wrap; at that width rich would cut the numbers instead.
-            console.width = max(width, natural)
-            console.print(table, soft_wrap=True)
-            console.width = width
+        for index, part in enumerate(stacked(content, console) if content.rows else ()):
+            if index:
+                console.print()
+            console.print(rich_table(part))
     for line in lines:
         # In a pipe a sentence is one line, so that it can be searched for.
         print_line(line, console, wrapped=console.is_terminal)
@@ -96,6 +97,44 @@ def print_line(text: str, console: Console | None = None, *, wrapped: bool = Fal
     )
 
 
+def stacked(content: ReportTable, console: Console) -> Iterator[ReportTable]:
+    """Give a table as one or more that fit the console, each with the columns that name the rows.
+
+    Those are the first ones that tell the rows apart.
+    """
+
+    def fits(columns: Sequence[Column]) -> bool:
+        table = rich_table(replace(content, columns=tuple(columns)))
+        wide = console.measure(table, options=console.options.update(width=10_000)).maximum
+        return wide <= console.width
+
+    if fits(content.columns):
+        yield content
+        return
+    texts, every = content.texts(), list(range(len(content.columns)))
+
+    def distinct(columns: Sequence[int]) -> bool:
+        return not texts.iloc[:, list(columns)].duplicated().any()
+
+    keys = next((every[:count] for count in every[1:] if distinct(every[:count])), every[:1])
+    for key in keys[:0:-1]:
+        without = [other for other in keys if other != key]
+        keys = without if distinct(without) else keys
+    # Names that take the whole width would leave no room for what they name.
+    while len(keys) > 1 and not all(
+        fits([content.columns[at] for at in (*keys, other)]) for other in every if other not in keys
+    ):
+        keys.pop()
+    names = [content.columns[key] for key in keys]
+    beside = list(names)
+    for column in (column for column in content.columns if column not in names):
+        if len(beside) > len(names) and not fits([*beside, column]):
+            yield replace(content, columns=tuple(beside))
+            beside = list(names)
+        beside.append(column)
+    yield replace(content, columns=tuple(beside))
+
+
 def rich_table(content: ReportTable) -> Table:
     """Return a table for the console, with a line between groups of rows."""
     table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)
@@ -104,7 +143,8 @@ def rich_table(content: ReportTable) -> Table:
         table.add_column(
             Text(column.heading.replace(" ", "\n")),
             justify="right" if numeric else "left",
-            no_wrap=True,
+            no_wrap=numeric,  # names may go on in a second line where they are very long
+            overflow="fold",
             vertical="bottom",
         )
     groups = content.groups or ("",) * len(content.rows)

@@ -2,6 +2,8 @@
 
 import errno
 import os
+import random
+import shlex
 import signal
 import subprocess
 import sys
@@ -9,8 +11,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
 
+from loraport.cli import _unread
 from loraport.commands import port
+from loraport.option_types import in_quotes
 
 from .conftest import ROOT, Command, Workspace
 
@@ -105,3 +112,75 @@ def test_a_disk_that_a_library_finds_full_is_told(
     assert end.code == 2
     assert "a file cannot be written (No space left on device); free some space" in end.err
     assert "Traceback" not in end.err
+
+
+def parsed(word: str) -> Any:
+    return OverridesParser.create().parse_overrides([word])[0].value()
+
+
+def test_a_word_that_hydra_does_not_take_is_shown_as_it_takes_it():
+    """Whatever its lexer and its grammar refuse: a shell and Hydra make the value of the answer."""
+    draw, asked = random.Random(0), 0
+    given = [
+        "{text} is",
+        "a=b",
+        "a~b",
+        "it's",
+        'a"b',
+        "\\",
+        "a\\'",
+        "a(b)",
+        "[a",
+        "é!",
+        "x\ny",
+        "${a",
+    ]
+    signs = "ab '\"\\{}[]()=~$,:!#&;<>|*?`\n\té/."
+    given += ["".join(draw.choices(signs, k=draw.randint(1, 8))) for _ in range(600)]
+    for value in given:
+        try:
+            parsed(f"output={value}")
+        except HydraException:
+            written = _unread(f"output={value}").partition("it is written ")[2]
+            (word,) = shlex.split(written)
+            made = OmegaConf.create({"made": parsed(word)})["made"] if "${" not in word else None
+            asked += 1
+            if made is not None and not (value[0] == "[" and value[-1] == "]"):
+                assert made == value
+    assert asked > 100
+
+
+@pytest.mark.parametrize(
+    ("word", "written"),
+    [
+        ("prompt.template={text} is", "\"prompt.template='{text} is'\""),
+        ("paths.zoo=/a=b", "\"paths.zoo='/a=b'\""),
+        ("prompt.instruction=it's", "\"prompt.instruction='it\\'s'\""),
+        ("prompt.labels=[it's,good]", "\"prompt.labels=['it\\'s','good']\""),
+        ("output=out[/a]", "\"output='out[/a]'\""),
+    ],
+)
+def test_the_quoting_is_that_of_the_option_at_hand(command: Command, word: str, written: str):
+    end = command("transfer", word)
+    assert end.code == 2
+    assert f"{word} has signs that Hydra takes in quotes alone; it is written {written}" in end.err
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("paths.zoo=/a,b", 'as text it is written "paths.zoo=\'/a,b\'", as a list "paths.zoo=['),
+        ("output=/a/${b}", "as text it is written 'output='"),
+        ("adapter", "adapter is no option; an option is written NAME=VALUE"),
+        ("--adapter=x", "unrecognized arguments: --adapter=x"),
+    ],
+)
+def test_other_words_that_mean_something_else(command: Command, word: str, told: str):
+    end = command("transfer", word)
+    assert end.code == 2
+    assert told in end.err
+    assert "Traceback" not in end.err
+
+
+def test_in_quotes_leaves_what_is_quoted_in_a_list():
+    assert in_quotes("x=['a b', \"c\"]") == "\"x=['a b','c']\""

@@ -12,6 +12,7 @@ from loraport.reporting.console import (
     print_results,
     print_transfer,
 )
+from loraport.reporting.tables import methods_table
 
 from .benchmark_sample import (
     METHODS,
@@ -57,7 +58,8 @@ def row_of(text: str, name: str) -> list[str]:
     return next(line for line in text.splitlines() if line.startswith(name)).split()
 
 
-def test_a_training_run_shows_every_task_and_the_mean(results, printed):
+def test_a_training_run_shows_every_task_and_the_mean(results, printed, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
     text = printed(print_results, results)
     assert text.splitlines()[0] == "pca_mlp, space delta, seed 0: tiny-source -> tiny-target"
     assert row_of(text, "task")[:9] == [
@@ -85,14 +87,34 @@ def test_odd_results_print(made, printed):
     assert not re.search(r"None|nan|NaN", printed(print_benchmark, made()))
 
 
-def test_numbers_are_never_cut_for_width(results, printed):
-    narrow = printed(print_results, results, 60)
-    assert row_of(narrow, "bbc_news")[1:4] == ["0.62", "0.40", "0.85"]
-    assert "…" not in narrow
-    row = row_of(printed(print_benchmark, full_benchmark(), 40), "cast")
-    assert row[:3] == ["cast", "generic", "text"]
-    assert row[-1] == "200.0"
-    assert max(map(len, printed(print_results, results, 100).splitlines())) <= 100
+@pytest.mark.parametrize("width", [None, 40, 60, 80, 100])
+@pytest.mark.parametrize("made", [full_benchmark, many_tasks, one_mapper])
+def test_tables_fit_the_width_and_lose_nothing(made, width, printed, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    text = printed(print_benchmark, made(), width)
+    wide = printed(print_benchmark, made(), 1000)
+    rules = [line for line in text.splitlines() if line and set(line) <= set(" ─")]
+    assert rules
+    assert max(map(len, rules)) <= (width or 80)
+    table = methods_table(made())
+    for column in table.columns:
+        for word in column.heading.split():
+            assert word in text
+    for row in table.texts().itertuples(index=False):
+        for number in row[1:]:
+            assert all(part in text for part in str(number).split(" ["))
+    assert "…" not in text
+    assert len(wide.splitlines()) < len(text.splitlines())
+
+
+def test_every_part_of_a_table_names_its_rows(results, printed, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "50")
+    text = printed(print_results, results)
+    rows = [line.split() for line in text.splitlines() if line.startswith("bbc_news")]
+    assert len(rows) > 1
+    shown = [number for row in rows for number in row[1:]]
+    assert shown[:9] == ["0.62", "0.40", "0.85", "0.94", "0.67", "0.61", "0.64", "0.80", "0.56"]
+    assert max(len(line) for line in text.splitlines() if line.startswith("bbc_news")) <= 50
 
 
 def test_a_pipe_gets_no_colours_and_no_line_breaks_in_sentences(printed):
