@@ -1,14 +1,27 @@
 """What a machine does to a command: no end-of-text token, places that cannot be written."""
 
 import json
+import os
 import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import pytest
 
 from loraport.adapters import read_adapter
 from loraport.commands.train import Fitting
 
-from .conftest import QUICK_REFINEMENT, Command, Workspace, write_texts
+from .conftest import (
+    QUICK_DIAGNOSIS,
+    QUICK_MAPPER,
+    QUICK_REFINEMENT,
+    QUICK_TEXT,
+    Command,
+    Workspace,
+    write_texts,
+)
 
 SEQUENCE = ("texts=6", "pool=8", "held_out=4", "epochs=1", "max_new_tokens=6", "checks=0")
 FREE = (
@@ -16,6 +29,12 @@ FREE = (
     "prompt.template='the film is {text}'",
     *(f"refine.sequence.{word}" for word in SEQUENCE),
     *("drift.texts=4", "drift.positions=4"),
+)
+
+
+QUICK_METHOD = (
+    "method_options={transport: ['data.tokens=300','data.held_out_tokens=120',"
+    "'data.batch_tokens=1024']}"
 )
 
 
@@ -79,3 +98,87 @@ def test_a_logger_that_cannot_write_ends_a_command_before_it_fits(
     assert end.code == 2
     assert "logger=csv cannot write" in end.err
     assert "Traceback" not in end.err
+
+
+@contextmanager
+def read_only(folder: Path) -> Iterator[None]:
+    """Let nobody write in a folder, not even root."""
+    if os.geteuid() != 0:
+        pytest.skip("mounts a disk")
+    for options in (("--bind", folder, folder), ("-o", "remount,bind,ro", folder)):
+        subprocess.run(["mount", *options], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def jobs(workspace: Workspace) -> dict[str, list[str]]:
+    """Every command in a few seconds; the zoo lies where the cache keeps it."""
+    kept = [word for word in workspace.training() if not word.startswith("paths.zoo=")]
+    write_texts(workspace.root / "texts")
+    texts = (*QUICK_TEXT, f"paths.corpus={workspace.root / 'texts'}")
+    return {
+        "anchors": [*kept[:-2], "recipe.epochs=1"],
+        "train": [*kept, *texts, *QUICK_MAPPER["cast"], "mapper=cast", "recipe.epochs=1"],
+        "transfer": [*quick(workspace), f"output={workspace.root / 'out'}", "overwrite=true"],
+        "diagnose": [
+            *(*kept[:-2], *QUICK_DIAGNOSIS, *texts[1:], "probes=sentences", "force=true"),
+        ],
+        "evaluate": [
+            *(*kept, texts[-1], "recipe.epochs=1", "few_shot=[4]", "pairing=relative_depth"),
+            *("methods=[global_ridge,cross_lora,transport]", QUICK_METHOD),
+        ],
+    }
+
+
+def test_a_cache_in_which_everything_is_there_is_only_read(
+    workspace: Workspace, command: Command
+) -> None:
+    given = jobs(workspace)
+    first = {name: command(name, *words) for name, words in given.items()}
+    assert {name: end.err for name, end in first.items() if end.code} == {}
+    cache = workspace.root / "cache"
+    before = sorted(cache.rglob("*"))
+    with read_only(cache):
+        again = {name: command(name, *words) for name, words in given.items()}
+    assert {name: end.err for name, end in again.items() if end.code} == {}
+    assert sorted(cache.rglob("*")) == before
+    for name in ("train", "evaluate"):
+        tables = [end.out.split("results  ")[0] for end in (first[name], again[name])]
+        assert tables[0] == tables[1]
+
+
+PLACES = [
+    *((name, "paths.cache") for name in ("anchors", "train", "transfer", "diagnose", "evaluate")),
+    *((name, "hydra.run.dir") for name in ("anchors", "transfer")),
+    *(("transfer", "output"), ("anchors", "paths.zoo")),
+]
+
+
+@pytest.mark.parametrize("kind", ["read-only", "too long", "a file"])
+@pytest.mark.parametrize(("name", "option"), PLACES)
+def test_a_place_that_cannot_be_written_is_a_message(
+    workspace: Workspace, command: Command, name: str, option: str, kind: str
+) -> None:
+    words = [word for word in jobs(workspace)[name] if not word.startswith(f"{option}=")]
+    if name == "transfer":  # else the cache, which is all right, is filled first
+        words = [word for word in words if not word.startswith("refine.")]
+        words += ["mapper=cross_lora"]
+    if name in ("train", "evaluate") and option == "paths.cache":
+        words.append(f"paths.zoo={workspace.zoo}")
+    place = workspace.root / "place"
+    with ExitStack() as stack:
+        if kind == "read-only":
+            place.mkdir()
+            stack.enter_context(read_only(place))
+        elif kind == "a file":
+            place.write_text("mine")
+        else:
+            place = workspace.root / ("x" * 300)
+        end = command(name, *words, f"{option}={place / 'below'}")
+    assert end.code == 2, end.err
+    assert "Traceback" not in end.err
+    assert str(place)[:200] in end.err.replace("\n", "")
+    if kind == "a file":
+        assert place.read_text() == "mine"
