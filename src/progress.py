@@ -1,6 +1,8 @@
 """How long work shows how far it is: bars at a terminal, a line a minute elsewhere."""
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -70,3 +72,26 @@ def shown_progress(unit: str = "", *, hidden: bool = False) -> Progress:
         TimeRemainingColumn(),
     )
     return Progress(*columns, console=console, transient=True, disable=hidden)
+
+
+@contextmanager
+def shown_steps() -> Iterator[Callable[[str, int, int], None]]:
+    """Show one step of long work after the other, beginning with the loading of models.
+
+    Yields:
+        What is called with a step's name, how much of it is done, and of how much. A step that
+        begins again has a remaining time of its own.
+    """
+    with shown_progress() as shown:
+        bars = {"": shown.add_task("loading models", total=None)}
+        last: dict[str, int] = {}
+
+        def tell(step: str, done: int, total: int) -> None:
+            if step not in last or done < last[step]:
+                for bar in bars.values():
+                    shown.update(bar, visible=False)
+                bars[step] = shown.add_task(step, total=total)
+            last[step] = done
+            shown.update(bars[step], completed=done, total=total, visible=True)
+
+        yield tell

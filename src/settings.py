@@ -178,7 +178,8 @@ class TrainScoring(Scoring):
     """How predictions are scored, and beside which controls."""
 
     controls: Annotated[
-        Several[Literal["random", "swapped"]], Takes("any of random, swapped, such as [random]")
+        Several[Literal["nearest", "random", "swapped"]],
+        Takes("any of nearest, random, swapped, such as [random]"),
     ] = Field((), description="Scored beside base and mean.")
 
 
@@ -186,7 +187,8 @@ class BenchmarkScoring(Scoring):
     """How methods are scored, and beside which controls."""
 
     controls: Annotated[
-        Several[Literal["copy", "random"]], Takes("any of copy, random, such as [copy]")
+        Several[Literal["copy", "nearest", "random"]],
+        Takes("any of copy, nearest, random, such as [copy]"),
     ] = Field((), description="Scored beside base, mean and swapped.")
 
 

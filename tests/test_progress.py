@@ -4,7 +4,7 @@ import pytest
 from rich.console import Console
 from rich.progress import Progress
 
-from loraport.progress import ProgressLines, shown_progress
+from loraport.progress import ProgressLines, shown_progress, shown_steps
 
 
 @pytest.fixture
@@ -51,3 +51,14 @@ def test_a_terminal_shows_bars_and_another_process_nothing(monkeypatch, capsys):
     with shown_progress(hidden=True) as hidden:
         hidden.update(hidden.add_task("labelling", total=2), completed=1)
     assert capsys.readouterr().err == ""
+
+
+def test_a_step_that_begins_again_is_told_again(clock, capsys):
+    with shown_steps() as tell:
+        for _ in range(2):
+            for step, total in (("labelling", 2), ("distilling", 70)):
+                for done in range(total + 1):
+                    clock[0] += 1.0
+                    tell(step, done, total)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition(",")[0] for line in lines] == ["distilling: 56/70", "distilling: 42/70"]

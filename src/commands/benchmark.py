@@ -45,9 +45,9 @@ from ..evaluation.scoring import TaskScore, TextDivergences, random_adapter, swa
 from ..evaluation.suite import Suite, SuiteCache
 from ..exceptions import ConfigurationError, LoraportError
 from ..mappers import BasePair, LearnedMapper, Mapper, load_mapper
-from ..mappers.controls import MeanMapper
+from ..mappers.controls import MeanMapper, NearestMapper
 from ..models.loading import learning_dtype, one_thread
-from ..progress import shown_progress
+from ..progress import shown_progress, shown_steps
 from ..refinement.base import Refinement, RefinementProgress, silent
 from ..reporting.console import print_line
 from ..settings import Method, MethodSettings, Recipe
@@ -63,7 +63,6 @@ from .porting import (
     generic_texts,
     porting_for,
     prompt_spec,
-    refining_progress,
     taught_by,
 )
 from .train import Fitting, check_base, paired_anchors
@@ -426,7 +425,7 @@ class Benchmark:
         try:
             own = method_context(self.context, method, seed, self.zoo)
             ports = MethodPorts(own, method, self.zoo, self.tasks)
-            with refining_progress() if facts["refine"] else nullcontext(silent) as progress:
+            with shown_steps() if facts["refine"] else nullcontext(silent) as progress:
                 made = {name: ports.port(name, progress) for name in self.tasks}
         except LoraportError as error:
             self._print(f"{method.name}, seed {seed}: refused; {error}")
@@ -473,20 +472,23 @@ class Benchmark:
         )
 
     def _fixed(self) -> dict[str, Conditions]:
-        """Score what neither method nor seed changes: both bases, source, oracle, mean and copy.
+        """Score what neither method nor seed changes: bases, source, oracle, mean, nearest, copy.
 
         Where the two models differ so much that nothing can be copied, that column is left out.
         """
         found: dict[str, Conditions] = {name: {} for name in self.tasks}
         self._score(found, "source_base", dict.fromkeys(self.tasks), "source")
         self._score(found, "source", {n: self.zoo.source[n] for n in self.tasks}, "source")
-        mean = MeanMapper()
-        mean.fit(self._anchors)
+        mean, nearest = MeanMapper(), NearestMapper()
+        for looked_up in (mean, nearest):
+            looked_up.fit(self._anchors)
         columns: dict[str, Mapping[str, LoraAdapter | None]] = {
             "base": dict.fromkeys(self.tasks),
             "oracle": {name: self.zoo.target[name] for name in self.tasks},
             "mean": {name: mean.map(self.zoo.source[name]) for name in self.tasks},
         }
+        if "nearest" in self._asked:
+            columns["nearest"] = {name: nearest.map(self.zoo.source[name]) for name in self.tasks}
         if "copy" in self._asked:
             method = Method("copy")
             own = method_context(self.context, method, self.context.settings.seed, self.zoo)

@@ -9,8 +9,7 @@ so that a pair is diagnosed once.
 import logging
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from math import inf
 from typing import Any
@@ -39,7 +38,7 @@ from ..mappers.base import Mapper
 from ..models import BaseModel
 from ..models.capture import readings
 from ..models.hooks import Tap
-from ..progress import shown_progress
+from ..progress import shown_steps
 from ..settings import TextSettings
 from ..store import Key, Store
 from .context import RunContext
@@ -483,7 +482,7 @@ def compatibility_of(context: RunContext, diagnosis: Diagnosis) -> Compatibility
     probes: ProbeSet = context.settings.probes.build()
 
     def compare() -> dict[str, Any]:
-        with diagnosis_progress() as progress:
+        with shown_steps() as progress:
             source, target = (context.model(side) for side in SIDES)
             for model in (source, target):  # a trainer may have moved it since it was loaded
                 model.network.to(torch.device("cpu"))  # type: ignore[arg-type]
@@ -533,15 +532,3 @@ def refuse_incompatible(context: RunContext, record: CompatibilityRecord) -> Non
         "leaves this check out; the default port (`python transfer.py` without mapper=) pairs no "
         "layers and goes on"
     )
-
-
-@contextmanager
-def diagnosis_progress() -> Iterator[Progress]:
-    """Show what is being done, how far it is, and how long the rest takes."""
-    with shown_progress() as bars:
-        bar = bars.add_task("loading models", total=None)
-
-        def show(what: str, done: int, total: int) -> None:
-            bars.update(bar, description=what, completed=done, total=total)
-
-        yield show

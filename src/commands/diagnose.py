@@ -48,6 +48,7 @@ from ..files import write_whole
 from ..models import BaseModel, StreamedWeights
 from ..models.hooks import Tap
 from ..models.statistics import RunningTotals, StatisticsStore, TapPair
+from ..progress import shown_steps
 from ..reporting.console import print_diagnosis, print_line
 from ..reporting.figures import write_heat_maps
 from ..reporting.pages import write_diagnosis_page
@@ -60,7 +61,6 @@ from .compatibility import (
     Progress,
     compatibility_key,
     compatibility_of,
-    diagnosis_progress,
     refuse_incompatible,
 )
 from .context import RunContext, Stopwatch, quiet_libraries
@@ -97,7 +97,7 @@ def run(settings: DiagnoseSettings) -> IntersectionMap:
         pairing: Pairing = settings.pairing.build()
         adapter = None if settings.adapter is None else given_adapter(context, settings.adapter)
         texts = settings.corpus.build() if settings.has_corpus else None
-    with diagnosis_progress() as progress:
+    with shown_steps() as progress:
         with watch.step("load"):
             source, target = (context.model(side) for side in SIDES)
             if adapter is not None:
@@ -606,7 +606,7 @@ def _of_models(
         used = {role for adapter in adapters.values() for role in adapter.roles}
         paired = pairing.pair(torch.tensor(found.similarity))
         pairs = module_pairs(paired, [role for role in Role if role in used])
-        with diagnosis_progress() as progress:
+        with shown_steps() as progress:
             maps = ModuleMaps.of(context, source, target, corpus, pairs, progress)
             for name, fit in maps.restricted(adapters, progress).items():
                 numbers[name] |= {"r2_reads": fit.reads, "r2_writes": fit.writes}

@@ -35,7 +35,7 @@ from ..mappers.base import Progress
 from ..models import BaseModel
 from ..models.streaming import FactorCache
 from ..models.verify import Verification, verify
-from ..progress import shown_progress
+from ..progress import shown_progress, shown_steps
 from ..refinement.base import RefinementReport
 from ..refinement.expected_recovery import AnchorCalibration
 from ..reporting.cards import ported_card
@@ -54,7 +54,6 @@ from .porting import (
     port_setting,
     porting_for,
     refinement_record,
-    refining_progress,
 )
 
 
@@ -94,13 +93,13 @@ def run(settings: TransferSettings) -> float | None:
             mapped = porting.mapped(list(inputs.given.values()))
         reports: list[RefinementReport] = []
         if inputs.refining is not None:
-            with watch.step("refine"), refining_progress() as refining:
+            with watch.step("refine"), shown_steps() as refining:
                 mapped, reports = inputs.refining.refine_all(inputs.given, mapped, refining)
         with watch.step("port"):
             ported = porting.combined(mapped, others)
         drift = None
         if inputs.refining is not None:
-            with watch.step("drift"), refining_progress() as measuring:
+            with watch.step("drift"), shown_steps() as measuring:
                 drift = inputs.refining.drift(inputs.given, ported.adapter, measuring)
         with watch.step("verify"):
             with writing(output):

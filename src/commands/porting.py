@@ -9,7 +9,6 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,7 +41,6 @@ from ..mappers import Mapper, load_mapper
 from ..mappers.base import Report
 from ..models.architectures import SiteTable
 from ..models.loading import DTYPES
-from ..progress import shown_progress
 from ..refinement.base import (
     DistillationInputs,
     Refinement,
@@ -594,23 +592,6 @@ def task_data(
         () if settings.inputs is None else given_inputs(settings.inputs),
         () if settings.examples is None else given_examples(settings.examples, labels),
     )
-
-
-@contextmanager
-def refining_progress() -> Iterator[RefinementProgress]:
-    """Show a bar for each step of a refinement, with what is done and the remaining time."""
-    with shown_progress() as shown:
-        bars = {"": shown.add_task("loading models", total=None)}
-
-        def tell(step: str, done: int, total: int) -> None:
-            if step not in bars:
-                # A bar of its own has a time of its own; those of the steps before are over.
-                for bar in bars.values():
-                    shown.update(bar, visible=False)
-                bars[step] = shown.add_task(step, total=total)
-            shown.update(bars[step], completed=done, total=total, visible=True)
-
-        yield tell
 
 
 @dataclass(frozen=True, eq=False)

@@ -38,7 +38,7 @@ from ..evaluation.scoring import ScoreCache, TaskScore, random_adapter, swapped
 from ..exceptions import ConfigurationError, OutputError
 from ..files import whole_file, write_whole, writing
 from ..mappers import LearnedMapper, Mapper, load_mapper
-from ..mappers.controls import MeanMapper
+from ..mappers.controls import MeanMapper, NearestMapper
 from ..mappers.from_text import CorpusMapper, ModelPair
 from ..models import BaseModel
 from ..models.hooks import Attachable
@@ -687,6 +687,10 @@ def predict(mapper: Mapper, data: AnchorPairs, controls: Sequence[str], seed: in
     mean = MeanMapper()
     mean.fit(data.anchors)
     made: dict[str, Mapping[str, LoraAdapter]] = {}
+    if "nearest" in controls:
+        nearest = NearestMapper()
+        nearest.fit(data.anchors)
+        made["nearest"] = {task: nearest.map(adapter) for task, adapter in queries.items()}
     if "random" in controls:
         drawn = random_adapter(data.anchors.target, data.anchors.target_base, seed)
         made["random"] = dict.fromkeys(queries, drawn)

@@ -41,6 +41,7 @@ CONTROL_NAMES = {
     "random": "random adapter (control)",
     "copy": "copied factors (control)",
     "mean": "mean of anchors (control)",
+    "nearest": "nearest anchor (control)",
     "few_shot_8": "few-shot 8 (control)",
     "few_shot_32": "few-shot 32 (control)",
     "oracle": "oracle (trained on the target)",
@@ -49,6 +50,7 @@ CONTROL_NAMES = {
 _CONTROL_ACCESS = {
     "copy": "weights only",
     "mean": "anchors",
+    "nearest": "anchors",
     "few_shot_8": "few-shot",
     "few_shot_32": "few-shot",
 }

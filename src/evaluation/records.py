@@ -40,7 +40,7 @@ DATA_ACCESS = ("weights only", "generic text", "anchors", "unlabelled prompts", 
 GENERIC = "generic"  # the name of generic text in KL records
 
 # Mappers that are columns beside every method rather than methods.
-CONTROL_MAPPERS = ("noop", "copy", "random", "mean")
+CONTROL_MAPPERS = ("noop", "copy", "random", "mean", "nearest")
 
 
 def cost_rank(data_access: str) -> int:

@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from ..adapters import LowRank, Site
 from .base import WeightMapper
@@ -100,3 +101,25 @@ class MeanMapper(ClosedFormMapper):
         """Return ``1/n`` for every anchor at every site."""
         uniform = next(torch.full_like(rows, 1 / rows.shape[1]) for rows in inner.values())
         return {site: uniform for site in self._sites}
+
+
+class NearestMapper(ClosedFormMapper):
+    """Predicts the target adapter of the anchor whose source adapter is most like the given one.
+
+    Likeness is the cosine over all sites. It is a control and no choice of ``mapper=``: a mapper
+    that does not beat it has learned to look up.
+    """
+
+    name: ClassVar[str] = "nearest"
+    needs_correspondence: ClassVar[bool] = False
+
+    def solve(self, source: Grams, target: Grams) -> None:
+        """Remember the norms of the anchors' source adapters."""
+        self._norms = torch.stack([gram.diagonal() for gram in source.values()]).sum(dim=0).sqrt()
+        self._sites = list(target)
+
+    def coefficients(self, inner: Inners) -> Coefficients:
+        """Return 1 for the anchor of the largest cosine, 0 for all others."""
+        likeness = torch.stack(list(inner.values())).sum(dim=0) / self._norms
+        chosen = one_hot(likeness.argmax(dim=1), likeness.shape[1]).double()
+        return dict.fromkeys(self._sites, chosen)

@@ -33,6 +33,7 @@ _CONDITIONS = {
     "source": "source with its adapter",
     "oracle": "target with an adapter trained on it (oracle)",
     "mean": "control: mean of the anchors",
+    "nearest": "control: the anchor whose source adapter is most like this one's",
     "random": "control: random adapter of equal norm",
     "swapped": "control: mapped from another task's adapter",
     "cartridge": "the same as a nonlinear cartridge, before it is made linear",

@@ -542,7 +542,7 @@ def methods_table(results: BenchmarkResults) -> ReportTable:
 
 
 _TASK_CONDITIONS = (
-    *("base", "source_base", "source", "oracle", "copy", "mean", "random", "swapped"),
+    *("base", "source_base", "source", "oracle", "copy", "mean", "nearest", "random", "swapped"),
     *(Column("few_shot_8", "few-shot 8"), Column("few_shot_32", "few-shot 32")),
     *(CARTRIDGE, Column("predicted", "method")),
 )

@@ -56,7 +56,8 @@ def test_runs_have_every_column_and_are_made_once(
         *(("global_ridge", 0), ("cross_lora", 0)),
         *(("global_ridge", 1), ("cross_lora", 1)),
     ]
-    columns = {"base", "source_base", "source", "oracle", "copy", "mean", "random", "swapped"}
+    columns = {"base", "source_base", "source", "oracle", "copy", "mean", "nearest"}
+    columns |= {"random", "swapped"}
     for method in first.methods:
         assert method.refused is None
         assert set(method.tasks) == set(HELD_OUT)

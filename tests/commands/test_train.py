@@ -308,7 +308,7 @@ def test_a_run_leaves_results_chart_adapters_and_checkpoint(
     folder = only_run(workspace.root / "work")
     results = Results.read(folder / "results.json")
     assert (results.mapper, results.space, set(results.tasks)) == (mapper, space, set(HELD_OUT))
-    assert results.controls == ("mean", "random", "swapped")
+    assert results.controls == ("mean", "nearest", "random", "swapped")
     for name, task in results.tasks.items():
         assert task.n == 6
         assert None not in task.scores.values()

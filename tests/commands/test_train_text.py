@@ -81,7 +81,7 @@ def test_with_a_zoo_the_held_out_tasks_are_scored(trains: Trains):
     results = Results.read(trains.folder / "results.json")
     assert (results.mapper, results.data_access) == ("transport", "generic text")
     assert set(results.tasks) == set(HELD_OUT)
-    assert results.controls == ("mean", "random", "swapped")
+    assert results.controls == ("mean", "nearest", "random", "swapped")
     assert all(None not in task.scores.values() for task in results.tasks.values())
     text = results.mapper_report["text"]
     assert text["tokens"] >= 300

@@ -1,4 +1,4 @@
-"""What the controls make: a copy, random factors, and the mean of the anchors."""
+"""What the controls make: a copy, random factors, the mean of the anchors, the nearest one."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +10,7 @@ from torch import Tensor
 from loraport.adapters import AdapterStack, LoraAdapter, LowRank, Role, Site
 from loraport.data import AnchorSet, ZooPairs
 from loraport.mappers import BasePair, WeightMapper
-from loraport.mappers.controls import CopyMapper, MeanMapper, RandomMapper
+from loraport.mappers.controls import CopyMapper, MeanMapper, NearestMapper, RandomMapper
 
 
 def mapped(mapper: WeightMapper, pair: BasePair, adapter: LoraAdapter) -> LoraAdapter:
@@ -79,3 +79,22 @@ def test_the_mean_is_the_same_for_every_task_and_of_what_its_space_names(
     for site, update in of_factors.map(noisy_zoo.source["t00"]).items():
         torch.testing.assert_close(update.A, anchors.target[site].A.mean(dim=0))
         torch.testing.assert_close(update.B, anchors.target[site].B.mean(dim=0))
+
+
+def test_the_nearest_anchor_is_that_of_the_largest_cosine_whatever_the_norms(
+    noisy_zoo: ZooPairs, anchors: AnchorSet
+) -> None:
+    def flat(adapter: LoraAdapter) -> Tensor:
+        return torch.cat([update.dense().double().flatten() for update in adapter.values()])
+
+    query, names = noisy_zoo.source["t00"], anchors.names
+    inner = torch.stack([flat(noisy_zoo.source[name]) @ flat(query) for name in names])
+    norms = torch.stack([flat(noisy_zoo.source[name]).norm() for name in names])
+    best = int((inner / norms).argmax())
+    other = int(((inner > 0) & (torch.arange(len(names)) != best)).nonzero()[0])
+    large = {s: update.scaled(100.0) for s, update in noisy_zoo.source[names[other]].items()}
+    source = {**noisy_zoo.source, names[other]: LoraAdapter(large, anchors.source_base)}
+    mapper = NearestMapper()
+    mapper.fit(AnchorSet.of(ZooPairs(source, noisy_zoo.target), names))
+    found, expected = mapper.map(query), noisy_zoo.target[names[best]]
+    torch.testing.assert_close(flat(found), flat(expected), atol=1e-5, rtol=1e-4)
