@@ -200,8 +200,9 @@ class RunFolder(Callback):
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         """Look at what there is; Hydra calls this before it makes the folder."""
         folder = Path(config.hydra.run.dir).absolute()
-        RunFolder.made = [path for path in (folder, *folder.parents) if not path.exists()]
-        RunFolder.content = set(folder.iterdir()) if folder.is_dir() else set()
+        # os.path: a name that is too long does not exist, and is refused where it is made.
+        RunFolder.made = [p for p in (folder, *folder.parents) if not os.path.exists(p)]
+        RunFolder.content = set(folder.iterdir()) if os.path.isdir(folder) else set()
 
     @classmethod
     def keep(cls) -> None:
