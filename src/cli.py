@@ -150,10 +150,10 @@ def _command(
 
 
 def _of_a_place(error: OSError) -> str:
-    return (
-        f"{error.filename or 'a file'} cannot be written or read ({error.strerror}); free some "
-        "space, or name a place that you may use"
-    )
+    what = f"{error.filename or 'a file'} cannot be %s ({error.strerror}); %s"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+        return what % ("written", "free some space")
+    return what % ("used", "name a place that you may read and write")
 
 
 def _stdout_fails() -> bool:

@@ -100,8 +100,9 @@ def read_trained(folder: Path) -> LoraAdapter:
         AdapterError: it cannot be read, or has changed since.
     """
     adapter, known = read_adapter(folder), trained_facts(folder).get("files")
-    for name in (WEIGHTS_FILE, CONFIG_FILE) if isinstance(known, dict) else ():
-        if sha256((folder / name).read_bytes()).hexdigest() != known.get(name):
+    hashes = known if isinstance(known, dict) else {}
+    for name in (WEIGHTS_FILE, CONFIG_FILE) if hashes else ():
+        if sha256((folder / name).read_bytes()).hexdigest() != hashes.get(name):
             raise AdapterError(
                 f"{folder / name} has changed since anchors.py trained it: its hash is not that in "
                 f"{METRICS_FILE}; remove the folder to train it again, or {METRICS_FILE} if it was "
