@@ -158,10 +158,10 @@ def _command(
 
 
 def _of_a_place(error: OSError) -> str:
-    return (
-        f"{error.filename or 'a file'} cannot be written or read ({error.strerror}); free some "
-        "space, or name a place that you may use"
-    )
+    what = f"{error.filename or 'a file'} cannot be %s ({error.strerror}); %s"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+        return what % ("written", "free some space")
+    return what % ("used", "name a place that you may read and write")
 
 
 def _stdout_fails() -> bool:
@@ -209,8 +209,9 @@ class RunFolder(Callback):
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         """Look at what there is; Hydra calls this before it makes the folder."""
         folder = Path(config.hydra.run.dir).absolute()
-        RunFolder.made = [path for path in (folder, *folder.parents) if not path.exists()]
-        RunFolder.content = set(folder.iterdir()) if folder.is_dir() else set()
+        # os.path: a name that is too long does not exist, and is refused where it is made.
+        RunFolder.made = [p for p in (folder, *folder.parents) if not os.path.exists(p)]
+        RunFolder.content = set(folder.iterdir()) if os.path.isdir(folder) else set()
 
     @classmethod
     def keep(cls) -> None:

@@ -2,16 +2,19 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from loraport.adapters import read_adapter
 from loraport.commands.train import Fitting
+from loraport.evaluation.records import BenchmarkResults
 
 from .conftest import (
     QUICK_DIAGNOSIS,
@@ -22,6 +25,7 @@ from .conftest import (
     Workspace,
     write_texts,
 )
+from .test_evaluate import numbers
 
 SEQUENCE = ("texts=6", "pool=8", "held_out=4", "epochs=1", "max_new_tokens=6", "checks=0")
 FREE = (
@@ -147,6 +151,55 @@ def test_a_cache_in_which_everything_is_there_is_only_read(
     for name in ("train", "evaluate"):
         tables = [end.out.split("results  ")[0] for end in (first[name], again[name])]
         assert tables[0] == tables[1]
+
+
+def change(file: Path) -> bool:
+    """Change a kept file so that it is as well formed as before; return whether that was done."""
+    content = file.read_bytes()
+    if file.suffix in (".entry", ".json"):
+        head, _, body = content.partition(b"\n") if file.suffix == ".entry" else (b"", b"", content)
+        body = body.replace(b"false", b"true") if b"false" in body else swapped_digit(body)
+        file.write_bytes(head + b"\n" + body if head else body)
+    elif file.suffix in (".safetensors", ".bf16", ".ckpt"):
+        at = 2 * len(content) // 3
+        file.write_bytes(
+            content[:at] + bytes(b ^ 1 for b in content[at : at + 500]) + content[at + 500 :]
+        )
+    return file.read_bytes() != content
+
+
+def swapped_digit(body: bytes) -> bytes:
+    return re.sub(rb"[0-8](?=\D*$)", lambda digit: bytes([digit[0][0] + 1]), body)
+
+
+@pytest.mark.slow
+def test_whatever_is_kept_and_has_changed_is_made_again(
+    workspace: Workspace, command: Command
+) -> None:
+    """Scores, suites, divergences, factors, statistics, activations, fits, ports, labels, zoo."""
+    given, cache = jobs(workspace), workspace.root / "cache"
+
+    def found() -> dict[str, Any]:
+        ends = {name: command(name, *words) for name, words in given.items()}
+        assert {name: end.err for name, end in ends.items() if end.code} == {}
+        runs = {name: max((workspace.root / f"work/outputs/{name}").iterdir()) for name in ends}
+        train = json.loads((runs["train"] / "results.json").read_text())
+        near = json.loads((runs["diagnose"] / "intersection_map.json").read_text())
+        return {
+            "train": [train["tasks"], train["summary"]],
+            "transfer": read_adapter(workspace.root / "out").content_hash(),
+            "diagnose": [near["verdict"], near["measures"], near["modules"]],
+            "evaluate": numbers(BenchmarkResults.read(runs["evaluate"] / "results.json")),
+        }
+
+    before = found()
+    changed = {file for file in cache.rglob("*") if file.is_file() and change(file)}
+    kinds = {file.relative_to(cache).parts[0] for file in changed}
+    assert kinds >= {
+        *("scores", "divergences", "diagnoses", "factors", "statistics", "activations", "zoo"),
+        *("teacher_labels", "fits", "ports", "few_shot"),
+    }
+    assert found() == before
 
 
 PLACES = [

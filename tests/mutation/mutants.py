@@ -528,4 +528,23 @@ MUTANTS = (
         "elif rise.items < 0:",
         "test_porting.py",
     ),
+    # What is kept
+    mutant(
+        "statistics-in-autocast",
+        "return torch.autocast(device.type, enabled=False)",
+        "return torch.autocast(device.type, torch.bfloat16)",
+        "test_linear_text.py",
+    ),
+    mutant(
+        "changed-activations-are-used",
+        "if digest.hexdigest() != checksum:",
+        "if False:",
+        "test_capture.py",
+    ),
+    mutant(
+        "state-goes-before-the-result",
+        "_finished[-1].append((self, key))",
+        "self.drop(key)",
+        "refinement/test_trainer.py",
+    ),
 )
