@@ -135,7 +135,7 @@ def why_no_interval(scores: PairedScores, found: Estimate) -> str:
         return ""
     rows = len(scores.base)
     if rows < LEAST_ROWS:
-        return f"{rows} test rows are too few, at least {LEAST_ROWS} are needed"
+        return f"the test rows are too few: {rows}, where at least {LEAST_ROWS} are needed"
     return "the test rows do not tell the oracle from the base"
 
 
@@ -246,7 +246,7 @@ def _resampled_means(
     """
     rows = len(table)
     means = torch.empty(draws, table.shape[1], dtype=table.dtype)
-    for block in means.split(max(1, _BLOCK // max(rows, 1))):
+    for block in torch.split(means, max(1, _BLOCK // max(rows, 1))):
         places = torch.randint(rows, (len(block), rows), generator=generator)
         for index, column in enumerate(table.unbind(dim=1)):
             block[:, index] = column[places].mean(dim=1)
@@ -372,7 +372,7 @@ def spearman(
     weights = _group_weights(groups, seed, draws)
     if weights is None:
         return Estimate(whole, _UNDEFINED.interval)
-    blocks = weights.split(max(1, _BLOCK // len(x)))
+    blocks = torch.split(weights, max(1, _BLOCK // len(x)))
     found = torch.cat([_weighted(one, other, block) for block in blocks])
     known = found[~found.isnan()]
     low, high = (float(torch.quantile(known, q)) for q in (0.025, 0.975))
@@ -417,7 +417,7 @@ def _weighted(
 def _mean_ranks(
     values: Float[Tensor, " points"], weights: Float[Tensor, "draws points"]
 ) -> Float[Tensor, "draws points"]:
-    different, index = values.unique(return_inverse=True)  # in rising order
-    alike = weights.new_zeros(len(weights), len(different)).index_add_(1, index, weights)
+    index = torch.searchsorted(values.sort().values, values)  # of the first of equal values
+    alike = torch.zeros_like(weights).index_add_(1, index, weights)
     # Weights are whole numbers, so that the sums are exact in any order.
     return (alike.cumsum(dim=1) - alike / 2)[:, index]

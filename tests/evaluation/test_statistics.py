@@ -115,7 +115,7 @@ def test_few_rows_that_all_say_the_same_are_not_sure(rows):
     reason = why_no_interval(scores, found)
     if rows < 6:
         assert all(map(math.isnan, found.interval))
-        assert reason == f"{rows} test rows are too few, at least 6 are needed"
+        assert reason == f"the test rows are too few: {rows}, where at least 6 are needed"
     else:
         assert found.interval.high - found.interval.low > 0.7
         assert reason == ""
