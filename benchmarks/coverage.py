@@ -1,8 +1,8 @@
 """How often the interval of a mean gap recovered holds the true mean, by the number of tasks.
 
 Tasks are drawn from a population in which the gap recovered has the mean 0.5: each has 300 rows
-that are easy or hard for all conditions alike, a base at 0.5, an oracle 0.15 to 0.4 above it, and
-its own true gap. Beside :func:`~loraport.evaluation.statistics.mean_gap` stands Student's t over
+that are easy or hard for all conditions alike, a base at 0.5, an oracle so much above it, and its
+own true gap. Beside :func:`~loraport.evaluation.statistics.mean_gap` stands Student's t over
 the tasks' gaps, which every report holds. ``python -m benchmarks.coverage`` takes minutes.
 """
 
@@ -35,16 +35,19 @@ def over_tasks(tasks: list[PairedScores]) -> Interval:
     return Interval(float(gaps.mean()) - reach, float(gaps.mean()) + reach)
 
 
-def coverage(tasks: int, spread: float, simulations: int, draws: int) -> tuple[float, float]:
+def coverage(
+    tasks: int, spread: float, headroom: tuple[float, float], simulations: int, draws: int
+) -> tuple[float, float]:
     """Return in which share of simulations either interval holds the true mean.
 
-    ``spread`` is the standard deviation of the tasks' true gaps.
+    ``spread`` is the standard deviation of the tasks' true gaps; headroom is even between two ends.
     """
+    least, most = headroom
     hits = torch.zeros(2)
     for seed in range(simulations):
         generator = torch.Generator().manual_seed(seed)
         gaps = _MEAN + spread * torch.randn(tasks, generator=generator)
-        headrooms = 0.15 + 0.25 * torch.rand(tasks, generator=generator)
+        headrooms = least + (most - least) * torch.rand(tasks, generator=generator)
         pairs = zip(gaps.tolist(), headrooms.tolist(), strict=True)
         made = [drawn_task(gap, headroom, generator) for gap, headroom in pairs]
         found = mean_gap(made, seed, draws).interval, over_tasks(made)
@@ -58,6 +61,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tasks", type=int, nargs="+", default=[2, 3, 5, 8, 10, 20])
     parser.add_argument("--spreads", type=float, nargs="+", default=[0.3, 0.5])
+    parser.add_argument("--headroom", type=float, nargs=2, default=(0.15, 0.4))
     parser.add_argument("--simulations", type=int, default=1000)
     parser.add_argument("--draws", type=int, default=500)
     options = parser.parse_args()
@@ -65,7 +69,8 @@ def main() -> None:
     print("|---|---|---|---|")
     for tasks in options.tasks:
         for spread in options.spreads:
-            found = coverage(tasks, spread, options.simulations, options.draws)
+            headroom = options.headroom[0], options.headroom[1]
+            found = coverage(tasks, spread, headroom, options.simulations, options.draws)
             print(f"| {tasks} | {spread:g} | {found[0]:.1%} | {found[1]:.1%} |", flush=True)
 
 

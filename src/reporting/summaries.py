@@ -25,6 +25,7 @@ from ..evaluation.records import (
     cost_rank,
     interval_text,
 )
+from ..evaluation.statistics import coverage_over
 from ..refinement.expected_recovery import LEAST_RECOVERED
 from .tables import cell_text
 
@@ -83,7 +84,7 @@ def training_summary(results: Results) -> str:
             f"{mapper} recovers {summary.gap_recovered:.0%} of what the oracle gains over the "
             f"base, mean over {summary.usable} usable of {summary.tasks} held-out tasks, 95 % "
             f"interval {interval_text(summary.ci95)}; against no adapter: "
-            f"{outcome([summary.ci95])}."
+            f"{outcome([summary.ci95])}.{_coverage_note(summary.usable)}"
         )
     if mapper == "mean":
         return f"{gap} It is itself the anchors' mean adapter, which every mapper has to beat."
@@ -93,6 +94,16 @@ def training_summary(results: Results) -> str:
             against(f"the strongest control, {summary.margin.control}", [summary.margin])
         )
     return " ".join([gap, *margins])
+
+
+def _coverage_note(tasks: int) -> str:
+    """Say how far an interval over few tasks is to be trusted; nothing of a single task."""
+    if tasks < 2:
+        return ""
+    return (
+        f" Over {tasks} tasks such an interval holds the true mean in about "
+        f"{coverage_over(tasks):.0%} of cases rather than 95%: read it as too narrow."
+    )
 
 
 def training_remarks(results: Results) -> Iterator[str]:
@@ -236,6 +247,9 @@ def benchmark_remarks(results: BenchmarkResults) -> Iterator[str]:
             yield f"No task is usable{on}: on all of them the oracle is too near to the base."
         shown = ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
         yield f"Not usable{on}, and left out of the means: {shown} ({_NO_HEADROOM})."
+    counts = {method.summary.usable for method in used if method.summary is not None}
+    if max(counts, default=0) > 1:
+        yield f"Intervals of means:{_coverage_note(min(c for c in counts if c > 1))}"
     yield from _without_interval([method.tasks for method in used])
     refused = results.refused()
     if refused and len(refused) == len(results.methods):

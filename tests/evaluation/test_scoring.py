@@ -45,21 +45,21 @@ def naive(base: BaseModel, task: Task, template: PromptTemplate) -> Tensor:
     return scores
 
 
-def test_of_labels_of_which_one_begins_another_only_one_is_the_answer(
+def test_a_label_that_begins_others_is_the_answer_where_none_of_those_is(
     pico, random_adapter, pico_task, template
 ):
-    """Against passes of their own: what begins the longer label is no answer by the shorter."""
+    """Against passes of their own; to a tenth a next byte that is a letter goes on to another."""
     base = pico("gemma3_text")
-    labels = ("very good", "very", "neutral", "neutrally")
-    rows = tuple(row._replace(label="very") for row in pico_task.test)
+    labels = ("good", *(f"good{letter}" for letter in "abcdefghijklmnopqrstuvwxyz"))
+    rows = tuple(row._replace(label="good") for row in pico_task.test[:4])
     task = replace(pico_task, labels=labels, train=rows, test=rows)
     with attached(base.network, random_adapter(base)):
-        ours = LikelihoodScorer().log_likelihoods(base, task, template)
-        begun = naive(base, task, template).double().exp()
-    wanted = torch.stack(
-        [begun[:, 0], begun[:, 1] - begun[:, 0], begun[:, 2] - begun[:, 3], begun[:, 3]], dim=1
-    )
-    torch.testing.assert_close(ours.double(), wanted.log(), rtol=1e-4, atol=1e-3)
+        ours = LikelihoodScorer().log_likelihoods(base, task, template).double()
+        begun = naive(base, task, template).double()
+    left = (begun[:, 0].exp() - begun[:, 1:].exp().sum(dim=1)).log()
+    torch.testing.assert_close(ours[:, 0], left, rtol=1e-5, atol=1e-3)
+    torch.testing.assert_close(ours[:, 1:], begun[:, 1:], rtol=1e-5, atol=1e-4)
+    assert float((begun[:, 0] - left).min()) > 0.01
 
 
 def test_labels_that_are_the_same_tokens_are_refused(pico_source, pico_task, template):

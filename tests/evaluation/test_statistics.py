@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from benchmarks.coverage import coverage
 from scipy import stats
 from scipy.stats import spearmanr
 from statsmodels.stats.contingency_tables import mcnemar as reference
@@ -12,6 +13,7 @@ from loraport.evaluation.statistics import (
     Estimate,
     PairedScores,
     _group_weights,
+    coverage_over,
     gap_recovered,
     is_usable,
     item_change,
@@ -113,7 +115,7 @@ def test_few_rows_that_all_say_the_same_are_not_sure(rows):
     reason = why_no_interval(scores, found)
     if rows < 6:
         assert all(map(math.isnan, found.interval))
-        assert reason == f"{rows} test rows are too few, at least 6 are needed"
+        assert reason == f"the test rows are too few: {rows}, where at least 6 are needed"
     else:
         assert found.interval.high - found.interval.low > 0.7
         assert reason == ""
@@ -227,6 +229,14 @@ def test_coverage_over_tasks():
         ]
         hits.append(holds(mean_gap(tasks, seed, draws=300), 0.5))
     assert sum(hits) / len(hits) >= 0.85
+
+
+@pytest.mark.slow
+def test_reports_say_how_often_intervals_over_five_tasks_hold():
+    """And Student's t over the tasks' gaps, which docs/evaluation.md names, does hold."""
+    found, student = coverage(5, 0.4, (0.4, 0.4), simulations=400, draws=300)
+    assert found == pytest.approx(coverage_over(5), abs=0.05)
+    assert student > 0.92
 
 
 def test_mean_gap_is_the_mean_over_usable_tasks():

@@ -450,9 +450,8 @@ MUTANTS = (
     # Statistics and verdicts
     mutant(
         "bootstrap-not-paired",
-        "    places = torch.randint(rows, (draws, rows), generator=generator)\n"
-        "    return torch.stack([column[places].mean(dim=1)",
-        "    return torch.stack([column[torch.randint(rows, (draws, rows),"
+        "block[:, index] = column[places].mean(dim=1)",
+        "block[:, index] = column[torch.randint(rows, (len(block), rows),"
         " generator=generator)].mean(dim=1)",
         *_STATISTICS,
     ),
@@ -464,8 +463,8 @@ MUTANTS = (
     ),
     mutant(
         "bootstrap-level-90",
-        "_LEVEL = 0.95\n\n\nclass Interval",
-        "_LEVEL = 0.90\n\n\nclass Interval",
+        "_LEVEL = 0.95\n_BLOCK",
+        "_LEVEL = 0.90\n_BLOCK",
         *_STATISTICS,
     ),
     mutant(
@@ -488,8 +487,8 @@ MUTANTS = (
     ),
     mutant(
         "spearman-ties-do-not-share-ranks",
-        "weights @ (below + alike / 2)",
-        "weights @ below",
+        "(alike.cumsum(dim=1) - alike / 2)",
+        "(alike.cumsum(dim=1) - alike)",
         *_STATISTICS,
     ),
     mutant(

@@ -65,6 +65,7 @@ def tasks(base: int, predicted: int, oracle: int, **others: int):
         (
             tasks(30, 60, 80),
             ("recovers 60% of what the oracle gains", "4 usable of 4", "no adapter: better",
+             "Over 4 tasks such an interval holds the true mean in about 79% of cases",
              "the anchors' mean adapter: +25.0", "points of accuracy, better"),
         ),
         (
