@@ -232,10 +232,10 @@ def _shard_files(folder: Path) -> list[Path]:
         return [single]
     if not index.is_file():
         pickled = sorted(file.name for file in folder.glob("pytorch_model*.bin"))
-        found = f"only {pickled[0]}, a pickle, which can run any code" if pickled else "neither"
+        there = f"only {pickled[0]}, a pickle, which can run any code" if pickled else "neither"
         raise ModelError(
             f"the weights in {folder} are not readable as safetensors: it takes {_SINGLE} or "
-            f"{_INDEX} with its shards, and there is {found}; convert the model once with "
+            f"{_INDEX} with its shards, and there is {there}; convert the model once with "
             "transformers, where you trust it: AutoModelForCausalLM.from_pretrained(DIR)"
             ".save_pretrained(OTHER_DIR)"
         )
