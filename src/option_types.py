@@ -216,11 +216,12 @@ def _message(kind: type[Options], error: ErrorDetails) -> str:
         return f"{key} is {_shown(error['input'])}; it takes the options {', '.join(node)}"
     takes = error["msg"] if wrong == "takes" else f"a value such that {error['msg']}"
     value = error["input"]
-    parts = value if isinstance(value, list | tuple) else [value]
+    several = isinstance(value, list | tuple)
+    words = [*value] if several else [value]
     texts = wrong == "string_type" or takes.startswith(("text", "names", "at least two"))
-    if texts and any(isinstance(part, int | float) for part in parts):
-        plain = [str(part).lower() if isinstance(part, bool) else str(part) for part in parts]
-        word = f"{key}={plain[0]}" if parts == [value] else f"{key}=[{','.join(plain)}]"
+    if texts and any(isinstance(word, int | float) for word in words):
+        plain = ",".join(str(w).lower() if isinstance(w, bool) else str(w) for w in words)
+        word = f"{key}=[{plain}]" if several else f"{key}={plain}"
         takes += f"; as text it is written {in_quotes(word)}"
     return f"{key} is {_shown(value)}; it takes {takes}"
 

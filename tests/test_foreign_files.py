@@ -223,10 +223,9 @@ def _field(draw: random.Random, file: Path) -> str:
     lines = file.read_text().splitlines() if file.suffix == ".jsonl" else [file.read_text()]
     row = draw.randrange(len(lines))
     content = json.loads(lines[row])
-    node: Any = content
-    key: Any = None
+    node, key = content, None
     while isinstance(node, dict | list) and node:
-        key = draw.choice(list(node) if isinstance(node, dict) else list(range(len(node))))
+        key = draw.choice(list(node) if isinstance(node, dict) else [*range(len(node))])
         if not isinstance(node[key], dict | list) or not node[key] or draw.random() < 0.5:
             break
         node = node[key]
@@ -319,7 +318,7 @@ def test_mutated_files_are_read_or_refused(
         about = {"instruction": pico_task.instruction, "labels": pico_task.labels}
         (task / "task.json").write_text(json.dumps(about))
         for split in ("train", "test"):
-            lines = (json.dumps(row._asdict()) for row in getattr(pico_task, split))
+            lines = [json.dumps(row._asdict()) for row in getattr(pico_task, split)]
             (task / f"{split}.jsonl").write_text("\n".join(lines))
         (folder / "corpus").mkdir()
         for name in ("train.txt", "more.jsonl"):

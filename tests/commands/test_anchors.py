@@ -11,6 +11,7 @@ from loraport.commands import anchors as zoo_training
 from loraport.data import PromptTemplate, Task, Zoo
 from loraport.exceptions import DataError
 from loraport.models import BaseModel
+from loraport.option_types import read_as
 from loraport.settings import Recipe
 
 from .conftest import Command, Workspace
@@ -162,20 +163,9 @@ def test_rows_of_one_label_are_no_training(
 ) -> None:
     """The adapter would answer so whatever it is asked."""
     rows = tuple(row for row in pico_task.train if row.label == "very good")
-    recipe = Recipe(
-        rank=2,
-        alpha=2,
-        roles=("q",),
-        init_seed=0,
-        lr=0.1,
-        warmup_steps=0,
-        epochs=1,
-        batch_size=4,
-        examples=8,
-        balanced=True,
-        clip_norm=1.0,
-        seed=0,
-    )
+    options = {"rank": 2, "alpha": 2, "roles": ["q"], "init_seed": 0, "lr": 0.1, "warmup_steps": 0}
+    options |= {"epochs": 1, "batch_size": 4, "examples": 8, "balanced": True, "clip_norm": 1.0}
+    recipe = read_as(Recipe, options | {"seed": 0})
     with pytest.raises(DataError, match=r"all 8 training rows of the task feeling have one label"):
         zoo_training.train_adapter(
             recipe, pico_source, replace(pico_task, train=rows), template, {}

@@ -326,7 +326,9 @@ class TestGiven:
         assert "pico/older" in warning
         assert "pico/source" in warning
         assert warning in end.out
-        assert warning in (transfers.output / "README.md").read_text()
+        card = (transfers.output / "README.md").read_text()
+        assert f"- {warning.removeprefix(f'{folder.parent}/')}\n" in card
+        assert str(folder.parent) not in card
 
     def test_a_site_that_does_nothing_is_a_warning(self, transfers: Transfers) -> None:
         given = read_adapter(transfers.workspace.zoo / "source" / "books")
@@ -440,7 +442,7 @@ class TestLearned:
         assert (report.mapper, report.data_access) == ("global_ridge", "anchors")
         assert report.mapping[0]["anchors"] == ["films", "plays", "songs"]
         card = (transfers.output / "README.md").read_text()
-        assert f'"ckpt": "{checkpoint}"' in card
+        assert '"ckpt": "mapper.ckpt"' in card
         assert "CrossLora" not in card
         assert "verified: PEFT reads 6 sites" in end.out
 
@@ -513,7 +515,7 @@ class TestSteps:
         assert [record.place for record in report.merged_with] == [str(other)]
         assert (report.scale, report.dtype, report.output.ranks) == (-0.25, "bfloat16", (2, 2))
         card = (transfers.output / "README.md").read_text()
-        assert f"`{other}`" in card
+        assert f"`{other.name}`" in card
         assert f"merge: cutting back to the rank lost {report.steps[1].lost_energy:.1%}" in card
 
     def test_sparsified_adapters_are_merged(

@@ -546,4 +546,17 @@ MUTANTS = (
         "self.drop(key)",
         "refinement/test_trainer.py",
     ),
+    # Files and names of others
+    mutant(
+        "expressions-are-not-tried",
+        'wrong = _wrong_expression(json.dumps([tried, list(modules)])) if tried else ""',
+        'wrong = ""',
+        "test_foreign_files.py",
+    ),
+    mutant(
+        "cards-are-not-escaped",
+        "finalize=lambda value: value if isinstance(value, Markup) else markdown_text(str(value)),",
+        "",
+        "test_cards.py",
+    ),
 )
