@@ -1,8 +1,9 @@
-"""The examples in docstrings run and give what they show, and docs/options.md is up to date."""
+"""Examples in docstrings give what they show; generated pages and figures are up to date."""
 
 import doctest
 import importlib
 import pkgutil
+import re
 import runpy
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 import loraport
 
+DOCS = Path(__file__).parent.parent / "docs"
 MODULES = sorted(
     module.name for module in pkgutil.walk_packages(loraport.__path__, prefix="loraport.")
 )
@@ -29,7 +31,16 @@ def test_there_are_examples():
 
 
 def test_the_page_of_options_is_that_of_the_configuration():
-    written = runpy.run_path(str(Path(__file__).parent.parent / "docs" / "options.py"))
+    written = runpy.run_path(str(DOCS / "options.py"))
     assert written["PAGE"].read_text(encoding="utf-8") == written["page"](), (
         "write it again by `python docs/options.py`"
     )
+
+
+def test_every_figure_in_the_readme_is_that_of_a_committed_result():
+    readme = runpy.run_path(str(DOCS / "readme.py"))
+    text = readme["README"].read_text(encoding="utf-8")
+    assert readme["written"](text) == text, "write it again by `python docs/readme.py`"
+    blocks = r"<!-- (?P<name>[^\n]*) -->\n.*?<!-- end -->|^```.*?^```"
+    prose = re.sub(blocks, "", text, flags=re.DOTALL | re.MULTILINE)
+    assert re.findall(r"[-\d]?\d\.\d\d|\d points", prose) == []
