@@ -43,7 +43,7 @@ from ..evaluation.records import (
 )
 from ..evaluation.scoring import TaskScore, TextDivergences, random_adapter, swapped
 from ..evaluation.suite import Suite, SuiteCache
-from ..exceptions import ConfigurationError, LoraportError
+from ..exceptions import ConfigurationError, LoraportError, OutputError
 from ..mappers import BasePair, LearnedMapper, Mapper, load_mapper
 from ..mappers.controls import MeanMapper, NearestMapper
 from ..models.loading import learning_dtype, one_thread
@@ -427,6 +427,8 @@ class Benchmark:
             ports = MethodPorts(own, method, self.zoo, self.tasks)
             with shown_steps() if facts["refine"] else nullcontext(silent) as progress:
                 made = {name: ports.port(name, progress) for name in self.tasks}
+        except OutputError:
+            raise  # a full disk says nothing of a method
         except LoraportError as error:
             self._print(f"{method.name}, seed {seed}: refused; {error}")
             used = ports.data_access if ports is not None else "weights only"
@@ -495,6 +497,8 @@ class Benchmark:
             try:
                 ports = MethodPorts(own, method, self.zoo, self.tasks)
                 columns["copy"] = {name: ports.port(name, silent).adapter for name in self.tasks}
+            except OutputError:
+                raise
             except LoraportError:
                 self._asked.remove("copy")
         self._add(found, columns)

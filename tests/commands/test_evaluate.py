@@ -6,6 +6,7 @@ import pytest
 from loraport.commands.benchmark import MethodPorts
 from loraport.commands.train import Fitting
 from loraport.evaluation.records import BenchmarkResults
+from loraport.exceptions import OutputError
 
 from .conftest import HELD_OUT, QUICK_REFINEMENT, Command, Workspace, write_texts
 
@@ -122,6 +123,19 @@ def test_a_method_that_refuses_is_named_and_the_others_go_on(
     assert "equal shapes" in refused.refused
     assert ridge.refused is None
     assert "equal shapes" in end.out
+
+
+def test_a_full_disk_is_no_refusal_of_a_method(
+    workspace: Workspace, command: Command, monkeypatch: pytest.MonkeyPatch
+):
+    def full(*_: Any) -> Any:
+        raise OutputError("the cache cannot be written")
+
+    monkeypatch.setattr(MethodPorts, "_ported", full)
+    end = command("evaluate", *evaluation(workspace, "methods=[global_ridge]"))
+    assert end.code == 2
+    assert "the cache cannot be written" in end.err
+    assert "refused" not in end.err
 
 
 @pytest.mark.parametrize(
