@@ -269,13 +269,14 @@ def read_adapter(folder: str | Path) -> LoraAdapter:
             another rank than in the config, or is not finite.
     """
     folder = Path(folder)
-    config = read_peft_config(folder)
-    pairs: dict[Site, dict[str, Tensor]] = {}
-    for key, tensor in _read_weights(folder).items():
-        site, factor = _parse_key(key, folder)
-        pairs.setdefault(site, {})[factor] = tensor
-    config.check_expressions([site.module_name for site in pairs])
-    sites = {site: _low_rank(site, factors, config) for site, factors in pairs.items()}
+    with reading(folder, "a PEFT adapter, as save_pretrained writes it", AdapterError):
+        config = read_peft_config(folder)
+        pairs: dict[Site, dict[str, Tensor]] = {}
+        for key, tensor in _read_weights(folder).items():
+            site, factor = _parse_key(key, folder)
+            pairs.setdefault(site, {})[factor] = tensor
+        config.check_expressions([site.module_name for site in pairs])
+        sites = {site: _low_rank(site, factors, config) for site, factors in pairs.items()}
     try:
         return LoraAdapter(sites, config.base_model, config.raw)
     except AdapterError as error:

@@ -1,5 +1,6 @@
 """Prompts: what an adapter is asked, as text, as tokens, and in batches to learn the answers."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -13,6 +14,9 @@ from transformers import PreTrainedTokenizerBase
 
 from ..exceptions import DataError
 from .tasks import Example, PromptTemplate, Task, in_turn
+
+_log = logging.getLogger(__name__)
+_said: set[int | None] = set()
 
 
 @dataclass(frozen=True)
@@ -152,7 +156,15 @@ def left_padded(
 def prompt_tokens(
     tokenizer: PreTrainedTokenizerBase, question: PromptSpec, texts: Sequence[str]
 ) -> list[list[int]]:
-    """Return the tokens of each text's prompt, with the tokenizer's own leading tokens."""
+    """Return the tokens of each text's prompt, with the tokenizer's own leading tokens.
+
+    That texts are cut by ``text_chars`` is told once, with how many.
+    """
+    most = question.text_chars
+    cut = 0 if most is None else sum(len(text) > most for text in texts)
+    if cut and most not in _said:
+        _said.add(most)
+        _log.info("prompt.text_chars=%s cuts %d of %d texts, here and later", most, cut, len(texts))
     return tokenizer([question.ask(text) for text in texts])["input_ids"] if texts else []
 
 

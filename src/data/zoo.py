@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from ..adapters import AdapterStack, LoraAdapter, read_adapter
 from ..adapters.peft_io import CONFIG_FILE, WEIGHTS_FILE
 from ..exceptions import AdapterError, ConfigurationError
-from ..files import write_whole, writing
+from ..files import reading, write_whole, writing
 
 SIDES = ("source", "target")
 
@@ -123,7 +123,8 @@ class ZooPairs:
 def _adapters(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         raise AdapterError(f"{folder} does not exist; it takes a folder of PEFT adapters")
-    return {path.name: path for path in folder.iterdir() if (path / "adapter_config.json").exists()}
+    with reading(folder, "a folder of PEFT adapters", AdapterError):
+        return {path.name: path for path in folder.iterdir() if (path / CONFIG_FILE).exists()}
 
 
 def _check_one_base(side: str, adapters: Mapping[str, LoraAdapter]) -> None:

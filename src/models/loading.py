@@ -134,7 +134,8 @@ class ModelSource(ABC):
                 f"a base model's dtype is {self.dtype!r}, but it takes one of {', '.join(DTYPES)}"
             )
         folder = self.folder(cache)
-        self.weights(cache).check_shapes()  # before memory is taken as the config says
+        # Before memory is taken as the config says.
+        StreamedWeights.open(folder, self.name).check_shapes()
         takes = "config.json and *.safetensors, as `save_pretrained` writes them"
         with reading(f"the base model in {folder}", takes, ModelError):
             found: Any = AutoModelForCausalLM.from_pretrained(

@@ -141,3 +141,14 @@ def test_rows_are_sorted_within_a_window_only():
     assert 3 < sum(spreads) / len(spreads) < 40
     firsts = [batch[0] for batch in batches]
     assert firsts != sorted(firsts), "the order of the batches carries no trend"
+
+
+def test_texts_that_are_cut_are_told_once(pico_source, caplog, monkeypatch):
+    monkeypatch.setattr("loraport.data.prompts._said", set())
+    spec = PromptSpec("{text}", ("good", "bad"), text_chars=8)
+    with caplog.at_level("INFO"):
+        for _ in range(2):
+            tokens = prompt_tokens(pico_source.tokenizer, spec, ["the film", "the film is bad"])
+    assert tokens[0] == tokens[1]
+    [record] = caplog.records
+    assert record.getMessage() == "prompt.text_chars=8 cuts 1 of 2 texts, here and later"

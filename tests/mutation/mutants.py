@@ -548,10 +548,10 @@ MUTANTS = (
     ),
     # Files and names of others
     mutant(
-        "expressions-are-not-tried",
-        'wrong = _wrong_expression(json.dumps([tried, list(modules)])) if tried else ""',
-        'wrong = ""',
-        "test_foreign_files.py",
+        "control-characters-are-printed",
+        'return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in folded)',
+        "return folded",
+        "test_console.py",
     ),
     mutant(
         "cards-are-not-escaped",
