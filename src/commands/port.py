@@ -352,7 +352,6 @@ def made_with(
     settings: TransferSettings = context.settings
     mapper = porting.mapper
     options = settings.mapper.options if settings.ckpt is None else mapper.options
-    assert settings.refine is not None  # there is a refined adapter
     return port_setting(
         (mapper.name, options),
         {} if settings.refine is None else settings.refine.options,
