@@ -199,7 +199,7 @@ def test_every_option_is_listed_with_what_it_takes_and_means(command):
         ("train", "tasks.limit=0", "tasks.limit is 0; it takes a whole number of at least 1, or"),
         ("train", "recipe.lr=0", "recipe.lr is 0; it takes a positive number"),
         ("train", "recipe.roles=[q,z]", "recipe.roles is ['q', 'z']; it takes one or more of q, k"),
-        ("train", "evaluation.controls=[copy]", "it takes any of random, swapped"),
+        ("train", "evaluation.controls=[copy]", "it takes any of nearest, random, swapped"),
         ("train", "evaluation.scoring=luck", "'luck'; it takes one of likelihood, generate"),
         ("train", "paths.zoo_source=A", "paths.zoo_source and paths.zoo_target are set together"),
         ("train", "paths.cache=3", "paths.cache is 3; it takes the path of a file or folder"),
