@@ -27,7 +27,7 @@ from ..alignment.layer_matching import LayerPairing, Pairing
 from ..alignment.linear_maps import HeldOutError, LinearMap, Ridge
 from ..alignment.moments import PairedMoments
 from ..alignment.procrustes import Rotation, rotation
-from ..alignment.similarity import LayerFingerprint, LayerMeasure, nearest, prepared
+from ..alignment.similarity import Jaccard, LayerFingerprint, LayerMeasure, nearest, prepared
 from ..data.probe_sets import ProbeSet
 from ..data.text_corpus import TextCorpus
 from ..data.zoo import SIDES, read_trained
@@ -143,6 +143,7 @@ def run(settings: DiagnoseSettings) -> IntersectionMap:
         record.minimum,
         record.identification,
     )
+    confidences = layer_confidences(covered, layers, maps)
     content = IntersectionMap(
         config=settings.plain(),
         pair=PairRecord(name=settings.pair.name, source=source.name, target=target.name),
@@ -157,10 +158,11 @@ def run(settings: DiagnoseSettings) -> IntersectionMap:
             **record.model_dump(exclude={"rows", "needed"}),
             compatible=record.coverage >= record.minimum,
             words=words,
+            weighted_similarity=weighted_similarity(confidences),
         ),
         measures={name: _measure_map(name, compared, states) for name, compared in maps.items()},
         transport=cells,
-        layers=layer_confidences(covered, layers, maps),
+        layers=confidences,
         geometry=geometry,
         pairing=pairs.feeds,
         pairing_name=str(choices["pairing"]),
@@ -326,7 +328,7 @@ def layer_confidences(
 ) -> tuple[LayerConfidence, ...]:
     """Return what is known of each target layer's counterpart; see docs/diagnosis.md."""
     winners = [compared.raw.argmax(dim=1).tolist() for compared in maps.values()]
-    confidences = []
+    jaccard, confidences = maps.get(Jaccard.name), []
     for target, (source, geometry) in enumerate(zip(covered.best, layers, strict=True)):
         agree = [abs(best[target] - source) <= 1 for best in winners]
         confidences.append(
@@ -336,11 +338,19 @@ def layer_confidences(
                 similarity=float(covered.scores[target]),
                 covered=bool(covered.covered[target]),
                 agreement=sum(agree) / len(agree) if agree else None,
+                jaccard=float(jaccard.raw[target, source]) if jaccard else None,
                 procrustes_error=None if geometry is None else geometry.error,
                 anchor_coverage=None if geometry is None else geometry.covered,
             )
         )
     return tuple(confidences)
+
+
+def weighted_similarity(layers: Sequence[LayerConfidence]) -> float | None:
+    """Return the mean similarity of the layers, each counted by its agreement; None without any."""
+    pairs = [(layer.agreement or 0.0, layer.similarity or 0.0) for layer in layers]
+    whole = sum(weight for weight, _ in pairs)
+    return sum(weight * value for weight, value in pairs) / whole if whole else None
 
 
 # Linear maps between paired modules, fitted once for any number of adapters.

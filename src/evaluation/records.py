@@ -721,6 +721,8 @@ class LayerConfidence(Record):
     similarity: Number  # that value, as far as it exceeds what the bare text gives
     covered: bool  # whether it counts for the coverage
     agreement: Number  # share of the measures whose own best source layer is at most one further
+    # Mean Jaccard overlap of the rows' neighbours in both layers; None where it is not measured.
+    jaccard: Number = None
     # Relative error of the best rotation between the paired layers on held-out rows; 1 is no better
     # than nothing.
     procrustes_error: Number = None
@@ -774,10 +776,14 @@ class CompatibilityVerdict(Coverage):
 
     compatible: bool
     words: str
+    # Mean of the target layers' similarity beyond the baselines, each counted by its agreement.
+    weighted_similarity: Number = None
 
     def record(self, rows: int) -> CompatibilityRecord:
         """Return it as reports of other commands hold it."""
-        return CompatibilityRecord(rows=rows, **self.model_dump(exclude={"compatible", "words"}))
+        return CompatibilityRecord(
+            rows=rows, **self.model_dump(exclude={"compatible", "words", "weighted_similarity"})
+        )
 
 
 class IntersectionMap(RecordFile):

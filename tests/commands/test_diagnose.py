@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from matplotlib.image import imread
@@ -187,6 +188,13 @@ def test_random_models_are_found_incompatible_and_everything_is_written(
     assert not content.verdict.compatible
     assert content.verdict.words in end.out
     assert [layer.target for layer in content.layers] == [0, 1, 2]
+    overlaps = content.measures["jaccard"].raw
+    assert [layer.jaccard for layer in content.layers] == [
+        overlaps[layer.target][layer.source] for layer in content.layers
+    ]
+    weights = [layer.agreement or 0.0 for layer in content.layers]
+    expected = np.average([layer.similarity for layer in content.layers], weights=weights)
+    assert content.verdict.weighted_similarity == pytest.approx(expected)
     assert {fit.target for fit in content.modules} == {f"{n}.{r}" for n in range(3) for r in "qv"}
     assert all(fit.adapter_inputs is not None for fit in content.modules)
     assert len(content.transport) == 1
