@@ -22,7 +22,7 @@ from loraport.evaluation.records import (
 DOCS = Path(__file__).parent
 README = DOCS.parent / "README.md"
 SHOWN = 2  # tasks of the first port
-CONDITIONS = ("base", "source", "oracle", "mean", "random", "swapped", "predicted")
+CONDITIONS = ("base", "source", "oracle", "mean", "nearest", "random", "swapped", "predicted")
 # The rows of mappers: what they learn from, and what they may use.
 CLASSES = {
     "generic text": "mappers that learn from generic text",
