@@ -4,7 +4,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -269,3 +270,28 @@ def command(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Command:
         return Outcome(code, out, err)
 
     return call
+
+
+@contextmanager
+def mounted(folder: Path, *asked: tuple[str, ...]) -> Iterator[None]:
+    """Mount at a folder what some calls of ``mount`` ask for; skip the test where none may."""
+    folder.mkdir(parents=True, exist_ok=True)
+    # Lazily, since what a command has mapped into this process may be held yet.
+    unmount = ["umount", "--lazy", str(folder)]
+    with ExitStack() as mounts:
+        for place, options in enumerate(asked):
+            try:
+                command = ["mount", *options, str(folder)]
+                subprocess.run(command, check=True, capture_output=True)
+            except (OSError, subprocess.CalledProcessError) as error:
+                pytest.skip(f"nothing can be mounted here: {error}")
+            if not place:  # the others change the first
+                mounts.callback(subprocess.run, unmount, check=True, capture_output=True)
+        yield
+
+
+@contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[Path]:
+    """Let a folder be a disk of a size, such as 64k."""
+    with mounted(folder, ("-t", "tmpfs", "-o", f"size={size}", "tmpfs")):
+        yield folder

@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -23,7 +22,14 @@ from loraport.adapters import read_adapter
 from loraport.evaluation.records import BenchmarkResults
 from loraport.mappers import load_mapper
 
-from .conftest import QUICK_DIAGNOSIS, QUICK_REFINEMENT, ROOT, Workspace, write_texts
+from .conftest import (
+    QUICK_DIAGNOSIS,
+    QUICK_REFINEMENT,
+    ROOT,
+    Workspace,
+    small_disk,
+    write_texts,
+)
 from .test_evaluate import evaluation, numbers
 from .test_machine import QUICK_METHOD
 
@@ -198,18 +204,6 @@ def test_killed_at_any_moment_it_ends_the_same(
     assert job.result() == result
 
 
-@contextlib.contextmanager
-def small_disk(folder: Path, size: int) -> Iterator[None]:
-    """Let a folder be a disk of so many bytes."""
-    folder.mkdir(parents=True, exist_ok=True)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], check=True)
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", folder], check=True)
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a disk")
 @pytest.mark.parametrize("turn", range(COUNT))
 @pytest.mark.parametrize(
     ("command", "place"),
@@ -229,7 +223,7 @@ def test_on_a_full_disk_nothing_is_lost(
     size = 4096 * (1 + int(chance.uniform(0, 1.1) * sizes[place] / 4096))
     job = Job(command, shared, tmp_path)
     folder = {"cache": job.cache, "run": job.run, "out": job.out}[place]
-    with small_disk(folder, size):
+    with small_disk(folder, str(size)):
         code, out = job.ended()
         print(f"FAULT {command} {place}: {size} of {sizes[place]} bytes, exit code {code}")
         assert "Traceback" not in out

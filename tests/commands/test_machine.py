@@ -1,12 +1,9 @@
 """What a machine does to a command: no end-of-text token, places that cannot be written."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +20,7 @@ from .conftest import (
     QUICK_TEXT,
     Command,
     Workspace,
+    mounted,
     write_texts,
 )
 from .test_evaluate import numbers
@@ -104,17 +102,9 @@ def test_a_logger_that_cannot_write_ends_a_command_before_it_fits(
     assert "Traceback" not in end.err
 
 
-@contextmanager
-def read_only(folder: Path) -> Iterator[None]:
+def read_only(folder: Path) -> AbstractContextManager[None]:
     """Let nobody write in a folder, not even root."""
-    if os.geteuid() != 0:
-        pytest.skip("mounts a disk")
-    for options in (("--bind", folder, folder), ("-o", "remount,bind,ro", folder)):
-        subprocess.run(["mount", *options], check=True)
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", folder], check=True)
+    return mounted(folder, ("--bind", str(folder)), ("-o", "remount,bind,ro"))
 
 
 def jobs(workspace: Workspace) -> dict[str, list[str]]:
@@ -223,7 +213,6 @@ def test_a_place_that_cannot_be_written_is_a_message(
     place = workspace.root / "place"
     with ExitStack() as stack:
         if kind == "read-only":
-            place.mkdir()
             stack.enter_context(read_only(place))
         elif kind == "a file":
             place.write_text("mine")

@@ -4,8 +4,7 @@ import errno
 import json
 import os
 import shutil
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,7 +17,7 @@ from loraport.commands import port as module
 from loraport.mappers.controls import CopyMapper
 from loraport.models import BaseModel
 
-from .conftest import Command, Outcome, Workspace
+from .conftest import Command, Outcome, Workspace, small_disk
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -226,29 +225,16 @@ class TestPlaces:
         message = attempt.refused()
         assert f"{attempt.output} cannot be written (No space left on device)" in message
 
-    @pytest.fixture
-    def small_disk(self, tmp_path: Path) -> Iterator[Path]:
-        place = tmp_path / "small"
-        place.mkdir()
-        try:
-            asked = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)]
-            subprocess.run(asked, check=True, capture_output=True)
-        except (OSError, subprocess.CalledProcessError) as error:
-            pytest.skip(f"a small tmpfs cannot be mounted here: {error}")
-        try:
-            yield place
-        finally:
-            subprocess.run(["umount", str(place)], check=True, capture_output=True)
-
-    def test_a_disk_that_is_full(self, attempt: Attempt, small_disk: Path) -> None:
-        (small_disk / "other").write_bytes(bytes(56_000))
-        attempt.output = small_disk / "new" / "ported"
-        message = attempt.refused()
-        assert f"{attempt.output} cannot be written" in message
-        assert "free some space" in message
-        assert [path.name for path in small_disk.iterdir()] == ["other"]
-        (small_disk / "other").unlink()
-        assert attempt.call().code == 0
+    def test_a_disk_that_is_full(self, attempt: Attempt, tmp_path: Path) -> None:
+        with small_disk(tmp_path / "small", "64k") as disk:
+            (disk / "other").write_bytes(bytes(56_000))
+            attempt.output = disk / "new" / "ported"
+            message = attempt.refused()
+            assert f"{attempt.output} cannot be written" in message
+            assert "free some space" in message
+            assert [path.name for path in disk.iterdir()] == ["other"]
+            (disk / "other").unlink()
+            assert attempt.call().code == 0
 
 
 class TestVerification:
