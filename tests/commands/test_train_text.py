@@ -186,6 +186,22 @@ class TestStopped:
 
         monkeypatch.setattr(kind, "training_step", step)
 
+    EPOCHS = ("trainer.max_epochs=3", "mapper.batch_rows=64")
+
+    def stopped_beside_whole(
+        self, trains: Trains, monkeypatch: pytest.MonkeyPatch, steps: int
+    ) -> dict[str, Any]:
+        """Train to the end, and again from nothing until a step; return the former's weights."""
+        other = f"paths.cache={trains.workspace.root / 'c'}"
+        assert trains.call("cast", *self.EPOCHS, other).code == 0
+        whole: dict[str, Any] = trains.checkpoint["state_dict"]
+        trains.folder = trains.folder.with_name("again")
+        with monkeypatch.context() as patch:
+            self.stop_after(patch, CastMapper, steps)
+            end = trains.call("cast", *self.EPOCHS, "hydra.run.dir=again")
+        assert end.code == 130, end.err
+        return whole
+
     @pytest.mark.slow
     def test_statistics_go_on_where_they_were(
         self, trains: Trains, monkeypatch: pytest.MonkeyPatch
@@ -227,18 +243,11 @@ class TestStopped:
     def test_training_goes_on_at_the_next_epoch(
         self, trains: Trains, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        more = ("trainer.max_epochs=3", "mapper.batch_rows=64")
-        assert trains.call("cast", *more, f"paths.cache={trains.workspace.root / 'c'}").code == 0
-        whole = trains.checkpoint["state_dict"]
-        trains.folder = trains.folder.with_name("again")
-        with monkeypatch.context() as patch:
-            self.stop_after(patch, CastMapper, 7)
-            end = trains.call("cast", *more, "hydra.run.dir=again")
-        assert end.code == 130, end.err
+        whole = self.stopped_beside_whole(trains, monkeypatch, 7)
         assert not (trains.folder / "mapper.ckpt").exists()
         kept = trains.workspace.root / "cache/training"
         assert list(kept.rglob("last.ckpt"))
-        end = trains.call("cast", *more, "hydra.run.dir=again")
+        end = trains.call("cast", *self.EPOCHS, "hydra.run.dir=again")
         assert end.code == 0, end.err
         assert same(whole, trains.checkpoint["state_dict"])
         assert not list(kept.rglob("last.ckpt"))
@@ -248,13 +257,7 @@ class TestStopped:
         self, trains: Trains, monkeypatch: pytest.MonkeyPatch, damaged: list[str]
     ) -> None:
         """Some bytes of a tensor are others: PyTorch reads that without a word."""
-        more = ("trainer.max_epochs=3", "mapper.batch_rows=64")
-        assert trains.call("cast", *more, f"paths.cache={trains.workspace.root / 'c'}").code == 0
-        whole = trains.checkpoint["state_dict"]
-        trains.folder = trains.folder.with_name("again")
-        with monkeypatch.context() as patch:
-            self.stop_after(patch, CastMapper, 11)
-            assert trains.call("cast", *more, "hydra.run.dir=again").code == 130
+        whole = self.stopped_beside_whole(trains, monkeypatch, 11)
         (folder,) = (trains.workspace.root / "cache/training").glob("*/*")
         for name in damaged:
             before = torch.load(folder / name, weights_only=True)["state_dict"]
@@ -269,7 +272,7 @@ class TestStopped:
                 inner(mapper)
 
             patch.setattr(CastMapper, "on_validation_epoch_end", noted)
-            assert trains.call("cast", *more, "hydra.run.dir=again").code == 0
+            assert trains.call("cast", *self.EPOCHS, "hydra.run.dir=again").code == 0
         assert epochs == list(range(2 - len(damaged), 3))
         assert same(whole, trains.checkpoint["state_dict"])
         log = (trains.folder / "train.log").read_text()
