@@ -61,12 +61,14 @@ class StreamedWeights:
         folder: In the layout that ``save_pretrained`` writes.
         config: The model's config.
         shards: The file of each tensor by the tensor's name.
+        shapes: The shape of each tensor, as the shards' headers have it.
     """
 
     name: str
     folder: Path
     config: PretrainedConfig
     shards: Mapping[str, Path]
+    shapes: Mapping[str, tuple[int, ...]]
 
     @classmethod
     def open(cls, folder: Path, name: str) -> "StreamedWeights":
@@ -77,7 +79,6 @@ class StreamedWeights:
                 quantised or no safetensors, or a shard is missing or damaged.
         """
         config = read_config(folder)
-        SiteTable.of(config)  # An unknown architecture is refused before any weight is read.
         if getattr(config, "quantization_config", None) is not None:
             raise ModelError(
                 f"the weights in {folder} are quantised (config.json has a quantization_config), "
@@ -85,17 +86,19 @@ class StreamedWeights:
                 "made from, or save it dequantised with `save_pretrained`"
             )
         shards: dict[str, Path] = {}
+        shapes: dict[str, tuple[int, ...]] = {}
         for file in _shard_files(folder):
             with _opened(file) as shard:
                 for key in shard.keys():  # noqa: SIM118 - a shard is no mapping
-                    dtype = shard.get_slice(key).get_dtype()
+                    header = shard.get_slice(key)
+                    dtype = header.get_dtype()
                     if key.endswith(".weight") and dtype not in _FLOATS:
                         raise ModelError(
                             f"{key} in {file} has the dtype {dtype}; it takes one of "
                             f"{', '.join(_FLOATS)}: save the model as one of them"
                         )
-                    shards[key] = file
-        return cls(name, folder, config, shards)
+                    shards[key], shapes[key] = file, tuple(header.get_shape())
+        return cls(name, folder, config, shards, shapes)
 
     @cached_property
     def sites(self) -> SiteTable:
@@ -113,13 +116,13 @@ class StreamedWeights:
         Raises:
             ModelError: there is no such tensor, or its shard is missing or damaged.
         """
-        with self._holding(name) as (shard, stored):
+        stored = self._stored(name)
+        with _opened(self.shards[stored]) as shard:
             # The tensor holds the mapping by itself, so that it outlives the shard's closing.
             return shard.get_tensor(stored)
 
-    @contextmanager
-    def _holding(self, name: str) -> Iterator[tuple[Any, str]]:
-        """Open the shard that holds a tensor; give the tensor's name there as well."""
+    def _stored(self, name: str) -> str:
+        """Return a tensor's name in its shard; ModelError where there is no such tensor."""
         # A checkpoint that was saved without its head names its tensors without ``model.``.
         stored = name if name in self.shards else name.removeprefix("model.")
         if stored not in self.shards:
@@ -128,8 +131,7 @@ class StreamedWeights:
                 f"({self.config.model_type}) calls for; fetch the folder again, or correct its "
                 "config.json"
             )
-        with _opened(self.shards[stored]) as shard:
-            yield shard, stored
+        return stored
 
     def weight(self, site: Site) -> Float[Tensor, "out in"]:
         """Return the weight of the site's linear module in the dtype that it is stored in.
@@ -164,8 +166,8 @@ class StreamedWeights:
     def check_shapes(self) -> None:
         """Raise ModelError unless the large matrices are there and as the config makes them.
 
-        Only the shards' headers are read, so that a config of somebody else cannot ask for more
-        memory or layers than there are weights.
+        No weight is read, so that a config of somebody else cannot ask for more memory or layers
+        than there are weights.
         """
         for site, shape in self.sites.shapes.items():
             self._of_shape(f"{site.module_name}.weight", shape)
@@ -176,8 +178,7 @@ class StreamedWeights:
         return self.tensor(name)
 
     def _of_shape(self, name: str, shape: tuple[int, ...]) -> None:
-        with self._holding(name) as (shard, stored):
-            found = tuple(shard.get_slice(stored).get_shape())
+        found = self.shapes[self._stored(name)]
         if found != shape:
             raise ModelError(
                 f"{name} in {self.folder} has the shape {found}, but config.json "
@@ -218,8 +219,8 @@ def read_config(folder: Path) -> PretrainedConfig:
                 raise ValueError(f"{name} is not a whole number from 1 to {most}")
         architecture = raw.get("model_type", "")
         if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
-            # Which transformers need not know either: let the site table refuse it.
-            return PretrainedConfig.from_dict({"model_type": str(architecture)[:80]})
+            # Which transformers need not know either: the site table refuses it.
+            SiteTable.of(PretrainedConfig.from_dict({"model_type": str(architecture)[:80]}))
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         SiteTable.of(config)
         return config
