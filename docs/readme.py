@@ -9,13 +9,14 @@
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from statistics import fmean
 
+from loraport.evaluation.assembly import control_lines
 from loraport.evaluation.records import (
     BenchmarkResults,
     MethodResult,
     Results,
     TaskResult,
-    in_points,
     interval_text,
 )
 
@@ -33,7 +34,7 @@ CLASSES = {
 
 def first_port() -> Iterator[str]:
     """Give the table of ``python train.py mapper=pca_mlp``."""
-    found = Results.model_validate_json((DOCS / "tiny_results.json").read_bytes())
+    found = Results.read(DOCS / "tiny_results.json")
     tasks = list(found.tasks.items())
     yield f"| task | {' | '.join(CONDITIONS)} | gap recovered, 95 % |"
     yield "|---" * (len(CONDITIONS) + 2) + "|"
@@ -48,20 +49,17 @@ def first_port() -> Iterator[str]:
 
 def benchmark() -> Iterator[str]:
     """Give the table of the default port, the best mapper of each class, and the controls."""
-    whole = _benchmark("results.json")
-    alone = _benchmark("corpus_alone.json")
-    ports = [m for m in whole.methods if m.name == "default"]
-    first = ports[0]
-    base, oracle = (_mean(list(first.tasks.values()), name) for name in ("base", "oracle"))
+    whole = BenchmarkResults.read(DOCS / "benchmark" / "results.json")
+    alone = BenchmarkResults.read(DOCS / "benchmark" / "corpus_alone.json")
+    ports = [method for method in whole.methods if method.name == "default"]
+    base, oracle = (ports[0].mean_accuracy(name) for name in ("base", "oracle"))
     yield _row(
         *("", "may use", f"gap recovered, 95 % (base {base:.2f}, oracle {oracle:.2f})"),
         "points above the best control without labels",
     )
     yield "|---|---|---|---|"
     for name in ("random", "copy", "mean"):
-        gaps = [m.summary.control_gaps[name] for m in ports if m.summary is not None]
-        used = {"copy": "weights only", "mean": "anchors"}.get(name, "")
-        yield _row(f"control: `{name}`", used, _both([f"{gap:.2f}" for gap in gaps]), "")
+        yield _control(f"`{name}`", name, whole)
     yield _method("**the default port**, a corpus alone", alone.methods)
     yield _method("the default port, with texts of anchor tasks as well", ports)
     for data_access, called in CLASSES.items():
@@ -69,14 +67,9 @@ def benchmark() -> Iterator[str]:
         for method in whole.methods:
             if method.data_access == data_access and method.summary and method.refine is None:
                 of_class.setdefault(method.name, []).append(method)
-        best = max(of_class, key=lambda name: _merit(of_class[name]))
+        best = max(of_class, key=lambda name: fmean(run.merit for run in of_class[name]))
         yield _method(f"best of {len(of_class)} {called}: `{best}`", of_class[best])
-    few = [_control_gap(m, "few_shot_32") for m in ports]
-    yield _row("control: 32 labelled examples", "few-shot", _both([f"{g:.2f}" for g in few]), "")
-
-
-def _benchmark(name: str) -> BenchmarkResults:
-    return BenchmarkResults.model_validate_json((DOCS / "benchmark" / name).read_bytes())
+    yield _control("32 labelled examples", "few_shot_32", whole)
 
 
 def _row(*cells: str) -> str:
@@ -96,26 +89,21 @@ def _mean(tasks: list[TaskResult], condition: str) -> float:
     return sum(task.scores[condition] for task in tasks) / len(tasks)
 
 
-def _merit(runs: list[MethodResult]) -> float:
-    return sum(m.summary.gap_recovered or 0.0 for m in runs if m.summary is not None) / len(runs)
-
-
-def _control_gap(method: MethodResult, control: str) -> float:
-    """Return the gap that a control recovers, mean over the usable tasks."""
-    usable = [task.scores for task in method.tasks.values() if task.usable]
-    gaps = [(s[control] - s["base"]) / (s["oracle"] - s["base"]) for s in usable]
-    return sum(gaps) / len(gaps)
+def _control(called: str, condition: str, results: BenchmarkResults) -> str:
+    """Return the row of a control, its seeds side by side."""
+    lines = [line for line in control_lines(results) if line.condition == condition]
+    gaps = _both([f"{line.gap:.2f}" for line in lines])
+    return _row(f"control: {called}", lines[0].data_access or "", gaps, "")
 
 
 def _method(called: str, runs: Iterable[MethodResult]) -> str:
     """Return the row of a method, its seeds side by side."""
     found = [(run, run.summary) for run in runs if run.summary is not None]
     gaps = [_gap(summary.gap_recovered, summary.ci95) for _, summary in found]
-    margins = [
-        f"{100 * summary.margin.value:.1f} {interval_text(in_points(summary.margin.ci95), 1)}"
-        f" ({summary.margin.control})"
-        for _, summary in found
-    ]
+    margins = []
+    for _, summary in found:
+        points, ends = summary.margin.points
+        margins.append(f"{points:.1f} {interval_text(ends, 1)} ({summary.margin.control})")
     return _row(called, found[0][0].data_access, _both(gaps), _both(margins))
 
 
