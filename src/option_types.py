@@ -31,6 +31,9 @@ Kind = TypeVar("Kind")
 Read = TypeVar("Read", bound="Options")
 _MISSING = "???"
 
+CONTROL_MAPPERS = ("noop", "copy", "random", "mean", "nearest")
+"""Mappers that are columns beside every method rather than methods."""
+
 
 @dataclass(frozen=True)
 class Takes:

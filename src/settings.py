@@ -27,9 +27,9 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from .component import Component, Components, OptionalComponent
 from .composing import as_running, choices, compose, given_words
-from .evaluation.records import CONTROL_MAPPERS
 from .exceptions import ConfigurationError
 from .option_types import (
+    CONTROL_MAPPERS,
     AdapterPlace,
     Count,
     Device,

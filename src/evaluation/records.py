@@ -26,7 +26,7 @@ from pydantic import (
 
 from ..exceptions import DataError
 from ..files import read_json, write_whole
-from ..option_types import faults
+from ..option_types import CONTROL_MAPPERS, faults
 
 # The conditions under which every task is scored; controls may come on top.
 CONDITIONS = ("base", "source_base", "source", "oracle", "mean", "predicted")
@@ -38,9 +38,6 @@ CARTRIDGE = "cartridge"
 DATA_ACCESS = ("weights only", "generic text", "anchors", "unlabelled prompts", "few-shot")
 
 GENERIC = "generic"  # the name of generic text in KL records
-
-# Mappers that are columns beside every method rather than methods.
-CONTROL_MAPPERS = ("noop", "copy", "random", "mean", "nearest")
 
 
 def cost_rank(data_access: str) -> int:

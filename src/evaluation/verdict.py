@@ -7,8 +7,8 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
+from ..option_types import CONTROL_MAPPERS
 from .records import (
-    CONTROL_MAPPERS,
     MethodResult,
     ModuleFit,
     SuiteChange,
@@ -138,7 +138,7 @@ def _is_transfer(run: MethodResult, methods: Sequence[MethodResult]) -> bool:
     low = run.ci95[0] if run.ci95 else None
     recovers = low is not None and low > SURELY_RECOVERED and run.merit > RECOVERED
     margin = run.summary.margin.ci95 if run.summary else None
-    beats = margin is not None and margin[0] is not None and margin[0] > 0
+    beats = margin is not None and margin[0] > 0
     return recovers and beats and not _rivals(run, methods)
 
 
@@ -157,7 +157,7 @@ def _rivals(run: MethodResult, methods: Sequence[MethodResult]) -> list[MethodRe
         if not other.uses_labels and not other.learns and other.gap_recovered is not None
         # Beside every method stand the base, which noop is, and its controls.
         if other.name not in ("noop", *run.controls)
-        if low is None or not other.ci95 or other.ci95[1] is None or other.ci95[1] >= low
+        if low is None or not other.ci95 or other.ci95[1] >= low
     ]
 
 
@@ -305,7 +305,7 @@ def _changes(
     if _change(worst) > _change(most):
         verb = "lowers it least" if _change(worst) < 0 else "raises it most"
         yield f"The one that {verb} is {_changed(worst)}."
-    if worst.ci95 and (worst.ci95[1] or 0.0) >= HARMLESS > _change(worst):
+    if worst.ci95 and worst.ci95[1] >= HARMLESS > _change(worst):
         yield f"The interval reaches beyond {100 * HARMLESS:.0f} points."
     oracles = [
         change
