@@ -17,13 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import platformdirs
-import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
-from transformers import AutoModelForCausalLM
 
 from benchmarks.setting import PAIRS
-from loraport.commands.compatibility import Diagnosis, ProbeStates
+from loraport.commands.compatibility import Diagnosis, ProbeStates, drawn_network
 from loraport.data import Sentences
 from loraport.models import BaseModel
 
@@ -58,9 +56,7 @@ def random_layers(base: BaseModel, layers: int | None, seed: int, *, embeddings:
         config.num_hidden_layers = layers
         if getattr(config, "layer_types", None):
             config.layer_types = config.layer_types[:layers]
-    with torch.random.fork_rng():
-        torch.manual_seed(7919 + seed)
-        network = AutoModelForCausalLM.from_config(config)
+    network = drawn_network(config, base.network.dtype, 7919 + seed)
     if embeddings:
         network.set_input_embeddings(base.network.get_input_embeddings())
     return BaseModel.frozen(base.name, network, base.tokenizer, f"{base.fingerprint} {seed}")
@@ -68,7 +64,7 @@ def random_layers(base: BaseModel, layers: int | None, seed: int, *, embeddings:
 
 @dataclass(frozen=True)
 class Trial:
-    """Two models of a kind, and whether they are called compatible rightly."""
+    """Two models to be diagnosed, and of which kind they are."""
 
     kind: str
     source: BaseModel

@@ -19,7 +19,6 @@ from math import ceil
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from rich.console import Console
 
 from ..adapters import LoraAdapter, Role, cosine, read_adapter, relative_error, write_adapter
@@ -298,7 +297,7 @@ class MethodPorts:
             Fitting.of(self.context, mapper, data).fit([], folder)
             for model in self.context.loaded.values():
                 # A trainer has moved them, but what follows is to be the same where a fit is kept.
-                model.network.to(torch.device("cpu"))  # type: ignore[arg-type]
+                model.move("cpu")
             facts = {"seconds": time.perf_counter() - begin}
             (folder / _FIT_FACTS).write_text(json.dumps(facts) + "\n", encoding="utf-8")
 

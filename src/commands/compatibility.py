@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from ..alignment.coverage import (
     Coverage,
@@ -180,11 +180,16 @@ def untrained(base: BaseModel, seed: int) -> PreTrainedModel:
         seed: Draws the other weights.
     """
     network = base.network
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        drawn = AutoModelForCausalLM.from_config(network.config, dtype=network.dtype)
+    drawn: Any = drawn_network(network.config, network.dtype, seed)
     drawn.set_input_embeddings(network.get_input_embeddings())
     return drawn.to(network.device).eval().requires_grad_(False)
+
+
+def drawn_network(config: PretrainedConfig, dtype: torch.dtype, seed: int) -> PreTrainedModel:
+    """Return a network of a configuration with the random weights that it begins with."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return AutoModelForCausalLM.from_config(config, dtype=dtype)
 
 
 def _restricted(batch: AlignedBatch, mask: Bool[Tensor, " aligned"]) -> AlignedBatch:
@@ -485,7 +490,7 @@ def compatibility_of(context: RunContext, diagnosis: Diagnosis) -> Compatibility
         with shown_steps() as progress:
             source, target = (context.model(side) for side in SIDES)
             for model in (source, target):  # a trainer may have moved it since it was loaded
-                model.network.to(torch.device("cpu"))  # type: ignore[arg-type]
+                model.move("cpu")
             return asdict(diagnosis.compare(source, target, probes, progress))
 
     key = compatibility_key(context, diagnosis, probes)

@@ -263,8 +263,7 @@ class CorpusMapper(LearnedMapper):
     def on_fit_start(self) -> None:
         """Move the base models to where the mapper is trained."""
         for model in (self.models.source, self.models.target):
-            # The stub of transformers' decorated method has lost its argument.
-            model.network.to(self.device)  # type: ignore[arg-type]
+            model.move(self.device)
 
 
 def check_varies(train: PairedMoments, where: str) -> None:

@@ -87,6 +87,11 @@ class BaseModel:
             parameter.data = parameter.data.to(dtype)
         return BaseModel.frozen(self.name, network, self.tokenizer, self.fingerprint)
 
+    def move(self, device: torch.device | str) -> None:
+        """Move the network to a device, in place."""
+        # The stub of transformers' decorated method has lost its argument.
+        self.network.to(torch.device(device))  # type: ignore[arg-type]
+
     @property
     def key_parts(self) -> dict[str, Any]:
         """What determines the numbers that the model computes, for keys of the store.
