@@ -30,6 +30,7 @@ LEAST_GROUPS = 3  # of fewer groups hardly any two draws differ
 
 # Of fewer rows no sign test tells the oracle from the base: 2 / 2**5 is more than 0.05.
 LEAST_ROWS = 6
+UNTOLD = "the test rows do not tell the oracle from the base"  # where a gap has no interval
 
 # In which share of simulations the interval of a mean over so many tasks holds the true mean, the
 # least of those where true gaps spread by 0.3 and 0.5; benchmarks/coverage.py.
@@ -136,7 +137,7 @@ def why_no_interval(scores: PairedScores, found: Estimate) -> str:
     rows = len(scores.base)
     if rows < LEAST_ROWS:
         return f"the test rows are too few: {rows}, where at least {LEAST_ROWS} are needed"
-    return "the test rows do not tell the oracle from the base"
+    return UNTOLD
 
 
 def mean_gap(tasks: Sequence[PairedScores], seed: int = 0, draws: int = DRAWS) -> Estimate:

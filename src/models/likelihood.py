@@ -155,13 +155,14 @@ class LabelTree:
         """
         logits = logits.float()
         normaliser = logits.logsumexp(dim=-1)
+        log_p = logits.log_softmax(dim=-1) if any(end is not None for end in self.ends) else logits
         totals = []
         for path, end in zip(self.steps, self.ends, strict=True):
             behind = torch.tensor([step.parent + 1 for step in path], device=logits.device)
             tokens = torch.tensor([step.token for step in path], device=logits.device)
             totals.append((logits[:, behind, tokens] - normaliser[:, behind]).sum(dim=1))
             if end is not None:
-                totals[-1] = totals[-1] + self._left(end, logits.log_softmax(dim=-1))
+                totals[-1] = totals[-1] + self._left(end, log_p)
         return torch.stack(totals, dim=1)
 
     def _left(

@@ -192,11 +192,11 @@ class LabelStudent(Student):
     def __init__(
         self, base: BaseModel, start: LoraAdapter, prompt_spec: PromptSpec, **options: Any
     ) -> None:
-        check_labels(base, prompt_spec)
+        tree = label_tree(base, prompt_spec)  # first, since it refuses labels
         super().__init__(base, start, **options)
         self.prompt_spec = prompt_spec
         self.key_parts += [prompt_spec, *scoring_rule(prompt_spec.labels).values()]
-        self._tree = label_tree(base, prompt_spec)
+        self._tree = tree
 
     def loss(self, batch: SoftBatch) -> Float[Tensor, ""]:
         """Return the mean cross-entropy of the batch's prompts."""

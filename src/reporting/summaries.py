@@ -25,7 +25,7 @@ from ..evaluation.records import (
     cost_rank,
     interval_text,
 )
-from ..evaluation.statistics import coverage_over
+from ..evaluation.statistics import UNTOLD, coverage_over
 from ..refinement.expected_recovery import LEAST_RECOVERED
 from .tables import cell_text
 
@@ -135,7 +135,7 @@ def _without_interval(tasks: Sequence[Mapping[str, TaskResult]]) -> Iterator[str
 
 def _why(reason: str) -> str:
     # Files of earlier releases do not say it.
-    return reason or "the test rows do not tell the oracle from the base"
+    return reason or UNTOLD
 
 
 def task_summary(result: TaskResult) -> str:
